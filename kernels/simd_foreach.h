@@ -1,0 +1,50 @@
+/* Compiles the header named by SIMD_BODY once for each instruction set of this architecture; see simd.h.
+ * No include guard: it is included once per body. */
+
+#define SIMD_SUFFIX scalar
+#define VF_WIDTH 4
+#include "vec.h"
+#include SIMD_BODY
+#undef SIMD_SUFFIX
+#undef VF_WIDTH
+
+#if SIMD_X86
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#define SIMD_SUFFIX avx2
+#define VF_WIDTH 8
+#define SIMD_IS_AVX2 1
+#include "vec.h"
+#include SIMD_BODY
+#undef SIMD_SUFFIX
+#undef VF_WIDTH
+#undef SIMD_IS_AVX2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#define SIMD_SUFFIX avx512
+#define VF_WIDTH 16
+#define SIMD_IS_AVX512 1
+#include "vec.h"
+#include SIMD_BODY
+#undef SIMD_SUFFIX
+#undef VF_WIDTH
+#undef SIMD_IS_AVX512
+#pragma GCC pop_options
+
+#elif SIMD_NEON
+
+#define SIMD_SUFFIX neon
+#define VF_WIDTH 4
+#define SIMD_IS_NEON 1
+#include "vec.h"
+#include SIMD_BODY
+#undef SIMD_SUFFIX
+#undef VF_WIDTH
+#undef SIMD_IS_NEON
+
+#endif
+
+#undef SIMD_BODY

@@ -1,0 +1,45 @@
+"""Adapter files: one module a format, one form in memory (`AdapterFile`)."""
+from __future__ import annotations
+
+import os
+
+from ..checkpoint import read_checkpoint
+from ..errors import FormatError
+from ..file_kind import FileKind, file_kind
+from ..files import Form
+from .adapter_file import AdapterFile, BaseModel
+from .ggla import read_ggla, write_ggla
+from .gguf import read_gguf_adapter, write_gguf_adapter
+from .peft import read_peft, write_peft
+
+__all__ = ["AdapterFile", "BaseModel", "read_adapter", "write_adapter"]
+
+
+def read_adapter(path: str | os.PathLike, base: BaseModel | None = None) -> AdapterFile:
+    """The adapter at `path`: a ggla file, a GGUF adapter, a checkpoint or a PEFT folder, recognised by its content.
+
+    base  the model it will be used with; PEFT adapters of q or k need it
+
+    Raises FormatError for a broken file or one of another kind, LoraFastError for one that cannot be read.
+    """
+    kind = file_kind(path)
+    if kind is FileKind.MODEL:
+        raise FormatError(f"{path}: is {kind.value}, not an adapter; pass it to --model-base")
+    if kind is FileKind.CHECKPOINT:
+        checkpoint = read_checkpoint(path)
+        return AdapterFile(checkpoint.pairs, checkpoint.alpha, checkpoint.r)
+    if kind is FileKind.GGLA:
+        return read_ggla(path)
+    if kind is FileKind.GGUF_ADAPTER:
+        return read_gguf_adapter(path)
+    return read_peft(path, base)
+
+
+def write_adapter(form: Form, path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -> None:
+    """Writes the adapter atomically in the given form. LoraFastError for what the form cannot carry."""
+    if form is Form.GGLA:
+        write_ggla(path, adapter)
+    elif form is Form.GGUF:
+        write_gguf_adapter(path, adapter, base)
+    else:
+        write_peft(path, adapter, base)

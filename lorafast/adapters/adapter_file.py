@@ -1,0 +1,119 @@
+"""The one form in memory of an adapter from any file, and what a format must know of the base model."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, LoraFastError
+from ..gguf import GGUFFile
+from ..lora import Adapter, Pair, file_order, specs_for, split_name
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that an adapter belongs to, as far as the formats are concerned.
+
+    tied     the embedding serves as output matrix too
+    name     `general.name`, for people
+    source   where the model came from, as PEFT records it: a Hugging Face repository or a path; None if unknown
+    """
+
+    architecture: str
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    tied: bool
+    name: str = ""
+    source: str | None = None
+
+    @classmethod
+    def from_gguf(cls, model: GGUFFile) -> BaseModel:
+        """Reads it from the model's file. FormatError for a file without the keys of a model."""
+        metadata = model.metadata
+        try:
+            architecture = metadata["general.architecture"]
+            n_layer, n_head = (metadata[f"{architecture}.{key}"] for key in ("block_count", "attention.head_count"))
+        except KeyError as error:
+            raise FormatError(f"{model.path}: lacks the key {error.args[0]}, so it is no base model") from None
+        repository = metadata.get("general.repo_url", "").removeprefix("https://huggingface.co/")
+        return cls(architecture, n_layer, n_head, metadata.get(f"{architecture}.attention.head_count_kv", n_head),
+                   "output.weight" not in model.tensors, metadata.get("general.name", ""), repository or None)
+
+
+@dataclass
+class AdapterFile:
+    """An adapter, whatever its format: y = x·Wᵀ + (alpha / r)·(x·Aᵀ)·B for every pair, whatever the pair's own rank.
+
+    pairs     A (r, K) and B (r, N), float32 with any strides, by name of the base tensor
+    alpha, r  both None where the file holds neither: the scale is then 1
+    metadata  what else the file says, for people
+    warnings  what was left out on reading, a line each
+    """
+
+    pairs: dict[str, Pair]
+    alpha: float | None = None
+    r: int | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> AdapterFile:
+        """The pairs of a training adapter; views, not copies."""
+        return cls(dict(adapter.pairs), adapter.alpha, adapter.r)
+
+    @property
+    def scale(self) -> float:
+        """alpha / r, the factor of every pair."""
+        return 1.0 if self.alpha is None else self.alpha / self.r
+
+    def ordered(self) -> list[tuple[str, Pair]]:
+        """The pairs in the original's order of tensors."""
+        return sorted(self.pairs.items(), key=lambda item: file_order(item[0]))
+
+    def with_runtime_alpha(self) -> tuple[float, int, list[tuple[str, Pair]]]:
+        """alpha, r and the pairs for a format whose runtime divides alpha by each pair's own rank.
+
+        The scale of a pair of rank q is then alpha / q instead of alpha / r, so its B is multiplied by q / r.
+        Where the file had no alpha, the most common rank serves as both alpha and r.
+        """
+        ranks = [len(a) for a, _ in self.pairs.values()]
+        r = self.r or max(ranks, key=ranks.count)
+        alpha = float(r) if self.alpha is None else float(self.alpha)
+        return alpha, r, [(name, (a, fold(b, len(a), r))) for name, (a, b) in self.ordered()]
+
+    def to_adapter(self, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+        """An Adapter for a model whose tensors have these shapes. LoraFastError where a pair does not fit one."""
+        specs = []
+        for name, (a, b) in self.ordered():
+            if name not in shapes:
+                raise LoraFastError(f"the adapter has a pair for {name}, which this model lacks; "
+                                    "it belongs to another one")
+            spec, = specs_for({name: shapes[name]}, {split_name(name)[1]: len(a)})
+            if (spec.n_in, spec.n_out) != (a.shape[1], b.shape[1]):
+                raise LoraFastError(f"the adapter's pair for {name} fits a tensor of shape {(b.shape[1], a.shape[1])}, "
+                                    f"but this model's is {(spec.n_out, spec.n_in)}; it belongs to another one")
+            specs.append(spec)
+        alpha, r = (1.0, 1) if self.alpha is None else (self.alpha, self.r)
+        adapter = Adapter(specs, alpha, r)
+        for name, (a, b) in self.pairs.items():
+            adapter.A(name)[:] = a
+            adapter.B(name)[:] = b
+        return adapter
+
+
+def fold(b: np.ndarray, numerator: float, denominator: float) -> np.ndarray:
+    """B · (numerator / denominator); B itself where that is 1."""
+    factor = np.float32(numerator / denominator)
+    return b if factor == 1 else b * factor
+
+
+def refuse_norms(names: Iterable[str], form: str) -> None:
+    """LoraFastError where a pair belongs to a norm, whose change no runtime of `form` applies."""
+    norms = [name for name in names if split_name(name)[1].endswith("norm")]
+    if norms:
+        raise LoraFastError(f"a {form} cannot carry the pair of {norms[0]}" + (f" and {len(norms) - 1} other norms"
+                            if len(norms) > 1 else "") + ": what reads it adapts matrices only; write a .bin (ggla), "
+                            "or leave norms out with --targets")

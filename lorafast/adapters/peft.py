@@ -1,0 +1,230 @@
+"""PEFT adapters (Hugging Face): a folder with `adapter_config.json` and `adapter_model.safetensors`.
+
+Per pair `<module>.lora_A.weight` (r, n_in) and `<module>.lora_B.weight` (n_out, r); for the embedding
+`<module>.lora_embedding_A` (r, n_vocab) and `.lora_embedding_B` (n_embd, r). The scale is alpha / r with the pair's own
+rank, or alpha / sqrt(r) with rsLoRA.
+
+**q and k.** RoPE turns pairs of components of a head: GGUF files of architecture `llama` store the rows of attn_q and
+attn_k so that the two of a pair are neighbours, Hugging Face so that they are half a head apart. The rows of W are B's,
+so B is permuted, A is not.
+
+Source: huggingface/peft, src/peft/tuners/lora and utils/save_and_load.py; llama.cpp, convert_hf_to_gguf.py (the
+permutation).
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..atomic import atomic_dir
+from ..errors import FormatError, LoraFastError
+from ..file_kind import PEFT_CONFIG, PEFT_WEIGHTS
+from ..lora import Pair, split_name
+from .adapter_file import AdapterFile, BaseModel, fold, refuse_norms
+from .safetensors import read_safetensors, write_safetensors
+
+MODULES = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj", "ffn_down": "mlp.down_proj", "ffn_up": "mlp.up_proj",
+    "output": "lm_head", "token_embd": "model.embed_tokens",
+}
+"""Module by role, below `model.layers.<n>` for those of a layer."""
+
+ROLE_OF_MODULE = {module: role for role, module in MODULES.items()}
+PREFIX = "base_model.model."
+PERMUTED_ARCHITECTURES = ("llama",)
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
+
+
+def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -> None:
+    """Writes a PEFT folder atomically, in float32. LoraFastError for pairs of norms, which PEFT cannot carry."""
+    refuse_norms(adapter.pairs, "PEFT adapter")
+    alpha, r, pairs = adapter.with_runtime_alpha()
+    tensors = {}
+    for name, (a, b) in pairs:
+        module, role = PREFIX + _module(name), split_name(name)[1]
+        if role == "token_embd":
+            tensors[f"{module}.lora_embedding_A"] = b
+            tensors[f"{module}.lora_embedding_B"] = a.T
+        else:
+            tensors[f"{module}.lora_A.weight"] = a
+            tensors[f"{module}.lora_B.weight"] = _rows_to_hf(b.T, role, base)
+    modules = _shortest_modules(adapter.pairs, base.n_layer)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.source,
+        "revision": None,
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(set(modules.values())),
+        "rank_pattern": {modules[name]: len(a) for name, (a, _) in pairs if len(a) != r},
+        "alpha_pattern": {},
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "modules_to_save": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    with atomic_dir(path) as folder:
+        (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_safetensors(folder / PEFT_WEIGHTS, tensors)
+
+
+def _module(name: str) -> str:
+    layer, role = split_name(name)
+    return MODULES[role] if layer < 0 else f"model.layers.{layer}.{MODULES[role]}"
+
+
+def _shortest_modules(pairs: Mapping[str, Pair], n_layer: int) -> dict[str, str]:
+    """How the config names each pair's module: by its last part where all layers have it with one rank, else in full."""
+    ranks: dict[str, list[int]] = {}
+    for name, (a, _) in pairs.items():
+        ranks.setdefault(split_name(name)[1], []).append(len(a))
+    alike = {role for role, of_role in ranks.items() if len(of_role) == n_layer and len(set(of_role)) == 1}
+    return {name: MODULES[split_name(name)[1]].rpartition(".")[2] if split_name(name)[1] in alike else _module(name)
+            for name in pairs}
+
+
+def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> AdapterFile:
+    """Reads a PEFT folder, or the one that holds the file at `path`.
+
+    base  the model it will be used with: its architecture and heads are needed to permute q and k
+
+    Where scales differ, the difference is folded into B. Raises FormatError for a broken adapter or one that plain
+    pairs cannot express (DoRA, trained biases, whole modules), LoraFastError where q or k are adapted without `base`.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    config = _read_config(folder / PEFT_CONFIG)
+    if not (folder / PEFT_WEIGHTS).exists():
+        raise LoraFastError(f"{folder}: lacks {PEFT_WEIGHTS}; save the adapter with peft's save_pretrained")
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    warnings = []
+    for key, values in read_safetensors(folder / PEFT_WEIGHTS).items():
+        if re.search(r"(embed_tokens|lm_head)(\.base_layer)?\.weight$", key):
+            warnings.append(f"{folder}: '{key}' is left out: peft adds the base model's own matrix where it is adapted")
+            continue
+        module, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        name = _base_tensor(module)
+        if name is None or not part.startswith("lora_") or values.ndim != 2:
+            raise FormatError(f"{folder}: tensor '{key}' of shape {values.shape} is no part of an adapter that "
+                              "lorafast knows")
+        parts.setdefault(name, {})[part] = values
+    pairs = {name: _pair(folder, name, pair, base) for name, pair in parts.items()}
+    if not pairs:
+        raise FormatError(f"{folder}: {PEFT_WEIGHTS} holds no pairs")
+    adapter = _with_one_scale(folder, config, pairs)
+    adapter.warnings = warnings
+    return adapter
+
+
+def _base_tensor(module: str) -> str | None:
+    """The base tensor's name in GGUF for a PEFT module; None for one that is not known."""
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
+    role = ROLE_OF_MODULE.get(match[2] if match else module)
+    if role is None:
+        return None
+    name = f"blk.{match[1]}.{role}.weight" if match else f"{role}.weight"
+    return name if split_name(name)[1] else None
+
+
+def _pair(folder: Path, name: str, parts: dict[str, np.ndarray], base: BaseModel | None) -> Pair:
+    role = split_name(name)[1]
+    if set(parts) == {"lora_A", "lora_B"}:
+        a, rows = parts["lora_A"], parts["lora_B"]
+        if role in ("attn_q", "attn_k"):
+            if base is None:
+                raise LoraFastError(f"{folder}: adapts q or k, whose rows GGUF and Hugging Face order differently; "
+                                    "name the base model as well")
+            rows = _rows_to_gguf(rows, role, base)
+        b = rows.T
+    elif set(parts) == {"lora_embedding_A", "lora_embedding_B"}:
+        a, b = parts["lora_embedding_B"].T, parts["lora_embedding_A"]
+    else:
+        raise FormatError(f"{folder}: '{name}' has {', '.join(sorted(parts))}, but a pair is lora_A and lora_B")
+    if len(a) != len(b):
+        raise FormatError(f"{folder}: '{name}' has rank {len(a)} in its A, {len(b)} in its B; the file is broken")
+    return a, b
+
+
+def _with_one_scale(folder: Path, config: Mapping[str, Any], pairs: dict[str, Pair]) -> AdapterFile:
+    """The pairs with alpha / r as the scale of all: a pair's own scale, where it differs, is folded into its B."""
+    alpha, r = float(config["lora_alpha"]), int(config["r"])
+    if config.get("use_rslora"):
+        alpha *= math.sqrt(r)
+    folded = {}
+    for name, (a, b) in pairs.items():
+        module, rank = _module(name), len(a)
+        expected = _pattern_value(config.get("rank_pattern"), module, config["r"])
+        if rank != expected:
+            raise FormatError(f"{folder}: '{module}' has rank {rank}, but {expected} by {PEFT_CONFIG}; "
+                              "the files do not belong together")
+        own_alpha = _pattern_value(config.get("alpha_pattern"), module, config["lora_alpha"])
+        scale = own_alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        folded[name] = a, fold(b, scale * r, alpha)
+    return AdapterFile(folded, alpha, r, dict(config))
+
+
+def _pattern_value(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first key in `pattern` that is a regular expression for the end of the module's name."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise LoraFastError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise FormatError(f"{path}: is no JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise FormatError(f"{path}: describes no LoRA adapter (peft_type is not LORA)")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), (int, float)) or config[key] <= 0:
+            raise FormatError(f"{path}: {key} is {config.get(key)!r}, but should be a number above 0")
+    for key in ("use_dora", "lora_bias", "modules_to_save", "use_qalora", "layer_replication", "target_parameters"):
+        if config.get(key):
+            raise FormatError(f"{path}: uses {key}, which lorafast does not support")
+    if config.get("bias", "none") != "none":
+        raise FormatError(f"{path}: trained biases (bias is '{config['bias']}'), which lorafast does not support")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(BASE_CHANGING_INITS):
+        raise FormatError(f"{path}: was initialised with '{init}', which changes the base model; "
+                          "convert it with peft's path_initial_model_for_weight_conversion")
+    return config
+
+
+def _rows_to_hf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
+    """`rows` (n_out, r) from GGUF's order to Hugging Face's: pairs of a head from neighbours to half a head apart."""
+    heads = _permuted_heads(role, base)
+    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
+
+
+def _rows_to_gguf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
+    """The inverse of `_rows_to_hf`."""
+    heads = _permuted_heads(role, base)
+    return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
+
+
+def _permuted_heads(role: str, base: BaseModel) -> int:
+    """How many heads the rows of that role hold; 0 where the two orders are the same."""
+    if base.architecture not in PERMUTED_ARCHITECTURES:
+        return 0
+    return {"attn_q": base.n_head, "attn_k": base.n_head_kv}.get(role, 0)

@@ -1,0 +1,181 @@
+"""A decoder block: x1 = x + Wo·attention(norm(x)), out = x1 + Wdown·swiglu(norm(x1)), and its backward pass read upwards.
+
+Source: Touvron et al., LLaMA (2023); grouped-query attention: Ainslie et al. (2023).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .gguf import GGUFFile
+from .hparams import HParams
+from .kernels.attention import attention_backward, attention_forward
+from .kernels.rope import rope_forward
+from .kernels.swiglu import swiglu_backward, swiglu_forward
+from .layers import Norm, Projections
+from .lora import Adapter
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the T rows of a batch belong. Rows of one sequence follow each other; sequences don't see each other.
+
+    positions   int32 (T,), place within the sequence
+    q_begin     int32 (n_seq + 1,), first row of each sequence
+    k_begin     int32 (n_seq + 1,), the same for keys and values, of which a cache may hold earlier ones
+    """
+
+    positions: np.ndarray
+    q_begin: np.ndarray
+    k_begin: np.ndarray
+
+    @staticmethod
+    def of_batch(n_rows: int, ctx: int) -> Rows:
+        """`n_rows` sequences of `ctx` tokens."""
+        begin = np.arange(0, (n_rows + 1) * ctx, ctx, dtype=np.int32)
+        return Rows(np.tile(np.arange(ctx, dtype=np.int32), n_rows), begin, begin)
+
+
+class Saved:
+    """What backward needs of a block's forward pass on T tokens: everything that is not cheap to compute again."""
+
+    def __init__(self, block: Block, T: int, adapter: Adapter) -> None:
+        hp = block.hparams
+        size = hp.sizes
+        self.rstd1, self.rstd2 = _empty(T), _empty(T)
+        self.q, self.k, self.v = _empty(T, size["H*D"]), _empty(T, size["HKV*D"]), _empty(T, size["HKV*DV"])
+        self.o, self.lse = _empty(T, size["H*DV"]), _empty(T, hp.n_head)
+        self.x1 = _empty(T, hp.n_embd)
+        self.gate, self.up = _empty(T, hp.n_ff), _empty(T, hp.n_ff)
+        self.h_qkv, self.h_output, self.h_gate_up, self.h_down = (
+            [_empty(T, rank) for rank in group.ranks(adapter)] for group in block.groups)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for value in vars(self).values() for array in (value if isinstance(value, list) else [value]))
+
+
+class Gradients:
+    """Buffers that the backward passes of all blocks share."""
+
+    def __init__(self, hp: HParams, T: int) -> None:
+        size = hp.sizes
+        self.normed, self.d_normed = _empty(T, hp.n_embd), _empty(T, hp.n_embd)
+        self.dq, self.dk, self.dv = _empty(T, size["H*D"]), _empty(T, size["HKV*D"]), _empty(T, size["HKV*DV"])
+        self.do = _empty(T, size["H*DV"])
+        self.act, self.d_act = _empty(T, hp.n_ff), _empty(T, hp.n_ff)
+        self.d_gate, self.d_up = _empty(T, hp.n_ff), _empty(T, hp.n_ff)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in vars(self).values())
+
+
+class KVCache:
+    """Keys and values of one sequence in one block, `n_ctx` positions at most."""
+
+    def __init__(self, hp: HParams, n_ctx: int) -> None:
+        self.k, self.v = _empty(n_ctx, hp.sizes["HKV*D"]), _empty(n_ctx, hp.sizes["HKV*DV"])
+
+
+class Block:
+    """Layer `layer` of the model in `gguf`."""
+
+    def __init__(self, gguf: GGUFFile, hp: HParams, layer: int, rope: tuple[np.ndarray, np.ndarray]) -> None:
+        def tensors(*names: str) -> list:
+            return [gguf.tensors[f"blk.{layer}.{name}.weight"] for name in names]
+
+        self.hparams = hp
+        self.attn_norm = Norm(*tensors("attn_norm"), hp.norm_rms_eps)
+        self.qkv = Projections(tensors("attn_q", "attn_k", "attn_v"))
+        self.output = Projections(tensors("attn_output"))
+        self.ffn_norm = Norm(*tensors("ffn_norm"), hp.norm_rms_eps)
+        self.gate_up = Projections(tensors("ffn_gate", "ffn_up"))
+        self.down = Projections(tensors("ffn_down"))
+        self.groups = (self.qkv, self.output, self.gate_up, self.down)
+        self.cos, self.sin = rope
+        self.minus_sin = -self.sin
+        self.scale = hp.n_embd_head_k**-0.5
+
+    def merge(self, adapter: Adapter) -> None:
+        self.attn_norm.merge(adapter)
+        self.ffn_norm.merge(adapter)
+
+    def is_adapted(self, adapter: Adapter) -> bool:
+        return (self.attn_norm.name in adapter or self.ffn_norm.name in adapter
+                or any(group.is_adapted(adapter) for group in self.groups))
+
+    def forward(self, out: np.ndarray | None, x: np.ndarray, s: Saved, g: Gradients, rows: Rows, adapter: Adapter,
+                n_threads: int, cache: KVCache | None = None) -> None:
+        """out (T, C) from x (T, C). With out None only `s` is filled, which spares the last product: recomputing for backward."""
+        hp = self.hparams
+        T = x.shape[0]
+
+        self.attn_norm.forward(g.normed, s.rstd1, x, n_threads)
+        self.qkv.forward((s.q, s.k, s.v), s.h_qkv, g.normed, adapter, n_threads)
+        self.rotate(s.q, hp.n_head, self.sin, rows, n_threads)
+        self.rotate(s.k, hp.n_head_kv, self.sin, rows, n_threads)
+        k, v = s.k, s.v
+        if cache is not None:
+            n = int(rows.k_begin[-1])
+            cache.k[n - T:n], cache.v[n - T:n] = k, v
+            k, v = cache.k[:n], cache.v[:n]
+        attention_forward(s.o, s.lse, s.q, k, v, rows.q_begin, rows.k_begin, self.scale, 0, hp.n_head, hp.n_head_kv, n_threads)
+        self.output.forward([s.x1], s.h_output, s.o, adapter, n_threads, residual=x)
+
+        self.ffn_norm.forward(g.normed, s.rstd2, s.x1, n_threads)
+        self.gate_up.forward((s.gate, s.up), s.h_gate_up, g.normed, adapter, n_threads)
+        swiglu_forward(g.act, s.gate, s.up, n_threads)
+        if out is None:
+            self.down.project(s.h_down, g.act, adapter, n_threads)
+        else:
+            self.down.forward([out], s.h_down, g.act, adapter, n_threads, residual=s.x1)
+
+    def backward(self, dx: np.ndarray, x: np.ndarray, s: Saved, g: Gradients, rows: Rows, adapter: Adapter, n_threads: int,
+                 need_dx: bool) -> None:
+        """dx (T, C) holds the gradient of out and becomes that of x, unless `need_dx` is false: then nothing below is adapted."""
+        hp = self.hparams
+
+        # out = x1 + down(act)
+        swiglu_forward(g.act, s.gate, s.up, n_threads)
+        g.d_act.fill(0)
+        self.down.backward(g.d_act, [dx], g.act, s.h_down, adapter, n_threads)
+        # act = swiglu(gate, up)
+        g.d_gate.fill(0), g.d_up.fill(0)
+        swiglu_backward(g.d_gate, g.d_up, g.d_act, s.gate, s.up, n_threads)
+        # gate, up = projections of normed = norm(x1)
+        self.ffn_norm.forward(g.normed, s.rstd2, s.x1, n_threads)
+        g.d_normed.fill(0)
+        self.gate_up.backward(g.d_normed, (g.d_gate, g.d_up), g.normed, s.h_gate_up, adapter, n_threads)
+        self.ffn_norm.backward(dx, g.d_normed, s.x1, s.rstd2, adapter, n_threads)
+
+        # x1 = x + output(o)
+        attention_is_adapted = self.qkv.is_adapted(adapter) or self.attn_norm.name in adapter
+        if not (need_dx or attention_is_adapted):
+            self.output.backward(None, [dx], s.o, s.h_output, adapter, n_threads)
+            return
+        g.do.fill(0)
+        self.output.backward(g.do, [dx], s.o, s.h_output, adapter, n_threads)
+        # o = attention(q, k, v)
+        g.dq.fill(0), g.dk.fill(0), g.dv.fill(0)
+        attention_backward(g.dq, g.dk, g.dv, g.do, s.q, s.k, s.v, s.o, s.lse, rows.q_begin, rows.k_begin, self.scale, 0,
+                           hp.n_head, hp.n_head_kv, n_threads)
+        # q, k were turned by RoPE; its transpose turns back
+        self.rotate(g.dq, hp.n_head, self.minus_sin, rows, n_threads)
+        self.rotate(g.dk, hp.n_head_kv, self.minus_sin, rows, n_threads)
+        # q, k, v = projections of normed = norm(x)
+        self.attn_norm.forward(g.normed, s.rstd1, x, n_threads)
+        need_d_normed = need_dx or self.attn_norm.name in adapter
+        g.d_normed.fill(0)
+        self.qkv.backward(g.d_normed if need_d_normed else None, (g.dq, g.dk, g.dv), g.normed, s.h_qkv, adapter, n_threads)
+        if need_d_normed:
+            self.attn_norm.backward(dx, g.d_normed, x, s.rstd1, adapter, n_threads)
+
+    def rotate(self, heads: np.ndarray, n_head: int, sin: np.ndarray, rows: Rows, n_threads: int) -> None:
+        """RoPE in place."""
+        rope_forward(heads, heads, self.cos, sin, rows.positions, n_head, self.hparams.architecture.rope_interleaved, n_threads)
+
+
+def _empty(*shape: int) -> np.ndarray:
+    return np.empty(shape, np.float32)

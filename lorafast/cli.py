@@ -1,0 +1,124 @@
+"""The command line: `lorafast COMMAND OPTIONS`.
+
+Exit status: 0 done, 1 something outside the program stood in the way, 2 the command line is wrong, 130 interrupted (a
+training run has saved its work then).
+Each error is one line. The modules that compute are imported by the command that needs them, so `--help` is quick.
+"""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .config import FinetuneConfig, GenerateConfig
+from .errors import LoraFastError, UsageError
+from .options import Options, help_text, parse, unknown
+
+INTERRUPTED = 130    # 128 + SIGINT, as shells report it
+READER_GONE = 141    # 128 + SIGPIPE
+
+
+def run_finetune(config: FinetuneConfig) -> int:
+    from .log import open_log
+    from .train import finetune
+
+    with open_log() as log:
+        if config.n_gpu_layers > 0:
+            log.warning("-ngl has no effect: lorafast has no GPU path, it computes on the CPU")
+        result = finetune(config, log)
+    return INTERRUPTED if result.interrupted else 0
+
+
+def run_generate(config: GenerateConfig) -> int:
+    from .sample import generate
+
+    generate(config, write)
+    return 0
+
+
+def write(text: str) -> None:
+    """Shows a piece of generated text at once."""
+    print(text, end="", flush=True)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does in a line, its options, and the function that runs it and returns the exit status."""
+
+    summary: str
+    options: type[Options]
+    run: Callable[[Options], int]
+
+
+COMMANDS = {
+    "finetune": Command("train a LoRA adapter for a GGUF model on a text", FinetuneConfig, run_finetune),
+    "generate": Command("continue a text with a model and adapters", GenerateConfig, run_generate),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (without the program's name; by default the process's own) and returns the exit status."""
+    try:
+        # A path may hold bytes that are not text, and generated text may not fit the terminal's encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
+        return run(sys.argv[1:] if argv is None else argv)
+    except LoraFastError as error:
+        return fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        print("lorafast: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except MemoryError as error:
+        return fail(f"out of memory{f': {error}' if str(error) else ''}")
+    except OSError as error:
+        return fail(str(error))
+    except Exception as error:
+        if os.environ.get("LORAFAST_DEBUG"):
+            raise
+        return fail("a bug in lorafast, please report it with what LORAFAST_DEBUG=1 shows: "
+                    f"{type(error).__name__}: {error}")
+
+
+def fail(message: str, exit_status: int = 1) -> int:
+    """Prints an error as one line."""
+    print("lorafast: error:", " ".join(message.split("\n")), file=sys.stderr)
+    return exit_status
+
+
+def run(argv: Sequence[str]) -> int:
+    if not argv:
+        raise UsageError(f"which command? One of: {', '.join(COMMANDS)} (lorafast --help)")
+    name, *rest = argv
+    if name in ("-h", "--help"):
+        print(overview())
+    elif name == "--version":
+        from . import __version__
+
+        print("lorafast", __version__)
+    elif name not in COMMANDS:
+        raise UsageError(unknown(name, list(COMMANDS), "command"))
+    else:
+        command = COMMANDS[name]
+        options = parse(command.options, rest)
+        if options is None:
+            print(command_help(name))
+        else:
+            return command.run(options)
+    return 0
+
+
+def overview() -> str:
+    commands = "\n".join(f"  {name:<12}{command.summary}" for name, command in COMMANDS.items())
+    return ("usage: lorafast COMMAND OPTIONS\n\nLoRA fine-tuning of GGUF models on CPUs.\n\n"
+            f"Commands:\n{commands}\n\n"
+            "lorafast COMMAND --help lists its options; lorafast --version tells the version.")
+
+
+def command_help(name: str) -> str:
+    summary = COMMANDS[name].summary
+    return (f"usage: lorafast {name} --model-base FILE OPTIONS\n\n{summary[0].upper()}{summary[1:]}. "
+            f"In brackets: the default.\n\n{help_text(COMMANDS[name].options)}")

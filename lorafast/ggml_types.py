@@ -1,0 +1,112 @@
+"""Every tensor type of ggml and every metadata type of GGUF, by number, name and size (ggml.h, gguf.h of llama.cpp)."""
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class GGMLType(IntEnum):
+    """A tensor type: `block_size` values along a row are stored together in `type_size` bytes.
+
+    `is_trainable`: the kernels can multiply by such a weight. All other types are only listed.
+    """
+
+    F32 = 0, 1, 4, True
+    F16 = 1, 1, 2, True
+    Q4_0 = 2, 32, 18, True
+    Q4_1 = 3, 32, 20, True
+    Q5_0 = 6, 32, 22, True
+    Q5_1 = 7, 32, 24, True
+    Q8_0 = 8, 32, 34, True
+    Q8_1 = 9, 32, 36
+    Q2_K = 10, 256, 84, True
+    Q3_K = 11, 256, 110, True
+    Q4_K = 12, 256, 144, True
+    Q5_K = 13, 256, 176, True
+    Q6_K = 14, 256, 210, True
+    Q8_K = 15, 256, 292
+    IQ2_XXS = 16, 256, 66
+    IQ2_XS = 17, 256, 74
+    IQ3_XXS = 18, 256, 98
+    IQ1_S = 19, 256, 50
+    IQ4_NL = 20, 32, 18, True
+    IQ3_S = 21, 256, 110
+    IQ2_S = 22, 256, 82
+    IQ4_XS = 23, 256, 136, True
+    I8 = 24, 1, 1
+    I16 = 25, 1, 2
+    I32 = 26, 1, 4
+    I64 = 27, 1, 8
+    F64 = 28, 1, 8
+    IQ1_M = 29, 256, 56
+    BF16 = 30, 1, 2, True
+    Q4_0_4_4 = 31, 32, 18
+    Q4_0_4_8 = 32, 32, 18
+    Q4_0_8_8 = 33, 32, 18
+    TQ1_0 = 34, 256, 54
+    TQ2_0 = 35, 256, 66
+    IQ4_NL_4_4 = 36, 32, 18
+    IQ4_NL_4_8 = 37, 32, 18
+    IQ4_NL_8_8 = 38, 32, 18
+    MXFP4 = 39, 32, 17
+    NVFP4 = 40, 64, 36
+    Q1_0 = 41, 128, 18
+    Q2_0 = 42, 64, 18
+
+    block_size: int
+    type_size: int
+    is_trainable: bool
+
+    def __new__(cls, value: int, block_size: int, type_size: int, is_trainable: bool = False) -> GGMLType:
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.block_size = block_size
+        member.type_size = type_size
+        member.is_trainable = is_trainable
+        return member
+
+    @property
+    def label(self) -> str:
+        """ggml's own spelling, as llama.cpp prints it: `f32`, `q8_0`, `q4_K`, `iq4_xs`."""
+        return self.name.lower().replace("_k", "_K")
+
+    def row_bytes(self, n: int) -> int:
+        """Bytes of a row of `n` values; `n` is a multiple of `block_size`."""
+        return n // self.block_size * self.type_size
+
+
+class GGUFValueType(IntEnum):
+    """The type of a metadata value."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+    @property
+    def label(self) -> str:
+        """The short name that llama.cpp prints: `u32`, `f32`, `str`, `arr`."""
+        return _VALUE_TYPE_LABELS[self]
+
+
+_VALUE_TYPE_LABELS = ("u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", "arr", "u64", "i64", "f64")
+
+FILE_TYPE_NAMES: dict[int, str] = {
+    0: "all F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1",
+    10: "Q2_K - Medium", 11: "Q3_K - Small", 12: "Q3_K - Medium", 13: "Q3_K - Large", 14: "Q4_K - Small",
+    15: "Q4_K - Medium", 16: "Q5_K - Small", 17: "Q5_K - Medium", 18: "Q6_K", 19: "IQ2_XXS - 2.0625 bpw",
+    20: "IQ2_XS - 2.3125 bpw", 21: "Q2_K - Small", 22: "IQ3_XS - 3.3 bpw", 23: "IQ3_XXS - 3.0625 bpw",
+    24: "IQ1_S - 1.5625 bpw", 25: "IQ4_NL - 4.5 bpw", 26: "IQ3_S - 3.4375 bpw", 27: "IQ3_S mix - 3.66 bpw",
+    28: "IQ2_S - 2.5 bpw", 29: "IQ2_M - 2.7 bpw", 30: "IQ4_XS - 4.25 bpw", 31: "IQ1_M - 1.75 bpw", 32: "BF16",
+    33: "Q4_0_4_4", 34: "Q4_0_4_8", 35: "Q4_0_8_8", 36: "TQ1_0 - 1.69 bpw ternary", 37: "TQ2_0 - 2.06 bpw ternary",
+    38: "MXFP4 MoE", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
+}
+"""`general.file_type` (llama_ftype) as llama.cpp prints it: what most matrices of the file are stored as."""

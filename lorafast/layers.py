@@ -1,0 +1,106 @@
+"""The parts of the network that carry an adapter: gains, embedding and groups of projections, forward and backward side by side.
+
+T tokens are the rows of a batch, flattened. All activations are float32. `adapter` may lack a tensor's pair; then the part is
+frozen and only passes gradients on.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .gguf import Tensor
+from .kernels.embedding import embedding_forward
+from .kernels.linear import Weight, linear_backward, linear_forward
+from .kernels.lora import lora_backward, lora_forward
+from .kernels.rms_norm import rms_norm_backward, rms_norm_forward
+from .lora import Adapter
+
+
+def as_weight(tensor: Tensor) -> Weight:
+    """The tensor as the product kernels take it: still the bytes of the file's mapping."""
+    return Weight(tensor.data, int(tensor.type), tensor.shape[1])
+
+
+class Norm:
+    """y = x · rstd · (g + s·Σ_k B[k]·A[k]): RMS norm, whose gain may carry a pair."""
+
+    def __init__(self, tensor: Tensor, eps: float) -> None:
+        self.name, self.eps = tensor.name, eps
+        self.base_gain = tensor.to_float32()
+        self.gain = self.base_gain
+
+    def merge(self, adapter: Adapter) -> None:
+        """Takes over the pair's present values; to be called after each change of the parameters."""
+        if self.name in adapter:
+            self.gain = self.base_gain + np.float32(adapter.scale) * (adapter.B(self.name).T @ adapter.A(self.name))[0]
+
+    def forward(self, y: np.ndarray, rstd: np.ndarray, x: np.ndarray, n_threads: int) -> None:
+        rms_norm_forward(y, rstd, x, self.gain, self.eps, n_threads)
+
+    def backward(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray, adapter: Adapter, n_threads: int) -> None:
+        dgain = np.zeros_like(self.gain) if self.name in adapter else None
+        rms_norm_backward(dx, dgain, dy, x, self.gain, rstd, n_threads)
+        if dgain is not None:           # forward: gain = g + s·B.T @ A
+            A, B, s = adapter.A(self.name), adapter.B(self.name), np.float32(adapter.scale)
+            adapter.dA(self.name)[...] += s * B * dgain
+            adapter.dB(self.name)[...] += s * (A @ dgain)[:, None]
+
+
+class Embedding:
+    """x[t] = E[token] + s·Σ_k B[k, token]·A[k]."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.name, self.tensor = tensor.name, tensor
+
+    def forward(self, x: np.ndarray, tokens: np.ndarray, adapter: Adapter, n_threads: int) -> None:
+        embedding_forward(x, tokens, self.tensor.data, int(self.tensor.type), n_threads)
+        if self.name in adapter:
+            x += np.float32(adapter.scale) * (adapter.B(self.name)[:, tokens].T @ adapter.A(self.name))
+
+    def backward(self, dx: np.ndarray, tokens: np.ndarray, adapter: Adapter) -> None:
+        if self.name in adapter:        # forward: x = ... + s·B[:, tokens].T @ A
+            A, B, s = adapter.A(self.name), adapter.B(self.name), np.float32(adapter.scale)
+            adapter.dA(self.name)[...] += s * (B[:, tokens] @ dx)
+            np.add.at(adapter.dB(self.name), (slice(None), tokens), s * (A @ dx.T))
+
+
+class Projections:
+    """Matrices that share their input: y_i = x W_iᵀ + h_i B_i with h_i = s·x A_iᵀ."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.names = [tensor.name for tensor in tensors]
+        self.weights = [as_weight(tensor) for tensor in tensors]
+
+    def ranks(self, adapter: Adapter) -> list[int]:
+        """Rank of each pair, 0 where there is none: the shapes of `h` below are (T, rank)."""
+        return [adapter.A(name).shape[0] if name in adapter else 0 for name in self.names]
+
+    def is_adapted(self, adapter: Adapter) -> bool:
+        return any(name in adapter for name in self.names)
+
+    def project(self, h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter, n_threads: int) -> None:
+        """h_i = s·x A_iᵀ: all that backward needs of forward."""
+        for name, h_i in zip(self.names, h):
+            if name in adapter:
+                lora_forward(h_i, x, adapter.A(name), adapter.scale, n_threads)
+
+    def forward(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter, n_threads: int,
+                residual: np.ndarray | None = None) -> None:
+        self.project(h, x, adapter, n_threads)
+        low_rank = [(h_i, adapter.B(name)) if name in adapter else None for name, h_i in zip(self.names, h)]
+        linear_forward(list(ys), x, self.weights, low_rank, residual, n_threads)
+
+    def backward(self, dx: np.ndarray | None, dys: Sequence[np.ndarray], x: np.ndarray, h: Sequence[np.ndarray],
+                 adapter: Adapter, n_threads: int) -> None:
+        """dx += Σ dy_i W_i + c_i A_i and the gradients of the pairs; dx is None when nobody reads it."""
+        low_rank = []
+        for name, dy, h_i in zip(self.names, dys, h):
+            if name not in adapter:
+                low_rank.append(None)
+                continue
+            c = np.empty_like(h_i)
+            lora_backward(c, adapter.dA(name), adapter.dB(name), dy, x, adapter.B(name), h_i, adapter.scale, n_threads)
+            low_rank.append((c, adapter.A(name)))
+        if dx is not None:
+            linear_backward(dx, list(dys), self.weights, low_rank, n_threads)

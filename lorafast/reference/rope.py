@@ -1,0 +1,28 @@
+"""NumPy twin of the rotary embedding kernel. Works in the arrays' own precision."""
+import numpy as np
+
+
+def pair_columns(n_rot, interleaved):
+    """Index arrays (a, b) of the pairs within a head."""
+    j = np.arange(n_rot // 2)
+    return (2 * j, 2 * j + 1) if interleaved else (j, j + n_rot // 2)
+
+
+def heads(x, n_head):
+    return x.reshape(len(x), n_head, x.shape[1] // n_head)
+
+
+def rope_forward(y, x, cos, sin, positions, n_head, interleaved, n_threads):
+    a, b = pair_columns(2 * cos.shape[1], interleaved)
+    c, s = cos[positions, None], sin[positions, None]
+    rotated = heads(x, n_head).copy()
+    rotated[..., a] = heads(x, n_head)[..., a] * c - heads(x, n_head)[..., b] * s
+    rotated[..., b] = heads(x, n_head)[..., a] * s + heads(x, n_head)[..., b] * c
+    y[:] = rotated.reshape(x.shape)
+
+
+def rope_backward(dx, dy, cos, sin, positions, n_head, interleaved, n_threads):
+    # forward: y = R x with R a rotation, so dx = R^T dy
+    rotated_back = np.empty_like(dy)
+    rope_forward(rotated_back, dy, cos, -sin, positions, n_head, interleaved, n_threads)
+    dx += rotated_back

@@ -1,0 +1,180 @@
+"""Which samples a step sees: shuffled epochs, and batches of token ids with their targets.
+
+A position in the data is a small value (`SamplerState`) from which a run resumes exactly.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorafast.data import Samples
+from lorafast.errors import LoraFastError
+from lorafast.rng import MT19937
+
+
+@dataclass(frozen=True)
+class SamplerState:
+    """A position in the data: with the same samples and options, all further batches follow from it alone.
+
+    The first four are the original's `training.shuffle.*`, the others its `training.epoch_count` and `.sample_count`.
+
+    samples_hash   of the data that the position belongs to; 0 in a run that has seen none
+    rng_state      text of the generator's state *before* the shuffle of this epoch; empty when there was none
+    sample_count   number of samples in the data
+    next_sample    place in the shuffled order of the first sample of the next batch
+    epochs         completed, in all runs
+    samples_used   drawn, in all runs
+    """
+
+    samples_hash: int = 0
+    rng_state: str = ""
+    sample_count: int = 0
+    next_sample: int = 0
+    epochs: int = 0
+    samples_used: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`tokens` and `targets` int32 (n, ctx): targets[k, i] is the token after tokens[k, :i + 1].
+
+    n_used         samples opened for it; more than n only where short ones are filled up with the next
+    epoch_ended    it was the last of its epoch, and the samples have been shuffled again
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    n_used: int
+    epoch_ended: bool
+
+
+class Sampler:
+    """Draws batches from shuffled samples, epoch after epoch."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        ctx: int,
+        *,
+        seed: int,
+        bos_id: int,
+        eos_id: int,
+        n_vocab: int,
+        fill_with_next_samples: bool = False,
+        separate_with_eos: bool = False,
+        separate_with_bos: bool = True,
+        random_offsets: bool = False,
+        force_reshuffle: bool = False,
+        state: SamplerState = SamplerState(),
+    ):
+        """
+        ctx                     tokens a row
+        seed                    of the first epoch's shuffle, unless `state` goes on
+        bos_id, eos_id          first input of every row; padding of a row whose sample has ended, trained on like text
+        n_vocab                 token ids of the text from here on become n_vocab - 1
+        fill_with_next_samples  a row whose sample has ended goes on with the next one instead of EOS ...
+        separate_with_eos, _bos ... after one EOS, one BOS
+        random_offsets          a row begins anywhere in its sample
+        force_reshuffle         ignore the position in `state`
+        state                   position to resume; ignored, counters apart, when it is not of these samples
+
+        After this `restarted` tells whether `state` was of other data, or of none.
+        LoraFastError when there are no samples, FormatError when the state's rng_state is broken.
+        """
+        if not len(samples):
+            raise LoraFastError(f"'{samples.name}' gave no samples to train on")
+        self._samples = samples
+        self._tokens = samples.tokens
+        if self._tokens.max(initial=0) >= n_vocab:
+            self._tokens = np.minimum(self._tokens, n_vocab - 1)
+        self._ctx = ctx
+        self._bos, self._eos = np.array([[bos_id], [eos_id]], np.int32)
+        self._fill = fill_with_next_samples
+        self._separator = np.array([eos_id] * separate_with_eos + [bos_id] * separate_with_bos, np.int32)
+        self._random_offsets = random_offsets
+
+        self._hash = samples.hash
+        self.restarted = state.samples_hash != self._hash or state.sample_count != len(samples)
+        self._epochs, self._samples_used = state.epochs, state.samples_used
+        if self.restarted or force_reshuffle or not state.rng_state:
+            self._start_epoch(MT19937(seed))
+        else:
+            self._start_epoch(MT19937.from_text(state.rng_state))
+            self._next_sample = state.next_sample % len(samples)
+
+    @property
+    def state(self) -> SamplerState:
+        """The position of the next batch. Cheap: take one before every draw that may not be used in the end."""
+        return SamplerState(self._hash, self._rng_state, len(self._samples), self._next_sample,
+                            self._epochs, self._samples_used)
+
+    def next_batch(self, n: int) -> Batch:
+        """The next batch of `n` rows. At the end of an epoch it wraps to samples at the front of the same order."""
+        targets, n_used = self._filled_rows(n) if self._fill else (self._plain_rows(n), n)
+        tokens = np.empty_like(targets)
+        tokens[:, 0] = self._bos
+        tokens[:, 1:] = targets[:, :-1]
+
+        self._samples_used += n_used
+        self._next_sample += n_used
+        epoch_ended = self._next_sample >= len(self._samples)
+        if epoch_ended:
+            self._epochs += 1
+            self._start_epoch(self._next_rng)
+        return Batch(tokens, targets, n_used, epoch_ended)
+
+    def _start_epoch(self, rng: MT19937) -> None:
+        """Shuffles. The order is that of one random number a sample; a second one, in that order, gives its offset."""
+        self._next_sample = 0
+        self._rng_state = rng.state_text()
+        self._next_rng = rng
+        count = len(self._samples)
+        # (number, index) pairs in one word: sorting them breaks ties by index, and is quicker than an argsort.
+        keys = rng.draw(count).astype(np.uint64) << np.uint64(32)
+        keys |= np.arange(count, dtype=np.uint64)
+        keys.sort()
+        self._order = keys.astype(np.uint32)   # keeps the lower half: the index
+        offset_draws = rng.draw(count)   # drawn in any case: the next epoch's order depends on it
+        if self._random_offsets:
+            last = np.maximum(self._samples.size[self._order] - 1, 0)
+            self._offsets = (last * (offset_draws / (2.0**32 - 2))).astype(np.int64)
+
+    def _open(self, place: int | np.ndarray, at_begin: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Begin and size, in tokens, of what a row takes from the sample(s) at this place of the shuffled order."""
+        place = place % len(self._samples)
+        sample = self._order[place]
+        begin, size = self._samples.begin[sample], self._samples.size[sample]
+        if self._random_offsets and not at_begin:
+            begin, size = begin + self._offsets[place], size - self._offsets[place]
+        return begin, size
+
+    def _plain_rows(self, n: int) -> np.ndarray:
+        """targets (n, ctx): one sample a row, EOS after its end."""
+        begin, size = self._open(self._next_sample + np.arange(n))
+        position = np.arange(self._ctx)
+        inside = position < size[:, None]
+        return np.where(inside, self._tokens[np.where(inside, begin[:, None] + position, 0)], self._eos)
+
+    def _filled_rows(self, n: int) -> tuple[np.ndarray, int]:
+        """targets (n, ctx) and the number of samples opened: where a sample ends the next follows in the same row."""
+        targets = np.empty((n, self._ctx), np.int32)
+        place = self._next_sample
+        for row in targets:
+            pieces = [self._text(*self._open(place))]
+            place += 1
+            length = pieces[0].size
+            while length < self._ctx:
+                pieces.append(self._separator)
+                length += self._separator.size
+                if length < self._ctx:
+                    text = self._text(*self._open(place, at_begin=True))
+                    place += 1
+                    pieces.append(text if text.size else self._eos)   # an empty sample shows as one EOS
+                    length += pieces[-1].size
+            row[:] = np.concatenate(pieces)[:self._ctx]
+        return targets, place - self._next_sample
+
+    def _text(self, begin: int, size: int) -> np.ndarray:
+        """The tokens of one sample, at most ctx."""
+        return self._tokens[begin:begin + min(size, self._ctx)]

@@ -1,0 +1,67 @@
+"""How many threads compute, decided in one place: one for each physical core that this process may use.
+
+Two hyper-threads of a core share its vector units, so for matrix products the second one adds contention and no speed.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def physical_cores(root: Path = Path("/")) -> int:
+    """Physical cores among the CPUs this process may run on, or its cgroup's CPU quota if that is less; at least 1.
+
+    root: the folder under which sys and proc are found.
+    """
+    try:
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+    cores = {_core(cpu, root) for cpu in cpus}
+    return max(1, min([len(cores), *(int(quota) for quota in _cpu_quotas(root))]))
+
+
+def _core(cpu: int, root: Path) -> str:
+    """The hyper-threads that share a core with `cpu`, as a key of that core; where nothing is known, the CPU itself."""
+    try:
+        return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    """CPUs' worth of time that each cgroup around this process allows it (versions 1 and 2), where one is set."""
+    try:
+        memberships = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in memberships:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = top / path.lstrip("/")
+        # In a container the path may be the host's; what holds there is then mounted at the top.
+        for folder in (group, *group.parents):
+            quota = _quota_v1(folder) if controllers else _quota_v2(folder)
+            if quota:
+                yield quota
+            if folder == top:
+                break
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    except (OSError, ValueError):
+        return None
+    return quota / period if quota > 0 else None

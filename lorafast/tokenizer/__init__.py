@@ -1,0 +1,162 @@
+"""Text to token ids and back, from the keys `tokenizer.ggml.*` of a GGUF alone. The ids are those of llama.cpp.
+
+Two kinds of tokenizer: SentencePiece (spm.py) and byte-level BPE (bpe.py), which cuts text into words first
+(pretokenizers.py). Both merge small pieces into larger ones (merge.py). What a file says about its tokens is read and
+checked in vocabulary.py.
+"""
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import FormatError
+from .bpe import ByteLevelBPE
+from .pretokenizers import PRE_TOKENIZERS
+from .spm import SentencePieceModel
+from .vocabulary import KEY, TokenType, Vocabulary, encode_text, read_vocabulary, string_list
+
+OTHER_MODELS = {
+    "bert": "WordPiece", "t5": "unigram", "rwkv": "RWKV", "plamo2": "PLaMo 2", "gemma4": "BPE on characters",
+    "hybriddna": "BPE and DNA", "whitespace": "whole words", "no_vocab": "no vocabulary", "none": "no vocabulary",
+}
+
+
+class HasMetadata(Protocol):
+    metadata: Mapping[str, Any]
+
+
+class Tokenizer:
+    """A vocabulary and the rules for cutting text into its tokens.
+
+    n_vocab, n_merges     sizes
+    bos_id, eos_id, unk_id, linefeed_id    special tokens, None where the model has none
+    eog_ids               the tokens at which generation stops
+    add_bos, add_eos      whether encode(add_special=True) adds them
+    vocab_type, pre       "SPM" or "BPE"; the name of the pre-tokenizer ("default" with SPM)
+    max_token_length      bytes of the longest token's text
+    warnings              lines for the user: what was odd in the file and how it was taken
+    """
+
+    def __init__(self, vocabulary: Vocabulary, model: SentencePieceModel | ByteLevelBPE, pre: str) -> None:
+        self._vocabulary = vocabulary
+        self._model = model
+        self.pre = pre
+        self.vocab_type = model.vocab_type
+        self.n_vocab = len(vocabulary.tokens)
+        self.n_merges = model.n_merges
+        self.bos_id = vocabulary.bos_id
+        self.eos_id = vocabulary.eos_id
+        self.unk_id = vocabulary.unk_id
+        self.linefeed_id = model.linefeed_id
+        self.add_bos = vocabulary.add_bos
+        self.add_eos = vocabulary.add_eos
+        self.eog_ids = vocabulary.eog_ids
+        self.warnings = vocabulary.warnings
+        self.max_token_length = max(len(encode_text(text)) for text in vocabulary.tokens)
+
+    def encode(self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False) -> np.ndarray:
+        """Returns the token ids of a text, int32 (n,).
+
+        add_special:   add BOS and EOS as the model asks for
+        parse_special: take the text of a control token (`</s>`) for that token; user-defined tokens always are
+        Malformed UTF-8 gives byte tokens (SentencePiece) or U+FFFD (BPE). Memory beyond text and ids is small.
+        """
+        ids = array("i")
+        if add_special and self.add_bos:
+            ids.append(self.bos_id)
+        after_special = True
+        data = encode_text(text) if isinstance(text, str) else bytes(text)
+        for fragment in self._vocabulary.special_fragments(data, parse_special):
+            if isinstance(fragment, int):
+                ids.append(fragment)
+            else:
+                self._model.encode(fragment, ids, after_special=after_special)
+            after_special = isinstance(fragment, int)
+        if add_special and self.add_eos:
+            ids.append(self.eos_id)
+        return np.asarray(ids, dtype=np.int32)
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = False) -> bytes:
+        """The inverse of encode. ids: token ids, each in [0, n_vocab).
+
+        skip_special: leave out control and unknown tokens instead of giving their text
+        continuation: the ids follow others, so a space they begin with is one
+        The space that encode puts before text that begins or follows a special token is taken away again.
+        """
+        out = bytearray()
+        after_special = not continuation
+        for token in ids:
+            type_ = self._vocabulary.types[token]
+            piece = self.token_bytes(token)
+            if after_special and self._model.add_space_prefix and type_ == TokenType.NORMAL:
+                piece = piece.removeprefix(b" ")
+            if not (skip_special and type_ in (TokenType.CONTROL, TokenType.UNKNOWN)):
+                out += piece
+            after_special = type_ in SPECIAL_TYPES
+        return bytes(out)
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = False) -> str:
+        """As decode_bytes, with U+FFFD for what is not UTF-8."""
+        return self.decode_bytes(ids, skip_special=skip_special, continuation=continuation).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to a text; a special token its own text."""
+        return self._pieces[token]
+
+    def token_text(self, token: int) -> str:
+        """A token as the vocabulary writes it: `<0x0A>` or `Ċ` for a line end, `▁the` or `Ġthe` with a space."""
+        return self._vocabulary.tokens[token]
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token is a mark and not text, such as BOS or the end of a turn."""
+        return self._vocabulary.types[token] == TokenType.CONTROL
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        return [
+            encode_text(text) if type_ in SPECIAL_TYPES else self._model.token_bytes(token)
+            for token, (text, type_) in enumerate(zip(self._vocabulary.tokens, self._vocabulary.types))
+        ]
+
+
+SPECIAL_TYPES = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+
+
+def load_tokenizer(gguf: HasMetadata) -> Tokenizer:
+    """Makes the tokenizer of a model from its metadata.
+
+    Raises FormatError, one line that names the key, where the vocabulary is missing, broken, or of another kind.
+    """
+    metadata = gguf.metadata
+    model = metadata.get(KEY + "model")
+    if model == "llama":
+        return _sentence_piece(metadata)
+    if model == "gpt2":
+        return _byte_level_bpe(metadata)
+    if model is None:
+        raise FormatError(f"{KEY}model is missing: the file has no tokenizer")
+    kind = f" ({OTHER_MODELS[model]})" if model in OTHER_MODELS else ""
+    raise FormatError(f"{KEY}model is {model!r}{kind}: lorafast knows 'llama' (SentencePiece) and 'gpt2' (byte-level BPE)")
+
+
+def _sentence_piece(metadata: Mapping[str, Any]) -> Tokenizer:
+    if KEY + "scores" not in metadata:
+        raise FormatError(f"{KEY}scores is missing: without it a SentencePiece vocabulary can't be used")
+    vocabulary = read_vocabulary(metadata, add_bos=True, bos=1, eos=2, unk=0)
+    model = SentencePieceModel(vocabulary, add_space_prefix=bool(metadata.get(f"{KEY}add_space_prefix", True)))
+    return Tokenizer(vocabulary, model, "default")
+
+
+def _byte_level_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
+    name = metadata.get(f"{KEY}pre", "") or "default"
+    pre = PRE_TOKENIZERS.get(name)
+    if pre is None:
+        raise FormatError(f"{KEY}pre is {name!r}: lorafast does not know how this pre-tokenizer cuts text into words")
+    vocabulary = read_vocabulary(metadata, add_bos=pre.add_bos, bos=pre.default_bos, eos=11, unk=None)
+    if not metadata.get(f"{KEY}pre"):
+        vocabulary.warnings.append(f"{KEY}pre is missing: using 'default', which may not be what the model was trained with")
+    return Tokenizer(vocabulary, ByteLevelBPE(vocabulary, string_list(metadata, "merges"), pre), name)

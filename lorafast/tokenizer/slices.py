@@ -1,0 +1,34 @@
+"""Cuts long texts where tokens never join, so that encoding needs memory for one slice and not for the whole text."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+SLICE_BYTES = 1 << 20
+
+
+def slices(text: bytes, size: int = SLICE_BYTES) -> Iterator[bytes]:
+    """Yields slices of at least `size` bytes, each but the last ending with a line end between two words (_ends_line)."""
+    start = 0
+    while start < len(text):
+        end = text.find(b"\n", start + size) + 1
+        while end and not _ends_line(text, end):
+            end = text.find(b"\n", end) + 1
+        end = end or len(text)
+        yield text[start:end]
+        start = end
+
+
+def _ends_line(text: bytes, end: int) -> bool:
+    """Whether text[:end] ends with a line end that has neither space, nor another line end, nor bad UTF-8 beside it.
+
+    A malformed sequence can take in the three bytes after its first, so six bytes back tell what reaches the line end.
+    """
+    try:
+        before = text[max(0, end - 7):end - 1].lstrip(CONTINUATION).decode()
+        after = text[end:end + 4].decode("utf-8", "ignore")
+    except UnicodeDecodeError:
+        return False
+    return before != "" and not before[-1].isspace() and after != "" and after[0].isalnum()
+
+
+CONTINUATION = bytes(range(0x80, 0xc0))

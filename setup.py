@@ -1,0 +1,36 @@
+"""Builds the kernels: one extension module for each kernels/*.pyx, placed in lorafast/kernels. All else is in pyproject.toml.
+
+LORAFAST_NO_OPENMP=1   build without OpenMP (single-threaded); otherwise a compiler without it is an error
+LORAFAST_ONLY=a,b      build only these kernels
+"""
+import os
+import sys
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+MSVC = sys.platform == "win32"
+if MSVC:
+    sys.exit("lorafast's kernels use GCC vector extensions: build under Linux, macOS (GCC) or WSL")
+
+openmp = [] if os.environ.get("LORAFAST_NO_OPENMP") else ["-fopenmp"]
+compile_args = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-unused-function", *openmp]
+
+root = Path(__file__).parent
+only = [name for name in os.environ.get("LORAFAST_ONLY", "").split(",") if name]
+headers = [str(p.relative_to(root)) for p in sorted(root.glob("kernels/*.h"))]
+extensions = [
+    Extension(
+        f"lorafast.kernels.{source.stem}",
+        [str(source.relative_to(root))],
+        depends=headers,
+        include_dirs=["kernels"],
+        extra_compile_args=compile_args,
+        extra_link_args=openmp,
+    )
+    for source in sorted(root.glob("kernels/*.pyx"))
+    if not only or source.stem in only
+]
+
+setup(ext_modules=cythonize(extensions, build_dir="build/cython", quiet=True))

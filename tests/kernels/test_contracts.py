@@ -1,0 +1,320 @@
+"""What every kernel promises, tested on all of them at once. A new op is a new entry of OPS; a test tells if it is missing."""
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from make_models import random_blocks
+from numerics import nmse
+
+import lorafast.kernels
+from lorafast.ggml_types import GGMLType
+from lorafast.kernels.build_info import available_isas
+from lorafast.kernels.linear import Weight
+from lorafast.quants import dequantize
+from lorafast.reference import attention as attention_twin
+from lorafast.reference import rms_norm as rms_norm_twin
+
+ROWS = (1, 3, 5)
+WIDTHS = (1, 7, 33, 64, 515)
+FLOAT32 = 1e-12        # NMSE against the twin in float64: rounding, and sums of a few hundred values in float32
+BFLOAT16_PIECES = 1e-10      # measured 2e-11 on AMX, which multiplies bfloat16 pieces
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Op:
+    module: str
+    name: str
+    make: Callable[[np.random.Generator, int, int], Arguments]     # (rng, rows, width) -> arguments but n_threads
+    out: tuple[str, ...] = ()                  # overwritten
+    accumulated: tuple[str, ...] = ()          # added to
+    changed: tuple[str, ...] = ()              # read and written
+    widths: tuple[int, ...] = WIDTHS
+    limit: float = FLOAT32
+    free_width: tuple[str, ...] = ()           # inputs whose width nothing else fixes
+
+    @property
+    def kernel(self) -> Callable:
+        return getattr(importlib.import_module(f"lorafast.kernels.{self.module}"), self.name)
+
+    @property
+    def twin(self) -> Callable:
+        return getattr(importlib.import_module(f"lorafast.reference.{self.module}"), self.name)
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        return self.out + self.accumulated + self.changed
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def new(*shape):
+    return np.full(shape, np.nan, np.float32)
+
+
+def rms_norm_forward(rng, T, C):
+    return dict(y=new(T, C), rstd=new(T), x=normal(rng, T, C), gain=normal(rng, C), eps=1e-5)
+
+
+def rms_norm_backward(rng, T, C):
+    x, gain, rstd = normal(rng, T, C), normal(rng, C), new(T)
+    rms_norm_twin.rms_norm_forward(new(T, C), rstd, x, gain, 1e-5, 1)
+    return dict(dx=normal(rng, T, C), dgain=normal(rng, C), dy=normal(rng, T, C), x=x, gain=gain, rstd=rstd)
+
+
+def rope_inputs(rng, T, n_rot):
+    angle = normal(rng, 9, n_rot // 2)
+    positions = rng.integers(0, 9, T, dtype=np.int32)
+    return dict(cos=np.cos(angle), sin=np.sin(angle), positions=positions, n_head=3, interleaved=True)
+
+
+def rope_forward(rng, T, n_rot):
+    x = normal(rng, T, 3 * (n_rot + 2))
+    return dict(y=new(*x.shape), x=x, **rope_inputs(rng, T, n_rot))
+
+
+def rope_backward(rng, T, n_rot):
+    dy = normal(rng, T, 3 * (n_rot + 2))
+    return dict(dx=normal(rng, *dy.shape), dy=dy, **rope_inputs(rng, T, n_rot))
+
+
+def gated_forward(rng, T, F):
+    return dict(h=new(T, F), gate=normal(rng, T, F), up=normal(rng, T, F))
+
+
+def gated_backward(rng, T, F):
+    return {name: normal(rng, T, F) for name in ("dgate", "dup", "dh", "gate", "up")}
+
+
+def targets(rng, T, V):
+    return rng.integers(-1, V, T, dtype=np.int32)
+
+
+def cross_entropy_forward(rng, T, V):
+    return dict(loss=new(T), logits=normal(rng, T, V), targets=targets(rng, T, V))
+
+
+def cross_entropy_backward(rng, T, V):
+    return dict(dlogits=normal(rng, T, V), dloss=normal(rng, T), logits=normal(rng, T, V), targets=targets(rng, T, V))
+
+
+def cross_entropy_forward_backward(rng, T, V):
+    return dict(loss=new(T), logits=normal(rng, T, V), targets=targets(rng, T, V), dloss=normal(rng, T))
+
+
+def adam_step(rng, T, n):
+    param, m, v, grad = normal(rng, 4, T * n)
+    return dict(param=param, m=m, v=v**2, grad=grad, grad_scale=0.5, beta1=0.875, beta2=0.96875, a_t=0.125, c_t=2.0,
+                eps=1e-8, decay=0.0078125)
+
+
+def sum_of_squares(rng, T, n):
+    return dict(x=normal(rng, T * n))
+
+
+def embedding_forward(rng, T, C):
+    return dict(y=new(T, C), tokens=rng.integers(0, 11, T, dtype=np.int32),
+                weight=random_blocks(rng, GGMLType.Q8_0, 11, C), type=int(GGMLType.Q8_0))
+
+
+def dequantize_rows(rng, T, K):
+    return dict(out=new(T, K), data=random_blocks(rng, GGMLType.Q4_1, T, K), type=int(GGMLType.Q4_1))
+
+
+def attention_inputs(rng, T, D):
+    """Two sequences, the first with keys from before its queries; 4 heads on 2 key and value heads, a window of 20."""
+    n_keys, first = T + 3 if T else 0, T // 3
+    return dict(q=normal(rng, T, 4 * D), k=normal(rng, n_keys, 2 * D), v=normal(rng, n_keys, 2 * D),
+                q_begin=np.array([0, first, T], np.int32), k_begin=np.array([0, first + n_keys - T, n_keys], np.int32),
+                scale=D**-0.5, window=20, n_head=4, n_head_kv=2)
+
+
+def attention_forward(rng, T, D):
+    return dict(o=new(T, 4 * D), lse=new(T, 4), **attention_inputs(rng, T, D))
+
+
+def attention_backward(rng, T, D):
+    inputs = attention_inputs(rng, T, D)
+    o, lse = new(T, 4 * D), new(T, 4)
+    attention_twin.attention_forward(o, lse, **inputs)
+    q, k, v = inputs.pop("q"), inputs.pop("k"), inputs.pop("v")
+    return dict(dq=normal(rng, *q.shape), dk=normal(rng, *k.shape), dv=normal(rng, *v.shape), do=normal(rng, *o.shape),
+                q=q, k=k, v=v, o=o, lse=lse, **inputs)
+
+
+def lora_forward(rng, T, K):
+    return dict(h=new(T, 3), x=normal(rng, T, K), A=normal(rng, 3, K), scale=0.5)
+
+
+def lora_backward(rng, T, K):
+    return dict(c=new(T, 3), dA=normal(rng, 3, K), dB=normal(rng, 3, 21), dy=normal(rng, T, 21), x=normal(rng, T, K),
+                B=normal(rng, 3, 21), h=normal(rng, T, 3), scale=0.5)
+
+
+class KnownWeight(Weight):
+    dense: np.ndarray      # what the twin takes
+
+
+def weights(rng, K):
+    known = []
+    for type, N in ((GGMLType.Q8_0, 40), (GGMLType.F32, 19)):
+        blocks = random_blocks(rng, type, N, K)
+        known.append(KnownWeight(blocks, int(type), K))
+        known[-1].dense = dequantize(blocks, type).astype(np.float64)
+    return known
+
+
+def linear_forward(rng, T, K):
+    return dict(ys=[new(T, 40), new(T, 19)], x=normal(rng, T, K), weights=weights(rng, K),
+                low_rank=[(normal(rng, T, 2), normal(rng, 2, 40)), None], residual=None)
+
+
+def linear_backward(rng, T, K):
+    return dict(dx=normal(rng, T, K), dys=[normal(rng, T, 40), normal(rng, T, 19)], weights=weights(rng, K),
+                low_rank=[None, (normal(rng, T, 2), normal(rng, 2, K))])
+
+
+EVEN = (2, 6, 34, 64, 514)
+BLOCKS = (32, 96, 512)
+HEADS = (1, 7, 33, 64)
+
+OPS = [
+    Op("rms_norm", "rms_norm_forward", rms_norm_forward, out=("y", "rstd")),
+    Op("rms_norm", "rms_norm_backward", rms_norm_backward, accumulated=("dx", "dgain")),
+    Op("rope", "rope_forward", rope_forward, out=("y",), widths=EVEN),
+    Op("rope", "rope_backward", rope_backward, accumulated=("dx",), widths=EVEN),
+    Op("swiglu", "swiglu_forward", gated_forward, out=("h",)),
+    Op("swiglu", "swiglu_backward", gated_backward, accumulated=("dgate", "dup")),
+    Op("swiglu", "geglu_forward", gated_forward, out=("h",)),
+    Op("swiglu", "geglu_backward", gated_backward, accumulated=("dgate", "dup")),
+    Op("cross_entropy", "cross_entropy_forward", cross_entropy_forward, out=("loss",), free_width=("logits",)),
+    Op("cross_entropy", "cross_entropy_backward", cross_entropy_backward, accumulated=("dlogits",)),
+    Op("cross_entropy", "cross_entropy_forward_backward", cross_entropy_forward_backward, out=("loss",),
+       changed=("logits",), free_width=("logits",)),
+    Op("adam", "adam_step", adam_step, changed=("param", "m", "v")),
+    Op("adam", "sum_of_squares", sum_of_squares),
+    Op("embedding", "embedding_forward", embedding_forward, out=("y",), widths=BLOCKS),
+    Op("embedding", "dequantize_rows", dequantize_rows, out=("out",), widths=BLOCKS),
+    Op("attention", "attention_forward", attention_forward, out=("o", "lse"), widths=HEADS),
+    Op("attention", "attention_backward", attention_backward, accumulated=("dq", "dk", "dv"), widths=HEADS),
+    Op("lora", "lora_forward", lora_forward, out=("h",)),
+    Op("lora", "lora_backward", lora_backward, out=("c",), accumulated=("dA", "dB")),
+    Op("linear", "linear_forward", linear_forward, out=("ys",), widths=BLOCKS, limit=BFLOAT16_PIECES),
+    Op("linear", "linear_backward", linear_backward, accumulated=("dx",), widths=BLOCKS, limit=BFLOAT16_PIECES),
+]
+every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+
+
+def arrays(value: Any) -> list[np.ndarray]:
+    """The arrays of an argument, which may be a list of them."""
+    if isinstance(value, (list, tuple)):
+        return [array for item in value for array in arrays(item)]
+    return [value] if isinstance(value, np.ndarray) else []
+
+
+def as_float64(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(as_float64(item) for item in value)
+    if isinstance(value, KnownWeight):
+        return value.dense
+    return value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype == np.float32 else value
+
+
+def results(op: Op, arguments: Arguments, returned: Any) -> list[np.ndarray]:
+    """Everything the op gave back: its return value, if it has one, and the arrays that it wrote."""
+    written = [array for name in op.written for array in arrays(arguments[name])]
+    return written if returned is None else [np.array(returned), *written]
+
+
+def run(op: Op, rows: int, width: int, n_threads: int = 1) -> list[np.ndarray]:
+    """Runs the kernel on inputs that are read-only, as the mapping of a model file is."""
+    arguments = op.make(np.random.default_rng(0), rows, width)
+    for name, value in arguments.items():
+        for array in arrays(value):
+            array.flags.writeable = name in op.written
+    return results(op, arguments, op.kernel(**arguments, n_threads=n_threads))
+
+
+def test_no_op_is_forgotten():
+    for module in pkgutil.iter_modules(lorafast.kernels.__path__):
+        if module.name != "build_info":
+            kernels = vars(importlib.import_module(f"lorafast.kernels.{module.name}"))
+            public = {name for name, value in kernels.items()
+                      if type(value).__name__ == "cython_function_or_method" and not name.startswith("_")}
+            assert public == {op.name for op in OPS if op.module == module.name}, module.name
+
+
+@every_op
+def test_signature_equals_twin(op):
+    assert list(inspect.signature(op.kernel).parameters) == list(inspect.signature(op.twin).parameters)
+
+
+@every_op
+def test_equals_twin_at_odd_sizes(op, isa):
+    """Outputs are overwritten, for they begin as NaN here; gradients are added to what was there."""
+    for rows in ROWS:
+        for width in op.widths:
+            exact = {name: as_float64(value) for name, value in op.make(np.random.default_rng(0), rows, width).items()}
+            expected = results(op, exact, op.twin(**exact, n_threads=1))
+            for got, wanted in zip(run(op, rows, width), expected, strict=True):
+                assert nmse(got, wanted) < op.limit, (rows, width)
+
+
+@every_op
+def test_no_rows(op, isa):
+    run(op, 0, op.widths[-1])
+
+
+@every_op
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_threads_give_equal_bits(op, isa, n_threads):
+    rows, width = 130, op.widths[-1]          # enough work for threads_for to grant threads
+    for one, several in zip(run(op, rows, width), run(op, rows, width, n_threads), strict=True):
+        np.testing.assert_array_equal(one, several)
+
+
+@every_op
+def test_every_isa_equals_scalar(op, monkeypatch):
+    rows, width = 40, op.widths[-1]
+    monkeypatch.setenv("LORAFAST_ISA", "scalar")
+    scalar = run(op, rows, width)
+    for isa in available_isas()[1:]:
+        monkeypatch.setenv("LORAFAST_ISA", isa)
+        for got, wanted in zip(run(op, rows, width), scalar, strict=True):
+            assert nmse(got, wanted) < op.limit, isa
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.accumulated], ids=lambda op: op.name)
+def test_backward_twice_is_double(op, isa):
+    arguments = op.make(np.random.default_rng(0), 5, op.widths[-1])
+    gradients = [array for name in op.accumulated for array in arrays(arguments[name])]
+    for array in gradients:
+        array[:] = 0
+    op.kernel(**arguments, n_threads=1)
+    once = [array.copy() for array in gradients]
+    op.kernel(**arguments, n_threads=1)
+    for array, first in zip(gradients, once):
+        assert first.any()
+        np.testing.assert_allclose(array, 2 * first, rtol=1e-5, atol=1e-6 * np.abs(first).max())
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.written], ids=lambda op: op.name)
+def test_wrong_shapes_are_refused_by_name(op):
+    for name, value in op.make(np.random.default_rng(0), 3, op.widths[-1]).items():
+        if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+            continue
+        for axis in range(1 if name in op.free_width else value.ndim):
+            arguments = op.make(np.random.default_rng(0), 3, op.widths[-1])
+            shape = list(value.shape)
+            shape[axis] += 1
+            arguments[name] = np.zeros(shape, np.float32)
+            with pytest.raises(ValueError, match=f"^{op.name}: .*(shape|rows of|wanted)"):
+                op.kernel(**arguments, n_threads=1)

@@ -1,0 +1,34 @@
+"""Blocks of every trainable type for tests: random, zero and one bits; scales of both signs, huge, subnormal, zero."""
+import numpy as np
+
+from lorafast.ggml_types import GGMLType
+
+TRAINABLE = [type for type in GGMLType if type.is_trainable]
+
+F16_FIELDS = {
+    GGMLType.F16: [0], GGMLType.Q8_0: [0], GGMLType.Q4_0: [0], GGMLType.Q4_1: [0, 2], GGMLType.Q5_0: [0],
+    GGMLType.Q5_1: [0, 2], GGMLType.Q2_K: [80, 82], GGMLType.Q3_K: [108], GGMLType.Q4_K: [0, 2], GGMLType.Q5_K: [0, 2],
+    GGMLType.Q6_K: [208], GGMLType.IQ4_NL: [0], GGMLType.IQ4_XS: [0],
+}
+"""Where each block has its float16 scales, in bytes."""
+
+SCALES = np.array([1.0, -1.0, 0.0, -0.0, 65504.0, -65504.0, 2.0**-14, 2.0**-24, -(2.0**-24), 1023 * 2.0**-24, 0.1,
+                   -0.013], np.float16)
+
+
+def blocks_of_every_kind(type: GGMLType) -> np.ndarray:
+    """uint8 (3, bytes per row) whose values are all finite: rows of random, zero and one bits, with every scale."""
+    rng = np.random.default_rng(int(type))
+    n_blocks = 4 * len(SCALES)
+    if type in (GGMLType.F32, GGMLType.BF16):
+        values = rng.standard_normal((3, n_blocks * 8)).astype(np.float32) * np.float32(10.0)**rng.integers(-38, 38)
+        values[:, :6] = [0.0, -0.0, 3e38, -3e38, 1e-44, -1e-38]
+        stored = values if type is GGMLType.F32 else (values.view(np.uint32) >> 16).astype("<u2")
+        return stored.view(np.uint8)
+    size = n_blocks, type.type_size
+    random_bits = rng.integers(0, 256, size, dtype=np.uint8)
+    bits = np.stack([random_bits, np.zeros_like(random_bits), np.full_like(random_bits, 255)])
+    for position in F16_FIELDS[type]:
+        scales = np.stack([rng.permutation(np.resize(SCALES, n_blocks)) for _ in range(3)])
+        bits[:, :, position:position + 2] = scales.view(np.uint8).reshape(3, n_blocks, 2)
+    return bits.reshape(3, -1)

@@ -1,0 +1,119 @@
+"""The command line from outside: exit statuses, one-line errors, help, and what it hands to the commands."""
+import dataclasses
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from lorafast import cli
+from lorafast.errors import FormatError
+
+ROOT = Path(__file__).parent.parent
+
+
+def lorafast(*argv: str, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "lorafast", *argv], capture_output=True, text=True, cwd=ROOT, **kwargs)
+
+
+def replace_finetune(monkeypatch, run) -> None:
+    command = dataclasses.replace(cli.COMMANDS["finetune"], run=run)
+    monkeypatch.setitem(cli.COMMANDS, "finetune", command)
+
+
+def raising(error):
+    def run(config):
+        raise error
+    return run
+
+
+@pytest.mark.parametrize("argv, status, shown", [
+    ([], 2, "which command?"),
+    (["fine-tune"], 2, "did you mean finetune?"),
+    (["finetune"], 2, "--model-base is missing"),
+    (["finetune", "--ctx", "12abc"], 2, "--ctx 12abc"),
+    (["finetune", "--modelbase", "x"], 2, "did you mean --model-base?"),
+])
+def test_usage_errors(capsys, argv, status, shown):
+    assert cli.main(argv) == status
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("lorafast: error: ") and shown in err
+
+
+@pytest.mark.parametrize("error, status, shown", [
+    (FormatError("m.gguf: is no\nGGUF file"), 1, "lorafast: error: m.gguf: is no GGUF file\n"),
+    (KeyboardInterrupt(), 130, "lorafast: interrupted\n"),
+    (MemoryError(), 1, "lorafast: error: out of memory\n"),
+    (OSError(28, "No space left on device", "x"), 1, "lorafast: error: [Errno 28] No space left on device: 'x'\n"),
+    (ZeroDivisionError("division by zero"), 1, "lorafast: error: a bug in lorafast, please report it with what "
+                                               "LORAFAST_DEBUG=1 shows: ZeroDivisionError: division by zero\n"),
+])
+def test_failures_are_one_line(monkeypatch, capsys, error, status, shown):
+    monkeypatch.delenv("LORAFAST_DEBUG", raising=False)
+    replace_finetune(monkeypatch, raising(error))
+    assert cli.main(["finetune", "--model-base", "m"]) == status
+    assert capsys.readouterr().err == shown
+
+
+def test_debugging_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv("LORAFAST_DEBUG", "1")
+    replace_finetune(monkeypatch, raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["finetune", "--model-base", "m"])
+
+
+@pytest.mark.parametrize("interrupted, status", [(False, 0), (True, 130)])
+def test_finetune_gets_its_options_and_a_log(monkeypatch, capsys, interrupted, status):
+    seen = []
+
+    def finetune(config, log):
+        seen.append((config, log))
+        return types.SimpleNamespace(interrupted=interrupted)
+
+    train = types.ModuleType("lorafast.train")
+    train.finetune = finetune
+    monkeypatch.setitem(sys.modules, "lorafast.train", train)
+    assert cli.main(["finetune", "--model_base", "m", "-ngl", "3"]) == status
+    (config, log), = seen
+    assert config.model_base == "m" and config.n_gpu_layers == 3 and hasattr(log, "iteration")
+    assert capsys.readouterr().err.startswith("lorafast: warning: -ngl has no effect")
+
+
+def test_generated_text_appears_as_it_comes(monkeypatch, capsys):
+    sample = types.ModuleType("lorafast.sample")
+    sample.generate = lambda config, write: [write(piece) for piece in (config.prompt, "x", "\udcff")]
+    monkeypatch.setitem(sys.modules, "lorafast.sample", sample)
+    assert cli.main(["generate", "-m", "m", "-p", "-n", "--lora", "a", "--lora", "b"]) == 0
+    assert capsys.readouterr().out == "-nx\\udcff"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["finetune", "--help"], ["generate", "-h"]])
+def test_help_is_on_stdout_in_80_columns(argv):
+    result = lorafast(*argv)
+    assert result.returncode == 0 and result.stderr == ""
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_help_loads_nothing_heavy():
+    code = ("import sys, lorafast.cli; lorafast.cli.main(['finetune', '--help']); "
+            "print([name for name in ('numpy', 'rich', 'sentencepiece', 'tokenizers') if name in sys.modules])")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.endswith("\n[]\n")
+
+
+def test_version():
+    result = lorafast("--version")
+    assert result.returncode == 0 and result.stdout.startswith("lorafast 0.")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that break")
+def test_a_reader_that_goes_away_is_no_error():
+    # Nothing reads the other end of this pipe.
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run([sys.executable, "-m", "lorafast", "finetune", "--help"], stdout=writer,
+                            stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writer)
+    assert result.returncode == cli.READER_GONE and result.stderr == ""
