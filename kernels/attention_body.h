@@ -148,6 +148,14 @@ static void FN(attention_forward_rows)(const attention *a, int seq, int head_kv,
         const long index = (a->k_begin[seq] + key) * a->n_head_kv + head_kv;
         FN(pack)(k, a->k + index * d, a->n_head_kv * d, w.n_keys, d);
         FN(pack)(v, a->v + index * dv, a->n_head_kv * dv, w.n_keys, dv);
+#ifdef PREFETCH
+        const int ahead = key_end - key - w.n_keys < w.n_keys ? key_end - key - w.n_keys : w.n_keys;
+        for (int j = 0; j < ahead; j++) {
+            const long next = index + (w.n_keys + j) * a->n_head_kv;
+            for (int c = 0; c < d; c += 16) __builtin_prefetch(a->k + next * d + c, 0, PREFETCH);
+            for (int c = 0; c < dv; c += 16) __builtin_prefetch(a->v + next * dv + c, 0, PREFETCH);
+        }
+#endif
         FN(product_of_columns)(w.n_keys, w.n_lanes, d, w.rows, p, ROW_TILE, k, d_padded, q_t, ROW_TILE);
         FN(online_softmax)(p, maximum, sum, decay, &w);
         FN(product)(FN(DECAY_AND_ADD), n_rows, dv_padded, w.keys, o, dv_padded, p, 1, ROW_TILE, v, dv_padded, decay);

@@ -7,7 +7,7 @@
  */
 #if VF_WIDTH == 16
 #ifndef STRIP512
-#define STRIP512 8
+#define STRIP512 12
 #endif
 #define STRIP STRIP512                /* 16 accumulators, 2 vectors of B and 1 broadcast of the 32 registers: 10 loads for 16 multiply-adds */
 #else
@@ -95,9 +95,9 @@ VF_INLINE void FN(transpose)(vf *square) {
     }
 }
 
-/* 2^x for x < 128 to 1e-7; exactly 0 below -100, where float32 sums with a term near 1 don't notice the difference.
- * x = n + r with n an integer and |r| <= 1/2; 2^r by a minimax polynomial. */
+/* 2^x for x < 128 to 1e-7, exactly 0 below -127. x = n + r, n an integer, |r| <= 1/2; 2^r by a minimax polynomial. */
 VF_INLINE vf FN(exp2)(vf x) {
+    x = vf_max(vf_set1(-127.0f), x);                            /* n = -127 makes the exponent bits 0, and so the result; NaN stays */
     const vf shift = vf_set1(12582912.0f + 127);                /* 1.5 * 2^23 + the exponent's bias: adding it rounds to an integer, */
     const vf shifted = x + shift;                               /* whose biased value is left in the low bits */
     const vf r = x - (shifted - shift);
@@ -108,5 +108,5 @@ VF_INLINE vf FN(exp2)(vf x) {
     p = p * r + 2.40226469e-1f;
     p = p * r + 6.93147206e-1f;
     p = p * r + 1.0f;
-    return vf_select(x < vf_set1(-100.0f), vf_set1(0), p * (vf)((vi)shifted << 23));
+    return p * (vf)((vi)shifted << 23);
 }

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Softmax and cross entropy on token ids, in nats, with the original's small constant in the logarithm.
 
-That constant caps a loss at 20.72. The gradient is the original's too: softmax - onehot with p (1 - 1e-9) + 1e-9 for the
-softmax p, which is the derivative of the loss up to 1e-9 / p.
+That constant caps a loss at 20.72. The gradient is the original's too: p - onehot with p (1 - 1e-9) + 1e-9 in place of p,
+which is the derivative of the loss up to 1e-9 / p.
 """
 from cython.parallel cimport prange
 

@@ -2,8 +2,8 @@
 
 #define CROSS_ENTROPY_BLOCK 2048
 
-/* max = max_v x[v] and sum = sum_v exp(x[v] - max), in one pass: block by block, the sum being rescaled when the maximum
- * grows. A block's sum is taken in float32 over VF_WIDTH lanes, the sum over blocks in float64. */
+/* max = max_v x[v] and sum = sum_v exp(x[v] - max), in one pass: block by block, the sum being rescaled when the
+ * maximum grows. A block's sum is taken in float32 over VF_WIDTH lanes, the sum over blocks in float64. */
 static void FN(softmax_sum)(float *max, double *sum, const float *x, ptrdiff_t V) {
     *max = -FLT_MAX;
     *sum = 0;

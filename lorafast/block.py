@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .buffers import Buffers, empty
 from .gguf import GGUFFile
 from .hparams import HParams
 from .kernels.attention import attention_backward, attention_forward
@@ -31,52 +32,44 @@ class Rows:
     k_begin: np.ndarray
 
     @staticmethod
-    def of_batch(n_rows: int, ctx: int) -> Rows:
-        """`n_rows` sequences of `ctx` tokens."""
-        begin = np.arange(0, (n_rows + 1) * ctx, ctx, dtype=np.int32)
-        return Rows(np.tile(np.arange(ctx, dtype=np.int32), n_rows), begin, begin)
+    def of(begin: np.ndarray) -> Rows:
+        """Whole sequences, the i-th from row begin[i] to begin[i + 1]."""
+        positions = np.arange(begin[-1], dtype=np.int32) - np.repeat(begin[:-1], np.diff(begin))
+        return Rows(positions.astype(np.int32), begin, begin)
 
 
-class Saved:
+class Saved(Buffers):
     """What backward needs of a block's forward pass on T tokens: everything that is not cheap to compute again."""
 
     def __init__(self, block: Block, T: int, adapter: Adapter) -> None:
         hp = block.hparams
         size = hp.sizes
-        self.rstd1, self.rstd2 = _empty(T), _empty(T)
-        self.q, self.k, self.v = _empty(T, size["H*D"]), _empty(T, size["HKV*D"]), _empty(T, size["HKV*DV"])
-        self.o, self.lse = _empty(T, size["H*DV"]), _empty(T, hp.n_head)
-        self.x1 = _empty(T, hp.n_embd)
-        self.gate, self.up = _empty(T, hp.n_ff), _empty(T, hp.n_ff)
+        self.rstd1, self.rstd2 = empty(T), empty(T)
+        self.q, self.k, self.v = empty(T, size["H*D"]), empty(T, size["HKV*D"]), empty(T, size["HKV*DV"])
+        self.o, self.lse = empty(T, size["H*DV"]), empty(T, hp.n_head)
+        self.x1 = empty(T, hp.n_embd)
+        self.gate, self.up = empty(T, hp.n_ff), empty(T, hp.n_ff)
         self.h_qkv, self.h_output, self.h_gate_up, self.h_down = (
-            [_empty(T, rank) for rank in group.ranks(adapter)] for group in block.groups)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for value in vars(self).values() for array in (value if isinstance(value, list) else [value]))
+            [empty(T, rank) for rank in group.ranks(adapter)] for group in block.groups)
 
 
-class Gradients:
+class Gradients(Buffers):
     """Buffers that the backward passes of all blocks share."""
 
     def __init__(self, hp: HParams, T: int) -> None:
         size = hp.sizes
-        self.normed, self.d_normed = _empty(T, hp.n_embd), _empty(T, hp.n_embd)
-        self.dq, self.dk, self.dv = _empty(T, size["H*D"]), _empty(T, size["HKV*D"]), _empty(T, size["HKV*DV"])
-        self.do = _empty(T, size["H*DV"])
-        self.act, self.d_act = _empty(T, hp.n_ff), _empty(T, hp.n_ff)
-        self.d_gate, self.d_up = _empty(T, hp.n_ff), _empty(T, hp.n_ff)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in vars(self).values())
+        self.normed, self.d_normed = empty(T, hp.n_embd), empty(T, hp.n_embd)
+        self.dq, self.dk, self.dv = empty(T, size["H*D"]), empty(T, size["HKV*D"]), empty(T, size["HKV*DV"])
+        self.do = empty(T, size["H*DV"])
+        self.act, self.d_act = empty(T, hp.n_ff), empty(T, hp.n_ff)
+        self.d_gate, self.d_up = empty(T, hp.n_ff), empty(T, hp.n_ff)
 
 
 class KVCache:
     """Keys and values of one sequence in one block, `n_ctx` positions at most."""
 
     def __init__(self, hp: HParams, n_ctx: int) -> None:
-        self.k, self.v = _empty(n_ctx, hp.sizes["HKV*D"]), _empty(n_ctx, hp.sizes["HKV*DV"])
+        self.k, self.v = empty(n_ctx, hp.sizes["HKV*D"]), empty(n_ctx, hp.sizes["HKV*DV"])
 
 
 class Block:
@@ -175,7 +168,3 @@ class Block:
     def rotate(self, heads: np.ndarray, n_head: int, sin: np.ndarray, rows: Rows, n_threads: int) -> None:
         """RoPE in place."""
         rope_forward(heads, heads, self.cos, sin, rows.positions, n_head, self.hparams.architecture.rope_interleaved, n_threads)
-
-
-def _empty(*shape: int) -> np.ndarray:
-    return np.empty(shape, np.float32)

@@ -217,6 +217,9 @@ class Checkpoint:
         self._check_geometry(geometry)
         self._check_ranks(_ranks_by_role(adapter.specs))
         self._check_tensors(adapter)
+        if self.alpha is None and adapter.scale != 1:
+            raise LoraFastError(f"{self.path}: was trained with scale 1, as the original always did, this run has "
+                                f"{adapter.alpha:g} / {adapter.r}; pass --lora-alpha {adapter.r}")
         if self.alpha is not None and self.alpha / self.r != adapter.scale:
             raise LoraFastError(f"{self.path}: was trained with alpha {self.alpha:g} and r {self.r}, this run has "
                                 f"{adapter.alpha:g} and {adapter.r}; "
@@ -359,7 +362,7 @@ def _read_pairs(file: GGUFFile, ranks: Mapping[str, int]) -> dict[str, Pair]:
         if suffix in ("lora_a", "lora_b") and split_name(base)[1]:
             parts.setdefault(base, {})[suffix] = _read_part(file.path, tensor, ranks[split_name(base)[1]])
         elif not name.startswith("optimizer."):
-            raise FormatError(f"{file.path}: tensor '{name}' does not belong in a checkpoint")
+            raise FormatError(f"{file.path}: tensor {name!r} does not belong in a checkpoint")
     for base, pair in parts.items():
         if len(pair) != 2:
             missing = "lora_b" if "lora_a" in pair else "lora_a"

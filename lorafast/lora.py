@@ -41,7 +41,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class PairSpec:
-    """One adapted tensor: `name` is the base tensor's, of shape (n_out, n_in) = (N, K); a norm's gain counts as (1, C)."""
+    """One adapted tensor: the base tensor's `name`, its shape (n_out, n_in) = (N, K); a norm's gain is (1, C)."""
 
     name: str
     kind: Literal["linear", "norm", "embedding"]

@@ -7,12 +7,14 @@ from __future__ import annotations
 import numpy as np
 
 from .block import Block, Gradients, KVCache, Rows, Saved
+from .buffers import Buffers, empty
 from .gguf import GGUFFile
 from .hparams import HParams
 from .kernels.cross_entropy import cross_entropy_forward_backward
 from .layers import Embedding, Norm, Projections
 from .lora import Adapter
 from .rope_tables import rope_tables
+from .sampler import Batch
 
 
 class Model:
@@ -39,96 +41,91 @@ class Model:
 
 
 class Trainer:
-    """Loss and gradients of batches of `n_rows` × `ctx` tokens, with buffers allocated once.
+    """Loss and gradients of batches of at most `max_tokens` tokens, with buffers allocated once.
 
     checkpointing  keep only the input of each block and compute the rest again for backward (Chen et al., Training Deep Nets
                    with Sublinear Memory Cost, 2016): a third more work, a fraction of the memory
     head_tokens    tokens whose logits exist at a time
     """
 
-    def __init__(self, model: Model, adapter: Adapter, n_rows: int, ctx: int, *, checkpointing: bool, n_threads: int,
+    def __init__(self, model: Model, adapter: Adapter, max_tokens: int, *, checkpointing: bool, n_threads: int,
                  head_tokens: int = 128) -> None:
         hp = model.hparams
-        T = n_rows * ctx
         self.model, self.adapter, self.n_threads, self.checkpointing = model, adapter, n_threads, checkpointing
-        self.rows = Rows.of_batch(n_rows, ctx)
-        self.x = np.empty((hp.n_layer + 1, T, hp.n_embd), np.float32)      # the input of each block, and the last output
-        n_saved = 1 if checkpointing else hp.n_layer
-        self.saved = [Saved(model.blocks[0], T, adapter) for _ in range(n_saved)]
-        self.gradients = Gradients(hp, T)
-        self.dx = np.empty((T, hp.n_embd), np.float32)
-        self.normed, self.rstd = np.empty_like(self.dx), np.empty(T, np.float32)
-        self.logits = np.empty((min(T, head_tokens), hp.n_vocab), np.float32)
-        self.loss = np.empty(T, np.float32)
+        self.buffers = _Activations(model, adapter, max_tokens, n_saved=1 if checkpointing else hp.n_layer)
+        self.logits = empty(min(max_tokens, head_tokens), hp.n_vocab)
         adapted = [layer for layer, block in enumerate(model.blocks) if block.is_adapted(adapter)]
-        below = model.embedding.name in adapter
-        self.lowest = 0 if below else min(adapted, default=hp.n_layer)    # no gradient is needed below this block
-        self.below = below
+        self.embedding_is_adapted = model.embedding.name in adapter
+        self.lowest = 0 if self.embedding_is_adapted else min(adapted, default=hp.n_layer)
+        """No gradient is needed below this block."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, the adapter's own arrays not counted."""
-        arrays = self.x, self.dx, self.normed, self.rstd, self.logits, self.loss
-        return sum(a.nbytes for a in arrays) + sum(s.nbytes for s in self.saved) + self.gradients.nbytes
+        return self.buffers.nbytes + self.logits.nbytes
 
-    def loss_and_gradients(self, tokens: np.ndarray, targets: np.ndarray, weight: float = 1.0) -> float:
-        """Mean loss in nats over the targets; adds `weight` times its gradients to the adapter's.
-
-        tokens, targets   int32 (n_rows, ctx); a target of -1 does not count
-        """
-        tokens, targets = tokens.ravel(), targets.ravel()
+    def loss_and_gradients(self, batch: Batch, token_weight: float) -> float:
+        """Sum of the losses in nats of the targets that count; adds `token_weight` times its gradients to the adapter's."""
         model, adapter, n_threads = self.model, self.adapter, self.n_threads
-        model.embedding.forward(self.x[0], tokens, adapter, n_threads)
-        for layer, block in enumerate(model.blocks):
-            block.forward(self.x[layer + 1], self.x[layer], self._saved(layer), self.gradients, self.rows, adapter, n_threads)
+        buffers, rows = self.buffers.first(len(batch.tokens)), Rows.of(batch.begin)
+        x, saved, gradients = buffers.x, buffers.saved, buffers.gradients
+        if self.checkpointing:
+            saved *= len(model.blocks)                                      # all blocks share one
 
-        loss = self._head(targets, weight)
+        model.embedding.forward(x[0], batch.tokens, adapter, n_threads)
+        for layer, block in enumerate(model.blocks):
+            block.forward(x[layer + 1], x[layer], saved[layer], gradients, rows, adapter, n_threads)
+
+        loss = self._head(buffers, batch.targets, token_weight)
 
         last = len(model.blocks) - 1
         for layer in range(last, self.lowest - 1, -1):
-            block, x, saved = model.blocks[layer], self.x[layer], self._saved(layer)
+            block = model.blocks[layer]
             if self.checkpointing and layer != last:
-                block.forward(None, x, saved, self.gradients, self.rows, adapter, n_threads)
-            block.backward(self.dx, x, saved, self.gradients, self.rows, adapter, n_threads,
-                           need_dx=self.below or layer > self.lowest)
-        if self.below:
-            model.embedding.backward(self.dx, tokens, adapter)
+                block.forward(None, x[layer], saved[layer], gradients, rows, adapter, n_threads)
+            block.backward(buffers.dx, x[layer], saved[layer], gradients, rows, adapter, n_threads,
+                           need_dx=self.embedding_is_adapted or layer > self.lowest)
+        model.embedding.backward(buffers.dx, batch.tokens, adapter)
         return loss
 
-    def _saved(self, layer: int) -> Saved:
-        return self.saved[0 if self.checkpointing else layer]
-
-    def _head(self, targets: np.ndarray, weight: float) -> float:
-        """Norm, logits, loss, and back to self.dx, the gradient of the last block's output; a chunk of tokens at a time."""
+    def _head(self, buffers: _Activations, targets: np.ndarray, token_weight: float) -> float:
+        """Norm, logits, loss, and back to buffers.dx, the gradient of the last block's output; a chunk of tokens at a time."""
         model, adapter, n_threads = self.model, self.adapter, self.n_threads
-        model.output_norm.forward(self.normed, self.rstd, self.x[-1], n_threads)
-        counted = np.flatnonzero(targets >= 0)
-        if len(counted) == 0:
-            self.dx.fill(0)
-            return 0.0
-        need_dx = self.below or self.lowest < len(model.blocks) or model.output_norm.name in adapter
-        d_normed = self.gradients.d_normed
+        normed, d_normed, x, dx = buffers.normed, buffers.gradients.d_normed, buffers.x[-1], buffers.dx
+        need_dx = self.lowest < len(model.blocks) or model.output_norm.name in adapter
+        model.output_norm.forward(normed, buffers.rstd, x, n_threads)
         d_normed.fill(0)
         total = 0.0
+        counted = np.flatnonzero(targets >= 0)
         for begin in range(0, len(counted), len(self.logits)):
             index = counted[begin:begin + len(self.logits)]
             n = len(index)
-            whole = index[-1] - index[0] == n - 1                          # without gaps: rows need not be gathered
-            rows = slice(index[0], index[-1] + 1) if whole else index
-            x, logits, loss = self.normed[rows], self.logits[:n], self.loss[:n]
-            h = [np.empty((n, rank), np.float32) for rank in model.head.ranks(adapter)]
-            model.head.forward([logits], h, x, adapter, n_threads)
-            cross_entropy_forward_backward(loss, logits, targets[rows], np.full(n, weight / len(counted), np.float32), n_threads)
+            has_gaps = index[-1] - index[0] != n - 1
+            chunk = index if has_gaps else slice(index[0], index[-1] + 1)
+            x_head, dx_head = normed[chunk], d_normed[chunk]                # views, or gathered copies where there are gaps
+            logits, loss = self.logits[:n], empty(n)
+            h = [empty(n, rank) for rank in model.head.ranks(adapter)]
+            model.head.forward([logits], h, x_head, adapter, n_threads)
+            cross_entropy_forward_backward(loss, logits, targets[chunk], np.full(n, token_weight, np.float32), n_threads)
             total += float(loss.sum(dtype=np.float64))
-            dx = d_normed[rows]                                             # a view, or a copy of gathered rows
-            model.head.backward(dx if need_dx else None, [logits], x, h, adapter, n_threads)
-            if not whole:
-                d_normed[rows] = dx
-        self.dx.fill(0)
+            model.head.backward(dx_head if need_dx else None, [logits], x_head, h, adapter, n_threads)
+            if has_gaps:
+                d_normed[chunk] = dx_head
+        dx.fill(0)
         if need_dx:
-            model.output_norm.backward(self.dx, d_normed, self.x[-1], self.rstd, adapter, n_threads)
-        return total / len(counted)
+            model.output_norm.backward(dx, d_normed, x, buffers.rstd, adapter, n_threads)
+        return total
 
+
+class _Activations(Buffers):
+    """Activations and gradients of a Trainer."""
+
+    def __init__(self, model: Model, adapter: Adapter, T: int, n_saved: int) -> None:
+        hp = model.hparams
+        self.x = [empty(T, hp.n_embd) for _ in range(hp.n_layer + 1)]          # the input of each block, and the last output
+        self.dx, self.normed, self.rstd = empty(T, hp.n_embd), empty(T, hp.n_embd), empty(T)
+        self.saved = [Saved(model.blocks[0], T, adapter) for _ in range(n_saved)]
+        self.gradients = Gradients(hp, T)
 
 class Sequence:
     """One sequence that grows: logits of its newest tokens, with keys and values kept in a cache (generation)."""
@@ -153,7 +150,7 @@ class Sequence:
         model, adapter, n_threads, T = self.model, self.adapter, self.n_threads, len(tokens)
         end = self.n_past + T
         rows = Rows(np.arange(self.n_past, end, dtype=np.int32), np.array([0, T], np.int32), np.array([0, end], np.int32))
-        x, out = np.empty((2, T, model.hparams.n_embd), np.float32)
+        x, out = empty(2, T, model.hparams.n_embd)
         saved, gradients = Saved(model.blocks[0], T, adapter), Gradients(model.hparams, T)
         model.embedding.forward(x, tokens, adapter, n_threads)
         for block, cache in zip(model.blocks, self.caches):
@@ -164,8 +161,8 @@ class Sequence:
 
     def _logits(self, x: np.ndarray) -> np.ndarray:
         model, T = self.model, len(x)
-        normed, logits = np.empty_like(x), np.empty((T, model.hparams.n_vocab), np.float32)
-        model.output_norm.forward(normed, np.empty(T, np.float32), x, self.n_threads)
-        h = [np.empty((T, rank), np.float32) for rank in model.head.ranks(self.adapter)]
+        normed, logits = np.empty_like(x), empty(T, model.hparams.n_vocab)
+        model.output_norm.forward(normed, empty(T), x, self.n_threads)
+        h = [empty(T, rank) for rank in model.head.ranks(self.adapter)]
         model.head.forward([logits], h, normed, self.adapter, self.n_threads)
         return logits[0]

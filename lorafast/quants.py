@@ -33,14 +33,15 @@ def dequantize(data: np.ndarray, type: GGMLType) -> np.ndarray:
     if row_bytes % type.type_size:
         raise ValueError(f"dequantize: rows of {row_bytes} bytes are not a multiple of the {type.type_size} of "
                          f"a {type.label} block")
-    blocks = np.ascontiguousarray(data).reshape(-1, type.type_size).view(_LAYOUTS[type])[:, 0]
+    blocks = np.ascontiguousarray(data).reshape(-1, type.type_size).view(LAYOUTS[type])[:, 0]
     return _DEQUANTIZERS[type](blocks).reshape(rows, row_bytes // type.type_size * type.block_size)
 
 
 def quantize(x: np.ndarray, type: GGMLType) -> np.ndarray:
     """Blocks as stored, uint8 (rows, bytes per row), from float32 (rows, K).
 
-    Rounds as llama.cpp's reference quantisers do. Raises LoraFastError for a type without a quantiser (K-quants, IQ).
+    Rounds as llama.cpp's reference quantisers do. Raises LoraFastError for a type whose scales must be searched
+    (K-quants, IQ4: quantize_k.py) or that is not supported.
     """
     if type not in _QUANTIZERS:
         raise LoraFastError(f"cannot quantise to {type.label}; possible are "
@@ -50,12 +51,12 @@ def quantize(x: np.ndarray, type: GGMLType) -> np.ndarray:
         raise ValueError(f"quantize: rows of {n} values are not a multiple of the {type.block_size} in a block of "
                          f"{type.label}")
     blocks = np.ascontiguousarray(x, np.float32).reshape(-1, type.block_size)
-    stored = np.zeros(len(blocks), _LAYOUTS[type])
+    stored = np.zeros(len(blocks), LAYOUTS[type])
     _QUANTIZERS[type](blocks, stored)
     return stored.view(np.uint8).reshape(rows, type.row_bytes(n))
 
 
-_LAYOUTS: dict[GGMLType, np.dtype] = {
+LAYOUTS: dict[GGMLType, np.dtype] = {
     GGMLType.F32: np.dtype([("x", "<f4")]),
     GGMLType.F16: np.dtype([("x", "<f2")]),
     GGMLType.BF16: np.dtype([("x", "<u2")]),
@@ -73,6 +74,7 @@ _LAYOUTS: dict[GGMLType, np.dtype] = {
     GGMLType.IQ4_NL: np.dtype([("d", "<f2"), ("q", "u1", 16)]),
     GGMLType.IQ4_XS: np.dtype([("d", "<f2"), ("scales_high", "<u2"), ("scales_low", "u1", 4), ("q", "u1", 128)]),
 }
+"""A block of each type as a NumPy structured type."""
 
 
 # ---- helpers: unpacking fields of a few bits ----
@@ -82,7 +84,7 @@ def _f32(column: np.ndarray) -> np.ndarray:
     return column.astype(np.float32)[:, None]
 
 
-def _fields(packed: np.ndarray, bits: int, group: int) -> np.ndarray:
+def fields(packed: np.ndarray, bits: int, group: int) -> np.ndarray:
     """Fields of `bits` bits, lowest first, from bytes (blocks, n) taken in groups: the first field of every byte of a
     group, then the second field of every byte, and so on. Returns uint8 (blocks, n * 8 // bits).
     """
@@ -91,11 +93,11 @@ def _fields(packed: np.ndarray, bits: int, group: int) -> np.ndarray:
     return ((groups >> shifts) & np.uint8(2**bits - 1)).reshape(len(packed), -1)
 
 
-def _nibbles(packed: np.ndarray, group: int = 16) -> np.ndarray:
-    return _fields(packed, 4, group)
+def nibbles(packed: np.ndarray, group: int = 16) -> np.ndarray:
+    return fields(packed, 4, group)
 
 
-def _bits_in_order(packed: np.ndarray) -> np.ndarray:
+def bits_in_order(packed: np.ndarray) -> np.ndarray:
     """Bit i of the block (little-endian) belongs to value i: the fifth bit of Q5_0 and Q5_1."""
     return np.unpackbits(packed, axis=1, bitorder="little")
 
@@ -106,7 +108,7 @@ def _scaled(scales: np.ndarray, q: np.ndarray) -> np.ndarray:
     return (scales[:, :, None] * q.reshape(blocks, n, -1).astype(np.float32)).reshape(blocks, -1)
 
 
-def _scales_and_mins_k4(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def scales_and_mins_k4(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The 6-bit scales and mins of the 8 sub-blocks of Q4_K and Q5_K, from 12 bytes: uint8 (blocks, 8) each.
 
     Bytes 0-3 and 4-7 hold scales and mins 0-3 in their lower six bits. Scales and mins 4-7 have their lower four bits
@@ -136,63 +138,63 @@ def _dequantize_q8_0(block: np.ndarray) -> np.ndarray:
 
 
 def _dequantize_q4_0(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * (_nibbles(block["q"]).astype(np.float32) - 8)
+    return _f32(block["d"]) * (nibbles(block["q"]).astype(np.float32) - 8)
 
 
 def _dequantize_q4_1(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * _nibbles(block["q"]) + _f32(block["m"])
+    return _f32(block["d"]) * nibbles(block["q"]) + _f32(block["m"])
 
 
 def _dequantize_q5_0(block: np.ndarray) -> np.ndarray:
-    q = _nibbles(block["q"]) | _bits_in_order(block["high"]) << 4
+    q = nibbles(block["q"]) | bits_in_order(block["high"]) << 4
     return _f32(block["d"]) * (q.astype(np.float32) - 16)
 
 
 def _dequantize_q5_1(block: np.ndarray) -> np.ndarray:
-    q = _nibbles(block["q"]) | _bits_in_order(block["high"]) << 4
+    q = nibbles(block["q"]) | bits_in_order(block["high"]) << 4
     return _f32(block["d"]) * q + _f32(block["m"])
 
 
 def _dequantize_q2_K(block: np.ndarray) -> np.ndarray:
     scales = _f32(block["d"]) * (block["scales"] & 15)              # (blocks, 16): one for every 16 values
     mins = _f32(block["dmin"]) * (block["scales"] >> 4)
-    q = _fields(block["q"], 2, 32)
+    q = fields(block["q"], 2, 32)
     return _scaled(scales, q) - np.repeat(mins, 16, axis=1)
 
 
 def _dequantize_q3_K(block: np.ndarray) -> np.ndarray:
     low, high = block["scales"][:, :8], block["scales"][:, 8:]      # 16 scales of 4 + 2 bits
-    scales = _fields(low, 4, 8) | _fields(high, 2, 4) << 4
-    q = _fields(block["q"], 2, 32) | _fields(block["high"], 1, 32) << 2
+    scales = fields(low, 4, 8) | fields(high, 2, 4) << 4
+    q = fields(block["q"], 2, 32) | fields(block["high"], 1, 32) << 2
     return _scaled(_f32(block["d"]) * (scales.astype(np.float32) - 32), q.astype(np.float32) - 4)
 
 
 def _dequantize_q4_K(block: np.ndarray) -> np.ndarray:
-    scales, mins = _scales_and_mins_k4(block["scales"])
-    q = _nibbles(block["q"], 32)
+    scales, mins = scales_and_mins_k4(block["scales"])
+    q = nibbles(block["q"], 32)
     return _scaled(_f32(block["d"]) * scales, q) - np.repeat(_f32(block["dmin"]) * mins, 32, axis=1)
 
 
 def _dequantize_q5_K(block: np.ndarray) -> np.ndarray:
-    scales, mins = _scales_and_mins_k4(block["scales"])
-    q = _nibbles(block["q"], 32) | _fields(block["high"], 1, 32) << 4
+    scales, mins = scales_and_mins_k4(block["scales"])
+    q = nibbles(block["q"], 32) | fields(block["high"], 1, 32) << 4
     return _scaled(_f32(block["d"]) * scales, q) - np.repeat(_f32(block["dmin"]) * mins, 32, axis=1)
 
 
 def _dequantize_q6_K(block: np.ndarray) -> np.ndarray:
-    q = _nibbles(block["q"], 64) | _fields(block["high"], 2, 32) << 4
+    q = nibbles(block["q"], 64) | fields(block["high"], 2, 32) << 4
     return _scaled(_f32(block["d"]) * block["scales"], q.astype(np.float32) - 32)
 
 
 def _dequantize_iq4_nl(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * IQ4_VALUES[_nibbles(block["q"])]
+    return _f32(block["d"]) * IQ4_VALUES[nibbles(block["q"])]
 
 
 def _dequantize_iq4_xs(block: np.ndarray) -> np.ndarray:
-    low = _fields(block["scales_low"], 4, 1)                        # 8 scales of 4 + 2 bits
+    low = fields(block["scales_low"], 4, 1)                        # 8 scales of 4 + 2 bits
     high = (block["scales_high"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
     scales = (low | high << 4).astype(np.float32) - 32
-    return _scaled(_f32(block["d"]) * scales, IQ4_VALUES[_nibbles(block["q"])])
+    return _scaled(_f32(block["d"]) * scales, IQ4_VALUES[nibbles(block["q"])])
 
 
 _DEQUANTIZERS: dict[GGMLType, Callable[[np.ndarray], np.ndarray]] = {
@@ -207,18 +209,18 @@ _DEQUANTIZERS: dict[GGMLType, Callable[[np.ndarray], np.ndarray]] = {
 
 # ---- from float32 ----
 
-def _inverse(d: np.ndarray) -> np.ndarray:
+def inverse(d: np.ndarray) -> np.ndarray:
     """1 / d, and 0 for a block of zeros or of values so small that 1 / d overflows: its float16 scale is zero too."""
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(1) / d
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
 
 
-def _pack_nibbles(q: np.ndarray) -> np.ndarray:
+def pack_nibbles(q: np.ndarray) -> np.ndarray:
     return q[:, :16] & 15 | q[:, 16:] << 4
 
 
-def _pack_fifth_bits(q: np.ndarray) -> np.ndarray:
+def pack_fifth_bits(q: np.ndarray) -> np.ndarray:
     return np.packbits(q >> 4, axis=1, bitorder="little")
 
 
@@ -240,7 +242,7 @@ def _quantize_bf16(x: np.ndarray, block: np.ndarray) -> None:
 
 def _quantize_q8_0(x: np.ndarray, block: np.ndarray) -> None:
     d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
-    scaled = x * _inverse(d)
+    scaled = x * inverse(d)
     block["d"] = d[:, 0]
     # roundf, halves away from zero, in steps that are exact: x + 0.5 would itself be rounded just below a half
     whole = np.floor(np.abs(scaled))
@@ -253,36 +255,36 @@ def _signed_levels(x: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
     """
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
     d = largest / np.float32(-half)
-    q = (x * _inverse(d) + np.float32(half + 0.5)).astype(np.uint8)
+    q = (x * inverse(d) + np.float32(half + 0.5)).astype(np.uint8)
     return d[:, 0], np.minimum(q, 2 * half - 1)
 
 
 def _quantize_q4_0(x: np.ndarray, block: np.ndarray) -> None:
     block["d"], q = _signed_levels(x, 8)
-    block["q"] = _pack_nibbles(q)
+    block["q"] = pack_nibbles(q)
 
 
 def _quantize_q5_0(x: np.ndarray, block: np.ndarray) -> None:
     block["d"], q = _signed_levels(x, 16)
-    block["q"], block["high"] = _pack_nibbles(q), _pack_fifth_bits(q)
+    block["q"], block["high"] = pack_nibbles(q), pack_fifth_bits(q)
 
 
 def _levels_above_min(x: np.ndarray, highest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scale (blocks,), minimum (blocks,) and levels 0 .. highest for Q4_1 and Q5_1."""
     low = x.min(axis=1, keepdims=True)
     d = (x.max(axis=1, keepdims=True) - low) / np.float32(highest)
-    q = ((x - low) * _inverse(d) + np.float32(0.5)).astype(np.uint8)
+    q = ((x - low) * inverse(d) + np.float32(0.5)).astype(np.uint8)
     return d[:, 0], low[:, 0], np.minimum(q, highest)
 
 
 def _quantize_q4_1(x: np.ndarray, block: np.ndarray) -> None:
     block["d"], block["m"], q = _levels_above_min(x, 15)
-    block["q"] = _pack_nibbles(q)
+    block["q"] = pack_nibbles(q)
 
 
 def _quantize_q5_1(x: np.ndarray, block: np.ndarray) -> None:
     block["d"], block["m"], q = _levels_above_min(x, 31)
-    block["q"], block["high"] = _pack_nibbles(q), _pack_fifth_bits(q)
+    block["q"], block["high"] = pack_nibbles(q), pack_fifth_bits(q)
 
 
 _QUANTIZERS: dict[GGMLType, Callable[[np.ndarray, np.ndarray], None]] = {

@@ -37,14 +37,18 @@ class SamplerState:
 
 @dataclass(frozen=True)
 class Batch:
-    """`tokens` and `targets` int32 (n, ctx): targets[k, i] is the token after tokens[k, :i + 1].
+    """Rows of tokens, flattened: row k holds tokens[begin[k]:begin[k + 1]], and targets[i] is the token that follows tokens[i].
 
+    tokens         int32 (T,)
+    targets        int32 (T,); -1 where it does not count in the loss
+    begin          int32 (n + 1,)
     n_used         samples opened for it; more than n only where short ones are filled up with the next
     epoch_ended    it was the last of its epoch, and the samples have been shuffled again
     """
 
     tokens: np.ndarray
     targets: np.ndarray
+    begin: np.ndarray
     n_used: int
     epoch_ended: bool
 
@@ -122,7 +126,8 @@ class Sampler:
         if epoch_ended:
             self._epochs += 1
             self._start_epoch(self._next_rng)
-        return Batch(tokens, targets, n_used, epoch_ended)
+        begin = np.arange(0, targets.size + 1, self._ctx, dtype=np.int32)
+        return Batch(tokens.ravel(), targets.ravel(), begin, n_used, epoch_ended)
 
     def _start_epoch(self, rng: MT19937) -> None:
         """Shuffles. The order is that of one random number a sample; a second one, in that order, gives its offset."""

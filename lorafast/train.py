@@ -83,7 +83,7 @@ def finetune(config: FinetuneConfig, log: Log) -> Result:
         return Result(state.iteration, math.nan, "only the adapter was asked for", False)
 
     model = Model(gguf, hparams, config.ctx)
-    trainer = Trainer(model, adapter, config.batch, config.ctx, checkpointing=config.use_checkpointing,
+    trainer = Trainer(model, adapter, config.batch * config.ctx, checkpointing=config.use_checkpointing,
                       n_threads=config.n_threads)
     log.sizes(opt_size=sizes.opt_size(adapter.n_params, config.opt_past), opt_iter=state.iteration,
               input_size=sizes.input_size(config.ctx, config.batch, hparams.n_vocab), compute_size=trainer.nbytes,
@@ -155,7 +155,8 @@ class _Run:
             reason = self.epoch_limit.check(epochs, state.iteration)
             if reason:
                 return reason
-            loss += self.trainer.loss_and_gradients(batch.tokens, batch.targets, 1 / config.n_acc) / config.n_acc
+            n_counted = np.count_nonzero(batch.targets >= 0)
+            loss += self.trainer.loss_and_gradients(batch, 1 / (config.n_acc * n_counted)) / (config.n_acc * n_counted)
         if not math.isfinite(loss):
             raise LoraFastError(f"the loss of iteration {state.iteration} is {loss}; {self.last_good()}")
         self.loss = loss

@@ -139,6 +139,9 @@ def test_another_scale_is_refused(tmp_path):
     checkpoint = read_checkpoint(tmp_path / "c.gguf")
     adapter = Adapter(specs_for(SMALL, checkpoint.ranks), 6, 3)
     assert "--lora-r 3 --lora-alpha 3" in refusal(checkpoint.load_adapter, adapter, SMALL_GEOMETRY)
+    write_checkpoint(tmp_path / "original.gguf", SMALL_GEOMETRY, small_adapter(), TrainState())
+    checkpoint = read_checkpoint(tmp_path / "original.gguf")
+    assert re.search("scale 1.*6 / 3; pass --lora-alpha 3", refusal(checkpoint.load_adapter, adapter, SMALL_GEOMETRY))
 
 
 @pytest.mark.parametrize("store", ["params", "m", "v"])

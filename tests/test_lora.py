@@ -90,7 +90,7 @@ def test_which_parameters_decay():
     specs = specs_for(llama_shapes(8, 24, 2, 40), default_ranks(4) | {"output_norm": 3})
     adapter = Adapter(specs, 4, 4)
     assert adapter.n_decayed(1) == adapter.n_params
-    assert adapter.n_decayed(2) == adapter.n_params - 3 - 4        # B of output_norm, of two norms in each of two layers
+    assert adapter.n_decayed(2) == adapter.n_params - 3 - 4        # B of output_norm, of two norms in two layers
     assert adapter.n_decayed(3) == 0
 
 

@@ -7,7 +7,7 @@ import pytest
 from lorafast.data import Samples
 from lorafast.errors import FormatError, LoraFastError
 from lorafast.rng import MT19937
-from lorafast.sampler import Sampler, SamplerState
+from lorafast.sampler import Batch, Sampler, SamplerState
 
 BOS, EOS = 1, 2
 IDS = dict(bos_id=BOS, eos_id=EOS, n_vocab=10_000)
@@ -21,6 +21,11 @@ def sliding(count: int, ctx: int, name="shakespeare.txt") -> Samples:
 def pieces(*sizes: int) -> Samples:
     size = np.array(sizes)
     return Samples(np.arange(100, 100 + size.sum(), dtype=np.int32), np.cumsum(size) - size, size, "pieces.txt")
+
+
+def targets_of(batch: Batch) -> np.ndarray:
+    """Its targets as (n, ctx)."""
+    return batch.targets.reshape(len(batch.begin) - 1, -1)
 
 
 def original_shuffle(samples: Samples, rng: MT19937) -> list[tuple[int, int]]:
@@ -67,11 +72,11 @@ def original_batch(samples, shuffled, next_sample, n, ctx, fill=False, eos=False
 ])
 def test_shuffle_vectors(seed, order, offsets):
     sampler = Sampler(sliding(27520, 64), 64, seed=seed, random_offsets=True, bos_id=BOS, eos_id=EOS, n_vocab=100_000)
-    targets = sampler.next_batch(8).targets
+    targets = targets_of(sampler.next_batch(8))
     assert (targets[:, 0] - 100).tolist() == [sample + offset for sample, offset in zip(order, offsets)]
     plain = Sampler(sliding(27520, 64), 64, seed=seed, bos_id=BOS, eos_id=EOS, n_vocab=100_000)
     assert plain.state.rng_state == MT19937(seed).state_text()
-    assert (plain.next_batch(8).targets[:, 0] - 100).tolist() == order
+    assert (targets_of(plain.next_batch(8))[:, 0] - 100).tolist() == order
     plain.next_batch(27520)
     assert plain.state.rng_state.endswith(" 128")   # the position after two draws a sample
 
@@ -79,9 +84,9 @@ def test_shuffle_vectors(seed, order, offsets):
 def test_rows():
     sampler = Sampler(pieces(3, 3), 5, seed=0, **IDS)
     batch = sampler.next_batch(2)
-    assert sorted(batch.targets.tolist()) == [[100, 101, 102, EOS, EOS], [103, 104, 105, EOS, EOS]]
-    assert (batch.tokens[:, 0] == BOS).all()
-    np.testing.assert_array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
+    assert sorted(targets_of(batch).tolist()) == [[100, 101, 102, EOS, EOS], [103, 104, 105, EOS, EOS]]
+    assert batch.begin.tolist() == [0, 5, 10] and (batch.tokens[batch.begin[:-1]] == BOS).all()
+    np.testing.assert_array_equal(batch.tokens.reshape(2, 5)[:, 1:], targets_of(batch)[:, :-1])
     assert batch.tokens.dtype == batch.targets.dtype == np.int32 and batch.n_used == 2
 
 
@@ -104,7 +109,7 @@ def test_batches_follow_the_original_through_epochs(options, sizes, ctx):
     for _ in range(40):
         targets, used = original_batch(samples, shuffled, next_sample, 3, ctx, **options)
         batch = sampler.next_batch(3)
-        np.testing.assert_array_equal(batch.targets, targets)
+        np.testing.assert_array_equal(targets_of(batch), targets)
         assert batch.n_used == used
         next_sample += used
         samples_used += used
@@ -173,7 +178,7 @@ def test_broken_state():
 def test_token_ids_are_clamped_to_the_vocabulary():
     samples = Samples(np.array([5, 9, 10, 12], np.int32), np.array([0]), np.array([4]), "a")
     sampler = Sampler(samples, 4, seed=0, bos_id=BOS, eos_id=EOS, n_vocab=10)
-    assert sampler.next_batch(1).targets.tolist() == [[5, 9, 9, 9]]
+    assert sampler.next_batch(1).targets.tolist() == [5, 9, 9, 9]
 
 
 def test_no_samples():

@@ -38,7 +38,7 @@ class BaseModel:
             n_layer, n_head = (metadata[f"{architecture}.{key}"] for key in ("block_count", "attention.head_count"))
         except KeyError as error:
             raise FormatError(f"{model.path}: lacks the key {error.args[0]}, so it is no base model") from None
-        repository = metadata.get("general.repo_url", "").removeprefix("https://huggingface.co/")
+        repository = str(metadata.get("general.repo_url", "")).removeprefix("https://huggingface.co/")
         return cls(architecture, n_layer, n_head, metadata.get(f"{architecture}.attention.head_count_kv", n_head),
                    "output.weight" not in model.tensors, metadata.get("general.name", ""), repository or None)
 

@@ -25,6 +25,7 @@ from .adapter_file import AdapterFile
 MAGIC = 0x67676C61
 VERSION = 1
 ALIGNMENT = 32
+MAX_NAME = 63       # ggml's limit
 TYPES = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 
 
@@ -77,7 +78,7 @@ def read_ggla(path: str | os.PathLike) -> AdapterFile:
     for position, name, values in _tensors(path, data):
         base, _, suffix = name.rpartition(".")
         if suffix not in ("loraA", "loraB") or not split_name(base)[1]:
-            raise FormatError(f"{path}: tensor '{name}' (byte {position}) is no part of an adapter that lorafast knows")
+            raise FormatError(f"{path}: tensor {name!r} (byte {position}) is no part of an adapter that lorafast knows")
         parts.setdefault(base, {})[suffix] = values
     return AdapterFile({base: _pair(path, base, pair) for base, pair in parts.items()}, float(alpha), r)
 
@@ -88,9 +89,10 @@ def _tensors(path: Path, data: np.ndarray) -> Iterator[tuple[int, str, np.ndarra
     while position < len(data):
         start = position
         n_dims, name_length, type = _unpack(path, data, "<3I", position)
-        if n_dims not in (1, 2) or type not in TYPES:
-            raise FormatError(f"{path}: a tensor with {n_dims} dimensions of type {type} (byte {start}), instead of "
-                              "1 or 2 dimensions of F32 or F16; the file is broken")
+        if n_dims not in (1, 2) or type not in TYPES or name_length > MAX_NAME:
+            raise FormatError(f"{path}: a tensor with {n_dims} dimensions of type {type} and a name of {name_length} "
+                              f"bytes (byte {start}), instead of 1 or 2 dimensions of F32 or F16 and at most {MAX_NAME} "
+                              "bytes; the file is broken")
         ne = _unpack(path, data, f"<{n_dims}I", position + 12)
         position += 12 + 4 * n_dims
         name = bytes(data[position:position + name_length]).decode("utf-8", "backslashreplace")
@@ -99,7 +101,7 @@ def _tensors(path: Path, data: np.ndarray) -> Iterator[tuple[int, str, np.ndarra
         n, r = ne[1] if n_dims == 2 else 1, ne[0]
         end = position + n * r * TYPES[type].itemsize
         if end > len(data) or n * r == 0:
-            raise FormatError(f"{path}: tensor '{name:.64}' (byte {start}) reaches to byte {end}, but the file has "
+            raise FormatError(f"{path}: tensor {name!r} (byte {start}) reaches to byte {end}, but the file has "
                               f"{len(data)}; it is broken or incomplete")
         values = data[position:end].view(np.ndarray).view(TYPES[type]).reshape(n, r)
         yield start, name, values.astype(np.float32, copy=False)

@@ -2,8 +2,8 @@
 
 `general.type` is `adapter`, `adapter.type` is `lora`, `adapter.lora.alpha` is the only number. Per pair `<base>.lora_a`
 (r, n_in) and `<base>.lora_b` (n_out, r), except for the token embedding, where both turn round: lora_a (n_vocab, r),
-lora_b (n_embd, r). The runtime computes y = W x + s·B(A x) with s = alpha / r, where r is the pair's own rank, and s = 1
-where alpha is 0 or absent.
+lora_b (n_embd, r). The runtime computes y = W x + s·B(A x) with s = alpha / r, where r is the pair's own rank, and
+s = 1 where alpha is 0 or absent.
 
 Source: llama.cpp, src/llama-adapter.cpp (what is loaded) and convert_lora_to_gguf.py (what is written).
 """
@@ -75,9 +75,9 @@ def read_gguf_adapter(path: str | os.PathLike) -> AdapterFile:
         base, _, suffix = name.rpartition(".")
         role = split_name(base)[1]
         if name.endswith("_norm.weight") or role.endswith("norm"):
-            warnings.append(f"{path}: '{name}' is left out: what reads a GGUF adapter adapts matrices only")
+            warnings.append(f"{path}: {name!r} is left out: what reads a GGUF adapter adapts matrices only")
         elif suffix not in ("lora_a", "lora_b") or not role or len(tensor.shape) != 2:
-            raise FormatError(f"{path}: tensor '{name}' is no part of an adapter that lorafast knows")
+            raise FormatError(f"{path}: tensor {name!r} is no part of an adapter that lorafast knows")
         else:
             parts.setdefault(base, {})[suffix] = _values(tensor)
     pairs = {}

@@ -90,7 +90,7 @@ def _module(name: str) -> str:
 
 
 def _shortest_modules(pairs: Mapping[str, Pair], n_layer: int) -> dict[str, str]:
-    """How the config names each pair's module: by its last part where all layers have it with one rank, else in full."""
+    """How the config names each module: by its last part where all layers have it with one rank, otherwise in full."""
     ranks: dict[str, list[int]] = {}
     for name, (a, _) in pairs.items():
         ranks.setdefault(split_name(name)[1], []).append(len(a))
@@ -116,12 +116,12 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
     warnings = []
     for key, values in read_safetensors(folder / PEFT_WEIGHTS).items():
         if re.search(r"(embed_tokens|lm_head)(\.base_layer)?\.weight$", key):
-            warnings.append(f"{folder}: '{key}' is left out: peft adds the base model's own matrix where it is adapted")
+            warnings.append(f"{folder}: {key!r} is left out: peft adds the base model's own matrix where it is adapted")
             continue
         module, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         name = _base_tensor(module)
         if name is None or not part.startswith("lora_") or values.ndim != 2:
-            raise FormatError(f"{folder}: tensor '{key}' of shape {values.shape} is no part of an adapter that "
+            raise FormatError(f"{folder}: tensor {key!r} of shape {values.shape} is no part of an adapter that "
                               "lorafast knows")
         parts.setdefault(name, {})[part] = values
     pairs = {name: _pair(folder, name, pair, base) for name, pair in parts.items()}

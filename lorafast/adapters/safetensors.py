@@ -27,7 +27,7 @@ FLOAT_TYPES = {"F32": GGMLType.F32, "F16": GGMLType.F16, "BF16": GGMLType.BF16}
 
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes float32 tensors. Not atomic: it is called for a file in a folder that `atomic_dir` will put in place."""
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}     # "pt": that is how PyTorch's users mark their files
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}     # "pt": for use with PyTorch
     end = 0
     for name, values in tensors.items():
         begin, end = end, end + values.nbytes
@@ -70,10 +70,10 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def _values(path: Path, name: str, data: np.ndarray, dtype: str, shape: tuple[int, ...], begin: int,
             end: int) -> np.ndarray:
     if dtype not in FLOAT_TYPES:
-        raise FormatError(f"{path}: tensor '{name}' is of type {dtype}, but only {', '.join(FLOAT_TYPES)} are read")
+        raise FormatError(f"{path}: tensor {name!r} is of type {dtype!r}, but only {', '.join(FLOAT_TYPES)} are read")
     type = FLOAT_TYPES[dtype]
     if not (begin <= end <= len(data) and end - begin == prod(shape) * type.type_size):
-        raise FormatError(f"{path}: tensor '{name}' of shape {shape} lies at bytes {begin} to {end} of {len(data)}; "
+        raise FormatError(f"{path}: tensor {name!r} of shape {shape} lies at bytes {begin} to {end} of {len(data)}; "
                           "the file is broken or incomplete")
     stored = data[begin:end].view(np.ndarray)
     if type is GGMLType.F32 and stored.ctypes.data % 4 == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 MAX_WORDS = 1 << 16      # about 15 MB
+MAX_LENGTH = 64          # longer ones rarely come again
 
 
 class WordCache(dict[str, tuple[int, ...]]):
@@ -14,7 +15,9 @@ class WordCache(dict[str, tuple[int, ...]]):
         self._encode_word = encode_word
 
     def __missing__(self, word: str) -> tuple[int, ...]:
-        if len(self) >= MAX_WORDS:
-            self.clear()
-        ids = self[word] = self._encode_word(word)
+        ids = self._encode_word(word)
+        if len(word) <= MAX_LENGTH:
+            if len(self) >= MAX_WORDS:
+                self.clear()
+            self[word] = ids
         return ids

@@ -117,9 +117,6 @@ class PreTokenizer:
     default_bos: int | None = 11     # where tokenizer.ggml.bos_token_id is missing
     can_slice: bool = True           # no word reaches across a line end that stands between two words
 
-    def splitter(self) -> Splitter:
-        return Splitter(self)
-
 
 class Splitter:
     """Cuts text into the words of one pre-tokenizer."""
@@ -175,7 +172,7 @@ _names("tekken", o200k(UPPER, LOWER, "", r"\p{N}"), ignore_merges=True, add_bos=
 _names("gpt-4o llama4 kanana2 talkie minimax-m2", o200k(UPPER, LOWER, f"{CONTRACTION}?", r"\p{N}{1,3}"))
 _names("granite-embed-multi-97m", o200k(r"[\p{Lu}\p{M}]", r"[\p{Ll}\p{M}]", f"{CONTRACTION}?", r"\p{N}{1,3}"),
        ignore_merges=True)
-_names("tiny_aya cohere2moe", r"\d{1,3}(?=(?:\d{3})*(?!\d))", o200k(ANY_CASE, ANY_CASE, f"{CONTRACTION}?", r"\p{N}{1,3}"))
+_names("tiny_aya cohere2moe", r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", o200k(ANY_CASE, ANY_CASE, f"{CONTRACTION}?", r"\p{N}{1,3}"))
 _names("youtu", "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
        f"|[\u3105-\u312f]+|{HAN_KANA}", o200k(ANY_CASE, ANY_CASE, f"{CONTRACTION}?", r"\p{N}"), ignore_merges=True)
 _names("deepseek-llm", r"[\r\n]", rf"\s?[{DEEPSEEK_LETTERS}]+",

@@ -4,6 +4,7 @@ Sources: the GGUF specification, section "Tokenizer"; for defaults and for token
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -80,10 +81,10 @@ class Vocabulary:
                 if isinstance(fragment, int):
                     parts.append(fragment)
                     continue
-                first, *others = fragment.split(token_text)
+                first, *others = re.split(re.escape(token_text) + rb"\s*", fragment) if strips_right else fragment.split(token_text)
                 parts.append(first)
                 for other in others:
-                    parts += token, other.lstrip() if strips_right else other
+                    parts += token, other
             fragments = [part for part in parts if part != b""]
         yield from fragments
 

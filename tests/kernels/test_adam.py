@@ -25,13 +25,14 @@ def test_ten_steps_equal_twin(isa, rng):
 
 
 def test_by_hand():
-    """First step, no decay: whatever the gradient's size, each value moves by the learning rate against its sign."""
+    """First step, no decay: whatever the gradient's size, each value moves by the learning rate against its sign; by half
+    as much where the gradient is as small as eps."""
     param, m, v = np.zeros((3, 3), np.float32)
-    grad = np.array([1e-3, -5, 0], np.float32)
+    grad = np.array([1e-3, -5, 1e-8], np.float32)
     adam_step(param, m, v, grad, 1, 0.9, 0.999, 0.01 / (1 - 0.9), 1 / (1 - 0.999), 1e-8, 0, 1)
-    np.testing.assert_allclose(param, [-0.01, 0.01, 0], rtol=1e-3)
+    np.testing.assert_allclose(param, [-0.01, 0.01, -0.005], rtol=1e-3)
     adam_step(param, m, v, np.zeros(3, np.float32), 1, 1, 1, 0, 1, 1e-8, 0.25, 1)          # decay alone
-    np.testing.assert_allclose(param, [-0.0075, 0.0075, 0], rtol=1e-3)
+    np.testing.assert_allclose(param, [-0.0075, 0.0075, -0.00375], rtol=1e-3)
 
 
 @pytest.mark.parametrize("P", [0, 1, 15, 256, 257, 100_003])

@@ -58,10 +58,14 @@ def test_maximum_anywhere(isa, V):
             np.testing.assert_allclose(loss, exact, rtol=1e-6, atol=1e-6)
 
 
-def test_loss_is_capped_as_in_the_original():
+def test_constant_of_the_original():
+    logits, dlogits = np.zeros((2, 1, 45), np.float32)
+    logits[0, 0] = 100
     loss = np.empty(1, np.float32)
-    cross_entropy_forward(loss, np.array([[100, 0]], np.float32), np.array([1], np.int32), 1)
+    cross_entropy_forward(loss, logits, np.array([1], np.int32), 1)
     assert loss[0] == pytest.approx(20.723266)                 # -ln 1e-9
+    cross_entropy_backward(dlogits, np.array([0.5], np.float32), logits, np.array([1], np.int32), 1)
+    np.testing.assert_allclose(dlogits, [[0.5, -0.5] + 43 * [0.5e-9]], rtol=1e-6)
 
 
 def test_minus_infinity_is_a_token_that_cannot_be():

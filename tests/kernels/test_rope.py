@@ -4,7 +4,6 @@ from numerics import GRADIENT_LIMIT, gradient_error, nmse
 
 from lorafast.kernels.rope import rope_backward, rope_forward
 from lorafast.reference import rope as twin
-from lorafast.rope_tables import rope_tables
 
 LIMIT = 1e-14     # measured 1.5e-15, forward and backward
 
@@ -72,28 +71,3 @@ def test_heads_that_do_not_fit():
     for n_head in (0, 5, 3):                                   # no head, a remainder, heads of 4 < n_rot 6
         with pytest.raises(ValueError, match="^rope_forward: rows of 12 values do not hold"):
             rope_forward(x.copy(), x, table, table, np.zeros(2, np.int32), n_head, True, 1)
-
-
-def test_tables():
-    cos, sin = rope_tables(300, 64, 10000.0)
-    angle = np.arange(300)[:, None] * 10000.0 ** (-2 * np.arange(32) / 64)
-    assert cos.dtype == sin.dtype == np.float32 and cos.shape == sin.shape == (300, 32)
-    np.testing.assert_allclose(cos, np.cos(angle), atol=1e-4)  # repeated float32 multiplication drifts
-    np.testing.assert_allclose(sin, np.sin(angle), atol=1e-4)
-
-
-def test_tables_multiply_in_float32():
-    theta, step = np.float32(299), np.float32(10000.0 ** (-2 / 64))
-    for _ in range(31):
-        theta *= step
-    assert theta != np.float32(299 * 10000.0 ** (-62 / 64))    # else the test could not tell
-    assert rope_tables(300, 64, 10000.0)[1][299, 31] == np.float32(np.sin(np.float64(theta)))
-
-
-def test_tables_scaled():
-    cos, _ = rope_tables(8, 4, 10000.0)
-    np.testing.assert_array_equal(rope_tables(16, 4, 10000.0, freq_scale=0.5)[0][::2], cos)
-    factors = np.array([1, 2], np.float32)
-    np.testing.assert_array_equal(rope_tables(16, 4, 10000.0, freq_factors=factors)[0][::2, 1], cos[:, 1])
-    with pytest.raises(ValueError, match="freq_factors"):
-        rope_tables(8, 4, 10000.0, freq_factors=np.ones(4, np.float32))
