@@ -19,8 +19,9 @@
 #define AMX_TILE 512            /* bfloat16 values in a tile */
 #define AMX_QUAD (4 * AMX_TILE)
 #define AMX_ROWS 256            /* rows of W in a panel (forward) at most */
-#define AMX_DEPTH 512           /* values along K unpacked at a time: 256 x 512 split values are 512 KB of L2 */
+#define AMX_DEPTH 256           /* values along K at a time: 32 tokens x 256 split values, 32 KB, stay in L1 for all rows of a panel */
 #define AMX_COLUMNS 256         /* columns of W in a slice (backward): a multiple of every block size */
+#define AMX_PREFETCH 16         /* rows ahead */
 #define AMX_CHUNK 256           /* rows of W unpacked at a time (backward): 256 x 256 split values are 256 KB */
 
 typedef uint16_t bf16;
@@ -42,13 +43,20 @@ static inline __attribute__((always_inline)) void amx_split(__m512 a, __m512 b, 
     *low = (__m512i)_mm512_cvtne2ps_pbh(_mm512_sub_ps(b, hb), _mm512_sub_ps(a, ha));
 }
 
-/* C (32 x 32 float32, four tiles) += three of the four products of split A and split B over `quads` times 32 values. */
-static void amx_tile_product(float *c, ptrdiff_t ldc, const bf16 *a, const bf16 *b, int quads) {
+/* C (32 x 32 float32, four tiles) = or += three of the four products of split A and split B over `quads` times 32 values. */
+static void amx_tile_product(float *c, ptrdiff_t ldc, const bf16 *a, const bf16 *b, int quads, int accumulate) {
     const int stride = (int)(ldc * sizeof(float));
-    _tile_loadd(0, c, stride);
-    _tile_loadd(1, c + 16, stride);
-    _tile_loadd(2, c + 16 * ldc, stride);
-    _tile_loadd(3, c + 16 * ldc + 16, stride);
+    if (accumulate) {
+        _tile_loadd(0, c, stride);
+        _tile_loadd(1, c + 16, stride);
+        _tile_loadd(2, c + 16 * ldc, stride);
+        _tile_loadd(3, c + 16 * ldc + 16, stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
     for (int i = 0; i < quads; i++, a += AMX_QUAD, b += AMX_QUAD) {
         _tile_loadd(4, a, 64);                          /* low of A x high of B */
         _tile_loadd(5, a + AMX_TILE, 64);
@@ -77,19 +85,56 @@ static void amx_tile_product(float *c, ptrdiff_t ldc, const bf16 *a, const bf16 
     _tile_stored(3, c + 16 * ldc + 16, stride);
 }
 
-/* n (at most 32) values of a row into row i of a quad of A; the rest of the 32 is zero. */
-static inline __attribute__((always_inline)) void amx_store_row(bf16 *quad, int i, const float *v, int n) {
-    __m512 v0, v1;
-    if (n >= 32) v0 = _mm512_loadu_ps(v), v1 = _mm512_loadu_ps(v + 16);
-    else {
-        const uint32_t mask = (1u << n) - 1;
-        v0 = _mm512_maskz_loadu_ps((__mmask16)mask, v), v1 = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), v + 16);
-    }
+/* 32 values into row i of a quad of A. */
+static inline __attribute__((always_inline)) void amx_store_row(bf16 *quad, int i, __m512 v0, __m512 v1) {
     __m512i high, low;
     amx_split(v0, v1, &high, &low);
     bf16 *row = quad + (i / 16) * AMX_TILE + (i % 16) * 32;
     _mm512_storeu_si512(row, low);
     _mm512_storeu_si512(row + 2 * AMX_TILE, high);
+}
+
+/* The first n of 32 values, the rest zero. */
+static inline __attribute__((always_inline)) void amx_load_32(const float *v, int n, __m512 *v0, __m512 *v1) {
+    if (n >= 32) *v0 = _mm512_loadu_ps(v), *v1 = _mm512_loadu_ps(v + 16);
+    else {
+        const uint32_t mask = n > 0 ? (1u << n) - 1 : 0;
+        *v0 = _mm512_maskz_loadu_ps((__mmask16)mask, v), *v1 = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), v + 16);
+    }
+}
+
+/* A stretch of a row of W, k0 .. k0+n (at most 256), as it comes out of the unpackers: integers and scales, which amx_row_32
+ * turns to float32 on the way to the tiles, or float32 for the float types. Begins at a block boundary. */
+typedef struct {
+    int16_t q[AMX_DEPTH] __attribute__((aligned(64)));
+    float scale[AMX_DEPTH / 32], min[AMX_DEPTH / 16];
+    float value[AMX_DEPTH] __attribute__((aligned(64)));
+} amx_row;
+
+static inline void amx_unpack_row(amx_row *row, const projection *p, int n, int k0, int n_values) {
+    const ggml_format *format = &ggml_formats[p->type];
+    const uint8_t *stored = p->weight + n * p->row_bytes + (ptrdiff_t)k0 / format->block_size * format->type_size;
+    const ptrdiff_t bytes = (ptrdiff_t)n_values / format->block_size * format->type_size;
+    /* Rows lie far apart, which the hardware doesn't foresee: ask for the one that comes after a few others. */
+    for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(stored + AMX_PREFETCH * p->row_bytes + i);
+    if (format->is_float) unpack_to_f32_avx512(p->type, p->weight + n * p->row_bytes, k0, n_values, row->value);
+    else unpackers_avx512[p->type](stored, n_values / format->block_size, row->q, row->scale, row->min);
+}
+
+/* Values 32 block .. of the stretch, of n_values. */
+static inline __attribute__((always_inline)) void amx_row_32(const amx_row *row, const ggml_format *format, int block, int n_values,
+                                                             __m512 *v0, __m512 *v1) {
+    if (format->is_float) {
+        amx_load_32(row->value + 32 * block, n_values - 32 * block, v0, v1);
+        return;
+    }
+    const __m512 scale = _mm512_set1_ps(row->scale[block]);
+    *v0 = _mm512_mul_ps(scale, (__m512)load_q_avx512(row->q + 32 * block));
+    *v1 = _mm512_mul_ps(scale, (__m512)load_q_avx512(row->q + 32 * block + 16));
+    if (format->has_min) {
+        *v0 = _mm512_sub_ps(*v0, _mm512_set1_ps(row->min[2 * block]));
+        *v1 = _mm512_sub_ps(*v1, _mm512_set1_ps(row->min[2 * block + 1]));
+    }
 }
 
 /* --- forward --- */
@@ -130,21 +175,23 @@ static ptrdiff_t amx_forward_scratch(int T) { return AMX_ROWS * AMX_DEPTH + (ptr
 static void amx_forward_panel(const projection *p, const bf16 *packed, int T, int K, int n0, int n_rows, float *scratch) {
     const int padded = ROUND_UP(n_rows, 32), ldc = ROUND_UP(T, 32) + 16, k_quads = ROUND_UP(K, 32) / 32;
     bf16 *w = (bf16 *)scratch;
-    float *c = scratch + AMX_ROWS * AMX_DEPTH, row[AMX_DEPTH] __attribute__((aligned(64)));
-    memset(c, 0, sizeof(float) * padded * ldc);
+    float *c = scratch + AMX_ROWS * AMX_DEPTH;
+    amx_row row;
     amx_begin();
     for (int k0 = 0; k0 < K; k0 += AMX_DEPTH) {
         const int depth = MIN(AMX_DEPTH, K - k0), quads = ROUND_UP(depth, 32) / 32;
         for (int i = 0; i < padded; i++) {              /* w[i / 32][k / 32] */
-            if (i < n_rows) unpack_to_f32_avx512(p->type, p->weight + (n0 + i) * p->row_bytes, k0, depth, row);
-            else memset(row, 0, sizeof row);
-            for (int q = 0; q < quads; q++)
-                amx_store_row(w + ((ptrdiff_t)(i / 32) * quads + q) * AMX_QUAD, i % 32, row + 32 * q, depth - 32 * q);
+            if (i < n_rows) amx_unpack_row(&row, p, n0 + i, k0, depth);
+            for (int q = 0; q < quads; q++) {
+                __m512 v0 = _mm512_setzero_ps(), v1 = v0;
+                if (i < n_rows) amx_row_32(&row, &ggml_formats[p->type], q, depth, &v0, &v1);
+                amx_store_row(w + ((ptrdiff_t)(i / 32) * quads + q) * AMX_QUAD, i % 32, v0, v1);
+            }
         }
         for (int t = 0; t < T; t += 32)
             for (int i = 0; i < padded; i += 32)
                 amx_tile_product(c + (ptrdiff_t)i * ldc + t, ldc, w + (ptrdiff_t)i / 32 * quads * AMX_QUAD,
-                                 packed + ((ptrdiff_t)(t / 32) * k_quads + k0 / 32) * AMX_QUAD, quads);
+                                 packed + ((ptrdiff_t)(t / 32) * k_quads + k0 / 32) * AMX_QUAD, quads, k0 > 0);
     }
     amx_end();
     write_outputs_avx512(p, c, ldc, n0, n_rows, 0, T);
@@ -158,35 +205,36 @@ static void amx_pack_dy(bf16 *packed, const float *dy, int T, int N, int n0, int
     packed += (ptrdiff_t)tile * quads * AMX_QUAD;
     for (int i = 0; i < 32; i++) {
         const ptrdiff_t t = tile * 32 + i;
-        for (int q = 0; q < quads; q++)
-            amx_store_row(packed + q * AMX_QUAD, i, dy + t * N + n0 + 32 * q, t < T ? MIN(32, n - 32 * q) : 0);
+        for (int q = 0; q < quads; q++) {
+            __m512 v0, v1;
+            amx_load_32(dy + t * N + n0 + 32 * q, t < T ? n - 32 * q : 0, &v0, &v1);
+            amx_store_row(packed + q * AMX_QUAD, i, v0, v1);
+        }
     }
 }
 
-static ptrdiff_t amx_backward_scratch(void) { return AMX_CHUNK * AMX_COLUMNS + 2 * AMX_COLUMNS + 32 * 32; }
+static ptrdiff_t amx_backward_scratch(void) { return AMX_CHUNK * AMX_COLUMNS + 32 * 32; }
 
 /* Rows n0 .. n0+32 of W, columns k0 .. k0+n_columns, become quads of B, w[column / 32][quad of `quads`]. */
-static void amx_interleave_rows(bf16 *w, const projection *p, int n0, int k0, int n_columns, int quads, float *rows) {
+static void amx_interleave_rows(bf16 *w, const projection *p, int n0, int k0, int n_columns, int quads) {
+    const ggml_format *format = &ggml_formats[p->type];
+    amx_row even, odd;
     for (int i = 0; i < 32; i += 2) {
-        for (int j = 0; j < 2; j++)
-            if (n0 + i + j < p->N)
-                unpack_to_f32_avx512(p->type, p->weight + (n0 + i + j) * p->row_bytes, k0, n_columns, rows + j * AMX_COLUMNS);
-            else memset(rows + j * AMX_COLUMNS, 0, sizeof(float) * n_columns);
-        for (int k = 0; k < n_columns; k += 16) {
-            const __mmask16 mask = n_columns - k >= 16 ? 0xffff : (1u << (n_columns - k)) - 1;
-            const __m512 v0 = _mm512_maskz_loadu_ps(mask, rows + k), v1 = _mm512_maskz_loadu_ps(mask, rows + AMX_COLUMNS + k);
-            /* (row n in the low half, row n+1 in the high half) of each 32-bit element */
-            const __m512i one_to_high = _mm512_set1_epi32((int)0xffff0000);
-            const __m512i h0 = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v0));
-            const __m512i h1 = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v1)), 16);
-            const __m512i high = _mm512_or_si512(h0, h1);
-            const __m512 r0 = _mm512_sub_ps(v0, (__m512)_mm512_slli_epi32(high, 16));
-            const __m512 r1 = _mm512_sub_ps(v1, (__m512)_mm512_and_si512(high, one_to_high));
-            const __m512i l0 = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(r0));
-            const __m512i l1 = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(r1)), 16);
-            bf16 *tile = w + (ptrdiff_t)(k / 32) * quads * AMX_QUAD + (k / 16 % 2) * AMX_TILE + i / 2 * 32;
-            _mm512_storeu_si512(tile, _mm512_or_si512(l0, l1));
-            _mm512_storeu_si512(tile + 2 * AMX_TILE, high);
+        if (n0 + i < p->N) amx_unpack_row(&even, p, n0 + i, k0, n_columns);
+        if (n0 + i + 1 < p->N) amx_unpack_row(&odd, p, n0 + i + 1, k0, n_columns);
+        for (int block = 0; 32 * block < n_columns; block++) {
+            __m512 a[2] = {{0}}, b[2] = {{0}};
+            if (n0 + i < p->N) amx_row_32(&even, format, block, n_columns, &a[0], &a[1]);
+            if (n0 + i + 1 < p->N) amx_row_32(&odd, format, block, n_columns, &b[0], &b[1]);
+            bf16 *tile = w + (ptrdiff_t)block * quads * AMX_QUAD + i / 2 * 32;
+            for (int half = 0; half < 2; half++) {      /* 16 columns, each (even, odd): the halves of cvtne2ps, interleaved */
+                __m512i high, low;
+                amx_split(a[half], b[half], &high, &low);
+                const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                                       5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+                _mm512_storeu_si512(tile + half * AMX_TILE, _mm512_permutexvar_epi16(pairs, low));
+                _mm512_storeu_si512(tile + (half + 2) * AMX_TILE, _mm512_permutexvar_epi16(pairs, high));
+            }
         }
     }
 }
@@ -195,13 +243,12 @@ static void amx_interleave_rows(bf16 *w, const projection *p, int n0, int k0, in
 static void amx_backward_slice(float *dx, int K, const projection *p, const bf16 *packed, int n0, int n, int k0, int n_columns,
                                int t0, int t1, float *scratch) {
     bf16 *w = (bf16 *)scratch;
-    float *rows = scratch + AMX_CHUNK * AMX_COLUMNS, *edge = rows + 2 * AMX_COLUMNS;
+    float *edge = scratch + AMX_CHUNK * AMX_COLUMNS;
     const int packed_quads = ROUND_UP(n, 32) / 32;
     amx_begin();
     for (int chunk = 0; chunk < n; chunk += AMX_CHUNK) {
         const int quads = ROUND_UP(MIN(AMX_CHUNK, n - chunk), 32) / 32;
-        if (n_columns % 32) memset(w, 0, sizeof(bf16) * 2 * AMX_CHUNK * ROUND_UP(n_columns, 32));
-        for (int q = 0; q < quads; q++) amx_interleave_rows(w + q * AMX_QUAD, p, n0 + chunk + 32 * q, k0, n_columns, quads, rows);
+        for (int q = 0; q < quads; q++) amx_interleave_rows(w + q * AMX_QUAD, p, n0 + chunk + 32 * q, k0, n_columns, quads);
         for (int t = t0; t < t1; t += 32)
             for (int k = 0; k < n_columns; k += 32) {
                 float *out = dx + (ptrdiff_t)t * K + k0 + k;
@@ -209,11 +256,10 @@ static void amx_backward_slice(float *dx, int K, const projection *p, const bf16
                 const bf16 *b = w + (ptrdiff_t)(k / 32) * quads * AMX_QUAD;
                 const int height = MIN(32, t1 - t), width = MIN(32, n_columns - k);
                 if (height == 32 && width == 32) {
-                    amx_tile_product(out, K, a, b, quads);
+                    amx_tile_product(out, K, a, b, quads, 1);
                     continue;
                 }
-                memset(edge, 0, sizeof(float) * 32 * 32);   /* a tile at the edge: computed aside, where a whole one fits */
-                amx_tile_product(edge, 32, a, b, quads);
+                amx_tile_product(edge, 32, a, b, quads, 0); /* at the edge: computed aside, where a whole tile fits */
                 for (int i = 0; i < height; i++)
                     for (int j = 0; j < width; j++) out[(ptrdiff_t)i * K + j] += edge[i * 32 + j];
             }

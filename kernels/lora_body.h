@@ -27,31 +27,43 @@ static void FN(lora_project_row)(float *restrict h, const float *restrict x, con
     }
 }
 
-/* dV[r][j0 .. j0+n] += sum_t c[t][r] u[t][j0 .. j0+n]; u has rows of J floats, and so has dV. */
-static void FN(lora_outer_columns)(float *restrict dV, const float *restrict c, const float *restrict u, ptrdiff_t T, ptrdiff_t R,
-                                   ptrdiff_t J, ptrdiff_t j0, ptrdiff_t n) {
-    for (ptrdiff_t j = j0; j < j0 + n; j += VF_WIDTH) {
-        const int width = j + VF_WIDTH <= j0 + n ? VF_WIDTH : j0 + n - j;
-        ptrdiff_t r = 0;
-        for (; r + 4 <= R; r += 4) {
-            vf s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-            for (ptrdiff_t t = 0; t < T; t++) {
-                const vf v = width == VF_WIDTH ? vf_load(u + t * J + j) : vf_load_part(u + t * J + j, width);
-                const float *k = c + t * R + r;
-                s0 += k[0] * v, s1 += k[1] * v, s2 += k[2] * v, s3 += k[3] * v;
-            }
-            float *out = dV + r * J + j;
-            vf_store_part(out, vf_load_part(out, width) + s0, width), out += J;
-            vf_store_part(out, vf_load_part(out, width) + s1, width), out += J;
-            vf_store_part(out, vf_load_part(out, width) + s2, width), out += J;
-            vf_store_part(out, vf_load_part(out, width) + s3, width);
-        }
-        for (; r < R; r++) {
-            vf s = {0};
-            for (ptrdiff_t t = 0; t < T; t++)
-                s += c[t * R + r] * (width == VF_WIDTH ? vf_load(u + t * J + j) : vf_load_part(u + t * J + j, width));
-            float *out = dV + r * J + j;
-            vf_store_part(out, vf_load_part(out, width) + s, width);
+#if VF_WIDTH == 16
+#define LORA_VECTORS 4          /* 16 accumulators and 4 vectors of u */
+#else
+#define LORA_VECTORS 2          /* 8 and 2, of 16 registers */
+#endif
+
+/* dV[r][j] += sum_t c[t][r] u[t][j] for 4 ranks and LORA_VECTORS vectors of columns; u and dV have rows of J floats. */
+static void FN(lora_outer_tile)(float *restrict dV, const float *restrict c, const float *restrict u, ptrdiff_t T, ptrdiff_t R,
+                                ptrdiff_t J) {
+    vf sum[4][LORA_VECTORS] = {{{0}}};
+    for (ptrdiff_t t = 0; t < T; t++, c += R, u += J) {
+#pragma GCC unroll 4
+        for (int v = 0; v < LORA_VECTORS; v++) {
+            const vf x = vf_load(u + v * VF_WIDTH);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) sum[r][v] += c[r] * x;
         }
     }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < LORA_VECTORS; v++) vf_store(dV + r * J + v * VF_WIDTH, vf_load(dV + r * J + v * VF_WIDTH) + sum[r][v]);
 }
+
+/* dV[r][j0 .. j0+n] += sum_t c[t][r] u[t][j0 .. j0+n], all r < R. */
+static void FN(lora_outer_columns)(float *restrict dV, const float *restrict c, const float *restrict u, ptrdiff_t T, ptrdiff_t R,
+                                   ptrdiff_t J, ptrdiff_t j0, ptrdiff_t n) {
+    const ptrdiff_t step = LORA_VECTORS * VF_WIDTH, end = j0 + n;
+    const ptrdiff_t whole_r = R / 4 * 4, whole_j = j0 + n / step * step;
+    for (ptrdiff_t j = j0; j < whole_j; j += step)
+        for (ptrdiff_t r = 0; r < whole_r; r += 4) FN(lora_outer_tile)(dV + r * J + j, c + r, u + j, T, R, J);
+    for (ptrdiff_t r = 0; r < R; r++)                   /* what fills no tile */
+        for (ptrdiff_t j = r < whole_r ? whole_j : j0; j < end; j += VF_WIDTH) {
+            const int width = end - j < VF_WIDTH ? end - j : VF_WIDTH;
+            vf sum = {0};
+            for (ptrdiff_t t = 0; t < T; t++) sum += c[t * R + r] * vf_load_part(u + t * J + j, width);
+            vf_store_part(dV + r * J + j, vf_load_part(dV + r * J + j, width) + sum, width);
+        }
+}
+#undef LORA_VECTORS

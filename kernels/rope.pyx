@@ -22,15 +22,15 @@ cdef extern from *:
 
 cdef rotate(const char *op, row_type row, float[:, ::1] y, const float[:, ::1] x, const float[:, ::1] cos,
             const float[:, ::1] sin, const int[::1] positions, int n_head, bint interleaved, int n_threads):
-    cdef Py_ssize_t T = x.shape[0], width = x.shape[1], P = cos.shape[0], n_rot = 2 * cos.shape[1], t
+    cdef Py_ssize_t T = x.shape[0], width = x.shape[1], n_positions = cos.shape[0], n_rot = 2 * cos.shape[1], t
     cdef Py_ssize_t D = width // n_head if n_head > 0 else 0
     if n_head < 1 or D * n_head != width or n_rot > D:
         raise ValueError(f"{op.decode()}: rows of {width} values do not hold {n_head} heads of at least {n_rot} values")
-    require_2d(op, "sin", sin.shape, P, cos.shape[1])
+    require_2d(op, "sin", sin.shape, n_positions, cos.shape[1])
     require_1d(op, "positions", positions.shape, T)
     if T == 0:
         return
-    require_range(op, "positions", &positions[0], T, 0, P)
+    require_range(op, "positions", &positions[0], T, 0, n_positions)
     cdef int threads = threads_for(2 * T * width, n_threads)
     for t in prange(T, nogil=True, num_threads=threads, schedule="static"):
         row(&y[t, 0], &x[t, 0], &cos[positions[t], 0], &sin[positions[t], 0], n_head, D, n_rot, interleaved)
@@ -49,8 +49,8 @@ def rope_forward(float[:, ::1] y not None, const float[:, ::1] x not None, const
 
     y            float32 (T, n_head · D), OUT; may be x itself, which is then rotated in place
     x            float32 (T, n_head · D)
-    cos, sin     float32 (P, n_rot / 2): tables by position
-    positions    int32 (T,), each in 0 .. P - 1
+    cos, sin     float32 (n_positions, n_rot / 2): tables by position
+    positions    int32 (T,), each in 0 .. n_positions - 1
     The inverse rotation in place is the same with -sin.
     Raises ValueError for a shape or position that does not fit. Twin: lorafast.reference.rope.
     """

@@ -15,3 +15,7 @@ class UsageError(LoraFastError):
 
 class FormatError(LoraFastError):
     """A file is broken, or of a kind that lorafast does not read."""
+
+
+class TemplateRefusal(LoraFastError):
+    """A chat template cannot render these messages: it says so itself, or it uses something that they don't have."""

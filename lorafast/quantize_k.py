@@ -20,7 +20,7 @@ from .ggml_types import GGMLType
 from .quants import (IQ4_VALUES, LAYOUTS, fields, inverse, nibbles, pack_fifth_bits, pack_nibbles,
                      scales_and_mins_k4)
 
-PIECE = 2**16
+PIECE = 2**15
 """Values that are worked on at a time, so that all temporary arrays stay in the cache."""
 
 
@@ -146,13 +146,13 @@ def _fit_scale_and_min(x: np.ndarray, highest: int, numerators: np.ndarray) -> t
     rms = np.sqrt(np.square(x).mean(axis=0))
     weights = np.abs(x) + rms
     weighted_x = weights * x
-    sum_w, sum_x, sum_x2 = weights.sum(axis=0), weighted_x.sum(axis=0), (weighted_x * x).sum(axis=0)
+    sum_w, sum_x = weights.sum(axis=0), weighted_x.sum(axis=0)
     low = np.minimum(x.min(axis=0), 0)
     to_unit = inverse(x.max(axis=0) - low)
     above_low = x - low
     round_to_level = _round_between(0, highest)
-    best_error = np.full_like(low, np.inf)
-    best_scale, best_min = np.zeros_like(low), np.zeros_like(low)
+    best_error = (weights * above_low * above_low).sum(axis=0)         # of scale 0, exact where all values are equal
+    best_scale, best_min = np.zeros_like(low), -low
     for numerator in numerators:
         q = round_to_level(above_low * (to_unit * numerator))
         sum_qx = np.multiply(q, weighted_x).sum(axis=0)
@@ -166,9 +166,11 @@ def _fit_scale_and_min(x: np.ndarray, highest: int, numerators: np.ndarray) -> t
         through_zero = (minimum < 0) | (inverse_d == 0)
         scale = np.where(through_zero, sum_qx * inverse(sum_q2), scale)
         minimum = np.where(through_zero, 0, minimum)
-        # Σw(scale·q - minimum - x)², expanded
-        error = (scale * (scale * sum_q2 - 2 * minimum * sum_q - 2 * sum_qx)
-                 + minimum * (minimum * sum_w + 2 * sum_x) + sum_x2)
+        q *= scale
+        q -= minimum
+        q -= x
+        q *= q
+        error = (weights * q).sum(axis=0)       # summed up: the sums above would cancel where x is on a grid already
         better = (error < best_error) & (scale >= 0)
         best_error[better], best_scale[better], best_min[better] = error[better], scale[better], minimum[better]
     return best_scale, best_min
@@ -220,12 +222,17 @@ def _to_bits(values: np.ndarray, unit: np.ndarray, lowest: int, highest: int) ->
 
 # ---- the formats ----
 
+def _numerators(levels: int, lowest: int, highest: int) -> np.ndarray:
+    """Candidates in tenths of a level around `levels`."""
+    return (levels + np.arange(lowest, highest + 1) / 10).astype(np.float32)
+
+
 def _signed_super_scale(scales: np.ndarray, half: int) -> np.ndarray:
     """d (blocks,) such that the largest of the scales (blocks, n), by magnitude, is -half · d. Rounded to float16."""
     return (_largest(scales.T) / np.float32(-half)).astype(np.float16)
 
 
-NEAR_SYMMETRIC = np.arange(-9, 10) * 0.1
+NEAR_SYMMETRIC = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1)
 """How much further than its lowest level the largest value of a sub-block may reach, in levels."""
 
 
@@ -279,11 +286,11 @@ def _fit_k4(x: np.ndarray, block: np.ndarray, highest: int, numerators: np.ndarr
 
 
 def _fit_q4_K(x: np.ndarray, block: np.ndarray) -> None:
-    _fit_k4(x, block, 15, 15 + np.arange(-10, 11) * 0.1)
+    _fit_k4(x, block, 15, _numerators(15, -10, 10))
 
 
 def _fit_q5_K(x: np.ndarray, block: np.ndarray) -> None:
-    _fit_k4(x, block, 31, 31 + np.arange(-5, 11) * 0.1)
+    _fit_k4(x, block, 31, _numerators(31, -5, 10))
 
 
 def _grid_k4(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -300,7 +307,7 @@ def _pack_q5_K(block: np.ndarray, q: np.ndarray) -> None:
 
 
 def _fit_q2_K(x: np.ndarray, block: np.ndarray) -> None:
-    scales, mins = _fit_min_format(x, block, 16, 3, 3 + np.arange(-5, 11) * 0.1, 4)
+    scales, mins = _fit_min_format(x, block, 16, 3, _numerators(3, -5, 10), 4)
     block["scales"] = scales | mins << 4
 
 
@@ -312,8 +319,8 @@ def _pack_q2_K(block: np.ndarray, q: np.ndarray) -> None:
     block["q"] = _pack_fields(q, 2, 32)
 
 
-NEAR_IQ4 = IQ4_VALUES[0] + np.arange(-7.0, 8.0)
-"""Where the largest value of a sub-block may come to lie among the levels, which begin at IQ4_VALUES[0]."""
+NEAR_IQ4 = np.concatenate([IQ4_VALUES[0] + np.arange(-7, 8), IQ4_VALUES[-1] + np.arange(0, 15, 7)]).astype(np.float32)
+"""Where the largest value of a sub-block may come to lie: near the lowest level, or at the highest and beyond."""
 
 
 def _fit_iq4_nl(x: np.ndarray, block: np.ndarray) -> None:

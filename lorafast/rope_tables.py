@@ -11,12 +11,12 @@ def rope_tables(
 ) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of angle[p, j] = freq_scale · p · freq_base^(-2j / n_rot) / freq_factors[j].
 
-    n_positions    P: the tables are for positions 0 .. P - 1
+    n_positions    the tables are for positions 0 .. n_positions - 1
     n_rot          values of a head that are rotated, even
     freq_base      of `rope.freq_base`
     freq_scale     reciprocal of a linear `rope.scaling` factor
     freq_factors   (n_rot / 2,): the tensor `rope_freqs.weight` of Llama 3.1 and later, or None
-    Returns cos and sin, float32 (P, n_rot / 2). Raises ValueError for an odd n_rot or a wrong number of factors.
+    Returns cos and sin, float32 (n_positions, n_rot / 2). Raises ValueError for an odd n_rot or a wrong number of factors.
 
     The power is built by repeated float32 multiplication, as in the original; far out that drifts from the exact power.
     """

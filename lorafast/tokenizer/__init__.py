@@ -7,8 +7,9 @@ checked in vocabulary.py.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from mmap import mmap
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from ..errors import FormatError
 from .bpe import ByteLevelBPE
 from .pretokenizers import PRE_TOKENIZERS
+from .slices import slices
 from .spm import SentencePieceModel
 from .vocabulary import KEY, TokenType, Vocabulary, encode_text, read_vocabulary, string_list
 
@@ -68,17 +70,32 @@ class Tokenizer:
         ids = array("i")
         if add_special and self.add_bos:
             ids.append(self.bos_id)
+        self._append(encode_text(text) if isinstance(text, str) else bytes(text), ids, parse_special, after_special=True)
+        if add_special and self.add_eos:
+            ids.append(self.eos_id)
+        return np.asarray(ids, dtype=np.int32)
+
+    def encode_slices(self, text: bytes | mmap) -> Iterator[np.ndarray]:
+        """The ids of encode(text), a slice of about a megabyte after the other: for a mapped file larger than memory.
+
+        A vocabulary in which tokens may join at any line end (slices.py) gives a single slice.
+        """
+        can_slice = self._model.can_slice and not self._vocabulary.is_cut_by_line_ends
         after_special = True
-        data = encode_text(text) if isinstance(text, str) else bytes(text)
-        for fragment in self._vocabulary.special_fragments(data, parse_special):
+        for part in slices(text) if can_slice else (text[:],):
+            ids = array("i")
+            after_special = self._append(part, ids, False, after_special)
+            yield np.asarray(ids, dtype=np.int32)
+
+    def _append(self, text: bytes, ids: array[int], parse_special: bool, after_special: bool) -> bool:
+        """Appends the ids of a text that begins, or not, after a special token; returns whether it ends with one."""
+        for fragment in self._vocabulary.special_fragments(text, parse_special):
             if isinstance(fragment, int):
                 ids.append(fragment)
             else:
                 self._model.encode(fragment, ids, after_special=after_special)
             after_special = isinstance(fragment, int)
-        if add_special and self.add_eos:
-            ids.append(self.eos_id)
-        return np.asarray(ids, dtype=np.int32)
+        return after_special
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = False) -> bytes:
         """The inverse of encode. ids: token ids, each in [0, n_vocab).

@@ -49,7 +49,7 @@ class ByteLevelBPE:
                 raise FormatError(f"{KEY}merges[{rank}] is {text!r}: two parts with a space between them are expected")
             self._ranks.setdefault((text[:cut], text[cut + 1:]), rank)
         self.n_merges = len(self._ranks)
-        self._pre = pre
+        self.can_slice = pre.can_slice
         self._splitter = Splitter(pre)
         self._word_ids = WordCache(self._encode_word)
         linefeed = self._encode_word("\n")
@@ -57,7 +57,7 @@ class ByteLevelBPE:
 
     def encode(self, text: bytes, ids: array[int], *, after_special: bool) -> None:
         """Appends the text's token ids to ids. after_special: has no effect in this kind of tokenizer."""
-        for part in slices(text) if self._pre.can_slice else (text,):
+        for part in slices(text) if self.can_slice else (text,):
             words = self._splitter.split(to_characters(part))
             ids.extend(chain.from_iterable(map(self._word_ids.__getitem__, words)))
 

@@ -42,14 +42,14 @@ class SentencePieceModel:
         # end that something else follows.
         cut_at_spaces = not self._some_token_has(f"[^{SPACE}]{SPACE}")
         self._word = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+" if cut_at_spaces else "(?s).+")
-        self._cut_at_line_ends = not self._some_token_has("\n[^\n]")
+        self.can_slice = not self._some_token_has("\n[^\n]")
         self._word_ids = WordCache(self._encode_word)
 
     def encode(self, text: bytes, ids: array[int], *, after_special: bool) -> None:
         """Appends the text's token ids to ids. after_special: it begins the whole text or follows a special token."""
         if after_special and self.add_space_prefix:
             text = b" " + text
-        for part in slices(text) if self._cut_at_line_ends else (text,):
+        for part in slices(text) if self.can_slice else (text,):
             words = self._word.findall(to_symbols(part.replace(b" ", SPACE_BYTES)))
             ids.extend(chain.from_iterable(map(self._word_ids.__getitem__, words)))
 

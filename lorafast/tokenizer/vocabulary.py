@@ -64,6 +64,11 @@ class Vocabulary:
     warnings: list[str] = field(default_factory=list)
     _special: list[tuple[int, bytes, bool]] = field(default_factory=list)    # id, text, swallows the space after it
 
+    @property
+    def is_cut_by_line_ends(self) -> bool:
+        """Whether a user-defined token goes on after a line end, so that cutting a text there could cut it."""
+        return any(b"\n" in text[:-1] for token, text, _ in self._special if self.types[token] == TokenType.USER_DEFINED)
+
     def special_fragments(self, text: bytes, parse_special: bool) -> Iterator[bytes | int]:
         """Cuts out the tokens that are matched as a whole, before any splitting: yields their ids and the text between.
 
