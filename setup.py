@@ -33,4 +33,7 @@ extensions = [
     if not only or source.stem in only
 ]
 
-setup(ext_modules=cythonize(extensions, build_dir="build/cython", quiet=True))
+setup(
+    ext_modules=cythonize(extensions, build_dir="build/cython", quiet=True, nthreads=os.cpu_count()),
+    options={"build_ext": {"parallel": os.cpu_count()}},
+)

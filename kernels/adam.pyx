@@ -14,6 +14,7 @@ ctypedef double (*sum_type)(const float *x, Py_ssize_t n) noexcept nogil
 
 cdef extern from *:
     """
+    #include <float.h>
     #include <math.h>
     #include "simd.h"
     #define SIMD_BODY "adam_body.h"
@@ -35,6 +36,8 @@ def adam_step(float[::1] param not None, float[::1] m not None, float[::1] v not
     m     = beta1 · m + (1 - beta1) · g
     v     = beta2 · v + (1 - beta2) · g²
     param = param · (1 - decay) - m · a_t / (√(v · c_t) + eps)
+
+    with 0 for an m or v below the smallest normal float32.
 
     param         float32 (P,), IN and OUT
     m, v          float32 (P,), IN and OUT: first and second moments

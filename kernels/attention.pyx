@@ -30,8 +30,8 @@ from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, malloc
 
 cdef extern from "attention.h" nogil:
-    const int ROW_TILE
-    const int BLOCK
+    const int ROW_BLOCK
+    const int KEY_TILE
     ctypedef struct attention:
         const float *q
         const float *k
@@ -47,14 +47,21 @@ cdef extern from "attention.h" nogil:
         const int *q_begin
         const int *k_begin
         long n_head, n_head_kv, group, head_size, value_size
-        int window
+        int window, block
+        float *delta
         float scale
     long attention_forward_scratch(const attention *a)
     long attention_backward_scratch(const attention *a)
     ctypedef void (*attention_rows)(const attention *a, int seq, int head_kv, int row, int n_rows, float *scratch) noexcept nogil
     ctypedef void (*attention_block)(const attention *a, int seq, int head_kv, int query, int key, float *scratch) noexcept nogil
     attention_rows forward_rows "DISPATCH(attention_forward_rows)"
+    ctypedef void (*attention_token)(const attention *a, long token) noexcept nogil
+    attention_token compute_delta "DISPATCH(attention_delta)"
     attention_block backward_block "DISPATCH(attention_backward_block)"
+
+import os
+ITEMS = int(os.environ.get("ITEMS", 16))
+MAXB = int(os.environ.get("MAXB", 6))
 
 
 cdef check_shape(str op, str name, const float[:, ::1] x, Py_ssize_t n_rows, Py_ssize_t n_columns):
@@ -110,8 +117,8 @@ def attention_forward(float[:, ::1] o not None, float[:, ::1] lse not None, cons
     cdef list tiles = []
     for s in range(n_seq):
         n_rows = (q_begin[s + 1] - q_begin[s]) * a.group
-        for row in range((n_rows - 1) // ROW_TILE * ROW_TILE, -1, -ROW_TILE):
-            tiles.append((s, row, min(n_rows - row, ROW_TILE)))
+        for row in reversed(range(0, n_rows, ROW_BLOCK)):
+            tiles.append((s, row, min(n_rows - row, ROW_BLOCK)))
     import numpy as np
     cdef const int[:, ::1] tile = np.array(tiles, dtype=np.int32)
     cdef int n_tiles = tile.shape[0]
@@ -146,22 +153,32 @@ def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
     a.n_head, a.n_head_kv, a.group, a.head_size, a.value_size = n_head, n_head_kv, n_head // n_head_kv, head_size, value_size
     a.window, a.scale = window if window else INT_MAX, scale
 
+    cdef int longest = 0
+    for s in range(n_seq):
+        longest = max(longest, k_begin[s + 1] - k_begin[s])
+    want = -(-ITEMS // (n_seq * n_head_kv))
+    a.block = min(max(-(-longest // (want * KEY_TILE)), 1), MAXB) * KEY_TILE
     cdef list blocks = []
     for s in range(n_seq):
-        n_blocks_s = (k_begin[s + 1] - k_begin[s] + BLOCK - 1) // BLOCK
+        n_blocks_s = (k_begin[s + 1] - k_begin[s] + a.block - 1) // a.block
         n_phases = max(n_phases, n_blocks_s)
-        for block in range((q_begin[s + 1] - q_begin[s] + BLOCK - 1) // BLOCK):
+        for block in range((q_begin[s + 1] - q_begin[s] + a.block - 1) // a.block):
             blocks.append((s, block, n_blocks_s))
     import numpy as np
     cdef const int[:, ::1] query_block = np.array(blocks, dtype=np.int32)
     cdef int n_blocks = query_block.shape[0]
     cdef long per_thread = attention_backward_scratch(&a)
     cdef float *scratch = <float *>malloc(per_thread * n_threads * sizeof(float))
+    a.delta = <float *>malloc(q.shape[0] * n_head * sizeof(float))
+    cdef attention_token delta = compute_delta
+    for i in prange(<int>q.shape[0], nogil=True, num_threads=n_threads, schedule="static"):
+        delta(&a, i)
     cdef attention_block run = backward_block
     for phase in range(n_phases):
         for i in prange(n_blocks * n_head_kv, nogil=True, num_threads=n_threads, schedule="dynamic"):
             if phase < query_block[i % n_blocks, 2]:
-                run(&a, query_block[i % n_blocks, 0], i // n_blocks, query_block[i % n_blocks, 1] * BLOCK,
-                    (query_block[i % n_blocks, 1] - phase + query_block[i % n_blocks, 2]) % query_block[i % n_blocks, 2] * BLOCK,
+                run(&a, query_block[i % n_blocks, 0], i // n_blocks, query_block[i % n_blocks, 1] * a.block,
+                    (query_block[i % n_blocks, 1] - phase + query_block[i % n_blocks, 2]) % query_block[i % n_blocks, 2] * a.block,
                     scratch + threadid() * per_thread)
+    free(a.delta)
     free(scratch)

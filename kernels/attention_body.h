@@ -23,7 +23,10 @@ static void FN(view_rows)(FN(view) *w, const attention *a, int seq, int row, int
     }
 }
 
-static void FN(view_keys)(FN(view) *w, int key, int n_keys) {
+/* Looks at the keys key .. key + n_keys, or as many of them as some row sees; false if that is none. */
+static int FN(view_keys)(FN(view) *w, int key, int n_keys) {
+    if (n_keys > w->last[ROW_TILE - 1] + 1 - key) n_keys = w->last[ROW_TILE - 1] + 1 - key;
+    if (n_keys <= 0 || key + n_keys <= w->first[0]) return 0;
     w->key = key;
     w->n_keys = n_keys;
     const int end = key + (n_keys + STRIP - 1) / STRIP * STRIP;
@@ -41,6 +44,7 @@ static void FN(view_keys)(FN(view) *w, int key, int n_keys) {
         while (stop < w->n_rows && w->first[stop] < key + j + STRIP) stop++;
         w->rows[j / STRIP] = (span){begin, stop < begin ? begin : stop};
     }
+    return 1;
 }
 
 /* Lanes of the score tile, for key number j of the tile and the rows from lane on: does the row see the key? */
@@ -80,18 +84,19 @@ static void FN(pack)(float *to, const float *from, long stride, int n_rows, int 
     memset(to + n_rows * PADDED(n), 0, sizeof(float) * PADDED(n) * (end - n_rows));
 }
 
-/* Rows (of n floats padded to PADDED(n), n_rows of them) to columns: to[d][row] = factor * from[row][d]; lanes past n_rows are zero. */
-static void FN(pack_transposed)(float *to, const float *from, int n_rows, int n, float factor) {
+/* n_rows rows of x (q or do, of n floats), from row on, as columns: to[d][row] = factor * x[row][d]; lanes past n_rows are zero. */
+static void FN(pack_transposed_rows)(float *to, const attention *a, int seq, int head_kv, int row, int n_rows, const float *x, int n,
+                                     float factor) {
     for (int i = 0; i < n_rows; i += VF_WIDTH)
         for (int d = 0; d < n; d += VF_WIDTH) {
+            const int n_d = n - d < VF_WIDTH ? n - d : VF_WIDTH;
             vf square[VF_WIDTH];
-#pragma GCC unroll 16
             for (int r = 0; r < VF_WIDTH; r++) {
-                square[r] = vf_set1(0);
-                if (i + r < n_rows) square[r] = factor * vf_load(from + (i + r) * PADDED(n) + d);
+                const float *x_r = x + attention_row(a, seq, head_kv, row + i + r) * n + d;
+                if (i + r >= n_rows) square[r] = vf_set1(0);
+                else square[r] = factor * (n_d == VF_WIDTH ? vf_load(x_r) : vf_load_part(x_r, n_d));
             }
             FN(transpose)(square);
-            const int n_d = n - d < VF_WIDTH ? n - d : VF_WIDTH;
             for (int r = 0; r < n_d; r++) vf_store(to + (d + r) * ROW_TILE + i, square[r]);
         }
 }
@@ -125,40 +130,41 @@ static void FN(online_softmax)(float *s, float *maximum, float *sum, float *deca
     }
 }
 
-/* Rows row .. row + n_rows of one sequence and kv head. */
+/* Rows row .. row + n_rows (at most ROW_BLOCK) of one sequence and kv head. */
 static void FN(attention_forward_rows)(const attention *a, int seq, int head_kv, int row, int n_rows, float *scratch) {
     const int d = a->head_size, dv = a->value_size, d_padded = PADDED(d), dv_padded = PADDED(dv);
-    float *q_t = aligned(scratch);                          /* (D, ROW_TILE) */
-    float *k = q_t + d_padded * ROW_TILE;                   /* (KEY_TILE, D), first the rows of q */
+    float *q_t = aligned(scratch);                          /* (ROW_BLOCK / ROW_TILE, D, ROW_TILE) */
+    float *k = q_t + ROW_BLOCK * d_padded;                  /* (KEY_TILE, D) */
     float *v = k + KEY_TILE * d_padded;                     /* (KEY_TILE, Dv) */
-    float *o = v + KEY_TILE * dv_padded;                    /* (ROW_TILE, Dv) */
-    float *p = o + ROW_TILE * dv_padded;                    /* (KEY_TILE, ROW_TILE): scores, then probabilities */
-    _Alignas(64) float maximum[ROW_TILE], sum[ROW_TILE], decay[ROW_TILE];
-    FN(view) w;
-    FN(view_rows)(&w, a, seq, row, n_rows);
+    float *o = v + KEY_TILE * dv_padded;                    /* (ROW_BLOCK, Dv) */
+    float *p = o + ROW_BLOCK * dv_padded;                   /* (KEY_TILE, ROW_TILE): scores, then probabilities */
+    _Alignas(64) float maximum[ROW_BLOCK], sum[ROW_BLOCK], decay[ROW_TILE];
+    FN(view) views[ROW_BLOCK / ROW_TILE];
 
-    for (int i = 0; i < n_rows; i++) FN(pack_row)(k + i * d_padded, a->q + attention_row(a, seq, head_kv, row + i) * d, d);
-    FN(pack_transposed)(q_t, k, n_rows, d, a->scale * (float)M_LOG2E);
-    for (int i = 0; i < ROW_TILE; i++) maximum[i] = -FLT_MAX, sum[i] = 0;
-    memset(o, 0, sizeof(float) * ROW_TILE * dv_padded);
+    const int n_tiles = (n_rows + ROW_TILE - 1) / ROW_TILE;
+    for (int t = 0; t < n_tiles; t++) {
+        const int first = t * ROW_TILE, n = n_rows - first < ROW_TILE ? n_rows - first : ROW_TILE;
+        FN(view_rows)(views + t, a, seq, row + first, n);
+        FN(pack_transposed_rows)(q_t + first * d_padded, a, seq, head_kv, row + first, n, a->q, d, a->scale * (float)M_LOG2E);
+    }
+    for (int i = 0; i < n_tiles * ROW_TILE; i++) maximum[i] = -FLT_MAX, sum[i] = 0;
+    memset(o, 0, sizeof(float) * n_tiles * ROW_TILE * dv_padded);
 
-    const int key_end = w.last[n_rows - 1] + 1;
-    for (int key = w.first[0]; key < key_end; key += KEY_TILE) {
-        FN(view_keys)(&w, key, key_end - key < KEY_TILE ? key_end - key : KEY_TILE);
+    const int key_end = views[n_tiles - 1].last[ROW_TILE - 1] + 1;
+    for (int key = views[0].first[0]; key < key_end; key += KEY_TILE) {
+        const int n_keys = key_end - key < KEY_TILE ? key_end - key : KEY_TILE;
         const long index = (a->k_begin[seq] + key) * a->n_head_kv + head_kv;
-        FN(pack)(k, a->k + index * d, a->n_head_kv * d, w.n_keys, d);
-        FN(pack)(v, a->v + index * dv, a->n_head_kv * dv, w.n_keys, dv);
-#ifdef PREFETCH
-        const int ahead = key_end - key - w.n_keys < w.n_keys ? key_end - key - w.n_keys : w.n_keys;
-        for (int j = 0; j < ahead; j++) {
-            const long next = index + (w.n_keys + j) * a->n_head_kv;
-            for (int c = 0; c < d; c += 16) __builtin_prefetch(a->k + next * d + c, 0, PREFETCH);
-            for (int c = 0; c < dv; c += 16) __builtin_prefetch(a->v + next * dv + c, 0, PREFETCH);
+        FN(pack)(k, a->k + index * d, a->n_head_kv * d, n_keys, d);
+        FN(pack)(v, a->v + index * dv, a->n_head_kv * dv, n_keys, dv);
+        for (int t = 0; t < n_tiles; t++) {
+            FN(view) *w = views + t;
+            const int first = t * ROW_TILE;
+            if (!FN(view_keys)(w, key, n_keys)) continue;
+            FN(product_of_columns)(w->n_keys, w->n_lanes, d, w->rows, p, ROW_TILE, k, d_padded, q_t + first * d_padded, ROW_TILE);
+            FN(online_softmax)(p, maximum + first, sum + first, decay, w);
+            FN(product)(FN(DECAY_AND_ADD), w->n_rows, dv_padded, w->keys, o + first * dv_padded, dv_padded, p, 1, ROW_TILE,
+                        v, dv_padded, decay);
         }
-#endif
-        FN(product_of_columns)(w.n_keys, w.n_lanes, d, w.rows, p, ROW_TILE, k, d_padded, q_t, ROW_TILE);
-        FN(online_softmax)(p, maximum, sum, decay, &w);
-        FN(product)(FN(DECAY_AND_ADD), n_rows, dv_padded, w.keys, o, dv_padded, p, 1, ROW_TILE, v, dv_padded, decay);
     }
     for (int i = 0; i < n_rows; i++) {
         const long index = attention_row(a, seq, head_kv, row + i);
@@ -171,7 +177,8 @@ static void FN(attention_forward_rows)(const attention *a, int seq, int head_kv,
 
 /* P^T = 2^(S^T - lse) and dS^T = scale P^T (dP^T - delta), in place of S^T and dP^T. */
 static void FN(softmax_backward)(float *s, float *dp, const float *lse, const float *delta, float scale, const FN(view) *w) {
-    for (int j = 0; j < w->n_keys; j++)
+    const int n_keys = (w->n_keys + STRIP - 1) / STRIP * STRIP;
+    for (int j = 0; j < n_keys; j++)
         for (int i = 0; i < w->n_lanes; i += VF_WIDTH) {
             float *s_ij = s + j * ROW_TILE + i, *dp_ij = dp + j * ROW_TILE + i;
             vf p = FN(exp2)(vf_load(s_ij) - vf_load(lse + i));
@@ -195,17 +202,23 @@ VF_INLINE float FN(dot)(const float *x, const float *y, int n) {
     return sum;
 }
 
-/* What the queries query .. query + BLOCK and the keys key .. key + BLOCK give each other. */
+/* delta of one token, all heads. */
+static void FN(attention_delta)(const attention *a, long token) {
+    const long dv = a->value_size;
+    for (long i = token * a->n_head; i < (token + 1) * a->n_head; i++) a->delta[i] = FN(dot)(a->o + i * dv, a->d_o + i * dv, dv);
+}
+
+/* What the queries query .. query + block and the keys key .. key + block give each other. */
 static void FN(attention_backward_block)(const attention *a, int seq, int head_kv, int query, int key, float *scratch) {
-    const int n_queries = a->q_begin[seq + 1] - a->q_begin[seq], n_keys_all = a->k_begin[seq + 1] - a->k_begin[seq];
-    const int n_keys = n_keys_all - key < BLOCK ? n_keys_all - key : BLOCK;
-    const int query_end = query + BLOCK < n_queries ? query + BLOCK : n_queries;
+    const int block = a->block, n_queries = a->q_begin[seq + 1] - a->q_begin[seq], n_keys_all = a->k_begin[seq + 1] - a->k_begin[seq];
+    const int n_keys = n_keys_all - key < block ? n_keys_all - key : block;
+    const int query_end = query + block < n_queries ? query + block : n_queries;
     const int d = a->head_size, dv_ = a->value_size, d_padded = PADDED(d), dv_padded = PADDED(dv_);
-    float *k = aligned(scratch);                            /* (BLOCK, D) */
-    float *v = k + BLOCK * d_padded;                        /* (BLOCK, Dv) */
-    float *dk = v + BLOCK * dv_padded;                      /* (BLOCK, D) */
-    float *dv = dk + BLOCK * d_padded;                      /* (BLOCK, Dv) */
-    float *q = dv + BLOCK * dv_padded;                      /* (ROW_TILE, D) */
+    float *k = aligned(scratch);                            /* (block, D) */
+    float *v = k + block * d_padded;                        /* (block, Dv) */
+    float *dk = v + block * dv_padded;                      /* (block, D) */
+    float *dv = dk + block * d_padded;                      /* (block, Dv) */
+    float *q = dv + block * dv_padded;                      /* (ROW_TILE, D) */
     float *q_t = q + ROW_TILE * d_padded;                   /* (D, ROW_TILE) */
     float *dq = q_t + ROW_TILE * d_padded;                  /* (ROW_TILE, D) */
     float *d_o = dq + ROW_TILE * d_padded;                  /* (ROW_TILE, Dv) */
@@ -218,7 +231,7 @@ static void FN(attention_backward_block)(const attention *a, int seq, int head_k
     const long k_index = (a->k_begin[seq] + key) * a->n_head_kv + head_kv;
     FN(pack)(k, a->k + k_index * d, a->n_head_kv * d, n_keys, d);
     FN(pack)(v, a->v + k_index * dv_, a->n_head_kv * dv_, n_keys, dv_);
-    memset(dk, 0, sizeof(float) * BLOCK * (d_padded + dv_padded));
+    memset(dk, 0, sizeof(float) * block * (d_padded + dv_padded));
 
     for (int row = query * a->group; row < query_end * a->group; row += ROW_TILE) {
         const int n_rows = query_end * a->group - row < ROW_TILE ? query_end * a->group - row : ROW_TILE;
@@ -230,15 +243,14 @@ static void FN(attention_backward_block)(const attention *a, int seq, int head_k
             FN(pack_row)(q + i * d_padded, a->q + index * d, d);
             FN(pack_row)(d_o + i * dv_padded, a->d_o + index * dv_, dv_);
             lse[i] = a->lse[index] * (float)M_LOG2E;
-            delta[i] = FN(dot)(a->o + index * dv_, a->d_o + index * dv_, dv_);
+            delta[i] = a->delta[index];
         }
-        FN(pack_transposed)(q_t, q, n_rows, d, a->scale * (float)M_LOG2E);
-        FN(pack_transposed)(d_o_t, d_o, n_rows, dv_, 1);
+        FN(pack_transposed_rows)(q_t, a, seq, head_kv, row, n_rows, a->q, d, a->scale * (float)M_LOG2E);
+        FN(pack_transposed_rows)(d_o_t, a, seq, head_kv, row, n_rows, a->d_o, dv_, 1);
         memset(dq, 0, sizeof(float) * ROW_TILE * d_padded);
 
         for (int j = 0; j < n_keys; j += KEY_TILE) {
-            FN(view_keys)(&w, key + j, n_keys - j < KEY_TILE ? n_keys - j : KEY_TILE);
-            if (w.key > w.last[n_rows - 1] || w.key + w.n_keys <= w.first[0]) continue;
+            if (!FN(view_keys)(&w, key + j, n_keys - j < KEY_TILE ? n_keys - j : KEY_TILE)) continue;
             const float *k_j = k + j * d_padded, *v_j = v + j * dv_padded;
             FN(product_of_columns)(w.n_keys, w.n_lanes, d, w.rows, p, ROW_TILE, k_j, d_padded, q_t, ROW_TILE);
             FN(product_of_columns)(w.n_keys, w.n_lanes, dv_, w.rows, ds, ROW_TILE, v_j, dv_padded, d_o_t, ROW_TILE);

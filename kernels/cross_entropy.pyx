@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Softmax and cross entropy on token ids, in nats, with the original's small constant in the logarithm.
 
-That constant caps a loss at 20.72. The gradient is the original's too: p - onehot with p (1 - 1e-9) + 1e-9 in place of p,
-which is the derivative of the loss up to 1e-9 / p.
+That constant caps a loss at 20.72. The gradient is the original's too: p - onehot with p (1 - 1e-9) + 1e-9 in place
+of p, which is the derivative of the loss up to 1e-9 / p.
 """
 from cython.parallel cimport prange
 
-from parallel cimport threads_for
+from parallel cimport threads_for_rows
 from shapes cimport require_1d, require_2d, require_range
 
 ctypedef float (*row_type)(const float *x, Py_ssize_t V, int target) noexcept nogil
@@ -42,7 +42,7 @@ def cross_entropy_forward(float[::1] loss not None, const float[:, ::1] logits n
         return
     require_range("cross_entropy_forward", "targets", &targets[0], T, -1, V)
     cdef row_type row = cross_entropy_row
-    cdef int threads = threads_for(T * V, n_threads)
+    cdef int threads = threads_for_rows(T, V, n_threads)
     for t in prange(T, nogil=True, num_threads=threads, schedule="static"):
         loss[t] = row(&logits[t, 0], V, targets[t])
 
@@ -67,7 +67,7 @@ def cross_entropy_backward(float[:, ::1] dlogits not None, const float[::1] dlos
         return
     require_range("cross_entropy_backward", "targets", &targets[0], T, -1, V)
     cdef backward_row_type row = cross_entropy_backward_row
-    cdef int threads = threads_for(3 * T * V, n_threads)
+    cdef int threads = threads_for_rows(T, 3 * V, n_threads)
     for t in prange(T, nogil=True, num_threads=threads, schedule="static"):
         row(&dlogits[t, 0], dloss[t], &logits[t, 0], V, targets[t])
 
@@ -90,6 +90,6 @@ def cross_entropy_forward_backward(float[::1] loss not None, float[:, ::1] logit
         return
     require_range("cross_entropy_forward_backward", "targets", &targets[0], T, -1, V)
     cdef forward_backward_row_type row = cross_entropy_forward_backward_row
-    cdef int threads = threads_for(2 * T * V, n_threads)
+    cdef int threads = threads_for_rows(T, 2 * V, n_threads)
     for t in prange(T, nogil=True, num_threads=threads, schedule="static"):
         loss[t] = row(&logits[t, 0], V, targets[t], dloss[t])

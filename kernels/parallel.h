@@ -14,4 +14,9 @@ static inline int threads_for(ptrdiff_t work, int n_threads) {
     return n_threads > 1 && work >= PARALLEL_MIN_WORK ? n_threads : 1;
 }
 
+/* For an op that deals out rows: a single row has nothing to deal. */
+static inline int threads_for_rows(ptrdiff_t rows, ptrdiff_t work_per_row, int n_threads) {
+    return rows > 1 ? threads_for(rows * work_per_row, n_threads) : 1;
+}
+
 #endif

@@ -2,7 +2,7 @@
 """RMS norm of rows (Zhang and Sennrich, Root Mean Square Layer Normalization, 2019), without a mean or a bias."""
 from cython.parallel cimport prange
 
-from parallel cimport threads_for
+from parallel cimport threads_for_rows
 from shapes cimport require_1d, require_2d
 
 ctypedef float (*row_type)(float *y, const float *x, const float *gain, Py_ssize_t C, float eps) noexcept nogil
@@ -41,7 +41,7 @@ def rms_norm_forward(float[:, ::1] y not None, float[::1] rstd not None, const f
     require_1d("rms_norm_forward", "rstd", rstd.shape, T)
     require_1d("rms_norm_forward", "gain", gain.shape, C)
     cdef row_type row = rms_norm_row
-    cdef int threads = threads_for(2 * T * C, n_threads)
+    cdef int threads = threads_for_rows(T, 2 * C, n_threads)
     for t in prange(T, nogil=True, num_threads=threads, schedule="static"):
         rstd[t] = row(&y[t, 0], &x[t, 0], &gain[0], C, eps)
 
@@ -71,7 +71,7 @@ def rms_norm_backward(float[:, ::1] dx not None, float[::1] dgain, const float[:
     require_1d("rms_norm_backward", "rstd", rstd.shape, T)
     cdef dx_row_type dx_row = rms_norm_dx_row
     cdef dgain_columns_type dgain_columns = rms_norm_dgain_columns
-    cdef int threads = threads_for(3 * T * C, n_threads)
+    cdef int threads = threads_for_rows(T, 3 * C, n_threads)
     for t in prange(T, nogil=True, num_threads=threads, schedule="static"):
         dx_row(&dx[t, 0], &dy[t, 0], &x[t, 0], &gain[0], rstd[t], C)
     if dgain is not None and T:

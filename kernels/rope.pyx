@@ -4,7 +4,7 @@ position. The angles come as tables, from lorafast.rope_tables.
 """
 from cython.parallel cimport prange
 
-from parallel cimport threads_for
+from parallel cimport threads_for_rows
 from shapes cimport require_1d, require_2d, require_range
 
 ctypedef void (*row_type)(float *y, const float *x, const float *cos, const float *sin, Py_ssize_t n_head, Py_ssize_t D,
@@ -31,7 +31,7 @@ cdef rotate(const char *op, row_type row, float[:, ::1] y, const float[:, ::1] x
     if T == 0:
         return
     require_range(op, "positions", &positions[0], T, 0, n_positions)
-    cdef int threads = threads_for(2 * T * width, n_threads)
+    cdef int threads = threads_for_rows(T, 2 * width, n_threads)
     for t in prange(T, nogil=True, num_threads=threads, schedule="static"):
         row(&y[t, 0], &x[t, 0], &cos[positions[t], 0], &sin[positions[t], 0], n_head, D, n_rot, interleaved)
 

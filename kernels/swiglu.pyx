@@ -5,7 +5,7 @@ Source: Shazeer, GLU Variants Improve Transformer, 2020; Hendrycks and Gimpel, G
 """
 from cython.parallel cimport prange
 
-from parallel cimport threads_for
+from parallel cimport threads_for_rows
 from shapes cimport require_2d
 
 ctypedef void (*row_type)(float *h, const float *gate, const float *up, Py_ssize_t F) noexcept nogil
@@ -29,7 +29,7 @@ cdef gated_forward(const char *op, row_type row, float[:, ::1] h, const float[:,
     cdef Py_ssize_t T = gate.shape[0], F = gate.shape[1], t
     require_2d(op, "h", h.shape, T, F)
     require_2d(op, "up", up.shape, T, F)
-    cdef int threads = threads_for(3 * T * F, n_threads)
+    cdef int threads = threads_for_rows(T, 3 * F, n_threads)
     for t in prange(T, nogil=True, num_threads=threads, schedule="static"):
         row(&h[t, 0], &gate[t, 0], &up[t, 0], F)
 
@@ -41,7 +41,7 @@ cdef gated_backward(const char *op, backward_row_type row, float[:, ::1] dgate, 
     require_2d(op, "dup", dup.shape, T, F)
     require_2d(op, "dh", dh.shape, T, F)
     require_2d(op, "up", up.shape, T, F)
-    cdef int threads = threads_for(7 * T * F, n_threads)
+    cdef int threads = threads_for_rows(T, 7 * F, n_threads)
     for t in prange(T, nogil=True, num_threads=threads, schedule="static"):
         row(&dgate[t, 0], &dup[t, 0], &dh[t, 0], &gate[t, 0], &up[t, 0], F)
 

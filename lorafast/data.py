@@ -1,196 +1,292 @@
-"""From a text file to samples: one array of token ids, and where in it each training sample begins and ends.
+"""Opens whatever was named as training data: texts, or records of known shapes, told apart by what is in the files.
 
-Two ways to cut a text, as in the original. Without a sample start a sample begins at every token and is `ctx` long.
-With one, samples are the stretches of text after each occurrence of a given string (`<s>`, a heading, ...), each
-tokenised by itself.
+    --train-data book.txt
+    --train-data chats.jsonl --train-data more.jsonl --valid-split 0.05
+    --train-data folder/          with train.jsonl, valid.jsonl, test.jsonl (or .txt, .json)
 """
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from lorafast.errors import LoraFastError
+from .errors import LoraFastError, UsageError
+from .records import BadRecord, Chat, Completion, Text, is_json, read_records
+from .rng import MT19937
+from .samples import Samples, Sequences, targets_of
+from .sequences import SequenceEncoder
+from .text_data import evaluation_text, hold_out_end, tokenize_text
+from .token_store import TokenWriter, store_tokens
+from .tokenizer import Tokenizer
 
-# Above this share of bytes that are not UTF-8 a file is taken for binary, or for text in another encoding. Random bytes
-# reach 45 %; Western European text in Latin-1 stays below 10 %.
-_MAX_INVALID_SHARE = 0.25
-
-
-class TextEncoder(Protocol):
-    """What is needed of a tokenizer."""
-
-    max_token_length: int   # bytes of the longest token's text
-
-    def encode(self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False) -> np.ndarray: ...
+FORMATS = ("auto", "text", "jsonl")
+_CACHE_VERSION = 1      # to be raised when the same data gives other tokens than before
+_SPLIT_SEED = 0         # fixed, so that a resumed run holds out the same samples whatever its seed
+_N_SHOWN = 3
+_KINDS = {Text: "text", Completion: "prompt and completion", Chat: "chat"}
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Training data, tokenised. Sample i is `tokens[begin[i] : begin[i] + size[i]]`; samples may overlap.
+class DataOptions:
+    """How data is to be read.
 
-    tokens   int32 (n,)
-    begin    int64 (S,), in tokens; in the order of the text, never shuffled
-    size     int64 (S,), in tokens; may be more or less than the context, or 0. Read-only
-    name     the path as the user wrote it, which is part of the hash
-    warnings one line each, for the user
+    train             files, or one folder
+    valid             files to evaluate on; by default those of the folder
+    valid_split       share of the training data to evaluate on instead: of records a random choice, of a text its end
+    data_format       one of FORMATS
+    chat_template     file; by default the model's own
+    train_on_prompt   prompts and the other side of chats count in the loss too
+    skip_bad          leave out lines that cannot be used, instead of refusing the file
+    cache             file that keeps the tokenised training data for the next run
+    stride            tokens between the beginnings of two samples of a text
+    sample_start, include_sample_start, overlapping_samples   see tokenize_text
     """
 
-    tokens: np.ndarray
-    begin: np.ndarray
-    size: np.ndarray
-    name: str
-    warnings: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return self.begin.size
-
-    @property
-    def hash(self) -> int:
-        """See `samples_hash`."""
-        return samples_hash(self.name, self.begin, self.size)
-
-    @property
-    def n_unique_tokens(self) -> int:
-        return np.unique(self.tokens).size
+    train: Sequence[str]
+    valid: Sequence[str] = ()
+    valid_split: float = 0.0
+    data_format: str = "auto"
+    chat_template: str = ""
+    train_on_prompt: bool = False
+    skip_bad: bool = False
+    cache: str = ""
+    stride: int = 1
+    sample_start: str = ""
+    include_sample_start: bool = False
+    overlapping_samples: bool = False
 
 
-def tokenize_text(
-    path: str,
-    tokenizer: TextEncoder,
-    ctx: int,
-    *,
-    sample_start: str = "",
-    include_sample_start: bool = False,
-    overlapping_samples: bool = False,
-) -> Samples:
-    """Reads and tokenises a UTF-8 text file. No BOS or EOS is added; the names of special tokens in it are plain text.
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on, and what it is evaluated on (None if nothing). notes: lines that say what was recognised."""
 
-    path                  also the name that goes into the samples' hash, so it is kept as given
-    ctx                   tokens a sample should have
-    sample_start          empty: a sample begins at every token. Else after each occurrence of this string
-    include_sample_start  a sample begins with the string itself
-    overlapping_samples   a sample goes on past the next occurrence, for enough bytes to fill the context
+    train: Samples
+    valid: Samples | None
+    test: Samples | None
+    notes: list[str] = field(default_factory=list)
 
-    LoraFastError when the file cannot be read, is empty, is binary, or holds less than one sample.
+
+def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int) -> Data:
+    """Reads and tokenises data for a model with this tokenizer and metadata; samples have at most `ctx` targets.
+
+    LoraFastError in one line, with file and line number, for what cannot be read; UsageError for options that
+    contradict each other.
     """
-    text, warnings = _read_text(path)
-    if sample_start:
-        max_bytes = ctx * tokenizer.max_token_length if overlapping_samples else None
-        pieces, cut_warnings = _cut(text, os.fsencode(sample_start), include_sample_start, max_bytes)
-        encoded = [tokenizer.encode(text[begin:end]) for begin, end in pieces]
-        tokens = np.concatenate(encoded)
-        size = np.array([piece.size for piece in encoded], np.int64)
-        begin = np.cumsum(size) - size
-        if not tokens.size:
-            raise LoraFastError(f"'{path}' has no text after --sample-start {sample_start!r}: every sample is empty")
-        warnings += cut_warnings + _size_warnings(size, ctx)
+    train, valid, test = _sources(options)
+    kinds = {path: _is_json(path, options.data_format) for path in (*train, *valid, *test)}
+    if len(set(kinds.values())) > 1:
+        text = next(path for path, has_records in kinds.items() if not has_records)
+        records = next(path for path, has_records in kinds.items() if has_records)
+        raise LoraFastError(f"{text} is text and {records} has records: train on one or the other")
+    reader = _RecordReader if kinds[train[0]] else _TextReader
+    return reader(options, tokenizer, metadata, ctx).read(train, valid, test)
+
+
+# ---------------------------------------------------------------------------------------------------- finding the files
+
+_ROLE = re.compile(r"(train|valid|validation|val|dev|test)([-_.][^/]*)?\.(jsonl|ndjson|json|txt|text)", re.IGNORECASE)
+_VALID_NAMES = ("valid", "validation", "val", "dev")
+
+
+def _sources(options: DataOptions) -> tuple[list[str], list[str], list[str]]:
+    """The files to train on, to evaluate on, and to test on."""
+    folders = [path for path in options.train if os.path.isdir(path)]
+    if not folders:
+        train, valid, test = list(options.train), [], []
+    elif len(options.train) > 1:
+        raise UsageError(f"--train-data {folders[0]} is a folder: it must be the only one")
     else:
-        tokens = tokenizer.encode(text)
-        if tokens.size < ctx:
-            raise LoraFastError(f"'{path}' is too short: {tokens.size} tokens, and a sample takes {ctx}; "
-                                f"give more text or a smaller --ctx (at most {tokens.size})")
-        # The window that ends with the very last token is left out, as in the original, unless it is the only one.
-        begin = np.arange(max(1, tokens.size - ctx), dtype=np.int64)
-        size = np.broadcast_to(np.int64(ctx), begin.shape)   # one number in memory
-    return Samples(tokens, begin, size, path, warnings)
+        train, valid, test = _folder(folders[0])
+    if not any(train):
+        raise UsageError("--train-data is missing: name a file or a folder")
+    if options.valid:
+        valid = list(options.valid)
+    if valid and options.valid_split:
+        raise UsageError(f"--valid-split {options.valid_split}: but {valid[0]} is there to evaluate on")
+    return train, valid, test
 
 
-def _read_text(path: str) -> tuple[bytes, list[str]]:
-    """The bytes of a text file, and a warning where some of them are not UTF-8."""
+def _folder(folder: str) -> tuple[list[str], list[str], list[str]]:
     try:
-        with open(path, "rb") as file:
-            text = file.read()
+        names = sorted(os.listdir(folder))
     except OSError as error:
-        raise LoraFastError(f"cannot read training data '{path}': {error.strerror}") from None
-    if not text:
-        raise LoraFastError(f"training data '{path}' is empty")
-    zero = text.find(b"\0")
-    if zero >= 0:
-        utf16 = text[:2] in (b"\xff\xfe", b"\xfe\xff")
-        hint = "it looks like UTF-16: convert it to UTF-8" if utf16 else "give a text file"
-        raise LoraFastError(f"training data '{path}' is binary (a zero byte at offset {zero}); {hint}")
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        # surrogateescape turns every byte that is not part of a valid sequence into a lone surrogate.
-        invalid = sum(1 for _ in re.finditer("[\udc80-\udcff]", text.decode("utf-8", "surrogateescape")))
-        where = f"{invalid} of its {len(text)} bytes are not UTF-8, the first at offset {error.start}"
-        if invalid > _MAX_INVALID_SHARE * len(text):
-            raise LoraFastError(f"training data '{path}' is binary or in another encoding ({where}); "
-                                "give a text file in UTF-8") from None
-        return text, [f"'{path}' is not clean UTF-8: {where}; they are trained on as bytes"]
-    return text, []
+        raise LoraFastError(f"cannot read folder {folder}: {error.strerror}") from None
+    files: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for name in names:
+        if match := _ROLE.fullmatch(name):
+            role = match[1].lower()
+            files["valid" if role in _VALID_NAMES else role].append(os.path.join(folder, name))
+    if not files["train"]:
+        raise LoraFastError(f"{folder} has no train.jsonl, train.json or train.txt")
+    return files["train"], files["valid"], files["test"]
 
 
-def _cut(
-    text: bytes, start: bytes, include_start: bool, max_bytes: int | None
-) -> tuple[list[tuple[int, int]], list[str]]:
-    """(begin, end) in bytes of the sample after each occurrence of `start`, and warnings.
-
-    Text before the first occurrence is dropped. A sample ends at the next one, or `max_bytes` after its begin where
-    samples may overlap.
-    """
-    occurrences = [match.start() for match in re.finditer(re.escape(start), text)]
-    warnings = []
-    if not occurrences:
-        shown = start.decode("utf-8", "replace")
-        warnings.append(f"--sample-start {shown!r} does not occur: the whole text is one sample")
-        occurrences = [0]
-    skipped = 0 if include_start else len(start)   # also skipped where it was not found, as in the original
-    pieces = []
-    for occurrence, following in zip(occurrences, [*occurrences[1:], len(text)]):
-        begin = min(occurrence + skipped, len(text))
-        end = following if max_bytes is None else min(begin + max_bytes, len(text))
-        while end < len(text) and text[end] & 0xC0 == 0x80:   # inside a UTF-8 sequence: on to its end
-            end += 1
-        pieces.append((begin, end))
-    return pieces, warnings
+def _is_json(path: str, data_format: str) -> bool:
+    return is_json(path) if data_format == "auto" else data_format == "jsonl"
 
 
-def _size_warnings(size: np.ndarray, ctx: int) -> list[str]:
-    warnings = []
-    longer, shorter, empty = size[size > ctx], size[(size < ctx) & (size > 0)], size[size == 0]
-    if longer.size:
-        warnings.append(f"{longer.size} of {size.size} samples are longer than the context of {ctx} tokens and are cut "
-                        f"(the longest has {longer.max()})")
-    if shorter.size:
-        warnings.append(f"{shorter.size} of {size.size} samples are shorter than the context of {ctx} tokens "
-                        f"(the shortest has {shorter.min()})")
-    if empty.size:
-        warnings.append(f"{empty.size} of {size.size} samples are empty")
-    return warnings
+# ------------------------------------------------------------------------------------------------------------- reading
+
+class _Reader:
+    """What texts and records have in common."""
+
+    def __init__(self, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int) -> None:
+        self.options, self.tokenizer, self.metadata, self.ctx = options, tokenizer, metadata, ctx
+
+    def cache_key(self, paths: Sequence[str], **more: Any) -> str:
+        """Stands for all that the tokens follow from: files (by name, size and time), vocabulary, options."""
+        if not self.options.cache:
+            return ""
+        digest = hashlib.sha256()
+        files = [(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+                 for path, status in ((path, os.stat(path)) for path in paths)]
+        digest.update(json.dumps([_CACHE_VERSION, files, more]).encode())
+        for key, value in self.metadata.items():
+            if key.startswith("tokenizer.") or key == "general.name":
+                digest.update(f"{key} {len(value) if isinstance(value, list) else value!r}\n".encode("utf-8", "replace"))
+                if isinstance(value, np.ndarray):
+                    digest.update(value.tobytes())
+                elif isinstance(value, list):
+                    digest.update("\0".join(map(str, value)).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
 
 
-def samples_hash(name: str, begin: np.ndarray, size: np.ndarray) -> int:
-    """64 bits by which a checkpoint knows its data again: name, number and geometry of the samples, not the text.
+class _TextReader(_Reader):
 
-    hash(name) ^ hash(S) << 1 ^ (for each sample) hash(begin) << 1 ^ hash(size) << 1, with libstdc++'s hashes, where an
-    integer's hash is the integer.
-    """
-    numbers = begin.size ^ int(np.bitwise_xor.reduce(begin)) ^ int(np.bitwise_xor.reduce(size))
-    return string_hash(os.fsencode(name)) ^ (numbers << 1 & _MASK64)
+    def read(self, train: list[str], valid: list[str], test: list[str]) -> Data:
+        options = self.options
+        for name, given in (("--train-on-prompt", options.train_on_prompt), ("--skip-bad", options.skip_bad),
+                            ("--chat-template", options.chat_template)):
+            if given:
+                raise UsageError(f"{name} is for records, and {train[0]} is text")
+        how = dict(sample_start=options.sample_start, include_sample_start=options.include_sample_start,
+                   overlapping_samples=options.overlapping_samples)
+        cuts = {**how, "ctx": self.ctx} if options.sample_start else {}      # without, the tokens don't depend on them
+        samples = tokenize_text(train, self.tokenizer, self.ctx, stride=options.stride, cache=options.cache,
+                                cache_key=self.cache_key(train, text=cuts), **how)
+        held_out = self.evaluation(valid)
+        if options.valid_split:
+            if options.sample_start:
+                samples, held_out = hold_out(samples, options.valid_split)
+                held_out = replace(held_out, size=np.minimum(held_out.size, self.ctx))
+                held_out = held_out.subset(np.flatnonzero(held_out.size))
+            else:
+                samples, held_out = hold_out_end(samples, options.valid_split, self.ctx)
+        return Data(samples, held_out, self.evaluation(test), [f"{path}: text" for path in train])
+
+    def evaluation(self, paths: list[str]) -> Samples | None:
+        return evaluation_text(paths, self.tokenizer, self.ctx) if paths else None
 
 
-_MASK64 = (1 << 64) - 1
+class _RecordReader(_Reader):
+
+    def read(self, train: list[str], valid: list[str], test: list[str]) -> Data:
+        options = self.options
+        if options.sample_start or options.stride != 1:
+            name = "--sample-start" if options.sample_start else "--stride"
+            raise UsageError(f"{name} is for text, and {train[0]} has records (--data-format text reads it as text)")
+        notes: list[str] = []
+        samples = self.sequences(train, notes, options.cache)
+        held_out = self.evaluation(valid, notes)
+        if options.valid_split:
+            samples, held_out = hold_out(samples, options.valid_split)
+            notes.append(f"{len(held_out)} of these samples are held out to evaluate on")
+        return Data(samples, held_out, self.evaluation(test, notes), notes)
+
+    def evaluation(self, paths: list[str], notes: list[str]) -> Sequences | None:
+        if not paths:
+            return None
+        samples = self.sequences(paths, notes)
+        notes += [f"{samples.name}: {warning}" for warning in samples.warnings]
+        return samples
+
+    def sequences(self, paths: list[str], notes: list[str], cache: str = "") -> Sequences:
+        """The samples of these files, none longer than the context. Adds to `notes` what was recognised."""
+        template = self.options.chat_template
+        key = "" if not cache else self.cache_key(
+            [*paths, *filter(None, [template])],
+            records=[self.options.train_on_prompt, self.options.skip_bad])
+        stored = store_tokens(lambda writer: self.tokenize(paths, writer), cache, key)
+        facts = stored.facts
+        notes += facts["recognised"]
+        source = np.repeat(np.arange(len(paths)), facts["samples_of_source"])
+        samples = Sequences(stored.tokens, np.cumsum(stored.size) - stored.size, stored.size, os.pathsep.join(paths),
+                            facts["warnings"], stored.line, source, tuple(paths))
+        if not len(samples):
+            raise LoraFastError(f"{samples.name} has no records that could be trained on")
+        return truncated(samples, self.ctx)
+
+    def tokenize(self, paths: list[str], writer: TokenWriter) -> dict[str, Any]:
+        """Writes the sequences of all files; returns what the user should know."""
+        encoder = SequenceEncoder(self.tokenizer, self.load_template, train_on_prompt=self.options.train_on_prompt)
+        recognised, samples_of_source, bad = [], [], []
+        for path in paths:
+            kinds: Counter[str] = Counter()
+            n_samples = 0
+            for line, record in read_records(path):
+                try:
+                    if isinstance(record, BadRecord):
+                        raise record
+                    sequences = encoder.encode(record)
+                except BadRecord as error:
+                    bad.append(f"{path}:{line}: {error}")
+                    if not self.options.skip_bad:
+                        raise LoraFastError(f"{bad[0]} (--skip-bad leaves such lines out)") from None
+                    continue
+                kinds[_KINDS[type(record)]] += 1
+                for sequence in sequences:
+                    writer.write(sequence)
+                    writer.end_sample(line)
+                n_samples += len(sequences)
+            samples_of_source.append(n_samples)
+            recognised.append(f"{path}: " + (", ".join(f"{n} {_plural(kind, n)}" for kind, n in kinds.items()) or "nothing"))
+        warnings = [f"{count} {sentence}" for sentence, count in encoder.notes.items() if count]
+        if bad:
+            more = f"; and {len(bad) - _N_SHOWN} more" if len(bad) > _N_SHOWN else ""
+            warnings.append(f"{len(bad)} bad {_plural('line', len(bad))} left out: {'; '.join(bad[:_N_SHOWN])}{more}")
+        return {"recognised": recognised, "samples_of_source": samples_of_source, "warnings": warnings}
+
+    def load_template(self):
+        from .chat_template import load_chat_template       # needs jinja2
+
+        return load_chat_template(self.metadata, self.tokenizer, self.options.chat_template)
 
 
-def string_hash(data: bytes) -> int:
-    """libstdc++'s `std::hash<std::string>` on 64-bit machines: MurmurHash64A (Appleby) with seed 0xc70f6907."""
-    multiplier = 0xC6A4A7935BD1E995
+def truncated(samples: Sequences, ctx: int) -> Sequences:
+    """The samples cut to `ctx` inputs, without those in which nothing is left that counts. What was done is a warning."""
+    long = np.flatnonzero(samples.size > ctx + 1)
+    cut = replace(samples, size=np.minimum(samples.size, ctx + 1), warnings=list(samples.warnings))
+    empty = [i for i in long if not (targets_of(cut.stored(i)[1:]) >= 0).any()]
+    if len(long):
+        cut.warnings.append(f"{len(long)} of {len(samples)} samples are longer than the context of {ctx} tokens and are "
+                            f"cut (the longest has {samples.size.max() - 1})")
+    if empty:
+        cut.warnings.append(f"{len(empty)} of these are left out: nothing that counts in the loss remains of them")
+    if len(empty) == len(samples):
+        raise LoraFastError(f"{samples.name}: of no sample anything that counts in the loss is within the context of {ctx} "
+                            "tokens; give a larger --ctx")
+    return cut.subset(np.delete(np.arange(len(samples)), empty)) if empty else cut
 
-    def mix(word: int) -> int:
-        return (word ^ word >> 47) * multiplier & _MASK64
 
-    h = 0xC70F6907 ^ len(data) * multiplier & _MASK64
-    whole = len(data) & ~7
-    for i in range(0, whole, 8):
-        word = int.from_bytes(data[i:i + 8], "little") * multiplier & _MASK64
-        h = (h ^ mix(word)) * multiplier & _MASK64
-    if whole < len(data):
-        h = (h ^ int.from_bytes(data[whole:], "little")) * multiplier & _MASK64
-    h = mix(h)
-    return h ^ h >> 47
+def hold_out(samples: Samples, share: float) -> tuple[Samples, Samples]:
+    """The samples without a random `share` of them, and that share: at least one, and always the same ones."""
+    n = len(samples)
+    n_held_out = max(1, round(share * n))
+    if n_held_out >= n:
+        raise LoraFastError(f"'{samples.name}' has too few samples for --valid-split {share}: {n}")
+    order = np.argsort(MT19937(_SPLIT_SEED).draw(n), kind="stable")
+    held_out = samples.subset(np.sort(order[:n_held_out]))
+    return samples.subset(np.sort(order[n_held_out:])), replace(held_out, warnings=[])
+
+
+def _plural(kind: str, n: int) -> str:
+    if n == 1:
+        return kind
+    return " ".join(f"{word}s" if word != "and" else word for word in kind.split())

@@ -397,12 +397,15 @@ class TerminalLog(Log):
         if record.done:
             facts.append(f"loss {record.loss:.4f}")
         if progress.step_ms:
+            rate = 1000 * self.tokens_per_iter / progress.step_ms
             facts.append(f"ETA {duration(progress.eta_ms)}")
-            facts.append(f"{1000 * self.tokens_per_iter / progress.step_ms:.1f} tokens/s")
-        facts += [f"lr {record.learning_rate:.2e}", f"memory {megabytes(resident_bytes())}"]
+            facts.append(f"{rate:.0f} tok/s" if rate >= 10 else f"{rate:.2f} tok/s")
+        facts.append(f"memory {megabytes(resident_bytes())}")
+        facts.append(f"lr {record.learning_rate:.2e}")
         if record.done:
             facts.append(f"first loss {progress.first_loss:.4f}")
-        facts.append(f"iteration {record.iteration}")
+        if record.iteration != record.done:
+            facts.append(f"iteration {record.iteration}")
         facts.append(f"sample {record.sample}/{record.sample_count}")
         return facts
 

@@ -38,7 +38,8 @@ class Allowed:
 class Option:
     """What the command line knows about a field beside its default and type.
 
-    names: every spelling that takes a value, or that turns a yes/no field on; off: those that turn it off.
+    names: every spelling that takes a value, or that turns a yes/no field on; off: those that turn it off. An argument
+    has none: it is known by its place.
     shown_default: words for a default that is worked out at run time (a field whose default is None).
     """
 
@@ -49,6 +50,7 @@ class Option:
     off: tuple[str, ...]
     allowed: Allowed | None
     shown_default: str
+    is_argument: bool = False
 
 
 def option(default: Any, group: str, metavar: str, help: str, *, names: Sequence[str] = (), off: Sequence[str] = (),
@@ -58,12 +60,20 @@ def option(default: Any, group: str, metavar: str, help: str, *, names: Sequence
     return dataclasses.field(default=default, metadata={"option": spec})
 
 
+def argument(metavar: str, help: str) -> Any:
+    """A dataclass field that stands without a name on the command line (`convert IN OUT`) and must be given."""
+    return dataclasses.field(default="", metadata={
+        "option": Option("Arguments", help, metavar, (), (), None, "", is_argument=True)})
+
+
 class Options:
     """Base of the option classes, frozen dataclasses of fields made by `option`. Every value is checked on creation."""
 
     def __post_init__(self) -> None:
         for field, spec in fields(type(self)):
             value = getattr(self, field.name)
+            if spec.is_argument and not value:
+                raise UsageError(f"{spec.metavar} is missing: {spec.help}")
             if spec.allowed and value is not None and not spec.allowed.test(value):
                 raise UsageError(f"{spec.names[0]} {value}: must be {spec.allowed.text}")
 
@@ -72,7 +82,9 @@ def fields(cls: type[Options]) -> Iterator[tuple[dataclasses.Field, Option]]:
     """Each field with its Option, in which `names` begins with the name that follows from the field's."""
     for field in dataclasses.fields(cls):
         spec: Option = field.metadata["option"]
-        yield field, dataclasses.replace(spec, names=("--" + field.name.replace("_", "-"), *spec.names))
+        if not spec.is_argument:
+            spec = dataclasses.replace(spec, names=("--" + field.name.replace("_", "-"), *spec.names))
+        yield field, spec
 
 
 def parse(cls: type[T], argv: Sequence[str]) -> T | None:
@@ -82,6 +94,7 @@ def parse(cls: type[T], argv: Sequence[str]) -> T | None:
                    for name in spec.names}
     switches = {name: (field.name, state) for field, spec in fields(cls) if types[field.name] is bool
                 for state, names in ((True, spec.names), (False, spec.off)) for name in names}
+    places = [field.name for field, spec in fields(cls) if spec.is_argument]
     given: dict[str, Any] = {}
     arguments = iter(argv)
     for argument in arguments:
@@ -106,6 +119,8 @@ def parse(cls: type[T], argv: Sequence[str]) -> T | None:
                 given[field_name] = (*given.get(field_name, ()), value)
             else:
                 given[field_name] = convert(name, value, types[field_name])
+        elif places and not argument.startswith("-"):
+            given[places.pop(0)] = argument
         else:
             raise UsageError(unknown(name, [*takes_value, *switches, "--help"]))
     return cls(**given)
@@ -145,6 +160,8 @@ def to_argv(options: Options) -> list[str]:
             continue
         if isinstance(value, bool):
             argv.append((spec.names if value else spec.off)[0])
+        elif spec.is_argument:
+            argv.append(value)
         elif isinstance(value, tuple):
             for item in value:
                 argv += [spec.names[0], item]
@@ -161,7 +178,7 @@ def help_text(cls: type[Options]) -> str:
         names = sorted(spec.names, key=lambda name: name.startswith("--"))
         left = "  " + ", ".join([*names, *spec.off])
         if types[field.name] is not bool:
-            left += " " + spec.metavar
+            left = left.rstrip() + " " * (1 if spec.names else 2) + spec.metavar
         default = spec.shown_default or shown(field.default, spec)
         text = spec.help + (f" [{default}]" if default else "")
         lines = textwrap.wrap(text, HELP_WIDTH - HELP_INDENT, break_on_hyphens=False)

@@ -54,17 +54,18 @@ Record = Union[Text, Completion, Chat]
 
 
 def is_json(path: str) -> bool:
-    """Whether a file holds records: it begins with an array of objects, or has an object in one of its first lines.
+    """Whether a file holds records: its name says so, it begins with an array of objects, or it begins with a brace and
+    has an object in one of its first lines.
 
     LoraFastError when it cannot be read.
     """
-    if path.lower().endswith((".jsonl", ".ndjson")):
-        return True
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise LoraFastError(f"cannot read training data '{path}': {error.strerror}") from None
+    if path.lower().endswith((".jsonl", ".ndjson")):
+        return True
     head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if re.match(rb"""\[\s*\{\s*["}]""", head):
         return True

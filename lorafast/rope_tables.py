@@ -16,7 +16,8 @@ def rope_tables(
     freq_base      of `rope.freq_base`
     freq_scale     reciprocal of a linear `rope.scaling` factor
     freq_factors   (n_rot / 2,): the tensor `rope_freqs.weight` of Llama 3.1 and later, or None
-    Returns cos and sin, float32 (n_positions, n_rot / 2). Raises ValueError for an odd n_rot or a wrong number of factors.
+    Returns cos and sin, float32 (n_positions, n_rot / 2).
+    Raises ValueError for an odd n_rot or a wrong number of factors.
 
     The power is built by repeated float32 multiplication, as in the original; far out that drifts from the exact power.
     """

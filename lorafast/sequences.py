@@ -39,7 +39,7 @@ class Template(Protocol):
 SPLIT = "chats became one sample an answer: the chat template shows earlier turns differently once others follow"
 UNTRAINED = "answers of the assistant stand at the beginning of a chat, after no message, and are not trained on"
 ENDLESS = "answers are not trained to end: the chat template puts no end-of-turn token after them"
-MERGED = "prompts share their last token with the completion's beginning; it counts"
+MERGED = "prompts are tokenised otherwise when their completion follows: better end a prompt before a space, not after it"
 
 
 class SequenceEncoder:
@@ -68,11 +68,14 @@ class SequenceEncoder:
         """
         match record:
             case Text(text):
-                return [self._with_ends(self.tokenizer.encode(text))]
+                sequences = [self._with_ends(self.tokenizer.encode(text))]
             case Completion(prompt, completion):
-                return [self._completion(prompt, completion)]
+                sequences = [self._completion(prompt, completion)]
             case Chat():
-                return self._chat(record)
+                sequences = self._chat(record)
+        if min(map(len, sequences)) < 2:
+            raise BadRecord("it is a single token, which follows nothing")
+        return sequences
 
     def _with_ends(self, tokens: np.ndarray) -> np.ndarray:
         """[BOS] tokens EOS, with BOS if the model wants it."""
@@ -81,14 +84,14 @@ class SequenceEncoder:
         return np.concatenate([np.array(bos, np.int32), tokens, np.array(eos, np.int32)])
 
     def _completion(self, prompt: str, completion: str) -> np.ndarray:
-        sequence = self._with_ends(self.tokenizer.encode(prompt + completion))
+        tokens = self.tokenizer.encode(prompt + completion)
+        sequence = self._with_ends(tokens)
         if self.train_on_prompt:
             return sequence
-        prompt_tokens = self._with_ends(self.tokenizer.encode(prompt))
-        n_prompt = len(prompt_tokens) - (self.tokenizer.eos_id is not None)
-        begin = n_common(prompt_tokens[:n_prompt], sequence)
-        self.notes[MERGED] += begin < n_prompt
-        return masked(sequence, [(begin, len(sequence))])
+        prompt_tokens = self.tokenizer.encode(prompt)
+        begin = prefix_end(prompt_tokens, tokens, self.tokenizer.encode(completion))
+        self.notes[MERGED] += not np.array_equal(prompt_tokens, tokens[:begin])
+        return masked(sequence, [(begin + bool(self.tokenizer.add_bos), len(sequence))])
 
     def _chat(self, chat: Chat) -> list[np.ndarray]:
         if self.train_on_prompt:
@@ -124,8 +127,11 @@ class SequenceEncoder:
         answer has (an opened <think>), where the two part. It ends after its end-of-turn token.
         """
         asking_text, asking = self._render(chat, i, add_generation_prompt=True)
-        begin = n_common(asking, sequence)
-        if begin < len(asking) and not text.startswith(asking_text):
+        if text.startswith(asking_text):
+            rest = self.tokenizer.encode(text[len(asking_text):], parse_special=True)
+            begin = prefix_end(asking, sequence, rest)
+        else:
+            begin = n_common(asking, sequence)
             before_text, before = self._render(chat, i)
             if not text.startswith(before_text) or begin < n_common(before, sequence):
                 raise BadRecord(f"message {i + 1}: {self.template.name} shows what precedes an answer differently once "
@@ -159,6 +165,18 @@ def masked(sequence: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
     for begin, end in spans:
         marked[begin:end] = sequence[begin:end]
     return marked[:max(end for _, end in spans)]
+
+
+def prefix_end(prefix: np.ndarray, whole: np.ndarray, rest: np.ndarray) -> int:
+    """Where in the tokens of a whole text, of which the tokens of both parts are given, the first part ends.
+
+    Tokens can join over the border. If the whole does not begin with the first part's tokens, it may still end with the
+    second part's; else the tokens that neither has belong to the second part.
+    """
+    n = n_common(prefix, whole)
+    if n < len(prefix) and np.array_equal(whole[len(whole) - len(rest):], rest):
+        return len(whole) - len(rest)
+    return n
 
 
 def n_common(a: np.ndarray, b: np.ndarray) -> int:

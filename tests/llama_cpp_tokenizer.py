@@ -1,4 +1,4 @@
-"""llama.cpp as the judge of token ids: a vocabulary is written to a GGUF, and a process of its own tokenises with it."""
+"""llama.cpp as the judge of token ids: it tokenises with a vocabulary written to a GGUF, in a process of its own."""
 from __future__ import annotations
 
 import json
@@ -17,7 +17,9 @@ ARCHITECTURE = {
 }
 
 
-def llama_cpp_ids(metadata: Mapping[str, Any], texts: Sequence[bytes], ways: Sequence[tuple[bool, bool]]) -> list[list[int]]:
+def llama_cpp_ids(
+    metadata: Mapping[str, Any], texts: Sequence[bytes], ways: Sequence[tuple[bool, bool]],
+) -> list[list[int]]:
     """The ids of each text in each way (add_special, parse_special): all texts in the first way, then in the next."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"

@@ -29,7 +29,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q
 def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_head_kv: int = 2, n_ff: int = 160,
               n_layer: int = 2, n_vocab: int = 384, type: str = "Q8_0", tied: bool = False, seed: int = 0,
               key_length: int | None = None, rope_freqs: bool = False, vocab: str = "SPM", pre: str = "gpt-2",
-              n_ctx: int = 128, norm_rms_eps: float = 1e-5, rope_freq_base: float = 10000.0,
+              n_ctx: int = 128, embd_std: float = 0.5, norm_rms_eps: float = 1e-5, rope_freq_base: float = 10000.0,
               rope_scale_linear: float | None = None, architecture: str = "llama", types: dict[str, str] | None = None,
               metadata: list[tuple[str, Any, Any]] | None = None) -> Path:
     """Writes a llama model with random weights to `path` and returns it.
@@ -41,6 +41,7 @@ def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_h
     rope_freqs  with a rope_freqs.weight, as Llama 3.1 has
     vocab       "SPM" (Llama-like, with byte tokens) or "BPE" (gpt-2-like, with `pre` as its pre-tokenizer)
     n_vocab     at least 260
+    embd_std    standard deviation of the token embedding
     metadata    more keys, (key, value type, value); one with the name of a key here replaces it
     """
     rng = np.random.default_rng(seed)
@@ -57,7 +58,7 @@ def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_h
         gain = rng.uniform(0.5, 1.5, n_embd).astype(np.float32)
         tensors.append(TensorToWrite(name, GGMLType.F32, (n_embd,), gain))
 
-    matrix("token_embd.weight", n_vocab, n_embd, 0.5)
+    matrix("token_embd.weight", n_vocab, n_embd, embd_std)
     if rope_freqs:
         factors = np.linspace(1, 8, head_size // 2, dtype=np.float32)
         tensors.append(TensorToWrite("rope_freqs.weight", GGMLType.F32, (head_size // 2,), factors))

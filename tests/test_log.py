@@ -190,8 +190,10 @@ def test_terminal_shows_the_same_facts_at_any_width(monkeypatch, columns):
                      "shakespeare-10.gguf", "shakespeare-LATEST.bin", "iteration 30, loss 1.3100", "03:44:04",
                      "all 30 iterations are done"):
             assert fact in flat, fact
-    live = [line for line in text.replace("\r", "\n").splitlines() if "30/30" in line]
+    live = [line for line in text.replace("\r", "\n").splitlines() if re.match(r" *\d+/30", line)]
     assert live and all(len(line) <= columns for line in live)
+    if columns >= 80:
+        assert all(fact in live[-1] for fact in ("30/30", "loss", "ETA", "tok/s", "memory", "lr"))
 
 
 @pytest.mark.parametrize("tty, term", [(False, "xterm"), (True, "dumb")])

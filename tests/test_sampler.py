@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lorafast.data import Samples
+from lorafast.samples import Samples
 from lorafast.errors import FormatError, LoraFastError
 from lorafast.rng import MT19937
 from lorafast.sampler import Batch, Sampler, SamplerState

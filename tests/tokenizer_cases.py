@@ -1,4 +1,4 @@
-"""Vocabularies and texts on which our token ids are compared with llama.cpp's (test_tokenizer.py, make_tokenizer_ids.py)."""
+"""Vocabularies and texts on which our token ids are compared with llama.cpp's."""
 from __future__ import annotations
 
 import json
@@ -46,9 +46,11 @@ def vocabulary(name: str) -> Mapping[str, Any]:
 
 
 CHAT_TOKENS = (
-    ("<|endoftext|>", USER_DEFINED), ("<|im_start|>", USER_DEFINED), ("<|im_end|>", USER_DEFINED), ("[PAD]", USER_DEFINED),
-    ("\n\n", USER_DEFINED), ("<ctrl>", CONTROL), ("<|end of text|>", CONTROL), ("abc", USER_DEFINED), ("bcd", USER_DEFINED),
-    ("  x", USER_DEFINED), ("<unused5>", UNUSED), ("ab\u2581cd", NORMAL), ("<|user|>", CONTROL), ("\xe9\xe9", USER_DEFINED),
+    ("<|endoftext|>", USER_DEFINED), ("<|im_start|>", USER_DEFINED), ("<|im_end|>", USER_DEFINED),
+    ("[PAD]", USER_DEFINED), ("\n\n", USER_DEFINED), ("  x", USER_DEFINED), ("abc", USER_DEFINED),
+    ("bcd", USER_DEFINED),
+    ("\xe9\xe9", USER_DEFINED), ("<ctrl>", CONTROL), ("<|user|>", CONTROL), ("<|end of text|>", CONTROL),
+    ("<unused5>", UNUSED), ("ab\u2581cd", NORMAL),
 )
 
 
@@ -73,9 +75,11 @@ def cases() -> dict[str, Case]:
         "spm phi-3": Case("llama-spm", {"general.name": "Phi-3 mini"}, chat_tokens("llama-spm"), ALL_WAYS),
         "spm equal scores": Case("llama-spm", {"scores": [0.0] * 32000}),
         "spm random scores": Case("llama-spm", {"scores": shuffled}),
-        "spm space inside": Case("llama-spm", {}, (("\u2581the\u2581", NORMAL), ("e\u2581", NORMAL), ("\n\u2581", NORMAL),
-                                                  ("\nt", NORMAL), ("e\u2581t", NORMAL))),
-        "bpe with chat tokens": Case("gpt-2", {"add_bos_token": True, "add_eos_token": True}, chat_tokens("gpt-2"), ALL_WAYS),
+        "spm space inside": Case("llama-spm", {}, (
+            ("\u2581the\u2581", NORMAL), ("e\u2581", NORMAL), ("e\u2581t", NORMAL), ("\n\u2581", NORMAL),
+    ("\nt", NORMAL))),
+        "bpe with chat tokens": Case(
+            "gpt-2", {"add_bos_token": True, "add_eos_token": True}, chat_tokens("gpt-2"), ALL_WAYS),
         "bpe missing tokens": Case("gpt-2", {"tokens": tokens}),
         "bpe missing tokens, merges ignored": Case("gpt-2", {"tokens": tokens, "pre": "llama-bpe"}),
     }
@@ -83,29 +87,34 @@ def cases() -> dict[str, Case]:
 
 
 TEXTS = [
-    "", " ", "  ", "   a", "\n", "\n\n", "\n\n\n a", "\t\t a", "a\r\nb\r\n\r\nc", " \n \n x", "x  \n\n  y", "a \xa0\u3000b",
-    "\u3000\n\u5b57", "a \u2028\u2029 23", "I'm you're he'll WE'VE it's IT'S o'clock 'tis 'Twas 'S'T ''s \u2019s",
-    "1 12 123 1234 12345 1234567890 3.14159 1,000,000 0x1F \xb2\xb3 \xbd \u2167 \u0663\u0664\u0665 12345b",
+    "", " ", "  ", "   a", "\n", "\n\n", "\n\n\n a", "\t\t a", "a\r\nb\r\n\r\nc", " \n \n x", "x  \n\n  y",
+    "a \xa0\u3000b",
+    "\u3000\n字", "a \u2028\u2029 23", "I'm you're he'll WE'VE it's IT'S o'clock 'tis 'Twas 'S'T ''s ’s",
+    "1 12 123 1234 12345 1234567890 3.14159 1,000,000 0x1F ²³ ½ Ⅷ \u0663\u0664\u0665 12345b",
     "def f(x):\n    return x**2  # comment\n\n\tif (a != b) { c->d[i]++; }\n#include <stdio.h>\nint main(){return 0;}",
     "<html><body class=\"a\">&nbsp;</body></html>", "/path/to/file\n/next //x\n//y !\n/z \\n",
-    "\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8\u3001\u6f22\u5b57\u3068\u30ab\u30bf\u30ab\u30ca\u3002\u3072\u3089\u304c\u306a\uff01",
-    "\u4f60\u597d\uff0c\u4e16\u754c\uff01\n\u3000\u3000\u7b2c\u4e8c\u6bb5", "\ud55c\uad6d\uc5b4 \ud14d\uc2a4\ud2b8 \u3131\u3105",
-    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u0646\u0635\u060c \u0661\u0662\u0663", "\u05e2\u05d1\u05e8\u05d9\u05ea",
-    "\u0e20\u0e32\u0e29\u0e32\u0e44\u0e17\u0e22", "\u0939\u093f\u0928\u094d\u0926\u0940 \u092a\u093e\u0920",
-    "\u0395\u03bb\u03bb\u03b7\u03bd\u03b9\u03ba\u03ac \u0420\u0443\u0441\u0441\u043a\u0438\u0439 \u041f\u0420\u0418\u0412\u0415\u0422",
-    "\U0001f642\U0001f44d\U0001f3fd \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2764\ufe0f",
-    "e\u0301a\u0308o\u0302\u0323 H\u0338\u0321\u032aZ", "\x00\x01\x02a\x1b[0m\x7f\x85b", "\u200b\u200d\ufeff\u2060x\xad",
-    "<s>", "</s>", "a<s>b</s> <unk>", "<0x0A>", "<|endoftext|>", "<|im_start|>user\nhi<|im_end|>\n", "[INST] hi [/INST]",
-    "\u2581\u2581a\u2581b", "\u0120 \u010a \xe2\u0122", "~a ~~ a~b !~ $+<=>^`| ~!~", "CamelCase XMLHttp \xc9cole\xc9T\xc9 iPhone \u01c5",
-    "a" * 50, " " * 40 + "x", "\n" * 20, "(c) [d] {e} \"f\" 'g' `h` _i_ \\j", "\u20ac \xa3 \xa5 \xa9 \u2122 \xb0 \xb1 \xd7",
-    "\u017f 's 'K'\u212a", "\U0001d49c\U00010400\U000118a0 \U00031350\U0002ebf0 \u2ffc \ue000\U0010ffff",
+    "日本語のテキスト、漢字とカタカナ。ひらがな！",
+    "你好，世界！\n\u3000\u3000第二段", "한국어 텍스트 ㄱㄅ",
+    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u0646\u0635، \u0661\u0662\u0663", "\u05e2\u05d1\u05e8\u05d9\u05ea",
+    "ภาษาไทย", "ह\u093fन\u094dद\u0940 प\u093eठ",
+    "Ελληνικά Русский ПРИВЕТ",
+    "🙂👍🏽 👨\u200d👩\u200d👧 🇩🇪 ❤\ufe0f",
+    "e\u0301a\u0308o\u0302\u0323 H\u0338\u0321\u032aZ", "\x00\x01\x02a\x1b[0m\x7f\x85b",
+    "\u200b\u200d\ufeff\u2060x\xad",
+    "<s>", "</s>", "a<s>b</s> <unk>", "<0x0A>", "<|endoftext|>", "<|im_start|>user\nhi<|im_end|>\n",
+    "[INST] hi [/INST]",
+    "\u2581\u2581a\u2581b", "Ġ Ċ âĢ", "~a ~~ a~b !~ $+<=>^`| ~!~", "CamelCase XMLHttp ÉcoleÉTÉ iPhone ǅ",
+    "a" * 50, " " * 40 + "x", "\n" * 20, "(c) [d] {e} \"f\" 'g' `h` _i_ \\j", "€ £ ¥ © ™ ° ± ×",
+    "ſ 's 'K'K", "𝒜𐐀𑢠 \U00031350\U0002ebf0 \u2ffc \ue000\U0010ffff",
 ]
 PARTS = [
-    *"abZ1 \n\r\t.,!?'\"()[]{}<>=+*&^%$#@~|`;:-_/\\", " ", "  ", "\n", "the", " the", "Hello", "WORD", "'s", "'LL", "word's",
-    "23", "456", "2024-01-01", "\xe9", "\xc9", "\xdf", "\u0436", "\u0416", "\u5b57", "\u304b", "\ud55c", "\u0627", "\u0966",
-    "\xbd", "\u2167", "\xb2", "\U0001f642", "\u200d", "\u0301", "\u093f", "\xa0", "\u3000", "\u2028", "\x85", "\x0b", "\x1c",
-    "\x00", "\x7f", "\u200b", "\u3002", "\uff0c", "\u201c", "\u2014", "\u20ac", "\xaa", "\u01c5", "\u02b0", "\u3007", "\u0378",
-    "<s>", "</s>", "<unk>", "\u2581", "\n\n", "    ", "ing", "tion", " of", *(text for text, _ in CHAT_TOKENS), "ab cd", "abcd",
+    *"abZ1 \n\r\t.,!?'\"()[]{}<>=+*&^%$#@~|`;:-_/\\", " ", "  ", "\n", "the", " the", "Hello", "WORD", "'s", "'LL",
+    "word's",
+    "23", "456", "2024-01-01", "é", "É", "ß", "ж", "Ж", "字", "か", "한", "\u0627", "०",
+    "½", "Ⅷ", "²", "🙂", "\u200d", "\u0301", "\u093f", "\xa0", "\u3000", "\u2028", "\x85", "\x0b", "\x1c",
+    "\x00", "\x7f", "\u200b", "。", "，", "“", "—", "€", "ª", "ǅ", "ʰ", "〇", "\u0378",
+    "<s>", "</s>", "<unk>", "\u2581", "\n\n", "    ", "ing", "tion", " of", *(text for text, _ in CHAT_TOKENS),
+    "ab cd", "abcd",
 ]
 
 

@@ -70,24 +70,25 @@ class Tokenizer:
         ids = array("i")
         if add_special and self.add_bos:
             ids.append(self.bos_id)
-        self._append(encode_text(text) if isinstance(text, str) else bytes(text), ids, parse_special, after_special=True)
+        data = encode_text(text) if isinstance(text, str) else bytes(text)
+        self._append(data, ids, parse_special=parse_special, after_special=True)
         if add_special and self.add_eos:
             ids.append(self.eos_id)
         return np.asarray(ids, dtype=np.int32)
 
     def encode_slices(self, text: bytes | mmap) -> Iterator[np.ndarray]:
-        """The ids of encode(text), a slice of about a megabyte after the other: for a mapped file larger than memory.
+        """Yields the ids of encode(text), those of about a megabyte at a time: for a mapped file larger than memory.
 
-        A vocabulary in which tokens may join at any line end (slices.py) gives a single slice.
+        With a vocabulary whose tokens may reach across any line end (slices.py), that is the whole text at once.
         """
         can_slice = self._model.can_slice and not self._vocabulary.is_cut_by_line_ends
         after_special = True
         for part in slices(text) if can_slice else (text[:],):
             ids = array("i")
-            after_special = self._append(part, ids, False, after_special)
+            after_special = self._append(part, ids, parse_special=False, after_special=after_special)
             yield np.asarray(ids, dtype=np.int32)
 
-    def _append(self, text: bytes, ids: array[int], parse_special: bool, after_special: bool) -> bool:
+    def _append(self, text: bytes, ids: array[int], *, parse_special: bool, after_special: bool) -> bool:
         """Appends the ids of a text that begins, or not, after a special token; returns whether it ends with one."""
         for fragment in self._vocabulary.special_fragments(text, parse_special):
             if isinstance(fragment, int):
@@ -156,8 +157,9 @@ def load_tokenizer(gguf: HasMetadata) -> Tokenizer:
         return _byte_level_bpe(metadata)
     if model is None:
         raise FormatError(f"{KEY}model is missing: the file has no tokenizer")
-    kind = f" ({OTHER_MODELS[model]})" if model in OTHER_MODELS else ""
-    raise FormatError(f"{KEY}model is {model!r}{kind}: lorafast knows 'llama' (SentencePiece) and 'gpt2' (byte-level BPE)")
+    kind = f" ({OTHER_MODELS[str(model)]})" if str(model) in OTHER_MODELS else ""
+    raise FormatError(f"{KEY}model is {model!r}{kind}: not among those that lorafast knows, 'llama' (SentencePiece) "
+                      "and 'gpt2' (byte-level BPE)")
 
 
 def _sentence_piece(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -169,11 +171,12 @@ def _sentence_piece(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _byte_level_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
-    name = metadata.get(f"{KEY}pre", "") or "default"
+    name = str(metadata.get(f"{KEY}pre") or "default")
     pre = PRE_TOKENIZERS.get(name)
     if pre is None:
         raise FormatError(f"{KEY}pre is {name!r}: lorafast does not know how this pre-tokenizer cuts text into words")
     vocabulary = read_vocabulary(metadata, add_bos=pre.add_bos, bos=pre.default_bos, eos=11, unk=None)
     if not metadata.get(f"{KEY}pre"):
-        vocabulary.warnings.append(f"{KEY}pre is missing: using 'default', which may not be what the model was trained with")
+        vocabulary.warnings.append(
+            f"{KEY}pre is missing: using 'default', which the model may not have been trained with")
     return Tokenizer(vocabulary, ByteLevelBPE(vocabulary, string_list(metadata, "merges"), pre), name)

@@ -50,6 +50,7 @@ class ByteLevelBPE:
             self._ranks.setdefault((text[:cut], text[cut + 1:]), rank)
         self.n_merges = len(self._ranks)
         self.can_slice = pre.can_slice
+        self._ignore_merges = pre.ignore_merges
         self._splitter = Splitter(pre)
         self._word_ids = WordCache(self._encode_word)
         linefeed = self._encode_word("\n")
@@ -75,7 +76,7 @@ class ByteLevelBPE:
     def _encode_word(self, word: str) -> tuple[int, ...]:
         token_ids = self._vocabulary.ids
         text = word.encode("utf-8", "surrogatepass").decode("latin-1").translate(BYTE_CHARACTERS)
-        if self._pre.ignore_merges and text in token_ids:
+        if self._ignore_merges and text in token_ids:
             return (token_ids[text],)
         out: list[int] = []
         for piece in merge(text, lambda left, right: self._ranks.get((left, right))):

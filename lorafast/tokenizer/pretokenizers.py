@@ -50,7 +50,7 @@ def cl100k(numbers: str) -> str:
 
 
 def o200k(upper: str, lower: str, contraction: str, numbers: str) -> str:
-    """The expression of OpenAI's o200k_base: as cl100k, but a word ends before an upper-case letter after lower case."""
+    """The expression of OpenAI's o200k_base: as cl100k, but a word ends where upper case follows lower case."""
     return (rf"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{contraction}|[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{contraction}"
             rf"|{numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}")
 
@@ -91,7 +91,7 @@ class Expression:
         self.regex = re.compile(out, re.ASCII)
 
     def cut(self, text: str, ends: list[int]) -> list[int]:
-        """Cuts each piece at the start and end of every match in it. ends: where the pieces end, the last one len(text)."""
+        """Cuts each piece where a match in it starts and ends. ends: where the pieces end, the last at len(text)."""
         cuts, start = [], 0
         for end in ends:
             for match in self.regex.finditer(text, start, end):
@@ -160,7 +160,8 @@ _names("minicpm5", r"\p{N}{1,3}", cl100k(r"\p{N}+"), ignore_merges=True)
 _names("jais-2", LLAMA3.removesuffix(r"\s+(?!\S)|\s+")
        + "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4, "1,2")) + r"|\s")
 _names("qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2", QWEN2)
-_names("qwen35", rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}")
+_names("qwen35", rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+       rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}")
 _names("laguna", r"[^\n]+|[\n]+", QWEN2)
 _names("ufakzeka", QWEN2.removeprefix(CONTRACTION + "|"))
 _names("seed-coder", rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}")
@@ -172,8 +173,10 @@ _names("tekken", o200k(UPPER, LOWER, "", r"\p{N}"), ignore_merges=True, add_bos=
 _names("gpt-4o llama4 kanana2 talkie minimax-m2", o200k(UPPER, LOWER, f"{CONTRACTION}?", r"\p{N}{1,3}"))
 _names("granite-embed-multi-97m", o200k(r"[\p{Lu}\p{M}]", r"[\p{Ll}\p{M}]", f"{CONTRACTION}?", r"\p{N}{1,3}"),
        ignore_merges=True)
-_names("tiny_aya cohere2moe", r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", o200k(ANY_CASE, ANY_CASE, f"{CONTRACTION}?", r"\p{N}{1,3}"))
-_names("youtu", "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
+_names("tiny_aya cohere2moe", r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",     # groups of three from the right
+       o200k(ANY_CASE, ANY_CASE, f"{CONTRACTION}?", r"\p{N}{1,3}"))
+_names("youtu", "[\uac00-\ud7a3\u3131-\u318e]+"
+       "|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
        f"|[\u3105-\u312f]+|{HAN_KANA}", o200k(ANY_CASE, ANY_CASE, f"{CONTRACTION}?", r"\p{N}"), ignore_merges=True)
 _names("deepseek-llm", r"[\r\n]", rf"\s?[{DEEPSEEK_LETTERS}]+",
        "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+\Z", CJK, r"\p{N}+")
@@ -182,6 +185,6 @@ _names("deepseek-v3 hunyuan-dense joyai-llm hy_v4", r"\p{N}{1,3}", HAN_KANA, DEE
 _names("spark2_5", r"\p{N}{1,3}", HAN_KANA, DEEPSEEK3.replace(rf"[\r\n]*|{SPACES}", r"|[\r\n]|\s+(?!\S)|\s+"), r"\p{N}")
 _names("poro-chat bloom gpt3-finnish", BLOOM)
 _names("viking", BLOOM, r"\p{N}")
-_names("chameleon", "<sentinel:[0-9]+>", "IMGIMG[A-I]{1,4}Z", r"[\t\n]|    |  ", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]", GPT2,
-       add_bos=True)
+_names("chameleon", "<sentinel:[0-9]+>", "IMGIMG[A-I]{1,4}Z", r"[\t\n]|    |  ", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]",
+       GPT2, add_bos=True)
 _names("superbpe", r"\p{N}+", r"(?=(\d{3})+(?!\d))", can_slice=False)

@@ -7,7 +7,7 @@ SLICE_BYTES = 1 << 20
 
 
 def slices(text: bytes, size: int = SLICE_BYTES) -> Iterator[bytes]:
-    """Yields slices of at least `size` bytes, each but the last ending with a line end between two words (_ends_line)."""
+    """Yields slices of at least `size` bytes. Each but the last ends with a line end between two words (_ends_line)."""
     start = 0
     while start < len(text):
         end = text.find(b"\n", start + size) + 1
@@ -28,7 +28,7 @@ def _ends_line(text: bytes, end: int) -> bool:
         after = text[end:end + 4].decode("utf-8", "ignore")
     except UnicodeDecodeError:
         return False
-    return before != "" and not before[-1].isspace() and after != "" and after[0].isalnum()
+    return before != "" and  after != "" and after[0].isalnum()
 
 
 CONTINUATION = bytes(range(0x80, 0xc0))

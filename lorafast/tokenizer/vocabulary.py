@@ -37,9 +37,12 @@ END_TEXTS = frozenset("""
 
 # Tokens for filling in the middle of a file, by the name of the key that may give their id. The last three end a text.
 FIM_TEXTS = {
-    "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <\uff5cfim\u2581begin\uff5c> <PRE> \u2581<PRE> <|code_prefix|> <|prefix|>",
-    "fim_suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <\uff5cfim\u2581hole\uff5c> <SUF> \u2581<SUF> <|code_suffix|> <|suffix|>",
-    "fim_mid": "<|fim_middle|> <fim-middle> <fim_middle> <\uff5cfim\u2581end\uff5c> <MID> \u2581<MID> <|code_middle|> <|middle|>",
+    "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <\uff5cfim\u2581begin\uff5c> <PRE> \u2581<PRE> "
+               "<|code_prefix|> <|prefix|>",
+    "fim_suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <\uff5cfim\u2581hole\uff5c> <SUF> \u2581<SUF> "
+               "<|code_suffix|> <|suffix|>",
+    "fim_mid": "<|fim_middle|> <fim-middle> <fim_middle> <\uff5cfim\u2581end\uff5c> <MID> \u2581<MID> "
+               "<|code_middle|> <|middle|>",
     "fim_pad": "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]",
     "fim_rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
     "fim_sep": "<|file_sep|>",
@@ -67,7 +70,8 @@ class Vocabulary:
     @property
     def is_cut_by_line_ends(self) -> bool:
         """Whether a user-defined token goes on after a line end, so that cutting a text there could cut it."""
-        return any(b"\n" in text[:-1] for token, text, _ in self._special if self.types[token] == TokenType.USER_DEFINED)
+        return any(re.search(rb"\n[^\n]", text) for token, text, _ in self._special
+                   if self.types[token] == TokenType.USER_DEFINED)
 
     def special_fragments(self, text: bytes, parse_special: bool) -> Iterator[bytes | int]:
         """Cuts out the tokens that are matched as a whole, before any splitting: yields their ids and the text between.
@@ -86,7 +90,10 @@ class Vocabulary:
                 if isinstance(fragment, int):
                     parts.append(fragment)
                     continue
-                first, *others = re.split(re.escape(token_text) + rb"\s*", fragment) if strips_right else fragment.split(token_text)
+                if strips_right:
+                    first, *others = re.split(re.escape(token_text) + rb"\s*", fragment)
+                else:
+                    first, *others = fragment.split(token_text)
                 parts.append(first)
                 for other in others:
                     parts += token, other
@@ -116,6 +123,8 @@ def read_vocabulary(
         if default is not None and default >= len(tokens):
             default = None
         value = metadata.get(f"{KEY}{name}_token_id", default)
+        if value is not None and not isinstance(value, int):
+            raise FormatError(f"{KEY}{name}_token_id is {value!r} and not the number of a token")
         if value is None or 0 <= value < len(tokens):
             return value
         warnings.append(f"{KEY}{name}_token_id is {value}, but there are {len(tokens)} tokens: using {default}")
@@ -166,11 +175,11 @@ def _mark_control_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) ->
     control = set(ends)
     for name, texts in FIM_TEXTS.items():
         given = metadata.get(f"{KEY}{name}_token_id")
-        found = {vocabulary.ids[text] for text in texts.split() if text in vocabulary.ids} if given is None else {given}
+        found = {vocabulary.ids[text] for text in texts.split() if text in vocabulary.ids}
         if given is None:
             control |= found
         if name in FIM_ENDS:
-            ends |= found
+            ends |= found if given is None else {given}
     for token in control:
         vocabulary.types[token] = TokenType.CONTROL
     return ends

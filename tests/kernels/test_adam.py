@@ -25,14 +25,22 @@ def test_ten_steps_equal_twin(isa, rng):
 
 
 def test_by_hand():
-    """First step, no decay: whatever the gradient's size, each value moves by the learning rate against its sign; by half
-    as much where the gradient is as small as eps."""
+    """First step, no decay: whatever the gradient's size, each value moves by the learning rate against its sign; by
+    half as much where the gradient is as small as eps."""
     param, m, v = np.zeros((3, 3), np.float32)
     grad = np.array([1e-3, -5, 1e-8], np.float32)
     adam_step(param, m, v, grad, 1, 0.9, 0.999, 0.01 / (1 - 0.9), 1 / (1 - 0.999), 1e-8, 0, 1)
     np.testing.assert_allclose(param, [-0.01, 0.01, -0.005], rtol=1e-3)
     adam_step(param, m, v, np.zeros(3, np.float32), 1, 1, 1, 0, 1, 1e-8, 0.25, 1)          # decay alone
     np.testing.assert_allclose(param, [-0.0075, 0.0075, -0.00375], rtol=1e-3)
+
+
+def test_moments_end_in_zero(isa):
+    """Not in a subnormal number, which would make every later step slow."""
+    param, m, v, grad = np.zeros((4, 20), np.float32)
+    m[:10], m[10:], v[:] = 1.3e-38, -1.3e-38, 1.2e-38
+    adam_step(param, m, v, grad, 1, 0.9, 0.9, 0.01, 1, 1e-8, 0, 1)
+    assert not m.any() and not v.any()
 
 
 @pytest.mark.parametrize("P", [0, 1, 15, 256, 257, 100_003])

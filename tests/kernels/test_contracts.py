@@ -1,4 +1,4 @@
-"""What every kernel promises, tested on all of them at once. A new op is a new entry of OPS; a test tells if it lacks."""
+"""What every kernel promises, tested on all of them at once. A new op is a new entry of OPS (a test asks for it)."""
 import importlib
 import inspect
 import pkgutil

@@ -2,8 +2,9 @@
 import numpy as np
 import pytest
 
-from lorafast.data import Samples, samples_hash, string_hash, tokenize_text
 from lorafast.errors import LoraFastError
+from lorafast.samples import Samples
+from lorafast.text_data import tokenize_text
 
 
 class ByteTokenizer:
@@ -12,6 +13,10 @@ class ByteTokenizer:
     def encode(self, text, *, add_special=False, parse_special=False):
         assert not add_special and not parse_special
         return np.frombuffer(bytes(text), np.uint8).astype(np.int32)
+
+    def encode_slices(self, text):
+        for begin in range(0, len(text), 5):
+            yield self.encode(text[begin:begin + 5])
 
 
 @pytest.fixture
@@ -107,30 +112,3 @@ def test_a_few_bytes_that_are_not_utf8_are_a_warning(tokenize):
     assert samples.warnings == ["'text.txt' is not clean UTF-8: 2 of its 25 bytes are not UTF-8, the first at "
                                 "offset 12; they are trained on as bytes"]
     assert len(samples) == 21
-
-
-def test_string_hash_vectors():
-    assert string_hash(b"") == 6142509188972423790
-    assert string_hash(b"a") == 4993892634952068459
-    assert string_hash(b"abcdefgh") == 8664279048047335611
-    assert string_hash(b"shakespeare.txt") == 2383937669184073865
-
-
-@pytest.mark.parametrize("count, expected", [(27520, 2383937669184055177), (28849, 2383937669184073739)])
-def test_samples_hash_vectors(count, expected):
-    assert samples_hash("shakespeare.txt", np.arange(count), np.full(count, 64)) == expected
-
-
-def test_samples_hash_sees_name_number_begin_and_size():
-    begin, size = np.array([0, 5, 9]), np.array([5, 4, 3])
-
-    def one_by_one(name, begin, size):
-        h = string_hash(name.encode()) ^ len(begin) << 1
-        for b, n in zip(begin.tolist(), size.tolist()):
-            h = h ^ b << 1 ^ n << 1
-        return h
-
-    variants = [("a", begin, size), ("b", begin, size), ("a", begin[:2], size[:2]), ("a", begin + 1, size),
-                ("a", begin, size + 2)]
-    assert len({samples_hash(*variant) for variant in variants}) == 5
-    assert samples_hash("a", begin, size) == one_by_one("a", begin, size)

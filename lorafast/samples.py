@@ -1,0 +1,108 @@
+"""Training data in memory: one array of token ids, often mapped from disk, and where in it each sample begins and ends."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+_PIECE = 1 << 20   # tokens
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Training data, tokenised. Sample i is `tokens[begin[i] : begin[i] + size[i]]`; samples may overlap.
+
+    tokens   int32 (n,)
+    begin    int64 (S,), in tokens; in the order of the text, never shuffled
+    size     int64 (S,), in tokens; may be more or less than the context, or 0. Read-only
+    name     the path as the user wrote it, which is part of the hash
+    warnings one line each, for the user
+    """
+
+    tokens: np.ndarray
+    begin: np.ndarray
+    size: np.ndarray
+    name: str
+    warnings: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.begin.size
+
+    @property
+    def hash(self) -> int:
+        """See `samples_hash`."""
+        return samples_hash(self.name, self.begin, self.size)
+
+    @property
+    def n_unique_tokens(self) -> int:
+        """How many different tokens occur. Reads the array piece by piece."""
+        pieces = (self.tokens[begin:begin + _PIECE] for begin in range(0, self.tokens.size, _PIECE))
+        return len(set().union(*(np.unique(plain(piece)).tolist() for piece in pieces)))
+
+    def subset(self, index: np.ndarray) -> Samples:
+        """Only the samples of these numbers."""
+        return replace(self, begin=self.begin[index], size=self.size[index])
+
+
+@dataclass(frozen=True)
+class Sequences(Samples):
+    """Samples that are whole sequences, of which some tokens may be there only to be read.
+
+    A token that does not count in the loss is stored as its complement, ~token. The first one of a sequence is input only.
+
+    line    int64 (S,), line of its source that each sample comes from
+    source  int64 (S,), number of that source in `sources`
+    """
+
+    line: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    source: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    sources: tuple[str, ...] = ()
+
+    def subset(self, index: np.ndarray) -> Sequences:
+        return replace(super().subset(index), line=self.line[index], source=self.source[index])
+
+    def stored(self, sample: int) -> np.ndarray:
+        """One sample as it is stored, int32 (size,)."""
+        return self.tokens[self.begin[sample]:self.begin[sample] + self.size[sample]]
+
+
+def plain(stored: np.ndarray) -> np.ndarray:
+    """Token ids, whether they count in the loss or not."""
+    return np.maximum(stored, ~stored)
+
+
+def targets_of(stored: np.ndarray) -> np.ndarray:
+    """Token ids, -1 for those that do not count."""
+    return np.maximum(stored, -1)
+
+
+def samples_hash(name: str, begin: np.ndarray, size: np.ndarray) -> int:
+    """64 bits by which a checkpoint knows its data again: name, number and geometry of the samples, not the text.
+
+    hash(name) ^ hash(S) << 1 ^ (for each sample) hash(begin) << 1 ^ hash(size) << 1, with libstdc++'s hashes, where an
+    integer's hash is the integer.
+    """
+    numbers = begin.size ^ int(np.bitwise_xor.reduce(begin)) ^ int(np.bitwise_xor.reduce(size))
+    return string_hash(os.fsencode(name)) ^ (numbers << 1 & _MASK64)
+
+
+_MASK64 = (1 << 64) - 1
+
+
+def string_hash(data: bytes) -> int:
+    """libstdc++'s `std::hash<std::string>` on 64-bit machines: MurmurHash64A (Appleby) with seed 0xc70f6907."""
+    multiplier = 0xC6A4A7935BD1E995
+
+    def mix(word: int) -> int:
+        return (word ^ word >> 47) * multiplier & _MASK64
+
+    h = 0xC70F6907 ^ len(data) * multiplier & _MASK64
+    whole = len(data) & ~7
+    for i in range(0, whole, 8):
+        word = int.from_bytes(data[i:i + 8], "little") * multiplier & _MASK64
+        h = (h ^ mix(word)) * multiplier & _MASK64
+    if whole < len(data):
+        h = (h ^ int.from_bytes(data[whole:], "little")) * multiplier & _MASK64
+    h = mix(h)
+    return h ^ h >> 47

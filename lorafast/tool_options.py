@@ -1,0 +1,95 @@
+"""The options of the commands that work on files: convert, merge, check, inspect."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import UsageError
+from .ggml_types import GGMLType
+from .options import Allowed, Options, argument, option
+from .threads import physical_cores
+
+OPTIONS = "Options"
+FORMS = ("ggla", "gguf", "peft", "checkpoint")
+MERGE_TYPES = {type.label.lower(): type for type in GGMLType if type.is_trainable}
+"""Every type that merged matrices can have, by its name on the command line."""
+
+AT_LEAST_1 = Allowed("at least 1", lambda n: n >= 1)
+
+
+@dataclass(frozen=True)
+class ConvertOptions(Options):
+    """The options of `lorafast convert`."""
+
+    source: str = argument("IN", "adapter or checkpoint, of any form; what it is, its content tells")
+    target: str = argument("OUT", "file or folder to write: NAME.gguf for llama.cpp and its kin, NAME/ a folder for PEFT, "
+                           "NAME.bin the original's ggla")
+    to: str = option("", OPTIONS, "FORM", f"form of OUT: {', '.join(FORMS)}", shown_default="by the end of its name",
+                     allowed=Allowed(f"one of {', '.join(FORMS)}", lambda form: not form or form in FORMS))
+    model_base: str = option("", OPTIONS, "FILE", "base model, where the conversion depends on it", names=["-m"])
+    drop: str = option("", OPTIONS, "LIST", "pairs to leave out, with commas between: roles such as token_embd, names "
+                       "with * and ?, or the groups norms, attn, ffn")
+    base_name: str = option("", OPTIONS, "NAME", "repository or folder of the model that PEFT loads",
+                            shown_default="the GGUF's general.repo_url")
+    modelfile: bool = option(False, OPTIONS, "", "also write NAME.Modelfile, for `ollama create`")
+    card: bool = option(False, OPTIONS, "", "also write a model card, NAME.md or README.md in a folder")
+
+    def drop_list(self) -> tuple[str, ...]:
+        """--drop, taken apart."""
+        return tuple(filter(None, self.drop.replace(" ", ",").split(",")))
+
+
+@dataclass(frozen=True)
+class CheckOptions(Options):
+    """The options of `lorafast check`."""
+
+    adapter: str = argument("ADAPTER", "the adapter that llama.cpp is to load")
+    model_base: str = option("", OPTIONS, "FILE", "base model, a GGUF file (required)", names=["-m"])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model_base:
+            raise UsageError("--model-base is missing: the rules depend on the base model")
+
+
+@dataclass(frozen=True)
+class MergeOptions(Options):
+    """The options of `lorafast merge`."""
+
+    model_base: str = option("", OPTIONS, "FILE", "base model, a GGUF file (required)", names=["-m"])
+    lora: tuple[str, ...] = option((), OPTIONS, "FILE[:SCALE]", "adapter or checkpoint to merge, times SCALE; may be "
+                                   "given several times (required)")
+    output: str = option("", OPTIONS, "FILE", "merged model to write (required)", names=["-o"])
+    type: str = option("", OPTIONS, "TYPE", f"type of all matrices: {', '.join(MERGE_TYPES)}",
+                       shown_default="each tensor's own",
+                       allowed=Allowed(f"one of {', '.join(MERGE_TYPES)}", lambda t: not t or t.lower() in MERGE_TYPES))
+    threads: int | None = option(None, OPTIONS, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
+                                 shown_default="physical cores")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("--model-base", self.model_base), ("--lora", self.lora), ("--output", self.output)):
+            if not value:
+                raise UsageError(f"{name} is missing: merge needs --model-base, --lora and --output")
+        self.adapters()
+
+    @property
+    def n_threads(self) -> int:
+        return self.threads or physical_cores()
+
+    @property
+    def ggml_type(self) -> GGMLType | None:
+        """--type; None keeps each tensor's own."""
+        return MERGE_TYPES[self.type.lower()] if self.type else None
+
+    def adapters(self) -> list[tuple[str, float]]:
+        """Path and factor of each --lora."""
+        return [path_and_scale(text) for text in self.lora]
+
+
+def path_and_scale(text: str) -> tuple[str, float]:
+    """`FILE:0.5` as ("FILE", 0.5); without a number the factor is 1. A colon before anything else is part of the name."""
+    path, colon, scale = text.rpartition(":")
+    try:
+        return (path, float(scale)) if colon and path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
