@@ -34,6 +34,6 @@ extensions = [
 ]
 
 setup(
-    ext_modules=cythonize(extensions, build_dir="build/cython", quiet=True, nthreads=os.cpu_count()),
+    ext_modules=cythonize(extensions, build_dir="build/cython", quiet=True),
     options={"build_ext": {"parallel": os.cpu_count()}},
 )

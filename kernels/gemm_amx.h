@@ -19,19 +19,24 @@
 #define AMX_TILE 512            /* bfloat16 values in a tile */
 #define AMX_QUAD (4 * AMX_TILE)
 #define AMX_ROWS 256            /* rows of W in a panel (forward) at most */
-#define AMX_DEPTH 256           /* values along K at a time: 32 tokens x 256 split values, 32 KB, stay in L1 for all rows of a panel */
+#define AMX_DEPTH 256           /* values along K unpacked at a time: a multiple of every block size */
+#define AMX_STRIP 8             /* quads along the sum that a product of tiles takes at a time: 32 x 128 split values of A and as many
+                                 * of B are 16 KB each, so that one of them stays in L1 while the other passes by */
 #define AMX_COLUMNS 256         /* columns of W in a slice (backward): a multiple of every block size */
 #define AMX_PREFETCH 16         /* rows ahead */
 #define AMX_CHUNK 256           /* rows of W unpacked at a time (backward): 256 x 256 split values are 256 KB */
 
 typedef uint16_t bf16;
 
-/* Every tile register as 16 rows of 64 bytes. */
-static inline void amx_begin(void) {
-    struct { uint8_t palette, start_row, reserved[14]; uint16_t bytes_per_row[16]; uint8_t rows[16]; } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) config.bytes_per_row[i] = 64, config.rows[i] = 16;
-    _tile_loadconfig(&config);
-}
+/* Every tile register as 16 rows of 64 bytes. In read-only memory: GCC 12 takes the instruction to read 8 bytes of it only, and would
+ * leave out stores to the rest. */
+static const struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes_per_row[16];
+    uint8_t rows[16];
+} amx_config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+static inline void amx_begin(void) { _tile_loadconfig(&amx_config); }
 static inline void amx_end(void) { _tile_release(); }
 
 /* 32 float32 -> 32 high and 32 low bfloat16. */
@@ -115,7 +120,6 @@ static inline void amx_unpack_row(amx_row *row, const projection *p, int n, int 
     const ggml_format *format = &ggml_formats[p->type];
     const uint8_t *stored = p->weight + n * p->row_bytes + (ptrdiff_t)k0 / format->block_size * format->type_size;
     const ptrdiff_t bytes = (ptrdiff_t)n_values / format->block_size * format->type_size;
-    /* Rows lie far apart, which the hardware doesn't foresee: ask for the one that comes after a few others. */
     for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(stored + AMX_PREFETCH * p->row_bytes + i);
     if (format->is_float) unpack_to_f32_avx512(p->type, p->weight + n * p->row_bytes, k0, n_values, row->value);
     else unpackers_avx512[p->type](stored, n_values / format->block_size, row->q, row->scale, row->min);
@@ -173,14 +177,14 @@ static ptrdiff_t amx_forward_scratch(int T) { return AMX_ROWS * AMX_DEPTH + (ptr
 
 /* Rows n0 .. n0+n_rows (at most AMX_ROWS) of W times all T tokens. */
 static void amx_forward_panel(const projection *p, const bf16 *packed, int T, int K, int n0, int n_rows, float *scratch) {
-    const int padded = ROUND_UP(n_rows, 32), ldc = ROUND_UP(T, 32) + 16, k_quads = ROUND_UP(K, 32) / 32;
-    bf16 *w = (bf16 *)scratch;
+    const int padded = ROUND_UP(n_rows, 32), ldc = ROUND_UP(T, 32) + 16, k_quads = ROUND_UP(K, 32) / 32, tiles = ROUND_UP(T, 32) / 32;
+    bf16 *w = (bf16 *)scratch;                          /* [row / 32][quad] */
     float *c = scratch + AMX_ROWS * AMX_DEPTH;
     amx_row row;
     amx_begin();
     for (int k0 = 0; k0 < K; k0 += AMX_DEPTH) {
         const int depth = MIN(AMX_DEPTH, K - k0), quads = ROUND_UP(depth, 32) / 32;
-        for (int i = 0; i < padded; i++) {              /* w[i / 32][k / 32] */
+        for (int i = 0; i < padded; i++) {
             if (i < n_rows) amx_unpack_row(&row, p, n0 + i, k0, depth);
             for (int q = 0; q < quads; q++) {
                 __m512 v0 = _mm512_setzero_ps(), v1 = v0;
@@ -188,13 +192,16 @@ static void amx_forward_panel(const projection *p, const bf16 *packed, int T, in
                 amx_store_row(w + ((ptrdiff_t)(i / 32) * quads + q) * AMX_QUAD, i % 32, v0, v1);
             }
         }
-        for (int t = 0; t < T; t += 32)
-            for (int i = 0; i < padded; i += 32)
-                amx_tile_product(c + (ptrdiff_t)i * ldc + t, ldc, w + (ptrdiff_t)i / 32 * quads * AMX_QUAD,
-                                 packed + ((ptrdiff_t)(t / 32) * k_quads + k0 / 32) * AMX_QUAD, quads, k0 > 0);
+        for (int strip = 0; strip < quads; strip += AMX_STRIP)
+            for (int t = 0; t < tiles; t++) {
+                const bf16 *x = packed + ((ptrdiff_t)t * k_quads + k0 / 32 + strip) * AMX_QUAD;
+                for (int i = 0; i < padded; i += 32)
+                    amx_tile_product(c + (ptrdiff_t)i * ldc + 32 * t, ldc, w + ((ptrdiff_t)i / 32 * quads + strip) * AMX_QUAD, x,
+                                     MIN(AMX_STRIP, quads - strip), k0 + strip > 0);
+            }
     }
     amx_end();
-    write_outputs_avx512(p, c, ldc, n0, n_rows, 0, T);
+    write_outputs_avx512(p, c, ldc, n0, n_rows, T);
 }
 
 /* --- backward --- */
@@ -213,7 +220,8 @@ static void amx_pack_dy(bf16 *packed, const float *dy, int T, int N, int n0, int
     }
 }
 
-static ptrdiff_t amx_backward_scratch(void) { return AMX_CHUNK * AMX_COLUMNS + 32 * 32; }
+#define AMX_LDC (AMX_COLUMNS + 16)
+static ptrdiff_t amx_backward_scratch(int T) { return AMX_CHUNK * AMX_COLUMNS + (ptrdiff_t)ROUND_UP(T, 32) * AMX_LDC; }
 
 /* Rows n0 .. n0+32 of W, columns k0 .. k0+n_columns, become quads of B, w[column / 32][quad of `quads`]. */
 static void amx_interleave_rows(bf16 *w, const projection *p, int n0, int k0, int n_columns, int quads) {
@@ -239,32 +247,31 @@ static void amx_interleave_rows(bf16 *w, const projection *p, int n0, int k0, in
     }
 }
 
-/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection, dy packed for these n; t0 is a multiple of 32. */
+/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection, dy packed for these n; t0 is a multiple of 32.
+ * The sum is made in scratch: rows of dx lie so far apart that 32 of them don't fit into L1 together. */
 static void amx_backward_slice(float *dx, int K, const projection *p, const bf16 *packed, int n0, int n, int k0, int n_columns,
                                int t0, int t1, float *scratch) {
-    bf16 *w = (bf16 *)scratch;
-    float *edge = scratch + AMX_CHUNK * AMX_COLUMNS;
-    const int packed_quads = ROUND_UP(n, 32) / 32;
+    bf16 *w = (bf16 *)scratch;                          /* [column / 32][quad] */
+    float *c = scratch + AMX_CHUNK * AMX_COLUMNS;
+    const int packed_quads = ROUND_UP(n, 32) / 32, tiles = ROUND_UP(t1 - t0, 32) / 32;
     amx_begin();
     for (int chunk = 0; chunk < n; chunk += AMX_CHUNK) {
         const int quads = ROUND_UP(MIN(AMX_CHUNK, n - chunk), 32) / 32;
         for (int q = 0; q < quads; q++) amx_interleave_rows(w + q * AMX_QUAD, p, n0 + chunk + 32 * q, k0, n_columns, quads);
-        for (int t = t0; t < t1; t += 32)
-            for (int k = 0; k < n_columns; k += 32) {
-                float *out = dx + (ptrdiff_t)t * K + k0 + k;
-                const bf16 *a = packed + ((ptrdiff_t)(t / 32) * packed_quads + chunk / 32) * AMX_QUAD;
-                const bf16 *b = w + (ptrdiff_t)(k / 32) * quads * AMX_QUAD;
-                const int height = MIN(32, t1 - t), width = MIN(32, n_columns - k);
-                if (height == 32 && width == 32) {
-                    amx_tile_product(out, K, a, b, quads, 1);
-                    continue;
-                }
-                amx_tile_product(edge, 32, a, b, quads, 0); /* at the edge: computed aside, where a whole tile fits */
-                for (int i = 0; i < height; i++)
-                    for (int j = 0; j < width; j++) out[(ptrdiff_t)i * K + j] += edge[i * 32 + j];
+        for (int strip = 0; strip < quads; strip += AMX_STRIP)
+            for (int t = 0; t < tiles; t++) {
+                const bf16 *a = packed + ((ptrdiff_t)(t0 / 32 + t) * packed_quads + chunk / 32 + strip) * AMX_QUAD;
+                for (int k = 0; k < n_columns; k += 32)
+                    amx_tile_product(c + (ptrdiff_t)t * 32 * AMX_LDC + k, AMX_LDC, a, w + ((ptrdiff_t)(k / 32) * quads + strip) * AMX_QUAD,
+                                     MIN(AMX_STRIP, quads - strip), chunk + strip > 0);
             }
     }
     amx_end();
+    for (int t = t0; t < t1; t++) {
+        float *out = dx + (ptrdiff_t)t * K + k0;
+        const float *sum = c + (ptrdiff_t)(t - t0) * AMX_LDC;
+        for (int k = 0; k < n_columns; k++) out[k] += sum[k];
+    }
 }
 
 #pragma GCC pop_options

@@ -43,31 +43,32 @@ static inline __attribute__((always_inline)) void FN(transpose)(vf rows[VF_WIDTH
 #undef VF_LOW
 #undef VF_HIGH
 
-/* Rows n0 .. n0+n_rows of y^T, finished in c (row stride ldc, tokens t0 .. t0+n_tokens from c[.][0] on), become columns of y, with
- * residual and rank-R update added. c is readable up to multiples of VF_WIDTH. */
-static void FN(write_outputs)(const projection *p, const float *c, ptrdiff_t ldc, int n0, int n_rows, int t0, int n_tokens) {
-    for (int i = 0; i < n_tokens; i += VF_WIDTH)
+/* Rows n0 .. n0+n_rows of y^T, finished in c (row stride ldc), become columns of y, with residual and rank-R update added while they
+ * are in L1. c is readable up to multiples of VF_WIDTH. */
+static void FN(write_outputs)(const projection *p, const float *c, ptrdiff_t ldc, int n0, int n_rows, int T) {
+    const ptrdiff_t N = p->N;
+    for (int t0 = 0; t0 < T; t0 += VF_WIDTH) {
+        const int height = MIN(VF_WIDTH, T - t0);
         for (int j = 0; j < n_rows; j += VF_WIDTH) {
-            const int width = MIN(VF_WIDTH, n_rows - j), height = MIN(VF_WIDTH, n_tokens - i);
+            const int width = MIN(VF_WIDTH, n_rows - j);
             vf tile[VF_WIDTH];
 #pragma GCC unroll 16
-            for (int k = 0; k < VF_WIDTH; k++) tile[k] = vf_load(c + (j + k) * ldc + i);
+            for (int k = 0; k < VF_WIDTH; k++) tile[k] = vf_load(c + (j + k) * ldc + t0);
             FN(transpose)(tile);
-            float *y = p->y + (ptrdiff_t)(t0 + i) * p->N + n0 + j;
+            float *y = p->y + t0 * N + n0 + j;
             if (width == VF_WIDTH && height == VF_WIDTH) {
 #pragma GCC unroll 16
-                for (int k = 0; k < VF_WIDTH; k++) vf_store(y + (ptrdiff_t)k * p->N, tile[k]);
+                for (int k = 0; k < VF_WIDTH; k++) vf_store(y + k * N, tile[k]);
             } else {
-                for (int k = 0; k < height; k++) vf_store_part(y + (ptrdiff_t)k * p->N, tile[k], width);
+                for (int k = 0; k < height; k++) vf_store_part(y + k * N, tile[k], width);
             }
         }
-    if (!p->R && !p->residual) return;
-    for (int i = 0; i < n_tokens; i++) {
-        const ptrdiff_t t = t0 + i;
-        float *y = p->y + t * p->N + n0;
-        if (p->residual)
-            for (int j = 0; j < n_rows; j++) y[j] += p->residual[t * p->N + n0 + j];
-        if (p->R) FN(add_low_rank_row)(y, n_rows, p->R, p->c + t * p->R, p->v + n0, p->N);
+        for (ptrdiff_t t = t0; t < t0 + height; t++) {
+            float *y = p->y + t * N + n0;
+            if (p->residual)
+                for (int j = 0; j < n_rows; j++) y[j] += p->residual[t * N + n0 + j];
+            if (p->R) FN(add_low_rank_row)(y, n_rows, p->R, p->c + t * p->R, p->v + n0, N);
+        }
     }
 }
 

@@ -80,7 +80,7 @@ static void FN(f32_forward_panel)(const projection *p, const float *packed, int 
                 FN(f32_tile)(c + (ptrdiff_t)i * ldc + tile * LANES, ldc, w + i * F32_LDW, F32_LDW,
                              packed + ((ptrdiff_t)tile * K + k0) * LANES, LANES, depth);
     }
-    FN(write_outputs)(p, c, ldc, n0, n_rows, 0, T);
+    FN(write_outputs)(p, c, ldc, n0, n_rows, T);
 }
 
 /* --- backward --- */

@@ -18,7 +18,7 @@
 #define USE_AMX 0
 #define amx_packed_floats(T, K) 0
 #define amx_forward_scratch(T) 0
-#define amx_backward_scratch() 0
+#define amx_backward_scratch(T) 0
 #define amx_pack_tokens(...)
 #define amx_forward_panel(...)
 #define amx_pack_dy(...)
@@ -29,14 +29,15 @@
 static ptrdiff_t linear_packed_x(int T, int K) { return USE_AMX ? amx_packed_floats(T, K) : DISPATCH(f32_packed_floats)(T, K); }
 static ptrdiff_t linear_packed_dy(int T, int N) { return USE_AMX ? amx_packed_floats(T, MIN(N, DY_COLUMNS)) : 0; }
 static ptrdiff_t linear_scratch_forward(int T) { return USE_AMX ? amx_forward_scratch(T) : DISPATCH(f32_forward_scratch)(T); }
-static ptrdiff_t linear_scratch_backward(void) { return USE_AMX ? amx_backward_scratch() : DISPATCH(f32_backward_scratch)(); }
+static ptrdiff_t linear_scratch_backward(int T) { return USE_AMX ? amx_backward_scratch(T) : DISPATCH(f32_backward_scratch)(); }
 
 static int linear_token_tiles(int T) { return USE_AMX ? ROUND_UP(T, 32) / 32 : DISPATCH(f32_token_tiles)(T); }
 
-/* Rows of W a panel, so that every thread gets several panels. */
+/* Rows of W a panel. As many panels as divide evenly among the threads, so that none waits for another. */
 static int linear_panel_rows(int N, int n_threads) {
-    if (!USE_AMX) return MIN(F32_ROWS, ROUND_UP(ROUND_UP(N, 4 * n_threads) / (4 * n_threads), 12));
-    return MAX(32, MIN(AMX_ROWS, ROUND_UP(N, 128 * n_threads) / (4 * n_threads)));
+    const int most = USE_AMX ? AMX_ROWS : F32_ROWS, step = USE_AMX ? 32 : 12;
+    const int panels = ROUND_UP((N + most - 1) / most, 2 * n_threads);
+    return MIN(most, ROUND_UP((N + panels - 1) / panels, step));
 }
 
 /* Columns of W a slice. A slice starts at a block boundary. */

@@ -23,7 +23,7 @@ cdef extern from "linear.h" nogil:
     Py_ssize_t linear_packed_x(int T, int K)
     Py_ssize_t linear_packed_dy(int T, int N)
     Py_ssize_t linear_scratch_forward(int T)
-    Py_ssize_t linear_scratch_backward()
+    Py_ssize_t linear_scratch_backward(int T)
     int linear_token_tiles(int T)
     int linear_panel_rows(int N, int n_threads)
     int linear_slice_columns(int K, int block, int n_threads)
@@ -185,7 +185,7 @@ def linear_backward(float[:, ::1] dx not None, list dys not None, list weights n
 
     cdef int tokens = min(T, TOKENS_AT_ONCE), columns = linear_slice_columns(K, block, n_threads)
     cdef int slices = (K + columns - 1) // columns, t0, tile, chunk, n0, width, item, pieces, piece
-    cdef Py_ssize_t packed_size = linear_packed_dy(tokens, widest), thread_size = linear_scratch_backward()
+    cdef Py_ssize_t packed_size = linear_packed_dy(tokens, widest), thread_size = linear_scratch_backward(tokens)
     cdef float *packed = <float *>scratch_get(sizeof(float) * (packed_size + n_threads * thread_size))
     if packed == NULL:
         raise MemoryError("linear_backward: no memory for packed gradients")
