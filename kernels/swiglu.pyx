@@ -22,6 +22,8 @@ cdef extern from *:
     row_type geglu_row "DISPATCH(geglu_row)"
     backward_row_type swiglu_backward_row "DISPATCH(swiglu_backward_row)"
     backward_row_type geglu_backward_row "DISPATCH(geglu_backward_row)"
+    backward_row_type swiglu_in_place_row "DISPATCH(swiglu_in_place_row)"
+    backward_row_type geglu_in_place_row "DISPATCH(geglu_in_place_row)"
 
 
 cdef gated_forward(const char *op, row_type row, float[:, ::1] h, const float[:, ::1] gate, const float[:, ::1] up,
@@ -73,6 +75,17 @@ def swiglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, co
     gated_backward("swiglu_backward", swiglu_backward_row, dgate, dup, dh, gate, up, n_threads)
 
 
+def swiglu_backward_in_place(float[:, ::1] gate not None, float[:, ::1] up not None, const float[:, ::1] dh not None,
+                             int n_threads):
+    """As swiglu_backward, but gate and up become their gradients: for the last use of them, without further memory.
+
+    gate, up    float32 (T, F), as in forward; OUT their gradients
+    dh          float32 (T, F)
+    Raises ValueError for a shape that does not fit. Twin: lorafast.reference.swiglu.
+    """
+    gated_backward("swiglu_backward_in_place", swiglu_in_place_row, gate, up, dh, gate, up, n_threads)
+
+
 def geglu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, const float[:, ::1] up not None,
                   int n_threads):
     """h = gelu(gate) · up with gelu(z) = z (1 + tanh(s(z) / 2)) / 2 = z σ(s(z)), s(z) = 2 √(2/π) (z + 0.044715 z³).
@@ -92,3 +105,9 @@ def geglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, con
     Arguments as in swiglu_backward. Twin: lorafast.reference.swiglu.
     """
     gated_backward("geglu_backward", geglu_backward_row, dgate, dup, dh, gate, up, n_threads)
+
+
+def geglu_backward_in_place(float[:, ::1] gate not None, float[:, ::1] up not None, const float[:, ::1] dh not None,
+                            int n_threads):
+    """As geglu_backward, but gate and up become their gradients. Arguments as in swiglu_backward_in_place."""
+    gated_backward("geglu_backward_in_place", geglu_in_place_row, gate, up, dh, gate, up, n_threads)

@@ -4,16 +4,17 @@ Source: Touvron et al., LLaMA (2023); grouped-query attention: Ainslie et al. (2
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .buffers import Buffers, empty
+from .buffers import Buffers, New, Scratch, empty
 from .gguf import GGUFFile
 from .hparams import HParams
 from .kernels.attention import attention_backward, attention_forward
 from .kernels.rope import rope_forward
-from .kernels.swiglu import swiglu_backward, swiglu_forward
+from .kernels.swiglu import swiglu_backward_in_place, swiglu_forward
 from .layers import Norm, Projections
 from .lora import Adapter
 
@@ -39,30 +40,27 @@ class Rows:
 
 
 class Saved(Buffers):
-    """What backward needs of a block's forward pass on T tokens: everything that is not cheap to compute again."""
+    """What backward needs of a block's forward pass on T tokens: everything that is not cheap to compute again.
 
-    def __init__(self, block: Block, T: int, adapter: Adapter) -> None:
-        hp = block.hparams
+    backward uses it up: it leaves the gradients of gate and up in their place.
+    """
+
+    def __init__(self, hp: HParams, ranks: Sequence[Sequence[int]], T: int, new: New = empty) -> None:
+        """ranks: of the pairs of each group, the largest of all blocks that use this (see `widest_ranks`)."""
         size = hp.sizes
-        self.rstd1, self.rstd2 = empty(T), empty(T)
-        self.q, self.k, self.v = empty(T, size["H*D"]), empty(T, size["HKV*D"]), empty(T, size["HKV*DV"])
-        self.o, self.lse = empty(T, size["H*DV"]), empty(T, hp.n_head)
-        self.x1 = empty(T, hp.n_embd)
-        self.gate, self.up = empty(T, hp.n_ff), empty(T, hp.n_ff)
+        self.rstd1, self.rstd2 = new(T), new(T)
+        self.q, self.k, self.v = new(T, size["H*D"]), new(T, size["HKV*D"]), new(T, size["HKV*DV"])
+        self.o, self.lse = new(T, size["H*DV"]), new(T, hp.n_head)
+        self.x1 = new(T, hp.n_embd)
+        self.gate, self.up = new(T, hp.n_ff), new(T, hp.n_ff)
         self.h_qkv, self.h_output, self.h_gate_up, self.h_down = (
-            [empty(T, rank) for rank in group.ranks(adapter)] for group in block.groups)
+            [new(T, rank) for rank in group] for group in ranks)
 
 
-class Gradients(Buffers):
-    """Buffers that the backward passes of all blocks share."""
-
-    def __init__(self, hp: HParams, T: int) -> None:
-        size = hp.sizes
-        self.normed, self.d_normed = empty(T, hp.n_embd), empty(T, hp.n_embd)
-        self.dq, self.dk, self.dv = empty(T, size["H*D"]), empty(T, size["HKV*D"]), empty(T, size["HKV*DV"])
-        self.do = empty(T, size["H*DV"])
-        self.act, self.d_act = empty(T, hp.n_ff), empty(T, hp.n_ff)
-        self.d_gate, self.d_up = empty(T, hp.n_ff), empty(T, hp.n_ff)
+def widest_ranks(blocks: Sequence[Block], adapter: Adapter) -> list[list[int]]:
+    """Of each pair in a block, group by group, the highest rank that it has in any block."""
+    ranks = [[group.ranks(adapter) for group in block.groups] for block in blocks]
+    return [[max(column) for column in zip(*group)] for group in zip(*ranks)]
 
 
 class KVCache:
@@ -99,14 +97,20 @@ class Block:
         return (self.attn_norm.name in adapter or self.ffn_norm.name in adapter
                 or any(group.is_adapted(adapter) for group in self.groups))
 
-    def forward(self, out: np.ndarray | None, x: np.ndarray, s: Saved, g: Gradients, rows: Rows, adapter: Adapter,
+    def scratch_floats(self, T: int) -> int:
+        """Size of the Scratch that forward and backward need for T tokens."""
+        C, F, *heads = (self.hparams.sizes[symbol] for symbol in ("C", "F", "H*D", "HKV*D", "HKV*DV", "H*DV"))
+        return max(Scratch.floats(T, F, F), Scratch.floats(T, C, C), Scratch.floats(T, *heads[:3], C, max(C, heads[3])))
+
+    def forward(self, out: np.ndarray | None, x: np.ndarray, s: Saved, scratch: Scratch, rows: Rows, adapter: Adapter,
                 n_threads: int, cache: KVCache | None = None) -> None:
         """out (T, C) from x (T, C). With out None only `s` is filled, which spares the last product: recomputing for backward."""
         hp = self.hparams
         T = x.shape[0]
 
-        self.attn_norm.forward(g.normed, s.rstd1, x, n_threads)
-        self.qkv.forward((s.q, s.k, s.v), s.h_qkv, g.normed, adapter, n_threads)
+        normed, = scratch.arrays(T, hp.n_embd)
+        self.attn_norm.forward(normed, s.rstd1, x, n_threads)
+        self.qkv.forward((s.q, s.k, s.v), s.h_qkv, normed, adapter, n_threads)
         self.rotate(s.q, hp.n_head, self.sin, rows, n_threads)
         self.rotate(s.k, hp.n_head_kv, self.sin, rows, n_threads)
         k, v = s.k, s.v
@@ -117,53 +121,61 @@ class Block:
         attention_forward(s.o, s.lse, s.q, k, v, rows.q_begin, rows.k_begin, self.scale, 0, hp.n_head, hp.n_head_kv, n_threads)
         self.output.forward([s.x1], s.h_output, s.o, adapter, n_threads, residual=x)
 
-        self.ffn_norm.forward(g.normed, s.rstd2, s.x1, n_threads)
-        self.gate_up.forward((s.gate, s.up), s.h_gate_up, g.normed, adapter, n_threads)
-        swiglu_forward(g.act, s.gate, s.up, n_threads)
+        normed, = scratch.arrays(T, hp.n_embd)
+        self.ffn_norm.forward(normed, s.rstd2, s.x1, n_threads)
+        self.gate_up.forward((s.gate, s.up), s.h_gate_up, normed, adapter, n_threads)
+        act, = scratch.arrays(T, hp.n_ff)
+        swiglu_forward(act, s.gate, s.up, n_threads)
         if out is None:
-            self.down.project(s.h_down, g.act, adapter, n_threads)
+            self.down.project(s.h_down, act, adapter, n_threads)
         else:
-            self.down.forward([out], s.h_down, g.act, adapter, n_threads, residual=s.x1)
+            self.down.forward([out], s.h_down, act, adapter, n_threads, residual=s.x1)
 
-    def backward(self, dx: np.ndarray, x: np.ndarray, s: Saved, g: Gradients, rows: Rows, adapter: Adapter, n_threads: int,
+    def backward(self, dx: np.ndarray, x: np.ndarray, s: Saved, scratch: Scratch, rows: Rows, adapter: Adapter, n_threads: int,
                  need_dx: bool) -> None:
         """dx (T, C) holds the gradient of out and becomes that of x, unless `need_dx` is false: then nothing below is adapted."""
         hp = self.hparams
+        T = x.shape[0]
 
         # out = x1 + down(act)
-        swiglu_forward(g.act, s.gate, s.up, n_threads)
-        g.d_act.fill(0)
-        self.down.backward(g.d_act, [dx], g.act, s.h_down, adapter, n_threads)
+        act, d_act = scratch.arrays(T, hp.n_ff, hp.n_ff)
+        swiglu_forward(act, s.gate, s.up, n_threads)
+        d_act.fill(0)
+        self.down.backward(d_act, [dx], act, s.h_down, adapter, n_threads)
         # act = swiglu(gate, up)
-        g.d_gate.fill(0), g.d_up.fill(0)
-        swiglu_backward(g.d_gate, g.d_up, g.d_act, s.gate, s.up, n_threads)
+        swiglu_backward_in_place(s.gate, s.up, d_act, n_threads)
+        d_gate, d_up = s.gate, s.up
         # gate, up = projections of normed = norm(x1)
-        self.ffn_norm.forward(g.normed, s.rstd2, s.x1, n_threads)
-        g.d_normed.fill(0)
-        self.gate_up.backward(g.d_normed, (g.d_gate, g.d_up), g.normed, s.h_gate_up, adapter, n_threads)
-        self.ffn_norm.backward(dx, g.d_normed, s.x1, s.rstd2, adapter, n_threads)
+        normed, d_normed = scratch.arrays(T, hp.n_embd, hp.n_embd)
+        self.ffn_norm.forward(normed, s.rstd2, s.x1, n_threads)
+        d_normed.fill(0)
+        self.gate_up.backward(d_normed, (d_gate, d_up), normed, s.h_gate_up, adapter, n_threads)
+        self.ffn_norm.backward(dx, d_normed, s.x1, s.rstd2, adapter, n_threads)
 
         # x1 = x + output(o)
         attention_is_adapted = self.qkv.is_adapted(adapter) or self.attn_norm.name in adapter
         if not (need_dx or attention_is_adapted):
             self.output.backward(None, [dx], s.o, s.h_output, adapter, n_threads)
             return
-        g.do.fill(0)
-        self.output.backward(g.do, [dx], s.o, s.h_output, adapter, n_threads)
+        widths = (s.q.shape[1], s.k.shape[1], s.v.shape[1], hp.n_embd)
+        dq, dk, dv, d_normed, do = scratch.arrays(T, *widths, s.o.shape[1])
+        do.fill(0)
+        self.output.backward(do, [dx], s.o, s.h_output, adapter, n_threads)
         # o = attention(q, k, v)
-        g.dq.fill(0), g.dk.fill(0), g.dv.fill(0)
-        attention_backward(g.dq, g.dk, g.dv, g.do, s.q, s.k, s.v, s.o, s.lse, rows.q_begin, rows.k_begin, self.scale, 0,
+        dq.fill(0), dk.fill(0), dv.fill(0)
+        attention_backward(dq, dk, dv, do, s.q, s.k, s.v, s.o, s.lse, rows.q_begin, rows.k_begin, self.scale, 0,
                            hp.n_head, hp.n_head_kv, n_threads)
         # q, k were turned by RoPE; its transpose turns back
-        self.rotate(g.dq, hp.n_head, self.minus_sin, rows, n_threads)
-        self.rotate(g.dk, hp.n_head_kv, self.minus_sin, rows, n_threads)
+        self.rotate(dq, hp.n_head, self.minus_sin, rows, n_threads)
+        self.rotate(dk, hp.n_head_kv, self.minus_sin, rows, n_threads)
         # q, k, v = projections of normed = norm(x)
-        self.attn_norm.forward(g.normed, s.rstd1, x, n_threads)
+        *_, normed = scratch.arrays(T, *widths, hp.n_embd)                    # in the place of do, which has served
+        self.attn_norm.forward(normed, s.rstd1, x, n_threads)
         need_d_normed = need_dx or self.attn_norm.name in adapter
-        g.d_normed.fill(0)
-        self.qkv.backward(g.d_normed if need_d_normed else None, (g.dq, g.dk, g.dv), g.normed, s.h_qkv, adapter, n_threads)
+        d_normed.fill(0)
+        self.qkv.backward(d_normed if need_d_normed else None, (dq, dk, dv), normed, s.h_qkv, adapter, n_threads)
         if need_d_normed:
-            self.attn_norm.backward(dx, g.d_normed, x, s.rstd1, adapter, n_threads)
+            self.attn_norm.backward(dx, d_normed, x, s.rstd1, adapter, n_threads)
 
     def rotate(self, heads: np.ndarray, n_head: int, sin: np.ndarray, rows: Rows, n_threads: int) -> None:
         """RoPE in place."""

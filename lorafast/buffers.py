@@ -2,13 +2,27 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+New = Callable[..., np.ndarray]
+"""Makes a float32 array of a shape: `empty`, or `sized` where only the sizes matter."""
+
+
+def empty(*shape: int) -> np.ndarray:
+    """An uninitialised float32 array. The system hands out its pages when they are first written."""
+    return np.empty(shape, np.float32)
+
+
+def sized(*shape: int) -> np.ndarray:
+    """Stands in for empty(*shape): it has its shape and nbytes, but takes no memory."""
+    return np.broadcast_to(np.float32(0), shape)
+
 
 class Buffers:
-    """Attributes are float32 arrays whose first axis are the rows (tokens) of a batch, lists of them, or further Buffers."""
+    """Attributes are float32 arrays whose first axis are the rows (tokens) of a batch, lists of them, further Buffers, or numbers."""
 
     def first(self, T: int):
         """The same memory, but only the first T rows of every array."""
@@ -22,16 +36,34 @@ class Buffers:
         return _nbytes(list(vars(self).values()))
 
 
-def empty(*shape: int) -> np.ndarray:
-    """An uninitialised float32 array. The system hands out its pages when they are first written."""
-    return np.empty(shape, np.float32)
+class Scratch:
+    """Memory for results that soon have served. Phases of a pass use it in turn: `arrays` begins at its front each time."""
+
+    def __init__(self, n_floats: int, new: New = empty) -> None:
+        self.memory = new(n_floats)
+
+    def arrays(self, T: int, *widths: int) -> list[np.ndarray]:
+        """Arrays (T, width) one after the other. Raises ValueError when they do not fit."""
+        begins = [Scratch.floats(T, *widths[:i]) for i in range(len(widths))]
+        if Scratch.floats(T, *widths) > len(self.memory):
+            raise ValueError(f"scratch of {len(self.memory)} floats cannot hold {T} rows of {widths}")
+        return [self.memory[begin:begin + T * width].reshape(T, width) for begin, width in zip(begins, widths)]
+
+    @staticmethod
+    def floats(T: int, *widths: int) -> int:
+        """The memory that `arrays` needs for them; each begins on a cache line if the memory does."""
+        return sum(-(-T * width // 16) * 16 for width in widths)
 
 
 def _first(value: Any, T: int) -> Any:
     if isinstance(value, list):
         return [_first(item, T) for item in value]
-    return value.first(T) if isinstance(value, Buffers) else value[:T]
+    if isinstance(value, Buffers):
+        return value.first(T)
+    return value[:T] if isinstance(value, np.ndarray) else value
 
 
 def _nbytes(value: Any) -> int:
-    return sum(map(_nbytes, value)) if isinstance(value, list) else value.nbytes
+    if isinstance(value, list):
+        return sum(map(_nbytes, value))
+    return value.nbytes if isinstance(value, (np.ndarray, Buffers)) else 0

@@ -1,7 +1,8 @@
 """Chat templates: the jinja2 program by which a model turns a list of messages into the text it was trained on.
 
-A template comes with a model file, from whoever made it: it runs in jinja2's sandbox, and sees only what is passed to it.
-What templates may use is what Hugging Face's `apply_chat_template` gives them (transformers, "Writing a chat template").
+A template comes with a model file, from whoever made it: it runs in jinja2's sandbox, and sees only what is passed to
+it. What templates may use is what Hugging Face's `apply_chat_template` gives them (transformers, "Writing a chat
+template").
 jinja2 is an optional dependency: where it is missing, importing this module raises a LoraFastError that says so.
 """
 from __future__ import annotations
@@ -61,7 +62,7 @@ class ChatTemplate:
 
 
 class GenerationBlocks(Extension):
-    """`{% generation %} ... {% endgeneration %}`, which marks an answer for transformers; here it shows what is inside."""
+    """`{% generation %} ... {% endgeneration %}`, which marks an answer for transformers; here its contents show."""
 
     tags = {"generation"}
 

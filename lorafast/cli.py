@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from .config import FinetuneConfig, GenerateConfig
 from .errors import LoraFastError, UsageError
-from .options import Options, help_text, parse, unknown
+from .options import Options, fields, help_text, parse, unknown
+from .tool_options import CheckOptions, ConvertOptions, MergeOptions, ReportOptions
 
 INTERRUPTED = 130    # 128 + SIGINT, as shells report it
 READER_GONE = 141    # 128 + SIGPIPE
@@ -37,6 +38,30 @@ def run_generate(config: GenerateConfig) -> int:
     return 0
 
 
+def run_convert(options: ConvertOptions) -> int:
+    from .convert import run_convert
+
+    return run_convert(options, print)
+
+
+def run_merge(options: MergeOptions) -> int:
+    from .merge import run_merge
+
+    return run_merge(options, print)
+
+
+def run_check(options: CheckOptions) -> int:
+    from .check import run_check
+
+    return run_check(options, print)
+
+
+def run_report(options: ReportOptions) -> int:
+    from .report import run_report
+
+    return run_report(options, print)
+
+
 def write(text: str) -> None:
     """Shows a piece of generated text at once."""
     print(text, end="", flush=True)
@@ -44,7 +69,10 @@ def write(text: str) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does in a line, its options, and the function that runs it and returns the exit status."""
+    """A command: what it does in a line, its options, and the function that runs it and returns the exit status.
+
+    That function imports the module of the command only when it is called: it may be slow to import.
+    """
 
     summary: str
     options: type[Options]
@@ -52,8 +80,12 @@ class Command:
 
 
 COMMANDS = {
-    "finetune": Command("train a LoRA adapter for a GGUF model on a text", FinetuneConfig, run_finetune),
+    "finetune": Command("train a LoRA adapter for a GGUF model", FinetuneConfig, run_finetune),
     "generate": Command("continue a text with a model and adapters", GenerateConfig, run_generate),
+    "report": Command("show how a run went: a page of plots and samples", ReportOptions, run_report),
+    "convert": Command("bring an adapter or a checkpoint into another form", ConvertOptions, run_convert),
+    "merge": Command("write a model with its adapters merged in", MergeOptions, run_merge),
+    "check": Command("tell whether llama.cpp will load an adapter, and if not, why", CheckOptions, run_check),
 }
 
 
@@ -119,6 +151,9 @@ def overview() -> str:
 
 
 def command_help(name: str) -> str:
-    summary = COMMANDS[name].summary
-    return (f"usage: lorafast {name} --model-base FILE OPTIONS\n\n{summary[0].upper()}{summary[1:]}. "
-            f"In brackets: the default.\n\n{help_text(COMMANDS[name].options)}")
+    command = COMMANDS[name]
+    summary = command.summary
+    needed = [spec.metavar for _, spec in fields(command.options) if spec.is_argument]
+    needed += [f"{spec.names[0]} {spec.metavar}" for _, spec in fields(command.options) if "(required)" in spec.help]
+    return (f"usage: lorafast {name} {' '.join(needed)} OPTIONS\n\n{summary[0].upper()}{summary[1:]}. "
+            f"In brackets: the default.\n\n{help_text(command.options)}")

@@ -24,7 +24,6 @@ from .files import Form
 from .gguf import GGUFFile, open_model
 from .hparams import read_hparams
 from .lora import NORM_ROLES, ROLES, split_name
-from .options import unknown
 from .tool_options import ConvertOptions
 
 CHECKPOINT = "checkpoint"
@@ -78,7 +77,8 @@ def drop(adapter: AdapterFile, what: Iterable[str]) -> list[str]:
 def _patterns(name: str) -> tuple[str, ...]:
     pattern = name.removesuffix(".weight")
     if name not in TARGET_GROUPS and not any(fnmatchcase(role, pattern.rpartition(".")[2]) for role in ROLES):
-        raise UsageError("--drop: " + unknown(name, [*ROLES, *TARGET_GROUPS], "tensor"))
+        raise UsageError(f"--drop {name}: means no tensor; use {', '.join(ROLES)}, a name such as blk.1?.attn_q, or "
+                         f"{', '.join(TARGET_GROUPS)}")
     return TARGET_GROUPS.get(name, (pattern,))
 
 

@@ -65,7 +65,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on, and what it is evaluated on (None if nothing). notes: lines that say what was recognised."""
+    """What a run trains on, and what it is evaluated on (None if nothing). notes: lines on what was recognised."""
 
     train: Samples
     valid: Samples | None
@@ -145,12 +145,16 @@ class _Reader:
         if not self.options.cache:
             return ""
         digest = hashlib.sha256()
-        files = [(os.path.abspath(path), status.st_size, status.st_mtime_ns)
-                 for path, status in ((path, os.stat(path)) for path in paths)]
+        try:
+            files = [(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+                     for path, status in ((path, os.stat(path)) for path in paths)]
+        except OSError as error:
+            raise LoraFastError(f"cannot read {error.filename}: {error.strerror}") from None
         digest.update(json.dumps([_CACHE_VERSION, files, more]).encode())
         for key, value in self.metadata.items():
             if key.startswith("tokenizer.") or key == "general.name":
-                digest.update(f"{key} {len(value) if isinstance(value, list) else value!r}\n".encode("utf-8", "replace"))
+                shown = len(value) if isinstance(value, list) else value
+                digest.update(f"{key} {shown!r}\n".encode("utf-8", "replace"))
                 if isinstance(value, np.ndarray):
                     digest.update(value.tobytes())
                 elif isinstance(value, list):
@@ -246,8 +250,9 @@ class _RecordReader(_Reader):
                     writer.end_sample(line)
                 n_samples += len(sequences)
             samples_of_source.append(n_samples)
-            recognised.append(f"{path}: " + (", ".join(f"{n} {_plural(kind, n)}" for kind, n in kinds.items()) or "nothing"))
-        warnings = [f"{count} {sentence}" for sentence, count in encoder.notes.items() if count]
+            found = ", ".join(f"{n} {_plural(kind, n)}" for kind, n in kinds.items()) or "nothing"
+            recognised.append(f"{path}: {found}")
+        warnings = [f"{sentence}: {count}" for sentence, count in encoder.notes.items() if count]
         if bad:
             more = f"; and {len(bad) - _N_SHOWN} more" if len(bad) > _N_SHOWN else ""
             warnings.append(f"{len(bad)} bad {_plural('line', len(bad))} left out: {'; '.join(bad[:_N_SHOWN])}{more}")
@@ -260,18 +265,18 @@ class _RecordReader(_Reader):
 
 
 def truncated(samples: Sequences, ctx: int) -> Sequences:
-    """The samples cut to `ctx` inputs, without those in which nothing is left that counts. What was done is a warning."""
+    """The samples cut to `ctx` inputs, without those of which nothing is left that counts; warnings say so."""
     long = np.flatnonzero(samples.size > ctx + 1)
     cut = replace(samples, size=np.minimum(samples.size, ctx + 1), warnings=list(samples.warnings))
     empty = [i for i in long if not (targets_of(cut.stored(i)[1:]) >= 0).any()]
     if len(long):
-        cut.warnings.append(f"{len(long)} of {len(samples)} samples are longer than the context of {ctx} tokens and are "
-                            f"cut (the longest has {samples.size.max() - 1})")
+        cut.warnings.append(f"{len(long)} of {len(samples)} samples are longer than the context of {ctx} tokens and "
+                            f"are cut (the longest has {samples.size.max() - 1})")
     if empty:
         cut.warnings.append(f"{len(empty)} of these are left out: nothing that counts in the loss remains of them")
     if len(empty) == len(samples):
-        raise LoraFastError(f"{samples.name}: of no sample anything that counts in the loss is within the context of {ctx} "
-                            "tokens; give a larger --ctx")
+        raise LoraFastError(f"{samples.name}: in no sample anything that counts in the loss is within the context of "
+                            f"{ctx} tokens; give a larger --ctx")
     return cut.subset(np.delete(np.arange(len(samples)), empty)) if empty else cut
 
 

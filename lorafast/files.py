@@ -1,8 +1,8 @@
 """The names of the files a run writes, and what can be known before it starts: may they be written, do they fit.
 
 An output is given as a name with a placeholder (`shakespeare-ITERATION.gguf`). Each save writes it twice: with the
-number of the iteration, and with LATEST. Only the first placeholder counts; a name without one is a single file,
-written again at each save.
+number of the iteration, and with LATEST; a new lowest evaluation loss a third time, with BEST. Only the first placeholder
+counts; a name without one is a single file, written again at each save.
 """
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from enum import Enum
 from pathlib import Path
 
 from .errors import LoraFastError, UsageError
+
+
+BEST = "BEST"
 
 
 class Form(str, Enum):
@@ -57,6 +60,11 @@ class Output:
     def latest_path(self) -> str:
         """The copy that is always the newest."""
         return self._filled(self.latest)
+
+    @property
+    def best_path(self) -> str | None:
+        """The copy of the lowest evaluation loss; None if the name has no placeholder."""
+        return self._filled(BEST) if self.placeholder in self.name else None
 
     def _filled(self, text: str) -> str:
         return self.name.replace(self.placeholder, text, 1)
@@ -113,10 +121,12 @@ def check_outputs(outputs: Sequence[Output], inputs: Mapping[str, str]) -> None:
                     raise UsageError(f"{output.option} {output.name}: would overwrite {what}, {source}")
 
 
-def check_disk(outputs: Sequence[tuple[Output, int]], *, iteration: int, n_iter: int, save_every: int) -> None:
+def check_disk(outputs: Sequence[tuple[Output, int]], *, iteration: int, n_iter: int, save_every: int,
+               keep_best: bool = False) -> None:
     """LoraFastError if the files of a run do not fit on their disks.
 
-    outputs: each with its size in bytes; iteration: where the run starts; n_iter: iterations of the run.
+    outputs: each with its size in bytes; iteration: where the run starts; n_iter: iterations of the run; keep_best: is
+    there a copy of the best, too.
     """
     needed: dict[int, int] = {}
     folders: dict[int, Path] = {}
@@ -124,6 +134,8 @@ def check_disk(outputs: Sequence[tuple[Output, int]], *, iteration: int, n_iter:
         disk = os.stat(output.folder).st_dev
         folders.setdefault(disk, output.folder)
         needed[disk] = needed.get(disk, 0) + _growth(output, size, iteration, n_iter, save_every)
+        if keep_best and output.best_path:
+            needed[disk] += size - _size(output.best_path)
     for disk, folder in folders.items():
         # A file is complete under a temporary name before it replaces the one of the last save.
         in_flight = max(size for output, size in outputs if os.stat(output.folder).st_dev == disk)

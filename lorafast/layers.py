@@ -6,6 +6,7 @@ frozen and only passes gradients on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from .kernels.linear import Weight, linear_backward, linear_forward
 from .kernels.lora import lora_backward, lora_forward
 from .kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from .lora import Adapter
+
+if TYPE_CHECKING:
+    from .residency import Residency
 
 
 def as_weight(tensor: Tensor) -> Weight:
@@ -52,9 +56,14 @@ class Embedding:
 
     def __init__(self, tensor: Tensor) -> None:
         self.name, self.tensor = tensor.name, tensor
+        self.residency: Residency | None = None
 
     def forward(self, x: np.ndarray, tokens: np.ndarray, adapter: Adapter, n_threads: int) -> None:
-        embedding_forward(x, tokens, self.tensor.data, int(self.tensor.type), n_threads)
+        table, rows = self.tensor.data, tokens
+        if self.residency is not None:                  # only the rows of these tokens come into memory
+            different, rows = np.unique(tokens, return_inverse=True)
+            table, rows = self.residency.read_rows(self.tensor, different), rows.astype(np.int32)
+        embedding_forward(x, rows, table, int(self.tensor.type), n_threads)
         if self.name in adapter:
             x += np.float32(adapter.scale) * (adapter.B(self.name)[:, tokens].T @ adapter.A(self.name))
 
@@ -66,14 +75,19 @@ class Embedding:
 
 
 class Projections:
-    """Matrices that share their input: y_i = x W_iᵀ + h_i B_i with h_i = s·x A_iᵀ."""
+    """Matrices that share their input: y_i = x W_iᵀ + h_i B_i with h_i = s·x A_iᵀ.
+
+    residency  brings the matrices into memory before they are used, where the model is larger than that; else None
+    """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.names = [tensor.name for tensor in tensors]
+        self.tensors = list(tensors)
         self.weights = [as_weight(tensor) for tensor in tensors]
+        self.residency: Residency | None = None
 
     def ranks(self, adapter: Adapter) -> list[int]:
-        """Rank of each pair, 0 where there is none: the shapes of `h` below are (T, rank)."""
+        """Rank of each pair, 0 where there is none: the arrays `h` below are (T, rank), or wider and used in part."""
         return [adapter.A(name).shape[0] if name in adapter else 0 for name in self.names]
 
     def is_adapted(self, adapter: Adapter) -> bool:
@@ -83,12 +97,14 @@ class Projections:
         """h_i = s·x A_iᵀ: all that backward needs of forward."""
         for name, h_i in zip(self.names, h):
             if name in adapter:
-                lora_forward(h_i, x, adapter.A(name), adapter.scale, n_threads)
+                lora_forward(_of_rank(h_i, adapter.A(name)), x, adapter.A(name), adapter.scale, n_threads)
 
     def forward(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter, n_threads: int,
                 residual: np.ndarray | None = None) -> None:
+        if self.residency is not None:
+            self.residency.wait_for(self)
         self.project(h, x, adapter, n_threads)
-        low_rank = [(h_i, adapter.B(name)) if name in adapter else None for name, h_i in zip(self.names, h)]
+        low_rank = [(_of_rank(h_i, adapter.B(name)), adapter.B(name)) if name in adapter else None for name, h_i in zip(self.names, h)]
         linear_forward(list(ys), x, self.weights, low_rank, residual, n_threads)
 
     def backward(self, dx: np.ndarray | None, dys: Sequence[np.ndarray], x: np.ndarray, h: Sequence[np.ndarray],
@@ -99,8 +115,17 @@ class Projections:
             if name not in adapter:
                 low_rank.append(None)
                 continue
+            h_i = _of_rank(h_i, adapter.A(name))
             c = np.empty_like(h_i)
             lora_backward(c, adapter.dA(name), adapter.dB(name), dy, x, adapter.B(name), h_i, adapter.scale, n_threads)
             low_rank.append((c, adapter.A(name)))
         if dx is not None:
+            if self.residency is not None:
+                self.residency.wait_for(self)
             linear_backward(dx, list(dys), self.weights, low_rank, n_threads)
+
+
+def _of_rank(h: np.ndarray, pair: np.ndarray) -> np.ndarray:
+    """The front of the memory of h (T, R) as (T, rank), rank being that of `pair` (rank, ...) and at most R."""
+    T, rank = len(h), len(pair)
+    return h.reshape(-1)[:T * rank].reshape(T, rank)

@@ -14,7 +14,7 @@ and deployed another; here alpha / r holds in training too, the same for every p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -178,19 +178,21 @@ class Adapter:
 
     def views(self, store: np.ndarray) -> dict[str, Pair]:
         """(A, B) by base tensor as views of `store`, which is laid out like `params`."""
-        pairs = {}
+        return {spec.name: (store[a].reshape(spec.rank, spec.n_in), store[b].reshape(spec.rank, spec.n_out))
+                for spec, a, b in self.spans()}
+
+    def spans(self) -> Iterator[tuple[PairSpec, slice, slice]]:
+        """Where in a store A and B of each pair lie."""
         at, norm_b_at = 0, self.n_params - self.n_norm_b
         for spec in self.specs:
-            a = store[at:at + spec.rank * spec.n_in].reshape(spec.rank, spec.n_in)
-            at += a.size
+            a = slice(at, at + spec.rank * spec.n_in)
             if spec.kind == "norm":
-                b = store[norm_b_at:norm_b_at + spec.rank].reshape(spec.rank, 1)
-                norm_b_at += b.size
+                b = slice(norm_b_at, norm_b_at + spec.rank)
+                at, norm_b_at = a.stop, b.stop
             else:
-                b = store[at:at + spec.rank * spec.n_out].reshape(spec.rank, spec.n_out)
-                at += b.size
-            pairs[spec.name] = a, b
-        return pairs
+                b = slice(a.stop, a.stop + spec.rank * spec.n_out)
+                at = b.stop
+            yield spec, a, b
 
     def n_decayed(self, decay_min_ndim: int) -> int:
         """How many parameters, from the front of the store, belong to tensors with at least so many dimensions.

@@ -26,7 +26,7 @@ from .gguf_writer import TensorToWrite, ValueType, write_gguf
 from .lora import Pair
 from .quantize_k import quantize
 from .quants import dequantize
-from .tool_options import MERGE_TYPES, MergeOptions
+from .tool_options import MergeOptions
 
 CHUNK = 2**18
 """Values of a matrix that a thread works on at a time (1 MB in float32)."""
@@ -124,7 +124,7 @@ def merge_model(path: str | os.PathLike, model: GGUFFile, adapters: Sequence[tup
     model has an output.weight of its own, the matrix as it was.
 
     Raises LoraFastError for a pair that fits no tensor, a tensor that cannot be dequantised, or values that are not
-    finite, UsageError where `path` is the model itself.
+    finite (in an adapter, or in the result: float16 ends at 65504), UsageError where `path` is the model itself.
     """
     if os.path.exists(path) and os.path.samefile(path, model.path):
         raise UsageError(f"-o {path}: is the base model itself; write the merged one under another name")
@@ -168,6 +168,9 @@ def _pairs_by_tensor(model: GGUFFile, adapters: Sequence[tuple[AdapterFile, floa
             if (b.shape[1], a.shape[1]) != (n_out, n_in):
                 raise LoraFastError(f"the adapter's pair for {name} fits a tensor of shape {(b.shape[1], a.shape[1])}, "
                                     f"but in {model.path} it is {(n_out, n_in)}; it belongs to another model")
+            if not (np.isfinite(a).all() and np.isfinite(b).all()):
+                raise LoraFastError(f"the adapter's pair for {name} holds values that are not finite: training broke off "
+                                    "or the file is damaged")
             pairs.setdefault(name, []).append((factor * adapter.scale, (a, b)))
     return pairs
 
@@ -185,10 +188,11 @@ def _plan(model: GGUFFile, pairs: ScaledPairs, type: GGMLType | None, notes: lis
         if (plan.pairs or plan.type is not plan.source.type) and not plan.source.type.is_trainable:
             raise LoraFastError(f"{model.path}: tensor '{plan.name}' has type {plan.source.type.label}, which lorafast "
                                 "cannot compute with; merge into an F16, Q8_0 or K-quant edition of the model")
-    unfit = [plan.name for plan in plans if type is not None and plan.type in FALLBACKS.values() and plan.type is not type]
+    unfit = [plan for plan in plans if type is not None and len(plan.source.shape) > 1 and plan.type is not type]
     if unfit:
-        notes.append(f"rows of {len(unfit)} tensors do not divide into {type.label} blocks of {type.block_size}; they "
-                     f"are {FALLBACKS[type].label}")
+        instead = ", ".join(sorted({plan.type.label for plan in unfit}))
+        notes.append(f"the rows of {len(unfit)} tensors are no multiple of the {type.block_size} values in a block of "
+                     f"{type.label}; they are stored as {instead}")
     return plans
 
 
@@ -235,8 +239,8 @@ def _merge(plan: _Plan, chunk: slice) -> tuple[np.ndarray, Change]:
     stored = quantize(target, plan.type)
     got = dequantize(stored, plan.type)
     if not np.isfinite(got).all():
-        raise LoraFastError(f"tensor '{plan.name}' would hold values that are not finite: the adapter is broken, "
-                            f"or its change too large for {plan.type.label}")
+        raise LoraFastError(f"tensor '{plan.name}' would hold values that are not finite: the change, or the model's own "
+                            f"values, are too large for {plan.type.label}")
     if not plan.pairs:
         return stored, Change()
     return stored, Change(0, _dot(w, w), _dot(change, change), _dot(got - target, got - target), _dot(got - w, change))
@@ -273,9 +277,11 @@ def report_lines(report: Report) -> list[str]:
         rows.append(("all", report.total))
     for label, change in rows:
         lines.append(f"{label:<8}{change.tensors:>9}{change.size:>16.2e}{change.survived:>10.1%}{change.nmse:>14.2e}")
-    worst = min(report.changes.items(), key=lambda item: item[1].survived, default=None)
-    if worst and worst[1].survived < LITTLE:
-        lines.append(f"warning: only {worst[1].survived:.0%} of the change survived in {worst[0].label}: its levels are "
-                     f"further apart than the change is large; use the adapter beside the model, or --type "
-                     f"{' or '.join(name for name in MERGE_TYPES if name in ('q8_0', 'f16'))}")
+    for type, change in sorted(report.changes.items()):
+        if change.survived < LITTLE:
+            larger = " or ".join(f"--type {other.label}" for other in (GGMLType.Q8_0, GGMLType.F16)
+                                 if other.type_size / other.block_size > type.type_size / type.block_size)
+            lines.append(f"warning: only {change.survived:.0%} of the change survived in {type.label}: most of it is "
+                         f"smaller than the distance between two levels. Use the adapter beside the model, a larger "
+                         f"type ({larger}), or as --model-base the model's F16 edition with --type {type.label}")
     return lines

@@ -4,10 +4,12 @@ Weights stay in the file's mapping; gradients flow only to the adapter, and only
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from .block import Block, Gradients, KVCache, Rows, Saved
-from .buffers import Buffers, empty
+from .block import Block, KVCache, Rows, Saved, widest_ranks
+from .buffers import Buffers, New, Scratch, empty
 from .gguf import GGUFFile
 from .hparams import HParams
 from .kernels.cross_entropy import cross_entropy_forward_backward
@@ -40,92 +42,178 @@ class Model:
         self.output_norm.merge(adapter)
 
 
-class Trainer:
-    """Loss and gradients of batches of at most `max_tokens` tokens, with buffers allocated once.
+@dataclass(frozen=True)
+class Strategy:
+    """What of a step is kept in memory, and what is computed again (memory.py chooses). The results are the same.
 
-    checkpointing  keep only the input of each block and compute the rest again for backward (Chen et al., Training Deep Nets
-                   with Sublinear Memory Cost, 2016): a third more work, a fraction of the memory
-    head_tokens    tokens whose logits exist at a time
+    n_kept       blocks, counted from the top, whose forward pass is kept for backward. The others keep their input only and
+                 are computed again: gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016)
+    input_every  of those, each so-many-th keeps its input; between them even the inputs are computed again. Above 1, n_kept is 1
+    head_tokens  tokens whose logits exist at a time
+    micro_batch  sequences of a batch that are worked on at a time; None: all
     """
 
-    def __init__(self, model: Model, adapter: Adapter, max_tokens: int, *, checkpointing: bool, n_threads: int,
-                 head_tokens: int = 128) -> None:
-        hp = model.hparams
-        self.model, self.adapter, self.n_threads, self.checkpointing = model, adapter, n_threads, checkpointing
-        self.buffers = _Activations(model, adapter, max_tokens, n_saved=1 if checkpointing else hp.n_layer)
-        self.logits = empty(min(max_tokens, head_tokens), hp.n_vocab)
-        adapted = [layer for layer, block in enumerate(model.blocks) if block.is_adapted(adapter)]
-        self.embedding_is_adapted = model.embedding.name in adapter
-        self.lowest = 0 if self.embedding_is_adapted else min(adapted, default=hp.n_layer)
-        """No gradient is needed below this block."""
+    n_kept: int
+    input_every: int = 1
+    head_tokens: int = 128
+    micro_batch: int | None = None
+
+    def max_tokens(self, batch: int, ctx: int) -> int:
+        """Tokens worked on at a time, at most, of batches of `batch` sequences of up to `ctx`."""
+        return min(batch, self.micro_batch or batch) * ctx
+
+
+class Trainer:
+    """Loss and gradients of batches; at most `max_tokens` tokens are worked on at a time, with buffers allocated once."""
+
+    def __init__(self, model: Model, adapter: Adapter, max_tokens: int, strategy: Strategy, n_threads: int) -> None:
+        self.model, self.adapter, self.strategy, self.n_threads = model, adapter, strategy, n_threads
+        self.buffers = Activations(model, adapter, max_tokens, strategy)
+        self.scratch = Scratch(scratch_floats(model, max_tokens, strategy))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, the adapter's own arrays not counted."""
-        return self.buffers.nbytes + self.logits.nbytes
+        return self.buffers.nbytes + self.scratch.memory.nbytes
+
+    def loss(self, batch: Batch) -> float:
+        """Sum of the losses in nats of the targets that count, without gradients. At most max_tokens tokens."""
+        n_layer = len(self.model.blocks)
+        buffers = self._forward(batch.tokens, Rows.of(batch.begin))
+        return self._head(buffers.input(n_layer), buffers.rstd, batch.targets, None)
 
     def loss_and_gradients(self, batch: Batch, token_weight: float) -> float:
         """Sum of the losses in nats of the targets that count; adds `token_weight` times its gradients to the adapter's."""
-        model, adapter, n_threads = self.model, self.adapter, self.n_threads
-        buffers, rows = self.buffers.first(len(batch.tokens)), Rows.of(batch.begin)
-        x, saved, gradients = buffers.x, buffers.saved, buffers.gradients
-        if self.checkpointing:
-            saved *= len(model.blocks)                                      # all blocks share one
-
-        model.embedding.forward(x[0], batch.tokens, adapter, n_threads)
-        for layer, block in enumerate(model.blocks):
-            block.forward(x[layer + 1], x[layer], saved[layer], gradients, rows, adapter, n_threads)
-
-        loss = self._head(buffers, batch.targets, token_weight)
-
-        last = len(model.blocks) - 1
-        for layer in range(last, self.lowest - 1, -1):
-            block = model.blocks[layer]
-            if self.checkpointing and layer != last:
-                block.forward(None, x[layer], saved[layer], gradients, rows, adapter, n_threads)
-            block.backward(buffers.dx, x[layer], saved[layer], gradients, rows, adapter, n_threads,
-                           need_dx=self.embedding_is_adapted or layer > self.lowest)
-        model.embedding.backward(buffers.dx, batch.tokens, adapter)
+        n = len(batch.begin) - 1
+        size = self.strategy.micro_batch or n
+        loss = 0.0
+        for first in range(0, n, size):
+            begin = batch.begin[first:first + size + 1]
+            rows = slice(begin[0], begin[-1])
+            loss += self._pass(batch.tokens[rows], batch.targets[rows], begin - begin[0], token_weight)
         return loss
 
-    def _head(self, buffers: _Activations, targets: np.ndarray, token_weight: float) -> float:
-        """Norm, logits, loss, and back to buffers.dx, the gradient of the last block's output; a chunk of tokens at a time."""
+    def _pass(self, tokens: np.ndarray, targets: np.ndarray, begin: np.ndarray, token_weight: float) -> float:
+        model, adapter, n_threads, scratch = self.model, self.adapter, self.n_threads, self.scratch
+        rows = Rows.of(begin)
+        buffers = self._forward(tokens, rows)
+        x, saved = buffers.input, buffers.saved_of
+        last = len(model.blocks) - 1
+
+        loss = self._head(x(last + 1), buffers.rstd, targets, token_weight)
+        dx = x(last + 1)
+
+        for layer in range(last, buffers.lowest - 1, -1):
+            block = model.blocks[layer]
+            for below in buffers.lost_inputs(layer):
+                model.blocks[below].forward(x(below + 1), x(below), saved(below), scratch, rows, adapter, n_threads)
+            if buffers.is_recomputed(layer):
+                block.forward(None, x(layer), saved(layer), scratch, rows, adapter, n_threads)
+            block.backward(dx, x(layer), saved(layer), scratch, rows, adapter, n_threads,
+                           need_dx=layer > buffers.lowest or model.embedding.name in adapter)
+        model.embedding.backward(dx, tokens, adapter)
+        return loss
+
+    def _forward(self, tokens: np.ndarray, rows: Rows) -> Activations:
+        """Runs the blocks; returns the buffers, with the input of each block and what is kept for backward."""
+        buffers = self.buffers.first(len(tokens))
+        x, saved = buffers.input, buffers.saved_of
+        self.model.embedding.forward(x(0), tokens, self.adapter, self.n_threads)
+        for layer, block in enumerate(self.model.blocks):
+            block.forward(x(layer + 1), x(layer), saved(layer), self.scratch, rows, self.adapter, self.n_threads)
+        return buffers
+
+    def _head(self, x: np.ndarray, rstd: np.ndarray, targets: np.ndarray, token_weight: float | None) -> float:
+        """Norm, logits, loss, and back, a chunk of tokens at a time: x, the last block's output, becomes its gradient.
+
+        With token_weight None there is no way back: only the loss.
+        """
         model, adapter, n_threads = self.model, self.adapter, self.n_threads
-        normed, d_normed, x, dx = buffers.normed, buffers.gradients.d_normed, buffers.x[-1], buffers.dx
-        need_dx = self.lowest < len(model.blocks) or model.output_norm.name in adapter
-        model.output_norm.forward(normed, buffers.rstd, x, n_threads)
-        d_normed.fill(0)
+        C, V = model.hparams.n_embd, model.hparams.n_vocab
+        need_dx = self.buffers.lowest < len(model.blocks) or model.output_norm.name in adapter
         total = 0.0
         counted = np.flatnonzero(targets >= 0)
-        for begin in range(0, len(counted), len(self.logits)):
-            index = counted[begin:begin + len(self.logits)]
+        for first in range(0, len(counted), self.strategy.head_tokens):
+            index = counted[first:first + self.strategy.head_tokens]
             n = len(index)
-            has_gaps = index[-1] - index[0] != n - 1
-            chunk = index if has_gaps else slice(index[0], index[-1] + 1)
-            x_head, dx_head = normed[chunk], d_normed[chunk]                # views, or gathered copies where there are gaps
-            logits, loss = self.logits[:n], empty(n)
-            h = [empty(n, rank) for rank in model.head.ranks(adapter)]
-            model.head.forward([logits], h, x_head, adapter, n_threads)
-            cross_entropy_forward_backward(loss, logits, targets[chunk], np.full(n, token_weight, np.float32), n_threads)
+            logits, normed, d_normed, x_head, dx_head = self.scratch.arrays(n, V, C, C, C, C)
+            np.take(x, index, axis=0, out=x_head)
+            model.output_norm.forward(normed, rstd[:n], x_head, n_threads)
+            h, loss = [empty(n, rank) for rank in model.head.ranks(adapter)], empty(n)
+            model.head.forward([logits], h, normed, adapter, n_threads)
+            cross_entropy_forward_backward(loss, logits, targets[index], np.full(n, token_weight or 0, np.float32), n_threads)
             total += float(loss.sum(dtype=np.float64))
-            model.head.backward(dx_head if need_dx else None, [logits], x_head, h, adapter, n_threads)
-            if has_gaps:
-                d_normed[chunk] = dx_head
-        dx.fill(0)
-        if need_dx:
-            model.output_norm.backward(dx, d_normed, x, buffers.rstd, adapter, n_threads)
+            if token_weight is None:
+                continue
+            if need_dx:
+                d_normed.fill(0), dx_head.fill(0)
+            model.head.backward(d_normed if need_dx else None, [logits], normed, h, adapter, n_threads)
+            if need_dx:
+                model.output_norm.backward(dx_head, d_normed, x_head, rstd[:n], adapter, n_threads)
+                x[index] = dx_head
+        x[targets < 0] = 0
         return total
 
+    def weight_order(self) -> list[Projections]:
+        """The groups of matrices in the order in which a pass reads them."""
+        model, buffers = self.model, self.buffers
+        last = len(model.blocks) - 1
+        order = [group for block in model.blocks for group in block.groups]
+        order += [model.head] * 2
+        for layer in range(last, buffers.lowest - 1, -1):
+            order += [group for below in buffers.lost_inputs(layer) for group in model.blocks[below].groups]
+            *up_to_gate_up, down = model.blocks[layer].groups
+            if buffers.is_recomputed(layer):
+                order += up_to_gate_up
+            order += [down, *reversed(up_to_gate_up)]
+        return order
 
-class _Activations(Buffers):
-    """Activations and gradients of a Trainer."""
 
-    def __init__(self, model: Model, adapter: Adapter, T: int, n_saved: int) -> None:
+class Activations(Buffers):
+    """The inputs of the blocks, and what is kept of their forward passes, for a Trainer of T tokens."""
+
+    def __init__(self, model: Model, adapter: Adapter, T: int, strategy: Strategy, new: New = empty) -> None:
         hp = model.hparams
-        self.x = [empty(T, hp.n_embd) for _ in range(hp.n_layer + 1)]          # the input of each block, and the last output
-        self.dx, self.normed, self.rstd = empty(T, hp.n_embd), empty(T, hp.n_embd), empty(T)
-        self.saved = [Saved(model.blocks[0], T, adapter) for _ in range(n_saved)]
-        self.gradients = Gradients(hp, T)
+        adapted = [layer for layer, block in enumerate(model.blocks) if block.is_adapted(adapter)]
+        self.n_layer, self.input_every = hp.n_layer, strategy.input_every
+        self.lowest = 0 if model.embedding.name in adapter else min(adapted, default=hp.n_layer)
+        """No gradient is needed below this block."""
+        self.kept_inputs = [new(T, hp.n_embd) for _ in range(self.lowest, hp.n_layer, self.input_every)]
+        self.passing_inputs = [new(T, hp.n_embd) for _ in range(self.input_every - 1)]
+        self.below = [new(T, hp.n_embd)] if self.lowest else []
+        self.output = new(T, hp.n_embd)                                     # of the last block; then every dx
+        ranks = widest_ranks(model.blocks, adapter)
+        self.saved = [Saved(hp, ranks, T, new) for _ in range(max(1, min(strategy.n_kept, hp.n_layer - self.lowest)))]
+        self.rstd = new(T)
+
+    def input(self, layer: int) -> np.ndarray:
+        """x (T, C), the input of a block or (layer = n_layer) the output of the last one."""
+        if layer == self.n_layer:
+            return self.output
+        i = layer - self.lowest
+        if i < 0:                                                   # two that alternate
+            return self.input(self.lowest) if i % 2 == 0 else self.below[0]
+        at, offset = divmod(i, self.input_every)
+        return self.passing_inputs[offset - 1] if offset else self.kept_inputs[at]
+
+    def lost_inputs(self, layer: int) -> range:
+        """The blocks that must run again because backward, coming from above, now needs the inputs over a kept one."""
+        i, n = layer - self.lowest, self.input_every
+        return range(layer - n + 1, layer) if n > 1 and i % n == n - 1 and layer + 1 < self.n_layer else range(0)
+
+    def saved_of(self, layer: int) -> Saved:
+        """The top blocks have each their own; all others share the first, which the lowest of the top ones leaves to them."""
+        return self.saved[max(0, layer - (self.n_layer - len(self.saved)))]
+
+    def is_recomputed(self, layer: int) -> bool:
+        return layer < self.n_layer - len(self.saved)
+
+
+def scratch_floats(model: Model, T: int, strategy: Strategy) -> int:
+    """Size of a Trainer's Scratch."""
+    C, V = model.hparams.n_embd, model.hparams.n_vocab
+    return max(model.blocks[0].scratch_floats(T), Scratch.floats(min(T, strategy.head_tokens), V, C, C, C, C))
+
 
 class Sequence:
     """One sequence that grows: logits of its newest tokens, with keys and values kept in a cache (generation)."""
@@ -151,10 +239,11 @@ class Sequence:
         end = self.n_past + T
         rows = Rows(np.arange(self.n_past, end, dtype=np.int32), np.array([0, T], np.int32), np.array([0, end], np.int32))
         x, out = empty(2, T, model.hparams.n_embd)
-        saved, gradients = Saved(model.blocks[0], T, adapter), Gradients(model.hparams, T)
+        saved = Saved(model.hparams, widest_ranks(model.blocks, adapter), T)
+        scratch = Scratch(model.blocks[0].scratch_floats(T))
         model.embedding.forward(x, tokens, adapter, n_threads)
         for block, cache in zip(model.blocks, self.caches):
-            block.forward(out, x, saved, gradients, rows, adapter, n_threads, cache)
+            block.forward(out, x, saved, scratch, rows, adapter, n_threads, cache)
             x, out = out, x
         self.n_past = end
         return x

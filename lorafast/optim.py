@@ -3,24 +3,27 @@
 All of it computes in float32, as the original does, so that the printed schedule is equal to the last digit.
 
 Sources: Kingma and Ba, "Adam" (2015); Loshchilov and Hutter, "SGDR" (2017, cosine with restarts) and "Decoupled weight
-decay regularization" (2019).
+decay regularization" (2019); Hayou et al., "LoRA+" (2024, a learning rate of its own for B).
 """
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from lorafast.kernels.adam import adam_step, sum_of_squares
+from .kernels.adam import adam_step, sum_of_squares
+from .lora import Adapter
 
 EPS = 1e-8   # keeps Adam's division finite; the original has no option for it
 f32 = np.float32
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The factor of the learning rate: a linear rise over `warmup` steps, then a cosine down to `cos_decay_min`.
+class OriginalSchedule:
+    """The factor of the learning rate as the original had it: a linear rise over `warmup` steps, then a cosine down to
+    `cos_decay_min`.
 
     The cosine counts from step 0, not from the end of the rise, unless it restarts. Where it restarts each period is
     `cos_decay_restart` (>= 1) times as long as the one before. `floor` is the least factor, also while rising.
@@ -62,9 +65,43 @@ class Schedule:
         return step, period
 
 
+@dataclass(frozen=True)
+class PlainSchedule:
+    """The factor of the learning rate as today's trainers have it: up to 1 in `warmup` steps, then on as `shape` says.
+
+    shape   "constant", "linear" or "cosine"; the latter two fall to `floor` at step `end`
+    """
+
+    shape: str
+    warmup: int
+    end: int
+    floor: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        """The factor, 0 to 1, of the update after the evaluation of iteration `step`; the first one is not wasted on 0."""
+        if step < self.warmup:
+            factor = (step + 1) / self.warmup
+        elif self.shape == "constant":
+            return 1.0
+        else:
+            done = min(1.0, (step - self.warmup) / max(1, self.end - self.warmup))
+            factor = 1 - done if self.shape == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return float(f32(self.floor + factor * (1 - self.floor)))
+
+
 def clip_scale(norm: float, limit: float) -> float:
     """Factor that brings a gradient of this L2 norm down to `limit`; 1 where it is below, or no limit (<= 0) is set."""
     return limit / norm if 0 < limit < norm else 1.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters `begin` to `end` of the flat store: do they decay, and by what is their learning rate multiplied."""
+
+    begin: int
+    end: int
+    decays: bool
+    rate_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +111,9 @@ class Adam:
         g' = g·clip_scale(|g|, gclip)
         m  = beta1·m + (1 - beta1)·g'
         v  = beta2·v + (1 - beta2)·g'²
-        x  = x·(1 - decay·lr) - lr·m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + 1e-8),     lr = alpha·schedule
+        x  = x·(1 - decay·lr) - lr·m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + 1e-8)
+
+    with lr = alpha·schedule·(the group's factor).
     """
 
     alpha: float = 0.001
@@ -90,7 +129,7 @@ class Adam:
         v: np.ndarray,
         grads: np.ndarray,
         *,
-        n_decayed: int,
+        groups: Sequence[Group],
         iteration: int,
         schedule: float,
         n_threads: int,
@@ -98,19 +137,22 @@ class Adam:
         """One update in place. Returns the gradient's L2 norm before clipping; if it is not finite nothing is changed.
 
         params, m, v, grads  float32 (n_params,)
-        n_decayed            weight decay acts on params[:n_decayed]
+        groups               cover all parameters
         iteration            t above: 1 for the first update ever, going on where a run resumes
         schedule             the Schedule's factor
         """
         norm = math.sqrt(sum_of_squares(grads, n_threads))
         if not math.isfinite(norm):
             return norm
-        rate = f32(self.alpha) * f32(schedule)
-        a_t = rate / (f32(1) - f32(f32(self.beta1) ** iteration))
+        scale = clip_scale(norm, self.gclip)
+        bias1 = f32(1) - f32(f32(self.beta1) ** iteration)
         c_t = f32(1) / (f32(1) - f32(f32(self.beta2) ** iteration))
-        for part, decay in ((slice(n_decayed), f32(self.decay) * rate), (slice(n_decayed, None), 0.0)):
-            adam_step(params[part], m[part], v[part], grads[part],
-                      clip_scale(norm, self.gclip), self.beta1, self.beta2, a_t, c_t, EPS, decay, n_threads)
+        for group in groups:
+            part = slice(group.begin, group.end)
+            rate = f32(self.alpha) * f32(schedule) * f32(group.rate_factor)
+            decay = f32(self.decay) * rate if group.decays else 0.0
+            adam_step(params[part], m[part], v[part], grads[part], scale, self.beta1, self.beta2, rate / bias1, c_t, EPS,
+                      decay, n_threads)
         return norm
 
 
@@ -202,3 +244,17 @@ class EpochLimit:
         if iteration == self._reached_in:
             return None
         return f"{self.epochs} epoch{'s' * (self.epochs > 1)} completed (--epochs)"
+
+
+def parameter_groups(adapter: Adapter, decay_min_ndim: int, lora_plus: float) -> list[Group]:
+    """The groups of an adapter's parameters; B's learning rate is `lora_plus` times that of A.
+
+    Without LoRA+ there are at most two: the parameters that decay stand first in the store.
+    """
+    n_decayed = adapter.n_decayed(decay_min_ndim)
+    if lora_plus == 1:
+        groups = [Group(0, n_decayed, True), Group(n_decayed, adapter.n_params, False)]
+    else:
+        groups = [Group(part.start, part.stop, part.stop <= n_decayed, factor)
+                  for _, a, b in adapter.spans() for part, factor in ((a, 1.0), (b, lora_plus))]
+    return [group for group in groups if group.begin < group.end]

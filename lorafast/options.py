@@ -1,7 +1,7 @@
 """Options declared as dataclass fields: one field holds an option's default, type, help and allowed values.
 
-From such a class this module reads a command line (`parse`), writes one (`to_argv`), and prints the help (`help_text`).
-The rules of a command line are those of llama.cpp's llama-finetune, with its traps removed:
+From such a class this module reads a command line (`parse`), writes one (`to_argv`), and prints the help (`help_text`);
+options_file.py does the same for a file of options. The rules of a command line are those of llama.cpp's llama-finetune, with its traps removed:
 
 - `-` and `_` are the same in an option's name; names are never abbreviated; a later option overrides an earlier one.
 - A value is always the next argument, even if it begins with `-`. `--name=value` works too.
@@ -14,7 +14,7 @@ import difflib
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -77,6 +77,11 @@ class Options:
             if spec.allowed and value is not None and not spec.allowed.test(value):
                 raise UsageError(f"{spec.names[0]} {value}: must be {spec.allowed.text}")
 
+    @classmethod
+    def complete(cls: type[T], given: Mapping[str, Any]) -> T:
+        """The options with these values, by field. A class whose options can come from elsewhere too adds those here."""
+        return cls(**given)
+
 
 def fields(cls: type[Options]) -> Iterator[tuple[dataclasses.Field, Option]]:
     """Each field with its Option, in which `names` begins with the name that follows from the field's."""
@@ -123,7 +128,7 @@ def parse(cls: type[T], argv: Sequence[str]) -> T | None:
             given[places.pop(0)] = argument
         else:
             raise UsageError(unknown(name, [*takes_value, *switches, "--help"]))
-    return cls(**given)
+    return cls.complete(given)
 
 
 def convert(name: str, text: str, wanted: Any) -> Any:

@@ -1,12 +1,12 @@
-"""Quantisers for the formats whose scales are searched, Q2_K to Q6_K and IQ4, and rounding onto a grid that is given.
+"""Quantisers for the formats whose scales are searched: Q2_K to Q6_K, IQ4_NL and IQ4_XS.
 
 A block's levels form a grid: value = scale * q + offset, with a scale (and an offset) for each sub-block. Quantising is
 two steps. `fit` chooses the grid: for each sub-block it tries some scales around the obvious one, rounds with each, and
 keeps the one with the least squared error after the scale has been fitted to the rounded values by least squares. The
 scales of a super-block are then themselves rounded to a few bits. `assign` rounds every value to the nearest level.
 
-Large values count more (weights x^2 or |x| + rms): they matter most for the products, and llama.cpp's quantisers do
-the same, so the results are as good as those of its files. Source of the formats: ggml-quants.c of llama.cpp.
+Large values count more (weights x^2, or |x| + rms): they matter most for the products. llama.cpp's quantisers do the
+same, and the errors are those of its files. Source of the formats: ggml-quants.c of llama.cpp.
 """
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ import numpy as np
 
 from . import quants
 from .ggml_types import GGMLType
-from .quants import (IQ4_VALUES, LAYOUTS, fields, inverse, nibbles, pack_fifth_bits, pack_nibbles,
-                     scales_and_mins_k4)
+from .quants import IQ4_VALUES, LAYOUTS, fields, inverse, scales_and_mins_k4
 
 PIECE = 2**15
 """Values that are worked on at a time, so that all temporary arrays stay in the cache."""
@@ -29,34 +28,20 @@ def quantize(x: np.ndarray, type: GGMLType) -> np.ndarray:
 
     K must be a multiple of the type's block size (ValueError). Other types raise LoraFastError.
     """
-    if type not in FORMATS or FORMATS[type].fit is None:
-        return quants.quantize(x, type)
-    return _by_pieces(x, type, lambda piece, block: FORMATS[type].fit(piece, block))
-
-
-def round_onto_grid(x: np.ndarray, stored: np.ndarray, type: GGMLType) -> np.ndarray:
-    """Like `quantize`, but with the scales of `stored`, blocks of the same type and shape: no value moves unless it is
-    nearer to another level of the grid it is on. For F32, F16 and BF16, which have no scales, the same as `quantize`.
-    """
     if type not in FORMATS:
         return quants.quantize(x, type)
-    blocks = np.ascontiguousarray(stored).reshape(-1, type.type_size).view(LAYOUTS[type])[:, 0]
-    return _by_pieces(x, type, None, blocks)
-
-
-def _by_pieces(x: np.ndarray, type: GGMLType, fit: Callable | None, grid: np.ndarray | None = None) -> np.ndarray:
     rows, n = x.shape
     if n % type.block_size:
         raise ValueError(f"quantize: rows of {n} values are not a multiple of the {type.block_size} in a block of "
                          f"{type.label}")
+    format = FORMATS[type]
     blocks = np.ascontiguousarray(x, np.float32).reshape(-1, type.block_size)
-    stored = np.zeros(len(blocks), LAYOUTS[type]) if grid is None else grid.copy()
+    stored = np.zeros(len(blocks), LAYOUTS[type])
     step = PIECE // type.block_size
     for begin in range(0, len(blocks), step):
         piece, block = blocks[begin:begin + step], stored[begin:begin + step]
-        if fit is not None:
-            fit(piece, block)
-        assign(piece, block, FORMATS[type])
+        format.fit(piece, block)
+        assign(piece, block, format)
     return stored.view(np.uint8).reshape(rows, type.row_bytes(n))
 
 
@@ -68,16 +53,16 @@ class Format:
 
     n_scales  sub-blocks of a block
     levels    lowest and highest q; None where q is an index into IQ4_VALUES
-    grid      block -> scales (blocks, n_scales) and offsets (the same, or None for zero), in dequantize's roundings
+    fit       chooses the scales for x (blocks, values) and puts them into the block
+    grid      block -> scales (blocks, n_scales) and offsets (the same, or None for zero), rounded as dequantize does
     pack      puts q - lowest, uint8 (blocks, values), or the index, into the block
-    fit       chooses the scales for x (blocks, values) and puts them into the block; None where quants.py does it
     """
 
     n_scales: int
     levels: tuple[int, int] | None
+    fit: Callable[[np.ndarray, np.ndarray], None]
     grid: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
     pack: Callable[[np.ndarray, np.ndarray], None]
-    fit: Callable[[np.ndarray, np.ndarray], None] | None = None
 
 
 def assign(x: np.ndarray, block: np.ndarray, format: Format) -> None:
@@ -193,22 +178,22 @@ def _pack_scales_and_mins_k4(scales: np.ndarray, mins: np.ndarray) -> np.ndarray
     return np.concatenate([with_upper_bits(scales), with_upper_bits(mins), low_bits], axis=1)
 
 
-def _nearest_iq4(y: np.ndarray) -> np.ndarray:
-    """Index of the level in IQ4_VALUES that is nearest to each y. All midpoints are multiples of 1/2: a table does."""
-    return _IQ4_INDEX[(np.clip(np.floor(y + y), -256, 255) + 256).astype(np.int16)]
+_HALF_STEPS = (np.arange(-256, 256) + 0.5) / 2
+_IQ4_INDEX = np.abs(_HALF_STEPS[:, None] - IQ4_VALUES).argmin(axis=1).astype(np.uint8)
+"""The nearest level for every half step from -128 on: all midpoints between levels are multiples of 1/2."""
+
+_IQ4_NEAREST = IQ4_VALUES.astype(np.float32)[_IQ4_INDEX]
 
 
-def _iq4_index() -> np.ndarray:
-    half_steps = (np.arange(-256, 256) + 0.5)[:, None] / 2
-    return np.abs(half_steps - IQ4_VALUES).argmin(axis=1).astype(np.uint8)
-
-
-_IQ4_INDEX = _iq4_index()
-_IQ4_FLOATS = IQ4_VALUES.astype(np.float32)
+def _nearest_iq4(y: np.ndarray, table: np.ndarray = _IQ4_INDEX) -> np.ndarray:
+    """For each y the entry of `table` for the level in IQ4_VALUES that is nearest to it: its index, or the level."""
+    half_steps = y + y
+    half_steps += np.float32(256)
+    return np.take(table, half_steps.astype(np.intp), mode="clip")
 
 
 def _round_to_iq4(y: np.ndarray) -> np.ndarray:
-    return _IQ4_FLOATS[_nearest_iq4(y)]
+    return _nearest_iq4(y, _IQ4_NEAREST)
 
 
 def _column(values: np.ndarray) -> np.ndarray:
@@ -341,41 +326,20 @@ def _grid_iq4_xs(block: np.ndarray) -> tuple[np.ndarray, None]:
     return _column(block["d"]) * ((low | high << 4).astype(np.float32) - 32), None
 
 
-def _pack_iq4_xs(block: np.ndarray, q: np.ndarray) -> None:
+def _pack_iq4(block: np.ndarray, q: np.ndarray) -> None:
     block["q"] = _pack_fields(q, 4, 16)
 
 
-def _grid_d(block: np.ndarray) -> tuple[np.ndarray, None]:
+def _grid_iq4_nl(block: np.ndarray) -> tuple[np.ndarray, None]:
     return _column(block["d"]), None
 
 
-def _grid_d_m(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return _column(block["d"]), _column(block["m"])
-
-
-def _pack_q8_0(block: np.ndarray, q: np.ndarray) -> None:
-    block["q"] = q.astype(np.int16) - 127
-
-
-def _pack_4_bits(block: np.ndarray, q: np.ndarray) -> None:
-    block["q"] = pack_nibbles(q)
-
-
-def _pack_5_bits(block: np.ndarray, q: np.ndarray) -> None:
-    block["q"], block["high"] = pack_nibbles(q), pack_fifth_bits(q)
-
-
 FORMATS: dict[GGMLType, Format] = {
-    GGMLType.Q8_0: Format(1, (-127, 127), _grid_d, _pack_q8_0),
-    GGMLType.Q4_0: Format(1, (-8, 7), _grid_d, _pack_4_bits),
-    GGMLType.Q4_1: Format(1, (0, 15), _grid_d_m, _pack_4_bits),
-    GGMLType.Q5_0: Format(1, (-16, 15), _grid_d, _pack_5_bits),
-    GGMLType.Q5_1: Format(1, (0, 31), _grid_d_m, _pack_5_bits),
-    GGMLType.Q2_K: Format(16, (0, 3), _grid_q2_K, _pack_q2_K, _fit_q2_K),
-    GGMLType.Q3_K: Format(16, (-4, 3), _grid_q3_K, _pack_q3_K, _fit_q3_K),
-    GGMLType.Q4_K: Format(8, (0, 15), _grid_k4, _pack_q4_K, _fit_q4_K),
-    GGMLType.Q5_K: Format(8, (0, 31), _grid_k4, _pack_q5_K, _fit_q5_K),
-    GGMLType.Q6_K: Format(16, (-32, 31), _grid_q6_K, _pack_q6_K, _fit_q6_K),
-    GGMLType.IQ4_NL: Format(1, None, _grid_d, _pack_4_bits, _fit_iq4_nl),
-    GGMLType.IQ4_XS: Format(8, None, _grid_iq4_xs, _pack_iq4_xs, _fit_iq4_xs),
+    GGMLType.Q2_K: Format(16, (0, 3), _fit_q2_K, _grid_q2_K, _pack_q2_K),
+    GGMLType.Q3_K: Format(16, (-4, 3), _fit_q3_K, _grid_q3_K, _pack_q3_K),
+    GGMLType.Q4_K: Format(8, (0, 15), _fit_q4_K, _grid_k4, _pack_q4_K),
+    GGMLType.Q5_K: Format(8, (0, 31), _fit_q5_K, _grid_k4, _pack_q5_K),
+    GGMLType.Q6_K: Format(16, (-32, 31), _fit_q6_K, _grid_q6_K, _pack_q6_K),
+    GGMLType.IQ4_NL: Format(1, None, _fit_iq4_nl, _grid_iq4_nl, _pack_iq4),
+    GGMLType.IQ4_XS: Format(8, None, _fit_iq4_xs, _grid_iq4_xs, _pack_iq4),
 }

@@ -93,11 +93,11 @@ def fields(packed: np.ndarray, bits: int, group: int) -> np.ndarray:
     return ((groups >> shifts) & np.uint8(2**bits - 1)).reshape(len(packed), -1)
 
 
-def nibbles(packed: np.ndarray, group: int = 16) -> np.ndarray:
+def _nibbles(packed: np.ndarray, group: int = 16) -> np.ndarray:
     return fields(packed, 4, group)
 
 
-def bits_in_order(packed: np.ndarray) -> np.ndarray:
+def _bits_in_order(packed: np.ndarray) -> np.ndarray:
     """Bit i of the block (little-endian) belongs to value i: the fifth bit of Q5_0 and Q5_1."""
     return np.unpackbits(packed, axis=1, bitorder="little")
 
@@ -138,20 +138,20 @@ def _dequantize_q8_0(block: np.ndarray) -> np.ndarray:
 
 
 def _dequantize_q4_0(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * (nibbles(block["q"]).astype(np.float32) - 8)
+    return _f32(block["d"]) * (_nibbles(block["q"]).astype(np.float32) - 8)
 
 
 def _dequantize_q4_1(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * nibbles(block["q"]) + _f32(block["m"])
+    return _f32(block["d"]) * _nibbles(block["q"]) + _f32(block["m"])
 
 
 def _dequantize_q5_0(block: np.ndarray) -> np.ndarray:
-    q = nibbles(block["q"]) | bits_in_order(block["high"]) << 4
+    q = _nibbles(block["q"]) | _bits_in_order(block["high"]) << 4
     return _f32(block["d"]) * (q.astype(np.float32) - 16)
 
 
 def _dequantize_q5_1(block: np.ndarray) -> np.ndarray:
-    q = nibbles(block["q"]) | bits_in_order(block["high"]) << 4
+    q = _nibbles(block["q"]) | _bits_in_order(block["high"]) << 4
     return _f32(block["d"]) * q + _f32(block["m"])
 
 
@@ -171,30 +171,30 @@ def _dequantize_q3_K(block: np.ndarray) -> np.ndarray:
 
 def _dequantize_q4_K(block: np.ndarray) -> np.ndarray:
     scales, mins = scales_and_mins_k4(block["scales"])
-    q = nibbles(block["q"], 32)
+    q = _nibbles(block["q"], 32)
     return _scaled(_f32(block["d"]) * scales, q) - np.repeat(_f32(block["dmin"]) * mins, 32, axis=1)
 
 
 def _dequantize_q5_K(block: np.ndarray) -> np.ndarray:
     scales, mins = scales_and_mins_k4(block["scales"])
-    q = nibbles(block["q"], 32) | fields(block["high"], 1, 32) << 4
+    q = _nibbles(block["q"], 32) | fields(block["high"], 1, 32) << 4
     return _scaled(_f32(block["d"]) * scales, q) - np.repeat(_f32(block["dmin"]) * mins, 32, axis=1)
 
 
 def _dequantize_q6_K(block: np.ndarray) -> np.ndarray:
-    q = nibbles(block["q"], 64) | fields(block["high"], 2, 32) << 4
+    q = _nibbles(block["q"], 64) | fields(block["high"], 2, 32) << 4
     return _scaled(_f32(block["d"]) * block["scales"], q.astype(np.float32) - 32)
 
 
 def _dequantize_iq4_nl(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * IQ4_VALUES[nibbles(block["q"])]
+    return _f32(block["d"]) * IQ4_VALUES[_nibbles(block["q"])]
 
 
 def _dequantize_iq4_xs(block: np.ndarray) -> np.ndarray:
     low = fields(block["scales_low"], 4, 1)                        # 8 scales of 4 + 2 bits
     high = (block["scales_high"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
     scales = (low | high << 4).astype(np.float32) - 32
-    return _scaled(_f32(block["d"]) * scales, IQ4_VALUES[nibbles(block["q"])])
+    return _scaled(_f32(block["d"]) * scales, IQ4_VALUES[_nibbles(block["q"])])
 
 
 _DEQUANTIZERS: dict[GGMLType, Callable[[np.ndarray], np.ndarray]] = {
@@ -216,11 +216,11 @@ def inverse(d: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
 
 
-def pack_nibbles(q: np.ndarray) -> np.ndarray:
+def _pack_nibbles(q: np.ndarray) -> np.ndarray:
     return q[:, :16] & 15 | q[:, 16:] << 4
 
 
-def pack_fifth_bits(q: np.ndarray) -> np.ndarray:
+def _pack_fifth_bits(q: np.ndarray) -> np.ndarray:
     return np.packbits(q >> 4, axis=1, bitorder="little")
 
 
@@ -261,12 +261,12 @@ def _signed_levels(x: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _quantize_q4_0(x: np.ndarray, block: np.ndarray) -> None:
     block["d"], q = _signed_levels(x, 8)
-    block["q"] = pack_nibbles(q)
+    block["q"] = _pack_nibbles(q)
 
 
 def _quantize_q5_0(x: np.ndarray, block: np.ndarray) -> None:
     block["d"], q = _signed_levels(x, 16)
-    block["q"], block["high"] = pack_nibbles(q), pack_fifth_bits(q)
+    block["q"], block["high"] = _pack_nibbles(q), _pack_fifth_bits(q)
 
 
 def _levels_above_min(x: np.ndarray, highest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -279,12 +279,12 @@ def _levels_above_min(x: np.ndarray, highest: int) -> tuple[np.ndarray, np.ndarr
 
 def _quantize_q4_1(x: np.ndarray, block: np.ndarray) -> None:
     block["d"], block["m"], q = _levels_above_min(x, 15)
-    block["q"] = pack_nibbles(q)
+    block["q"] = _pack_nibbles(q)
 
 
 def _quantize_q5_1(x: np.ndarray, block: np.ndarray) -> None:
     block["d"], block["m"], q = _levels_above_min(x, 31)
-    block["q"], block["high"] = pack_nibbles(q), pack_fifth_bits(q)
+    block["q"], block["high"] = _pack_nibbles(q), _pack_fifth_bits(q)
 
 
 _QUANTIZERS: dict[GGMLType, Callable[[np.ndarray, np.ndarray], None]] = {

@@ -43,7 +43,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Chat:
-    """messages as templates expect them; trained[i]: message i is the assistant's, and not excluded by `"weight": 0`."""
+    """messages as templates expect them; trained[i]: message i is the assistant's, not excluded by `"weight": 0`."""
 
     messages: list[dict[str, Any]]
     trained: list[bool]
@@ -106,7 +106,7 @@ def _read_values(path: str) -> Iterator[tuple[int, Any]]:
                     yield from _array_items(path)
                     return
                 is_first = False
-                yield number, _parse(line)
+                yield number, _parse(line.rstrip())
     except OSError as error:
         raise LoraFastError(f"cannot read training data '{path}': {error.strerror}") from None
 
@@ -125,7 +125,8 @@ def _parse(data: bytes) -> Any:
     except UnicodeDecodeError as error:
         return BadRecord(f"not UTF-8 at byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
-        return BadRecord(f"not valid JSON: {error.msg} at column {error.colno}")
+        where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        return BadRecord(f"not valid JSON: {error.msg} at {where}")
     except (ValueError, RecursionError) as error:       # a number of too many digits, too deep a nesting
         return BadRecord(f"not usable JSON: {error}")
 

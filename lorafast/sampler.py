@@ -38,7 +38,7 @@ class SamplerState:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens, flattened: row k holds tokens[begin[k]:begin[k + 1]], and targets[i] is the token that follows tokens[i].
+    """Rows of tokens, flattened: row k holds tokens[begin[k]:begin[k + 1]]; targets[i] is the token after tokens[i].
 
     tokens         int32 (T,)
     targets        int32 (T,); -1 where it does not count in the loss
@@ -55,7 +55,7 @@ class Batch:
 
 
 class ShuffledEpochs:
-    """An order of samples, a new one each epoch, and the position in it. What a row takes from a sample is added below."""
+    """An order of samples, a new one each epoch, and the position in it. Subclasses make rows of the samples."""
 
     def __init__(self, samples: Samples, *, seed: int, force_reshuffle: bool, state: SamplerState) -> None:
         """
@@ -196,7 +196,7 @@ class Sampler(ShuffledEpochs):
 
 
 class SequenceSampler(ShuffledEpochs):
-    """Batches of whole sequences, one after the other as long as they are: no padding is computed. An epoch shows each once."""
+    """Batches of whole sequences, each as long as it is, so that no padding is computed. An epoch shows each once."""
 
     def __init__(self, samples: Sequences, ctx: int, *, seed: int, n_vocab: int, pack: bool = False,
                  force_reshuffle: bool = False, state: SamplerState = SamplerState()) -> None:
@@ -240,7 +240,8 @@ def _evaluation_rows(samples: Samples, bos_id: int) -> Iterable[np.ndarray]:
     if isinstance(samples, Sequences):
         return map(samples.stored, range(len(samples)))
     bos = np.array([bos_id], np.int32)
-    return (np.concatenate([bos, samples.tokens[begin:begin + size]]) for begin, size in zip(samples.begin, samples.size))
+    places = zip(samples.begin, samples.size)
+    return (np.concatenate([bos, samples.tokens[begin:begin + size]]) for begin, size in places)
 
 
 def _concatenated(rows: list[np.ndarray], n_vocab: int, n_used: int, epoch_ended: bool) -> Batch:

@@ -1,4 +1,4 @@
-"""Training data in memory: one array of token ids, often mapped from disk, and where in it each sample begins and ends."""
+"""Training data: one array of token ids, often mapped from disk, and where in it each sample begins and ends."""
 from __future__ import annotations
 
 import os
@@ -49,7 +49,8 @@ class Samples:
 class Sequences(Samples):
     """Samples that are whole sequences, of which some tokens may be there only to be read.
 
-    A token that does not count in the loss is stored as its complement, ~token. The first one of a sequence is input only.
+    A token that does not count in the loss is stored as its complement, ~token. The first one of a sequence is only
+    input.
 
     line    int64 (S,), line of its source that each sample comes from
     source  int64 (S,), number of that source in `sources`

@@ -36,10 +36,12 @@ class Template(Protocol):
                tools: Sequence[Mapping[str, Any]] | None = None) -> str: ...
 
 
-SPLIT = "chats became one sample an answer: the chat template shows earlier turns differently once others follow"
-UNTRAINED = "answers of the assistant stand at the beginning of a chat, after no message, and are not trained on"
-ENDLESS = "answers are not trained to end: the chat template puts no end-of-turn token after them"
-MERGED = "prompts are tokenised otherwise when their completion follows: better end a prompt before a space, not after it"
+SPLIT = ("chats of which each answer became a sample of its own, as the chat template shows earlier turns differently "
+         "once others follow")
+UNTRAINED = "answers that begin a chat, after no message, and are not trained on"
+ENDLESS = "answers that are not trained to end, as the chat template puts no end-of-turn token after them"
+MERGED = ("prompts that are tokenised otherwise when their completion follows (better end them before a space than "
+          "after it)")
 
 
 class SequenceEncoder:
@@ -160,7 +162,7 @@ def chat_tokens(text: str, tokenizer: SpecialTokens) -> np.ndarray:
 
 
 def masked(sequence: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
-    """The sequence up to the last token that counts: tokens inside a span [begin, end) as they are, others as ~token."""
+    """The sequence up to the last token that counts: tokens inside a span [begin, end) as they are, others ~token."""
     marked = ~sequence
     for begin, end in spans:
         marked[begin:end] = sequence[begin:end]

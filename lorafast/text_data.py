@@ -1,8 +1,8 @@
 """From a text file to samples: one array of token ids, and where in it each training sample begins and ends.
 
 Two ways to cut a text, as in the original. Without a sample start a sample begins at every token (or, new, every
-`stride` tokens) and is `ctx` long. With one, samples are the stretches of text after each occurrence of a given string (`<s>`, a heading, ...), each
-tokenised by itself.
+`stride` tokens) and is `ctx` long. With one, samples are the stretches of text after each occurrence of a given string
+(`<s>`, a heading, ...), each tokenised by itself.
 """
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def tokenize_text(
     overlapping_samples   a sample goes on past the next occurrence, for enough bytes to fill the context
     cache, cache_key      see store_tokens
 
-    Files and tokens are mapped, not loaded. LoraFastError when a file cannot be read, is empty, is binary, or holds less
-    than one sample.
+    Files and tokens are mapped, not loaded. LoraFastError when a file cannot be read, is empty, is binary, or holds
+    less than one sample.
     """
     paths = [paths] if isinstance(paths, str) else list(paths)
     max_bytes = ctx * tokenizer.max_token_length if overlapping_samples else None
@@ -90,7 +90,8 @@ def tokenize_text(
     if sample_start:
         size, begin = stored.size, np.cumsum(stored.size) - stored.size
         if not stored.tokens.size:
-            raise LoraFastError(f"'{paths[0]}' has no text after --sample-start {sample_start!r}: every sample is empty")
+            raise LoraFastError(f"'{paths[0]}' has no text after --sample-start {sample_start!r}: "
+                                "every sample is empty")
         warnings += _size_warnings(size, ctx)
     else:
         begin = np.concatenate([_windows(*text, ctx, stride) for text in _texts(stored, paths)])
@@ -139,7 +140,7 @@ def _windows(path: str, first: int, n_tokens: int, ctx: int, stride: int) -> np.
     if n_tokens < ctx:
         raise LoraFastError(f"'{path}' is too short: {n_tokens} tokens, and a sample takes {ctx}; "
                             f"give more text or a smaller --ctx (at most {n_tokens})")
-    # With stride 1 the window that ends with the very last token is left out, as in the original, unless it is the only one.
+    # With stride 1 the window that ends with the last token is left out, as in the original, unless it is the only one.
     end = max(1, n_tokens - ctx + (stride > 1))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if end // stride * _BYTES_PER_SAMPLE > memory:

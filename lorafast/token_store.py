@@ -70,8 +70,8 @@ def store_tokens(fill: Callable[[TokenWriter], dict[str, Any]], path: str = "", 
                 _write(file, fill, key)
                 return _map(file)[1]
         except OSError as error:
-            raise LoraFastError(f"cannot keep the tokenised data in {tempfile.gettempdir()}: {error.strerror}; name a "
-                                "file with --cache-data, or another folder in the environment variable TMPDIR") from None
+            raise LoraFastError(f"cannot keep the tokenised data in {tempfile.gettempdir()}: {error.strerror}; name "
+                                "a file with --cache-data, or another folder in the variable TMPDIR") from None
     if os.path.exists(path):
         stored_key, stored = _open(path)
         if stored_key == key:
@@ -95,7 +95,7 @@ def _open(path: str) -> tuple[str, StoredTokens]:
     except OSError as error:
         raise LoraFastError(f"cannot read --cache-data {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        raise LoraFastError(f"--cache-data {path} exists and is not tokenised data of lorafast, or a broken one: delete "
+        raise LoraFastError(f"--cache-data {path} exists and is not tokenised data of lorafast, or is broken: delete "
                             "it, or name another file") from None
 
 

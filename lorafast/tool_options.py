@@ -1,4 +1,4 @@
-"""The options of the commands that work on files: convert, merge, check, inspect."""
+"""The options of the commands that work on files: convert, merge, check, inspect, report."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -84,6 +84,15 @@ class MergeOptions(Options):
     def adapters(self) -> list[tuple[str, float]]:
         """Path and factor of each --lora."""
         return [path_and_scale(text) for text in self.lora]
+
+
+@dataclass(frozen=True)
+class ReportOptions(Options):
+    """The options of `lorafast report`."""
+
+    run: str = argument("RUN", "what --metrics of a run wrote, or a folder that holds it")
+    output: str = option("", OPTIONS, "FILE", "page to write; the plots go beside it as a PNG if matplotlib is installed",
+                         names=["-o"], shown_default="RUN.html")
 
 
 def path_and_scale(text: str) -> tuple[str, float]:

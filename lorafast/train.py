@@ -1,9 +1,9 @@
 """A training run, from the options to the files it leaves.
 
 The order of its parts is the original's (llama.cpp's llama-finetune of July 2024): callback, forward and backward, update, tests.
-Iteration k saves if a save is due, prints its line with the loss evaluated before it, draws its batch, evaluates it, and makes
-update k + 1. So a save holds the parameters after k updates and the position in the data before batch k is drawn: from it a run
-goes on as if it had never stopped.
+Iteration k evaluates and saves if that is due, prints its line with the loss of the batch before it, draws its batch, finds
+its loss and gradients, and makes update k + 1. So a save holds the parameters after k updates and the position in the data
+before batch k is drawn: from it a run goes on as if it had never stopped.
 """
 from __future__ import annotations
 
@@ -11,43 +11,60 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
-from . import __version__, sizes
-from .adapters import AdapterFile, BaseModel, write_adapter
-from .checkpoint import Checkpoint, Geometry, TrainState, read_checkpoint, write_checkpoint
+from . import sizes
+from .adapters import BaseModel, read_adapter
+from .checkpoint import Checkpoint, TrainState, read_checkpoint
 from .config import FinetuneConfig
-from .data import Samples, tokenize_text
-from .errors import LoraFastError
-from .files import check_disk, check_outputs, form_of
-from .gguf import open_model
+from .course import Course, plan_course
+from .data import Data, DataOptions, open_data
+from .dropout import Dropout
+from .errors import LoraFastError, UsageError
+from .evaluation import Best, continued, mean_loss, prompt_tokens
+from .events import Continuation, Ended, Evaluation, Event, Observer, Started, Step
+from .gguf import GGUFFile, open_model
 from .hparams import HParams, read_hparams
 from .log import IterationRecord, Log
-from .lora import Adapter, specs_for
-from .model import Model, Trainer
-from .optim import Adam, EpochLimit, LossHistory, Schedule, StopTests
-from .sampler import Sampler
+from .lora import Adapter, specs_for, split_name
+from .metrics import open_observers
+from .model import Model, Strategy, Trainer
+from .optim import Adam, EpochLimit, LossHistory, StopTests, parameter_groups
+from .report import write_report
+from .sampler import Sampler, SequenceSampler, evaluation_batches
+from .samples import Sequences
+from .saving import Saver, check_writing, geometry_of
 from .tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, and whether by a signal."""
+    """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether by a signal, and
+    the lowest loss on the data to evaluate on (inf if there is none).
+    """
 
     iteration: int
     loss: float
     reason: str
     interrupted: bool
+    best_loss: float = math.inf
 
 
-def finetune(config: FinetuneConfig, log: Log) -> Result:
-    """Runs `lorafast finetune`. Raises LoraFastError, in one line, for whatever stands in the way; what was saved stays."""
-    check_outputs([*filter(None, [config.checkpoint_output]), *config.adapter_outputs],
-                  {"the base model": config.model_base, "the training data": config.train_data})
+def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence[Observer] = ()) -> Result:
+    """Runs `lorafast finetune`.
+
+    log        what happens is shown there; None: nowhere
+    observers  are called with each event (events.py)
+
+    Raises LoraFastError, in one line, for whatever stands in the way; what was saved stays.
+    """
+    log = log or Log()
+    check_writing(config)
     seed = config.resolve_seed()
     log.seed(seed)
     log.model_base(config.model_base)
@@ -59,15 +76,19 @@ def finetune(config: FinetuneConfig, log: Log) -> Result:
     if 0 < hparams.n_ctx_train < config.ctx:
         log.warning(f"--ctx {config.ctx} is more than the {hparams.n_ctx_train} tokens that the model was trained on")
 
-    adapter = _new_adapter(config, hparams)
+    base = BaseModel.from_gguf(gguf)
     checkpoint = _find_checkpoint(config, log)
-    state, history = TrainState(), None
+    adapter = _new_adapter(config, hparams, base, log)
+    state, history, extras = TrainState(), None, {}
     if checkpoint is None:
-        adapter.initialise(seed)
+        if not config.init_lora:
+            adapter.initialise(seed)
     else:
-        checkpoint.load_adapter(adapter, _geometry(hparams))
-        if not config.only_write_lora:
-            state = checkpoint.load_training_state(adapter, config.opt_past)
+        checkpoint.load_adapter(adapter, geometry_of(hparams))
+        if config.only_write_lora:
+            state = checkpoint.state or state
+        else:
+            state, extras = checkpoint.load_training_state(adapter, config.opt_past), checkpoint.extras
             log.note(f"order of the moments in {checkpoint.path}: {state.moments_order}, {checkpoint.moments_evidence}")
             # The original begins its stop tests afresh on resuming; its last save has seen one loss too many to go on exactly.
             if state.iteration and not checkpoint.is_originals:
@@ -77,86 +98,134 @@ def finetune(config: FinetuneConfig, log: Log) -> Result:
     log.lora_params({spec.role: spec.rank for spec in adapter.specs}, adapter.n_params)
     log.counters(state.iteration, state.sampler.samples_used, state.tokens, state.sampler.epochs)
     log.lora_size(sizes.lora_size(adapter.specs))
-    files = _Files(config, log, adapter, hparams, BaseModel.from_gguf(gguf))
+    saver = Saver(config, log, adapter, hparams, base)
     if config.only_write_lora:
-        files.save_adapters(state.iteration)
+        saver.save_adapters(state.iteration)
         return Result(state.iteration, math.nan, "only the adapter was asked for", False)
 
-    model = Model(gguf, hparams, config.ctx)
-    trainer = Trainer(model, adapter, config.batch * config.ctx, checkpointing=config.use_checkpointing,
-                      n_threads=config.n_threads)
+    model = Model(gguf, hparams, max(config.ctx, _longest_continuation(config, tokenizer)))
+    dropout = Dropout(adapter, config.lora_dropout, extras.get("dropout_seed", seed)) if config.lora_dropout else None
+    strategy = Strategy(n_kept=1 if config.use_checkpointing else hparams.n_layer)
+    trainer = Trainer(model, dropout.thinned if dropout else adapter, strategy.max_tokens(config.batch, config.ctx), strategy,
+                      config.n_threads)
     log.sizes(opt_size=sizes.opt_size(adapter.n_params, config.opt_past), opt_iter=state.iteration,
               input_size=sizes.input_size(config.ctx, config.batch, hparams.n_vocab), compute_size=trainer.nbytes,
               order=state.moments_order)
-    sampler = _open_data(config, log, tokenizer, hparams, seed, state)
-    files.check_disk(state.iteration)
-    log.begin(sizes.work_size(config.n_threads, hparams.n_vocab), n_iter=config.adam_iter,
-              tokens_per_iter=config.n_acc * config.batch * config.ctx)
-    with _interrupts() as interrupted:
-        return _Run(config, log, model, adapter, trainer, sampler, state, history, files, interrupted).loop()
+    data = _open_data(config, log, tokenizer, gguf)
+    sampler = _open_sampler(config, log, data, tokenizer, hparams, seed, state)
+    course = plan_course(config, data.train, sampler.state, state.iteration, extras.get("schedule_end", 0))
+    if config.schedule != "original" and course.warmup >= course.end > 0:
+        log.warning(f"the warm-up of {course.warmup} iterations does not end before the run (--warmup, --warmup-ratio)")
+    saver.check_disk(state.iteration, course.n_iter, data.valid is not None and config.keep_best)
+
+    with ExitStack() as stack:
+        observers = [*observers, *open_observers(config, state.iteration, stack)]
+        saver.save_options(seed)
+        log.begin(sizes.work_size(config.n_threads, hparams.n_vocab), n_iter=course.n_iter,
+                  tokens_per_iter=config.n_acc * config.batch * config.ctx, folder=saver.folder)
+        interrupted = stack.enter_context(_interrupts(log))
+        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # a loss or gradient that is not finite ends the run
+        run = Run(config, log, tokenizer, model, adapter, trainer, dropout, data, sampler, state, history, extras, course, saver,
+                  observers, interrupted)
+        result = run.loop()
+    if config.report:
+        for path in write_report(config.metrics_path, config.report):
+            log.note(f"report: {path}")
+    return result
 
 
-class _Run:
+class Run:
     """The loop and what it changes."""
 
-    def __init__(self, config: FinetuneConfig, log: Log, model: Model, adapter: Adapter, trainer: Trainer, sampler: Sampler,
-                 state: TrainState, history: LossHistory | None, files: _Files, interrupted: list[int]) -> None:
-        self.config, self.log, self.model, self.adapter = config, log, model, adapter
-        self.trainer, self.sampler, self.state, self.files, self.interrupted = trainer, sampler, state, files, interrupted
+    def __init__(self, config: FinetuneConfig, log: Log, tokenizer: Tokenizer, model: Model, adapter: Adapter, trainer: Trainer,
+                 dropout: Dropout | None, data: Data, sampler: Sampler | SequenceSampler, state: TrainState,
+                 history: LossHistory | None, extras: dict[str, Any], course: Course, saver: Saver,
+                 observers: Sequence[Observer], interrupted: list[int]) -> None:
+        self.config, self.log, self.tokenizer, self.model, self.adapter = config, log, tokenizer, model, adapter
+        self.trainer, self.dropout, self.data, self.sampler, self.state = trainer, dropout, data, sampler, state
+        self.course, self.saver, self.observers, self.interrupted = course, saver, observers, interrupted
         self.first_iteration = self.saved_at = state.iteration
-        self.schedule = Schedule(config.warmup, config.cos_decay_steps, config.cos_decay_restart, config.cos_decay_min,
-                                 config.enable_restart, config.adam_min_alpha / config.adam_alpha)
         self.adam = Adam(config.adam_alpha, config.adam_beta1, config.adam_beta2, config.adam_decay, config.adam_gclip)
-        self.n_decayed = adapter.n_decayed(config.adam_decay_min_ndim)
+        self.groups = parameter_groups(adapter, config.adam_decay_min_ndim, config.lora_plus)
         self.stop_tests = StopTests(config.adam_epsf, config.opt_past, config.opt_delta, config.opt_max_no_improvement,
                                     history, state.past_losses if len(state.past_losses) else None)
         self.epoch_limit = EpochLimit(config.epochs, sampler.state.epochs)
-        self.loss = 0.0
+        self.best = Best.from_extras(config.patience, extras)
+        self.evaluates = data.valid is not None or bool(config.sample_prompt)
+        self.lowest_loss = self.best.loss
+        self.loss = self.gradient_norm = 0.0
+        self.n_tokens = 0
+        """Of the newest batch, all passes together."""
+
+    @property
+    def done(self) -> int:
+        """Iterations of this run."""
+        return self.state.iteration - self.first_iteration
 
     def loop(self) -> Result:
-        config, log, state, sampler = self.config, self.log, self.state, self.sampler
+        config, log, state = self.config, self.log, self.state
         began = time.perf_counter()
-        reason, step_began = None, None
+        reason, step_seconds = None, None
+        self.tell(Started(state.iteration, self.course.n_iter, self.adapter.n_params, _as_dict(config)))
         while reason is None:
-            step_ms = None if step_began is None else 1000 * (time.perf_counter() - step_began)
-            done = state.iteration - self.first_iteration
-            state.sampler = sampler.state
+            state.sampler = self.sampler.state
+            if self.evaluation_is_due():
+                reason = self.evaluate()
             if config.save_every > 0 and state.iteration - self.saved_at >= config.save_every:
                 self.save()
             step_began = time.perf_counter()
-            schedule = self.schedule(state.iteration)
-            log.iteration(IterationRecord(state.iteration, done, min(1 + state.sampler.next_sample, state.sampler.sample_count),
-                                          state.sampler.sample_count, schedule, config.adam_alpha * schedule, self.loss,
-                                          step_ms or None))
-            if done == config.adam_iter:
-                reason = f"all {done} iterations are done (--adam-iter)"
-            elif self.interrupted:
-                reason = f"stopped by {signal.Signals(self.interrupted[0]).name}"
-            else:
-                reason = self.evaluate() or self.update(schedule)
-        log.total_time(1000 * (time.perf_counter() - began))
-        if state.iteration > self.saved_at or not config.adam_iter:
+            schedule = self.course.schedule(state.iteration)
+            log.iteration(IterationRecord(
+                state.iteration, self.done, min(1 + state.sampler.next_sample, state.sampler.sample_count),
+                state.sampler.sample_count, schedule, config.adam_alpha * schedule, self.loss,
+                1000 * step_seconds if step_seconds else None, self.gradient_norm, self.n_tokens))
+            reason = reason or self.end_reason(time.perf_counter() - began) or self.step() or self.update(schedule)
+            step_seconds = time.perf_counter() - step_began
+            if reason is None:
+                self.tell(Step(state.iteration, self.loss, config.adam_alpha * schedule, self.gradient_norm, self.n_tokens,
+                               state.sampler.epochs, step_seconds))
+        seconds = time.perf_counter() - began
+        log.total_time(1000 * seconds)
+        if self.evaluates and not self.interrupted and self.best.evaluated != state.iteration:
+            self.evaluate(is_last=True)
+        if state.iteration > self.saved_at or not self.course.n_iter:
             self.save()
-        left = config.adam_iter - (state.iteration - self.first_iteration)
-        log.finished(reason, self.files.resume_command(left) if self.interrupted and left else "")
-        return Result(state.iteration, self.loss if state.iteration else math.nan, reason, bool(self.interrupted))
+        self.tell(Ended(state.iteration, reason, seconds))
+        log.finished(reason, self.resume_command())
+        return Result(state.iteration, self.loss if state.iteration else math.nan, reason, bool(self.interrupted),
+                      self.lowest_loss)
 
-    def evaluate(self) -> str | None:
-        """Loss and gradients of the next batches. Returns why the run is to end instead of going on with an update."""
+    def end_reason(self, seconds: float) -> str | None:
+        """Why the run is to end before the next step, or None."""
+        if self.done == self.course.limit:
+            return f"all {self.done} iterations are done (--adam-iter)"
+        if self.interrupted:
+            return f"stopped by {signal.Signals(self.interrupted[0]).name}"
+        if 0 < self.config.max_minutes <= seconds / 60:
+            return f"{self.config.max_minutes:g} minutes have passed (--max-minutes)"
+        return None
+
+    def step(self) -> str | None:
+        """Loss and gradients of the next batch. Returns why the run is to end instead of going on with an update."""
         config, state, adapter = self.config, self.state, self.adapter
-        self.model.merge(adapter)
-        adapter.grads.fill(0)
-        loss = 0.0
+        batches = []
         for _ in range(config.n_acc):
-            batch = self.sampler.next_batch(config.batch)
+            batches.append(self.sampler.next_batch(config.batch))
             epochs = self.sampler.state.epochs
-            if batch.epoch_ended:
+            if batches[-1].epoch_ended:
                 self.log.reshuffled(epochs)
             reason = self.epoch_limit.check(epochs, state.iteration)
             if reason:
                 return reason
-            n_counted = np.count_nonzero(batch.targets >= 0)
-            loss += self.trainer.loss_and_gradients(batch, 1 / (config.n_acc * n_counted)) / (config.n_acc * n_counted)
+        if self.dropout:
+            self.dropout.draw(state.iteration)
+        self.model.merge(adapter)
+        adapter.grads.fill(0)
+        self.n_tokens = sum(len(batch.tokens) for batch in batches)
+        token_weight = 1 / sum(np.count_nonzero(batch.targets >= 0) for batch in batches)
+        loss = token_weight * sum(self.trainer.loss_and_gradients(batch, token_weight) for batch in batches)
+        if self.dropout:
+            self.dropout.backward()
         if not math.isfinite(loss):
             raise LoraFastError(f"the loss of iteration {state.iteration} is {loss}; {self.last_good()}")
         self.loss = loss
@@ -164,12 +233,85 @@ class _Run:
 
     def update(self, schedule: float) -> None:
         state, adapter = self.state, self.adapter
-        norm = self.adam.step(adapter.params, adapter.m, adapter.v, adapter.grads, n_decayed=self.n_decayed,
-                              iteration=state.iteration + 1, schedule=schedule, n_threads=self.config.n_threads)
-        if not math.isfinite(norm):
+        self.gradient_norm = self.adam.step(
+            adapter.params, adapter.m, adapter.v, adapter.grads, groups=self.groups, iteration=state.iteration + 1,
+            schedule=schedule, n_threads=self.config.n_threads)
+        if not math.isfinite(self.gradient_norm):
             raise LoraFastError(f"the gradient of iteration {state.iteration} is not finite; {self.last_good()}")
         state.iteration += 1
-        state.tokens += self.config.n_acc * self.config.batch * self.config.ctx
+        state.tokens += self.n_tokens
+
+    def evaluation_is_due(self) -> bool:
+        """Whether this iteration is one of those at which a run evaluates, and none has done so yet."""
+        every, iteration = self.config.evaluation_interval, self.state.iteration
+        return self.evaluates and every > 0 and iteration % every == 0 and self.best.evaluated != iteration
+
+    def evaluate(self, is_last: bool = False) -> str | None:
+        """Loss on the data to evaluate on, and how the prompts go on. Returns why the run is to stop, or None.
+
+        The last one comes where no other run would evaluate: what a checkpoint keeps does not change, so that a resumed run
+        is the same as one that was never cut.
+        """
+        config, state = self.config, self.state
+        self.model.merge(self.adapter)
+        if self.dropout:
+            self.dropout.restore()
+        reason = None
+        if self.data.valid is not None:
+            max_tokens = self.trainer.strategy.max_tokens(config.batch, config.ctx)
+            batches = evaluation_batches(self.data.valid, max_tokens, bos_id=self.tokenizer.bos_id,
+                                         n_vocab=self.model.hparams.n_vocab)
+            loss, n_tokens = mean_loss(self.trainer, batches, config.eval_batches)
+            self.lowest_loss = min(loss, self.lowest_loss)
+            is_best = loss < self.best.loss if is_last else self.best.take(loss, state.iteration)
+            evaluation = Evaluation(state.iteration, loss, n_tokens, is_best)
+            self.log.evaluation(evaluation)
+            self.tell(evaluation)
+            if is_best and config.keep_best:
+                self.saver.save_best(self.with_history(), self.extras())
+            reason = self.best.stop_reason()
+        else:
+            self.best.evaluated = state.iteration
+        for prompt in config.sample_prompt:
+            text = continued(self.model, self.adapter, self.tokenizer, prompt, config.sample_tokens, config.n_threads)
+            continuation = Continuation(state.iteration, prompt, text)
+            self.log.continuation(continuation)
+            self.tell(continuation)
+        return reason
+
+    def save(self) -> None:
+        self.saver.save(self.with_history(), self.extras())
+        self.saved_at = self.state.iteration
+
+    def with_history(self) -> TrainState:
+        """The state, with what the stop tests remember."""
+        history = self.stop_tests.history
+        if history is not None:
+            self.state.best_loss, self.state.previous_loss = history.best_loss, history.previous_loss
+            self.state.no_improvement, self.state.past_losses = history.no_improvement, history.past_losses
+        return self.state
+
+    def extras(self) -> dict[str, Any]:
+        """What an exact resume needs of options and state that the original did not have."""
+        extras: dict[str, Any] = {}
+        if self.config.schedule != "original" or self.config.warmup_ratio is not None:
+            extras["schedule_end"] = self.course.end
+        if self.dropout:
+            extras["dropout_seed"] = self.dropout.seed
+        if self.evaluates:
+            extras |= self.best.extras()
+        return extras
+
+    def resume_command(self) -> str:
+        """What goes on with a run that was cut short; empty if it was not, or left no checkpoint."""
+        output, limit = self.config.checkpoint_output, self.course.limit
+        epochs = self.config.epochs
+        if epochs > 0:
+            epochs -= self.state.sampler.epochs - self.epoch_limit.completed_before
+        cut_short = self.interrupted or self.config.max_minutes
+        if not output or not cut_short or self.done == limit or (self.config.epochs > 0 and epochs <= 0):
+            return ""
+        return self.config.resume_command(output.latest_path, None if limit is None else limit - self.done, epochs)
 
     def last_good(self) -> str:
         saved = self.saved_at > self.first_iteration and self.config.checkpoint_output
@@ -177,58 +319,41 @@ class _Run:
                  if saved else "nothing was saved")
         return f"{where}; go on with a lower --adam-alpha"
 
-    def save(self) -> None:
-        history = self.stop_tests.history
-        if history is not None:
-            self.state.best_loss, self.state.previous_loss = history.best_loss, history.previous_loss
-            self.state.no_improvement, self.state.past_losses = history.no_improvement, history.past_losses
-        self.files.save(self.state)
-        self.saved_at = self.state.iteration
+    def tell(self, event: Event) -> None:
+        for observer in self.observers:
+            observer(event)
 
 
-class _Files:
-    """What a save writes: the checkpoint under its number and as the latest, then each adapter likewise."""
-
-    def __init__(self, config: FinetuneConfig, log: Log, adapter: Adapter, hparams: HParams, base: BaseModel) -> None:
-        self.config, self.log, self.adapter, self.hparams, self.base = config, log, adapter, hparams, base
-
-    def check_disk(self, iteration: int) -> None:
-        n_params, n_pairs = self.adapter.n_params, len(self.adapter.specs)
-        outputs = [(output, sizes.adapter_bound(n_params, n_pairs)) for output in self.config.adapter_outputs]
-        if self.config.checkpoint_output:
-            outputs.append((self.config.checkpoint_output, sizes.checkpoint_bound(n_params, n_pairs)))
-        check_disk(outputs, iteration=iteration, n_iter=self.config.adam_iter, save_every=self.config.save_every)
-
-    def save(self, state: TrainState) -> None:
-        output = self.config.checkpoint_output
-        if output:
-            for path in output.paths(state.iteration):
-                self.log.saving("checkpoint", path)
-                write_checkpoint(path, _geometry(self.hparams), self.adapter, state, extras={"version": __version__})
-        self.save_adapters(state.iteration)
-        if output:
-            output.prune()
-
-    def save_adapters(self, iteration: int) -> None:
-        for output in self.config.adapter_outputs:
-            for path in output.paths(iteration):
-                self.log.saving("adapter", path)
-                write_adapter(form_of(output.name), path, AdapterFile.of(self.adapter), self.base)
-
-    def resume_command(self, iterations: int) -> str:
-        output = self.config.checkpoint_output
-        return self.config.resume_command(output.latest_path, iterations) if output else ""
+def _as_dict(config: FinetuneConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(config)}
 
 
-def _geometry(hparams: HParams) -> Geometry:
-    return Geometry(hparams.n_ctx, hparams.n_embd, hparams.n_ff, hparams.n_head, hparams.n_head_kv, hparams.n_layer,
-                    hparams.n_rot, hparams.norm_rms_eps, hparams.rope_freq_base, hparams.rope_freq_scale, hparams.arch)
+def _new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, log: Log) -> Adapter:
+    """The adapter to train: that of --init-lora, or the tensors and ranks that the options say, still without values."""
+    if config.init_lora:
+        file = read_adapter(config.init_lora, base)
+        for warning in file.warnings:
+            log.warning(warning)
+        start = file.to_adapter(hparams.tensor_shapes())
+        adapter = Adapter(start.specs, start.alpha, start.r, training=not config.only_write_lora)
+        adapter.params[:] = start.params
+    else:
+        specs = specs_for(_shapes(config, hparams), config.ranks(), config.target_list())
+        adapter = Adapter(specs, config.alpha, config.lora_r, training=not config.only_write_lora)
+    config.check_adapted({spec.role for spec in adapter.specs}, tied=hparams.tied)
+    return adapter
 
 
-def _new_adapter(config: FinetuneConfig, hparams: HParams) -> Adapter:
-    specs = specs_for(hparams.tensor_shapes(), config.ranks(), config.target_list())
-    config.check_adapted({spec.role for spec in specs}, tied=hparams.tied)
-    return Adapter(specs, config.alpha, config.lora_r, training=not config.only_write_lora)
+def _shapes(config: FinetuneConfig, hparams: HParams) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that may be adapted: with --layers only those from that many blocks below the top on."""
+    if config.layers > hparams.n_layer:
+        raise UsageError(f"--layers {config.layers}: the model has {hparams.n_layer}")
+    shapes = hparams.tensor_shapes()
+    if not config.layers:
+        return shapes
+    lowest = hparams.n_layer - config.layers
+    return {name: shape for name, shape in shapes.items()
+            if split_name(name)[0] >= lowest or name in ("output_norm.weight", "output.weight")}
 
 
 def _find_checkpoint(config: FinetuneConfig, log: Log) -> Checkpoint | None:
@@ -241,25 +366,48 @@ def _find_checkpoint(config: FinetuneConfig, log: Log) -> Checkpoint | None:
     return None
 
 
-def _open_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, hparams: HParams, seed: int,
-               state: TrainState) -> Sampler:
-    log.tokenizing(config.train_data, config.start_text, config.include_sample_start)
-    samples: Samples = tokenize_text(
-        config.train_data, tokenizer, config.ctx, sample_start=config.start_text,
-        include_sample_start=config.include_sample_start, overlapping_samples=config.overlapping_samples)
-    log.data(len(samples), len(samples.tokens), len(np.unique(samples.tokens)), samples.warnings)
-    sampler = Sampler(
-        samples, config.ctx, seed=seed, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, n_vocab=hparams.n_vocab,
-        fill_with_next_samples=config.fill_with_next_samples, separate_with_eos=config.separate_with_eos,
-        separate_with_bos=config.separate_with_bos, random_offsets=config.sample_random_offsets,
-        force_reshuffle=config.force_reshuffle, state=state.sampler)
+def _open_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, gguf: GGUFFile) -> Data:
+    log.tokenizing(os.pathsep.join(config.train_data), config.start_text, config.include_sample_start)
+    data = open_data(DataOptions(
+        config.train_data, config.valid_data, config.valid_split, config.data_format, config.chat_template,
+        config.train_on_prompt, config.skip_bad, config.data_cache, config.stride, config.start_text,
+        config.include_sample_start, config.overlapping_samples), tokenizer, gguf.metadata, config.ctx)
+    if isinstance(data.train, Sequences) or data.valid is not None:
+        for note in data.notes:
+            log.note(note)
+    log.data(len(data.train), len(data.train.tokens), data.train.n_unique_tokens, data.train.warnings)
+    if data.valid is not None:
+        log.note(f"evaluation on {len(data.valid)} samples of {data.valid.name}")
+    elif config.patience:
+        raise UsageError(f"--patience {config.patience}: there is no data to evaluate on (--valid-data, --valid-split)")
+    return data
+
+
+def _open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokenizer, hparams: HParams, seed: int,
+                  state: TrainState) -> Sampler | SequenceSampler:
+    if isinstance(data.train, Sequences):
+        sampler = SequenceSampler(data.train, config.ctx, seed=seed, n_vocab=hparams.n_vocab, pack=config.pack,
+                                  force_reshuffle=config.force_reshuffle, state=state.sampler)
+    elif config.pack:
+        raise UsageError(f"--pack is for records, and {config.train_data[0]} is text, whose samples fill their rows")
+    else:
+        sampler = Sampler(
+            data.train, config.ctx, seed=seed, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, n_vocab=hparams.n_vocab,
+            fill_with_next_samples=config.fill_with_next_samples, separate_with_eos=config.separate_with_eos,
+            separate_with_bos=config.separate_with_bos, random_offsets=config.sample_random_offsets,
+            force_reshuffle=config.force_reshuffle, state=state.sampler)
     if sampler.restarted or config.force_reshuffle:
         log.restarted(forced=config.force_reshuffle)
     return sampler
 
 
+def _longest_continuation(config: FinetuneConfig, tokenizer: Tokenizer) -> int:
+    """Positions that the longest of --sample-prompt takes with what is generated for it."""
+    return max((len(prompt_tokens(tokenizer, prompt)) + config.sample_tokens for prompt in config.sample_prompt), default=0)
+
+
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
+def _interrupts(log: Log) -> Iterator[list[int]]:
     """A list that the first SIGINT or SIGTERM enters, so that the step under way can end; the second one acts at once."""
     received: list[int] = []
 
@@ -267,6 +415,7 @@ def _interrupts() -> Iterator[list[int]]:
         received.append(number)
         for each, handler in before.items():
             signal.signal(each, handler)
+        log.stopping()
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from lorafast.ggml_types import GGMLType, GGUFValueType
-from lorafast.log import IterationRecord, PipeLog, Progress, TerminalLog, duration, open_log, show_value, shorten
+from lorafast.log import IterationRecord, PipeLog, Progress, duration, open_log
 from lorafast.lora import default_ranks
+from lorafast.model_summary import show_value, shorten
 
 GOLDEN = Path(__file__).parent / "golden"
 SEED_RUN = (GOLDEN / "seed-run.log").read_text().splitlines()

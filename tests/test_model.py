@@ -8,7 +8,7 @@ from lorafast.gguf import open_model
 from lorafast.hparams import read_hparams
 from lorafast.kernels.build_info import available_isas
 from lorafast.lora import ROLES, Adapter, specs_for
-from lorafast.model import Model, Sequence, Trainer
+from lorafast.model import Model, Sequence, Strategy, Trainer
 from lorafast.sampler import Batch
 
 LOSS_LIMIT = 1e-6           # |difference|; measured 2e-7 (loss about 6)
@@ -50,7 +50,8 @@ class Case:
 
     def train(self, *, checkpointing: bool = False, n_threads: int = 2, **options) -> float:
         """Loss; gradients of the mean are added to the adapter's."""
-        trainer = Trainer(self.model, self.adapter, self.tokens.size, checkpointing=checkpointing, n_threads=n_threads, **options)
+        strategy = Strategy(n_kept=1 if checkpointing else self.hp.n_layer, **options)
+        trainer = Trainer(self.model, self.adapter, self.tokens.size, strategy, n_threads)
         n = int((self.targets >= 0).sum())
         return trainer.loss_and_gradients(batch_of(self.tokens, self.targets), 1 / n) / n
 
@@ -130,7 +131,7 @@ def test_sequences_do_not_see_each_other(tmp_path):
     case = Case(tmp_path / "model.gguf", rows=1, ctx=20)
     tokens, targets = case.tokens[0], np.abs(case.targets[0])
     begin = np.array([0, 7, 8, 20], np.int32)
-    trainer = Trainer(case.model, case.adapter, 20, checkpointing=False, n_threads=1)
+    trainer = Trainer(case.model, case.adapter, 20, Strategy(n_kept=case.hp.n_layer), 1)
     together = trainer.loss_and_gradients(Batch(tokens, targets, begin, 3, False), 1.0)
     gradients = case.adapter.grads.copy()
     case.adapter.grads.fill(0)

@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from lorafast.optim import EPS, Adam, EpochLimit, LossHistory, Schedule, StopTests, clip_scale
+from lorafast.optim import (EPS, Adam, EpochLimit, Group, LossHistory, OriginalSchedule, PlainSchedule, StopTests, clip_scale,
+                            parameter_groups)
 
 # sched= on the lines iter=0 ... 20 of a run of the original with --warmup 5.
 GOLDEN_SCHED = """0.000000 0.200000 0.400000 0.600000 0.800000 0.999945 0.999920 0.999891 0.999858 0.999820 0.999778
@@ -12,21 +13,21 @@ GOLDEN_SCHED = """0.000000 0.200000 0.400000 0.600000 0.800000 0.999945 0.999920
 
 
 def test_schedule_prints_what_the_original_printed():
-    schedule = Schedule(warmup=5)
+    schedule = OriginalSchedule(warmup=5)
     assert [f"{schedule(step):.6f}" for step in range(21)] == GOLDEN_SCHED
 
 
 def test_schedule_without_restart():
-    schedule = Schedule()
+    schedule = OriginalSchedule()
     printed = [f"{schedule(step):.6f}" for step in (0, 1, 7, 99, 100)]
     assert printed == ["0.000000", "0.010000", "0.070000", "0.990000", "0.977975"]
     assert schedule(500) == pytest.approx(0.55)
     assert schedule(1000) == schedule(5000) == pytest.approx(0.1)
-    assert Schedule(warmup=0)(0) == 1
+    assert OriginalSchedule(warmup=0)(0) == 1
 
 
 def test_schedule_with_restarts():
-    schedule = Schedule(warmup=10, cos_decay_steps=100, cos_decay_restart=1.5, cos_decay_min=0.2, enable_restart=True)
+    schedule = OriginalSchedule(warmup=10, cos_decay_steps=100, cos_decay_restart=1.5, cos_decay_min=0.2, enable_restart=True)
 
     def cosine(n, period):
         return 0.8 * 0.5 * (1 + math.cos(math.pi * n / period)) + 0.2
@@ -38,7 +39,7 @@ def test_schedule_with_restarts():
 
 
 def test_schedule_floor():
-    schedule = Schedule(warmup=10, floor=0.25)
+    schedule = OriginalSchedule(warmup=10, floor=0.25)
     assert schedule(0) == 0.25
     assert schedule(5) == pytest.approx(0.25 + 0.5 * 0.75)
     assert schedule(9999) == pytest.approx(0.25 + 0.1 * 0.75)

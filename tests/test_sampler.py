@@ -4,10 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lorafast.samples import Samples
 from lorafast.errors import FormatError, LoraFastError
 from lorafast.rng import MT19937
-from lorafast.sampler import Batch, Sampler, SamplerState
+from lorafast.sampler import Batch, Sampler, SamplerState, SequenceSampler, evaluation_batches
+from lorafast.samples import Samples, Sequences
 
 BOS, EOS = 1, 2
 IDS = dict(bos_id=BOS, eos_id=EOS, n_vocab=10_000)
@@ -184,3 +184,96 @@ def test_token_ids_are_clamped_to_the_vocabulary():
 def test_no_samples():
     with pytest.raises(LoraFastError, match="no samples"):
         Sampler(Samples(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64), "a"), 4, seed=0, **IDS)
+
+
+def sequences(*sizes: int) -> Sequences:
+    """Sequence i is 100 i, 100 i + 1, ...; the first third of it does not count."""
+    stored = [np.arange(100 * i, 100 * i + size, dtype=np.int32) for i, size in enumerate(sizes)]
+    for tokens in stored:
+        tokens[:-(-len(tokens) // 3)] ^= -1
+    size = np.array(sizes)
+    return Sequences(np.concatenate(stored), np.cumsum(size) - size, size, "a.jsonl")
+
+
+SIZES = (5, 9, 3, 12, 2, 7, 7, 4, 10, 6, 2)
+
+
+def rows(batch: Batch) -> list[list[int]]:
+    return [batch.tokens[begin:end].tolist() for begin, end in zip(batch.begin[:-1], batch.begin[1:])]
+
+
+def check_rows(batch: Batch) -> list[int]:
+    """That tokens and targets are those of whole sequences; returns which."""
+    numbers = []
+    for begin, end in zip(batch.begin[:-1], batch.begin[1:]):
+        number = batch.tokens[begin] // 100
+        size = SIZES[number]
+        assert batch.tokens[begin:end].tolist() == list(range(100 * number, 100 * number + size - 1))
+        n_read = -(-size // 3)
+        counted = range(100 * number + n_read, 100 * number + size)
+        assert batch.targets[begin:end].tolist() == [-1] * (n_read - 1) + list(counted)
+        numbers.append(int(number))
+    assert batch.tokens.dtype == batch.targets.dtype == batch.begin.dtype == np.int32
+    assert len(batch.tokens) == len(batch.targets) == batch.begin[-1] and batch.begin[0] == 0
+    return numbers
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_an_epoch_shows_each_sequence_once_in_the_order_of_the_shuffle(pack):
+    samples = sequences(*SIZES)
+    sampler = SequenceSampler(samples, 12, seed=7, n_vocab=10_000, pack=pack)
+    rng = MT19937(7)
+    for epoch in range(3):
+        order = [sample for sample, _ in original_shuffle(samples, rng)]
+        seen, ended = [], False
+        while not ended:
+            assert sampler.state.next_sample == len(seen) and sampler.state.epochs == epoch
+            batch = sampler.next_batch(2)
+            numbers = check_rows(batch)
+            assert batch.n_used == len(numbers)
+            seen += numbers
+            ended = batch.epoch_ended
+            if pack:
+                following = SIZES[order[len(seen)]] - 1 if len(seen) < len(order) else 24
+                assert len(batch.tokens) <= 24 < len(batch.tokens) + following
+            else:
+                assert len(numbers) == (1 if ended else 2)
+        assert seen == order
+    assert sampler.state.samples_used == 3 * len(SIZES)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_sequences_resume_exactly(pack):
+    samples = sequences(*SIZES)
+    sampler = SequenceSampler(samples, 12, seed=7, n_vocab=10_000, pack=pack)
+    assert sampler.restarted
+    states, batches = [], []
+    for _ in range(12):
+        states.append(sampler.state)
+        batches.append(sampler.next_batch(2))
+    for i, state in enumerate(states):
+        resumed = SequenceSampler(samples, 12, seed=99, n_vocab=10_000, pack=pack, state=state)
+        assert not resumed.restarted and resumed.state == state
+        assert [rows(resumed.next_batch(2)) for _ in batches[i:]] == [rows(batch) for batch in batches[i:]]
+        assert resumed.state == sampler.state
+
+
+def test_ids_of_sequences_are_clamped():
+    batch = SequenceSampler(sequences(4), 12, seed=0, n_vocab=2).next_batch(1)
+    assert batch.tokens.tolist() == [0, 1, 1] and batch.targets.tolist() == [-1, 1, 1]
+
+
+def test_evaluation_shows_every_sequence_once_in_order():
+    seen = []
+    for batch in evaluation_batches(sequences(*SIZES), 14, bos_id=BOS, n_vocab=10_000):
+        assert len(batch.tokens) <= 14
+        seen += check_rows(batch)
+    assert seen == list(range(len(SIZES))) and batch.epoch_ended
+
+
+def test_evaluation_of_text():
+    text = Samples(np.arange(100, 110, dtype=np.int32), np.array([0, 4, 8]), np.array([4, 4, 2]), "a.txt")
+    first, second = evaluation_batches(text, 8, bos_id=BOS, n_vocab=109)
+    assert rows(first) == [[BOS, 100, 101, 102], [BOS, 104, 105, 106]] and rows(second) == [[BOS, 108]]
+    assert first.targets.tolist() == list(range(100, 108)) and second.targets.tolist() == [108, 108]
+    assert not first.epoch_ended and second.epoch_ended

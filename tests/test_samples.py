@@ -30,3 +30,24 @@ def test_samples_hash_sees_name_number_begin_and_size():
                 ("a", begin, size + 2)]
     assert len({samples_hash(*variant) for variant in variants}) == 5
     assert samples_hash("a", begin, size) == one_by_one("a", begin, size)
+
+
+def sequences(*stored):
+    size = np.array([len(tokens) for tokens in stored])
+    return Sequences(np.concatenate(stored).astype(np.int32), np.cumsum(size) - size, size, "a", [],
+                     np.arange(len(stored)), np.zeros(len(stored), int), ("a",))
+
+
+def test_stored_tokens():
+    stored = np.array([~0, ~7, 0, 5], np.int32)
+    assert plain(stored).tolist() == [0, 7, 0, 5] and targets_of(stored).tolist() == [-1, -1, 0, 5]
+
+
+def test_subsets_and_unique_tokens(monkeypatch):
+    samples = sequences([~1, 2], [3, 4, ~2], [~5])
+    assert samples.n_unique_tokens == 5
+    monkeypatch.setattr("lorafast.samples._PIECE", 2)
+    assert samples.n_unique_tokens == 5
+    part = samples.subset(np.array([1, 2]))
+    assert [part.stored(i).tolist() for i in range(len(part))] == [[3, 4, ~2], [~5]] and part.line.tolist() == [1, 2]
+    assert part.hash != samples.hash

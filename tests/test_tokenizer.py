@@ -205,6 +205,13 @@ def test_slices_together_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatc
     assert n_slices > 500 or name in ("spm space inside", "pre superbpe")
 
 
+@pytest.mark.parametrize("space", " \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000")
+def test_white_space_beyond_ascii_is_white_space(space: str) -> None:
+    """Ids seldom show it: few vocabularies merge such a space with anything."""
+    assert Splitter(PRE_TOKENIZERS["deepseek-llm"]).split(f"\u5b57{space}.") == ["\u5b57", f"{space}."]
+    assert Splitter(PRE_TOKENIZERS["gpt-2"]).split(f"a{space}{space}b")[1] == space
+
+
 def test_slices_change_no_ids_of_sentencepiece(spm: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [text.replace(b" ", b"\n", 3) for text in texts(seed=5, n_texts=300, n_malformed=300)]
     whole = [spm.encode(text).tolist() for text in inputs]

@@ -22,7 +22,7 @@ def _split(x: np.ndarray, n_head: int) -> np.ndarray:
     return x.reshape(x.shape[0], n_head, x.shape[1] // n_head)
 
 
-def attention_forward(o, lse, q, k, v, q_begin, k_begin, scale, window, n_head, n_head_kv, n_threads=1) -> None:
+def attention_forward(o, lse, q, k, v, q_begin, k_begin, scale, window, n_head, n_head_kv, n_threads) -> None:
     """s = scale·q·kᵀ, lse = log Σ_j exp(s_ij), o = softmax(s)·v, over the keys that a query sees."""
     q, k, v, o = _split(q, n_head), _split(k, n_head_kv), _split(v, n_head_kv), _split(o, n_head)
     for rows, keys, h, h_kv, visible in _each_head(q_begin, k_begin, window, n_head, n_head_kv):
@@ -34,7 +34,7 @@ def attention_forward(o, lse, q, k, v, q_begin, k_begin, scale, window, n_head, 
         o[rows, h] = (p / total[:, None]) @ v[keys, h_kv]
 
 
-def attention_backward(dq, dk, dv, do, q, k, v, o, lse, q_begin, k_begin, scale, window, n_head, n_head_kv, n_threads=1) -> None:
+def attention_backward(dq, dk, dv, do, q, k, v, o, lse, q_begin, k_begin, scale, window, n_head, n_head_kv, n_threads) -> None:
     """Gradients of attention_forward, added to dq, dk and dv."""
     q, dq, o, do = _split(q, n_head), _split(dq, n_head), _split(o, n_head), _split(do, n_head)
     k, dk, v, dv = _split(k, n_head_kv), _split(dk, n_head_kv), _split(v, n_head_kv), _split(dv, n_head_kv)

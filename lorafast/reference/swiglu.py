@@ -26,6 +26,11 @@ def swiglu_backward(dgate, dup, dh, gate, up, n_threads):
     dup += dh * value
 
 
+def swiglu_backward_in_place(gate, up, dh, n_threads):
+    value, slope = silu(gate)
+    gate[:], up[:] = dh * up * slope, dh * value
+
+
 def geglu_forward(h, gate, up, n_threads):
     h[:] = gelu(gate)[0] * up
 
@@ -35,3 +40,8 @@ def geglu_backward(dgate, dup, dh, gate, up, n_threads):
     value, slope = gelu(gate)
     dgate += dh * up * slope
     dup += dh * value
+
+
+def geglu_backward_in_place(gate, up, dh, n_threads):
+    value, slope = gelu(gate)
+    gate[:], up[:] = dh * up * slope, dh * value

@@ -103,7 +103,8 @@ class Tokenizer:
 
         skip_special: leave out control and unknown tokens instead of giving their text
         continuation: the ids follow others, so a space they begin with is one
-        The space that encode puts before text that begins or follows a special token is taken away again.
+        The space that encode puts before text that begins or follows a special token is taken away again. Unlike in
+        llama.cpp's detokenize, no space before punctuation is dropped: the text comes back as it was.
         """
         out = bytearray()
         after_special = not continuation

@@ -28,7 +28,7 @@ def _ends_line(text: bytes, end: int) -> bool:
         after = text[end:end + 4].decode("utf-8", "ignore")
     except UnicodeDecodeError:
         return False
-    return before != "" and  after != "" and after[0].isalnum()
+    return before != "" and not before[-1].isspace() and after != "" and after[0].isalnum()
 
 
 CONTINUATION = bytes(range(0x80, 0xc0))

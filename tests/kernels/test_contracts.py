@@ -94,6 +94,10 @@ def gated_backward(rng, T, F):
     return {name: normal(rng, T, F) for name in ("dgate", "dup", "dh", "gate", "up")}
 
 
+def gated_in_place(rng, T, F):
+    return {name: normal(rng, T, F) for name in ("gate", "up", "dh")}
+
+
 def targets(rng, T, V):
     return rng.integers(-1, V, T, dtype=np.int32)
 
@@ -193,8 +197,10 @@ OPS = [
     Op("rope", "rope_backward", rope_backward, accumulated=("dx",), widths=EVEN),
     Op("swiglu", "swiglu_forward", gated_forward, out=("h",)),
     Op("swiglu", "swiglu_backward", gated_backward, accumulated=("dgate", "dup")),
+    Op("swiglu", "swiglu_backward_in_place", gated_in_place, changed=("gate", "up")),
     Op("swiglu", "geglu_forward", gated_forward, out=("h",)),
     Op("swiglu", "geglu_backward", gated_backward, accumulated=("dgate", "dup")),
+    Op("swiglu", "geglu_backward_in_place", gated_in_place, changed=("gate", "up")),
     Op("cross_entropy", "cross_entropy_forward", cross_entropy_forward, out=("loss",), free_width=("logits",)),
     Op("cross_entropy", "cross_entropy_backward", cross_entropy_backward, accumulated=("dlogits",)),
     Op("cross_entropy", "cross_entropy_forward_backward", cross_entropy_forward_backward, out=("loss",),
@@ -245,7 +251,7 @@ def run(op: Op, rows: int, width: int, n_threads: int = 1) -> list[np.ndarray]:
 
 def test_no_op_is_forgotten():
     for module in pkgutil.iter_modules(lorafast.kernels.__path__):
-        if module.name != "build_info":
+        if module.name not in ("build_info", "pages"):
             kernels = vars(importlib.import_module(f"lorafast.kernels.{module.name}"))
             public = {name for name, value in kernels.items()
                       if type(value).__name__ == "cython_function_or_method" and not name.startswith("_")}

@@ -1,0 +1,194 @@
+"""Training speed: tokens a second of whole steps with rank 4 on every matrix; peers, threads, context, batch, types.
+
+    python bench/bench_train.py [--full] [--only NAME,...] [--peer-python PYTHON] [--repeats N] [--out FILE]
+
+Every contestant has a process of its own; those of one comparison take turns, step by step. A comparison runs as
+
+    peers     160m at batch 4 ctx 64 and at batch 1 ctx 512, 1b at batch 4 ctx 64: lorafast and PyTorch + PEFT
+    isas      the same at 160m with both sides held to AVX-512, and to AVX2 (--full)
+    threads   1 to all on 160m; on 1b too with --full
+    context   160m at batch 1, ctx 256 and 2048; 64 to 4096 with --full
+    batch     160m at ctx 64, batch 1 and 16; 1 to 64 with --full
+    types     160m at batch 4 ctx 64 in every kind of weight (--full)
+    7b        batch 4 ctx 64 with checkpointing (--full; needs 8 GB of disk and memory)
+
+PyTorch takes part where --peer-python (default: this Python) has torch, peft and transformers.
+"""
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from geometry import GEOMETRIES
+from machine import F32_PEAK, Peaks, describe, linear_peak, measure_peaks
+from models import make_model
+from results import RESULTS, write_results
+from timing import alternate, ratio, summary
+from worker import PAUSE, Worker
+
+from lorafast.ggml_types import GGMLType
+from lorafast.kernels import build_info
+from lorafast.threads import physical_cores
+
+HERE = Path(__file__).parent
+ISAS = build_info.available_isas()
+LOWEST_PEER = 45
+"""Percent of the float32 peak that a peer must reach at 160m; a slower one is not at its best, the comparison void."""
+PROFILES = 5
+
+TORCH_ISA = {       # variables that hold PyTorch and its libraries to an instruction set; unset for the best
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "avx512": {"ATEN_CPU_CAPABILITY": None, "ONEDNN_MAX_CPU_ISA": None, "MKL_ENABLE_INSTRUCTIONS": None},
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What runs, on what. `type` is the weights' in lorafast; for PyTorch it is the dtype."""
+
+    program: str
+    model: str
+    batch: int
+    ctx: int
+    threads: int
+    isa: str
+    type: str = "Q8_0"
+    checkpointing: bool = False
+
+    @property
+    def name(self) -> str:
+        checkpointing = ", checkpointing" if self.checkpointing else ""
+        return (f"{self.program} {self.type}, {self.model}, batch {self.batch} ctx {self.ctx}, "
+                f"{self.threads} thread(s), {self.isa}{checkpointing}")
+
+    def worker(self, peer_python: str) -> Worker:
+        sizes = self.batch, self.ctx, self.threads
+        if self.program == "torch":
+            environment = {"OMP_NUM_THREADS": str(self.threads), **TORCH_ISA.get(self.isa, {})}
+            return Worker(HERE / "peers/torch_peft.py", self.model, *sizes, self.type, python=peer_python,
+                          environment=environment)
+        return Worker(HERE / "train_worker.py", make_model(self.model, self.type), *sizes, int(self.checkpointing),
+                      environment={"LORAFAST_ISA": self.isa})
+
+    def speed(self, seconds: float, peaks: Peaks) -> dict[str, Any]:
+        """Tokens a second, operations of the frozen products, and their share of the peak of what multiplies them."""
+        tokens = self.batch * self.ctx
+        gflops = 4 * GEOMETRIES[self.model].n_weights * tokens / seconds / 1e9
+        peak, share = ((F32_PEAK[self.isa], 1.0) if self.program == "torch"
+                       else linear_peak(peaks, self.isa, GGMLType[self.type]))
+        return {"tokens_per_s": tokens / seconds, "gflops": gflops, "peak": peak,
+                "percent_of_peak": 100 * gflops / (share * peaks[peak][str(self.threads)])}
+
+
+def comparisons(full: bool, threads: int, has_torch: bool, model: str) -> Iterator[tuple[str, list[Contestant]]]:
+    """Name and contestants of each comparison; `model` is the one that stands for the small (160m)."""
+    isa = build_info.isa()
+    base = Contestant("lorafast", model, 4, 64, threads, isa)
+
+    def with_torch(ours: Sequence[Contestant], torch_isa: str) -> list[Contestant]:
+        torch = replace(ours[0], program="torch", type="float32", isa=torch_isa)
+        return [*ours, torch] if has_torch else [*ours]
+
+    widest = "avx512" if isa == "amx" else isa          # of PyTorch in float32: it has no use for AMX there
+    yield "peers", with_torch([base], widest)
+    yield "peers", with_torch([replace(base, batch=1, ctx=512)], widest)
+    if model == "160m":
+        yield "peers", with_torch([replace(base, model="1b")], widest)
+    if full:
+        for lower in ("avx512", "avx2"):
+            if lower in ISAS and lower != isa:
+                yield "isas", with_torch([replace(base, isa=lower)], lower)
+    counts = range(1, threads + 1) if full else sorted({1, threads})
+    yield "threads", [replace(base, threads=n) for n in counts]
+    if full:
+        yield "threads", [replace(base, model="1b", threads=n) for n in sorted({1, threads})]
+    contexts = (64, 128, 256, 512, 1024, 2048, 4096) if full else (256, 2048)
+    yield "context", [replace(base, batch=1, ctx=ctx) for ctx in contexts]
+    batches = (1, 2, 4, 8, 16, 32, 64) if full else (1, 16)
+    yield "batch", [replace(base, batch=batch) for batch in batches]
+    if full:
+        yield "types", [replace(base, type=type) for type in ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "IQ4_XS", "F16")]
+        yield "7b", [replace(base, model="7b", checkpointing=True)]
+
+
+def run(name: str, contestants: Sequence[Contestant], peaks: Peaks, repeats: int, peer_python: str) -> list[dict]:
+    """Lets the contestants take turns; a row for each."""
+    with ExitStack() as stack:
+        workers = {each: stack.enter_context(each.worker(peer_python)) for each in contestants}
+        seconds = alternate({each: lambda worker=worker: worker.ask("step")["seconds"]
+                             for each, worker in workers.items()}, repeats=repeats, pause=PAUSE)
+        rows = []
+        for each, worker in workers.items():
+            speed = each.speed(median(seconds[each]), peaks)
+            row = {"comparison": name, **asdict(each), **summary(seconds[each]), **speed,
+                   "memory": worker.ask("memory")}
+            if each.program == "lorafast":
+                row |= split([worker.ask("profile") for _ in range(PROFILES)])
+                row["speedup"] = {other.program: ratio(seconds[other], seconds[each])
+                                  for other in contestants if other.program != "lorafast"}
+            elif each.type == "float32" and each.model == "160m":
+                row["void"] = speed["percent_of_peak"] < LOWEST_PEER
+            rows.append(row)
+            report(each, row)
+    return rows
+
+
+def split(profiles: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over profiled steps: percent of a step in each phase and each op, and outside of all kernels."""
+    def percent(of: str) -> dict[str, float]:
+        shares = {name: median(100 * profile[of][name] / profile["seconds"] for profile in profiles)
+                  for name in profiles[0][of]}
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+    return {"phases": percent("phases"), "ops": percent("ops"), "kernel_calls": profiles[0]["calls"],
+            "percent_outside_kernels": min(100 * profile["python"] / profile["seconds"] for profile in profiles)}
+
+
+def report(contestant: Contestant, row: dict[str, Any]) -> None:
+    memory = row["memory"]
+    print(f"{contestant.name}:\n    {row['tokens_per_s']:.0f} tokens/s, {row['seconds'] * 1000:.0f} ms a step, "
+          f"{row['gflops']:.0f} GFLOP/s, {row['percent_of_peak']:.0f} % of {row['peak']}, "
+          f"{memory['anonymous'] / 1e6:.0f} MB its own + {memory['mapped'] / 1e6:.0f} MB mapped")
+    for program, speedup in row.get("speedup", {}).items():
+        print(f"    {speedup:.2f} times {program}")
+    if row.get("void"):
+        print(f"    VOID: a peer below {LOWEST_PEER} % of the float32 peak says nothing; is the machine busy?")
+    if "ops" in row:
+        for title in ("phases", "ops"):
+            shares = [f"{of} {share:.1f} %" for of, share in row[title].items() if share >= 0.5]
+            print(f"    {title}: {', '.join(shares)}")
+        print(f"    outside of {row['kernel_calls']} kernel calls: {row['percent_outside_kernels']:.1f} %", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help="comparisons to run")
+    parser.add_argument("--model", choices=GEOMETRIES, default="160m", help="stands for the 160m")
+    parser.add_argument("--threads", type=int, default=physical_cores())
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help="a Python with torch and peft")
+    parser.add_argument("--out", type=Path, default=RESULTS / "train.json")
+    args = parser.parse_args()
+
+    has_torch = not subprocess.run([args.peer_python, "-c", "import torch, peft, transformers"],
+                                   capture_output=True).returncode
+    if not has_torch:
+        print("without PyTorch: --peer-python has no torch, peft and transformers")
+    machine, peaks = describe(args.threads), measure_peaks(range(1, args.threads + 1))
+    rows: list[dict[str, Any]] = []
+    for name, contestants in comparisons(args.full, args.threads, has_torch, args.model):
+        if args.only is None or name in args.only:
+            rows += run(name, contestants, peaks, args.repeats, args.peer_python)
+    write_results(args.out, "train", machine, peaks, rows)
+
+
+if __name__ == "__main__":
+    main()

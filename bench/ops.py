@@ -1,0 +1,261 @@
+"""Every kernel but the products with frozen weights: against its NumPy twin, and against memory or the float32 peak."""
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+from checks import check
+from machine import F32_PEAK, Peaks
+from models import random_blocks
+from timing import alternate, stopwatch, summary
+
+from lorafast.ggml_types import GGMLType
+from lorafast.rope_tables import rope_tables
+
+Arguments = dict[str, Any]
+
+CHECKED_ROWS = 48
+LIMIT = 1e-11       # of the NMSE; the ops are tested more sharply in tests/kernels
+RANK = 4
+
+
+@dataclass(frozen=True)
+class Op:
+    """A kernel and the arguments it is timed with.
+
+    make        rows -> all arguments but n_threads; what the kernel writes is among them
+    rows        that it is timed with: arrays together far larger than the caches, where memory is the limit
+    out         arguments that it overwrites
+    gradients   arguments that it adds to
+    changed     arguments that it reads and replaces; put back before each repeat
+    read        arguments that it reads
+    peak        the yardstick: `memory scale` where results go to arrays of their own, `memory update` where most are
+                changed in place, `memory read`; or `f32`, and then `operations` of the arguments are counted
+    label       what sets it apart from other entries of the same kernel
+    """
+
+    module: str
+    name: str
+    make: Callable[[int], Arguments]
+    rows: int
+    read: tuple[str, ...]
+    peak: str
+    out: tuple[str, ...] = ()
+    gradients: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    operations: Callable[[Arguments], float] | None = None
+    label: str = ""
+
+    @property
+    def kernel(self) -> Callable:
+        return getattr(importlib.import_module(f"lorafast.kernels.{self.module}"), self.name)
+
+    @property
+    def twin(self) -> Callable:
+        return getattr(importlib.import_module(f"lorafast.reference.{self.module}"), self.name)
+
+    def bytes_moved(self, arguments: Arguments) -> int:
+        """Each array read and written once; what is added to or changed is both."""
+        once, twice = self.read + self.out, self.gradients + self.changed
+        return sum(arguments[name].nbytes for name in once) + 2 * sum(arguments[name].nbytes for name in twice)
+
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape, dtype=np.float32)
+
+
+def zeros(*shape: int) -> np.ndarray:
+    return np.full(shape, 0, np.float32)            # not np.zeros: its pages would first be handed out while timed
+
+
+def random_ints(end: int, T: int) -> np.ndarray:
+    return RNG.integers(0, end, T, dtype=np.int32)
+
+
+# The arguments. C, F and V are those of a 7b model.
+C, F, V = 4096, 11008, 32000
+
+
+def norm_forward(T: int) -> Arguments:
+    return dict(y=zeros(T, C), rstd=zeros(T), x=normal(T, C), gain=normal(C), eps=1e-5)
+
+
+def norm_backward(T: int) -> Arguments:
+    x = normal(T, C)
+    rstd = (1 / np.sqrt(np.mean(x**2, axis=1) + 1e-5)).astype(np.float32)
+    return dict(dx=zeros(T, C), dgain=zeros(C), dy=normal(T, C), x=x, gain=normal(C), rstd=rstd)
+
+
+def rope(T: int) -> Arguments:
+    cos, sin = rope_tables(T, 128, 10000.0)
+    return dict(y=zeros(T, C), x=normal(T, C), cos=cos, sin=sin, positions=np.arange(T, dtype=np.int32), n_head=32,
+                interleaved=True)
+
+
+def rope_gradient(T: int) -> Arguments:
+    arguments = rope(T)
+    return dict(dx=arguments.pop("y"), dy=arguments.pop("x"), **arguments)
+
+
+def gated_forward(T: int) -> Arguments:
+    return dict(h=zeros(T, F), gate=normal(T, F), up=normal(T, F))
+
+
+def gated_backward(T: int) -> Arguments:
+    return dict(dgate=zeros(T, F), dup=zeros(T, F), dh=normal(T, F), gate=normal(T, F), up=normal(T, F))
+
+
+def gated_in_place(T: int) -> Arguments:
+    return dict(gate=normal(T, F), up=normal(T, F), dh=normal(T, F))
+
+
+def loss_forward(T: int) -> Arguments:
+    return dict(loss=zeros(T), logits=normal(T, V), targets=random_ints(V, T))
+
+
+def loss_backward(T: int) -> Arguments:
+    return dict(dlogits=zeros(T, V), dloss=normal(T), logits=normal(T, V), targets=random_ints(V, T))
+
+
+def loss_forward_backward(T: int) -> Arguments:
+    return dict(loss=zeros(T), logits=normal(T, V), targets=random_ints(V, T), dloss=normal(T))
+
+
+def adam(T: int) -> Arguments:
+    n = T * C
+    return dict(param=normal(n), m=normal(n), v=normal(n)**2, grad=normal(n), grad_scale=0.5, beta1=0.9,
+                beta2=0.999, a_t=1e-4, c_t=2.0, eps=1e-8, decay=1e-5)
+
+
+def embedding(T: int) -> Arguments:
+    weight = random_blocks(RNG, GGMLType.Q8_0, T, C)
+    return dict(y=zeros(T, C), tokens=RNG.permutation(T).astype(np.int32), weight=weight, type=int(GGMLType.Q8_0))
+
+
+def dequantized(T: int) -> Arguments:
+    return dict(out=zeros(T, C), data=random_blocks(RNG, GGMLType.Q8_0, T, C), type=int(GGMLType.Q8_0))
+
+
+def lora_forward(T: int) -> Arguments:
+    return dict(h=zeros(T, RANK), x=normal(T, C), A=normal(RANK, C), scale=1.0)
+
+
+def lora_backward(T: int) -> Arguments:
+    return dict(c=zeros(T, RANK), dA=zeros(RANK, C), dB=zeros(RANK, C), dy=normal(T, C), x=normal(T, C),
+                B=normal(RANK, C), h=normal(T, RANK), scale=1.0)
+
+
+def attention_forward(T: int, H: int, HKV: int, D: int) -> Arguments:
+    whole = np.array([0, T], np.int32)
+    return dict(o=zeros(T, H * D), lse=zeros(T, H), q=normal(T, H * D), k=normal(T, HKV * D), v=normal(T, HKV * D),
+                q_begin=whole, k_begin=whole, scale=D**-0.5, window=0, n_head=H, n_head_kv=HKV)
+
+
+def attention_backward(T: int, H: int, HKV: int, D: int) -> Arguments:
+    arguments = attention_forward(T, H, HKV, D)
+    importlib.import_module("lorafast.kernels.attention").attention_forward(**arguments, n_threads=1)
+    inputs = {name: arguments.pop(name) for name in ("q", "k", "v", "o", "lse")}
+    return dict(dq=zeros(T, H * D), dk=zeros(T, HKV * D), dv=zeros(T, HKV * D), do=normal(T, H * D),
+                **inputs, **arguments)
+
+
+def causal_products(n: int) -> Callable[[Arguments], float]:
+    """Operations of n products of T × D with D × T of each head, the half of them that a causal mask leaves."""
+    return lambda a: n * a["q"].shape[0]**2 * a["q"].shape[1]
+
+
+GATED = {"read": ("gate", "up"), "out": ("h",)}
+GATED_BACKWARD = {"read": ("dh", "gate", "up"), "gradients": ("dgate", "dup")}
+
+OPS = [
+    Op("rms_norm", "rms_norm_forward", norm_forward, 4096, ("x",), "memory scale", out=("y",)),
+    Op("rms_norm", "rms_norm_backward", norm_backward, 4096, ("dy", "x"), "memory update", gradients=("dx", "dgain")),
+    Op("rope", "rope_forward", rope, 4096, ("x", "cos", "sin"), "memory scale", out=("y",)),
+    Op("rope", "rope_backward", rope_gradient, 4096, ("dy", "cos", "sin"), "memory update", gradients=("dx",)),
+    Op("swiglu", "swiglu_forward", gated_forward, 2048, peak="memory scale", **GATED),
+    Op("swiglu", "swiglu_backward", gated_backward, 2048, peak="memory update", **GATED_BACKWARD),
+    Op("swiglu", "swiglu_backward_in_place", gated_in_place, 2048, ("dh",), "memory update", changed=("gate", "up")),
+    Op("swiglu", "geglu_forward", gated_forward, 2048, peak="memory scale", **GATED),
+    Op("swiglu", "geglu_backward", gated_backward, 2048, peak="memory update", **GATED_BACKWARD),
+    Op("swiglu", "geglu_backward_in_place", gated_in_place, 2048, ("dh",), "memory update", changed=("gate", "up")),
+    Op("cross_entropy", "cross_entropy_forward", loss_forward, 1024, ("logits",), "memory read", out=("loss",)),
+    Op("cross_entropy", "cross_entropy_backward", loss_backward, 1024, ("logits",), "memory update",
+       gradients=("dlogits",)),
+    Op("cross_entropy", "cross_entropy_forward_backward", loss_forward_backward, 1024, (), "memory update",
+       out=("loss",), changed=("logits",)),
+    Op("adam", "adam_step", adam, 4096, ("grad",), "memory update", changed=("param", "m", "v")),
+    Op("adam", "sum_of_squares", lambda T: dict(x=normal(T * C)), 8192, ("x",), "memory read"),
+    Op("embedding", "embedding_forward", embedding, 8192, ("weight",), "memory scale", out=("y",)),
+    Op("embedding", "dequantize_rows", dequantized, 8192, ("data",), "memory scale", out=("out",)),
+    Op("lora", "lora_forward", lora_forward, 4096, ("x", "A"), "memory read", out=("h",)),
+    Op("lora", "lora_backward", lora_backward, 4096, ("x", "dy", "B"), "memory read", out=("c",),
+       gradients=("dA", "dB")),
+]
+
+
+def attention_ops(T: int, H: int, HKV: int, D: int) -> list[Op]:
+    label = f"T={T} H={H} HKV={HKV} D={D}"
+    return [
+        Op("attention", "attention_forward", lambda rows: attention_forward(rows, H, HKV, D), T, ("q", "k", "v"), "f32",
+           out=("o", "lse"), operations=causal_products(2), label=label),
+        Op("attention", "attention_backward", lambda rows: attention_backward(rows, H, HKV, D), T,
+           ("q", "k", "v", "o", "lse", "do"), "f32", gradients=("dq", "dk", "dv"), operations=causal_products(5),
+           label=label),
+    ]
+
+
+def ops(full: bool) -> list[Op]:
+    heads = [(512, 12, 12, 64), (2048, 32, 4, 64)]
+    if full:
+        heads += [(T, *shape) for T in (64, 4096) for shape in ((12, 12, 64), (32, 4, 64), (32, 32, 128))]
+    return [*OPS, *(op for shape in heads for op in attention_ops(*shape))]
+
+
+def bench_ops(ops: Sequence[Op], isas: Sequence[str], threads: Sequence[int], peaks: Peaks,
+              repeats: int) -> Iterator[dict]:
+    """A row for each op, ISA and number of threads."""
+    for op in ops:
+        arguments = op.make(op.rows)
+        before = {name: arguments[name].copy() for name in op.changed}
+        moved = op.bytes_moved(arguments)
+        for isa in isas:
+            os.environ["LORAFAST_ISA"] = isa                # the kernels look at each call
+            for n in threads:
+                error = compare_with_twin(op, n)
+
+                def restored() -> float:
+                    for name, value in before.items():
+                        arguments[name][...] = value
+                    return run()
+
+                run = stopwatch(lambda: op.kernel(**arguments, n_threads=n))
+                seconds = alternate({"lorafast": restored}, repeats=repeats)["lorafast"]
+                gb_per_s = moved / median(seconds) / 1e9
+                row = {"op": op.name, "label": op.label, "rows": op.rows, "threads": n, "isa": isa, "nmse": error,
+                       **summary(seconds), "gb_per_s": gb_per_s}
+                if op.operations:
+                    row |= {"gops": op.operations(arguments) / median(seconds) / 1e9, "peak": F32_PEAK[isa]}
+                    row["percent_of_peak"] = 100 * row["gops"] / peaks[row["peak"]][str(n)]
+                else:
+                    row |= {"peak": op.peak, "percent_of_peak": 100 * gb_per_s / peaks[op.peak][str(n)]}
+                yield row
+
+
+def compare_with_twin(op: Op, n_threads: int) -> float:
+    """Largest NMSE of what the kernel writes against the twin in float64, on a few rows."""
+    arguments = op.make(min(op.rows, CHECKED_ROWS))
+    exact = {name: value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype == np.float32 else value
+             for name, value in arguments.items()}
+    got, wanted = op.kernel(**arguments, n_threads=n_threads), op.twin(**exact, n_threads=1)
+    pairs = [(arguments[name], exact[name]) for name in op.out + op.gradients + op.changed]
+    if not pairs:
+        pairs = [(np.array(got), np.array(wanted))]
+    return max(check(f"{op.name} {op.label}", *pair, LIMIT) for pair in pairs)

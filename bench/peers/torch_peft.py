@@ -1,0 +1,56 @@
+"""The process in which bench_train.py runs PyTorch + PEFT: the same geometry, random weights, one training step a line.
+
+    python bench/peers/torch_peft.py GEOMETRY BATCH CTX THREADS DTYPE(float32|bfloat16)
+
+Rank 4 on q, k, v, o, gate, up, down and lm_head, as in train_worker.py; AdamW as torch has it. Attention is torch's
+fused one, and there is no gradient checkpointing.
+"""
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from geometry import GEOMETRIES  # noqa: E402
+from memory_use import watched  # noqa: E402
+from worker import serve  # noqa: E402
+
+import peft  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+RANK = 4
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+
+
+def main() -> None:
+    geometry, dtype = GEOMETRIES[sys.argv[1]], getattr(torch, sys.argv[5])
+    batch, ctx, n_threads = map(int, sys.argv[2:5])
+    torch.set_num_threads(n_threads)
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)          # so that a model in bfloat16 never exists in float32
+    config = transformers.LlamaConfig(
+        vocab_size=geometry.n_vocab, hidden_size=geometry.n_embd, intermediate_size=geometry.n_ff,
+        num_hidden_layers=geometry.n_layer, num_attention_heads=geometry.n_head,
+        num_key_value_heads=geometry.n_head_kv, max_position_embeddings=4096, attn_implementation="sdpa")
+    model = peft.get_peft_model(transformers.LlamaForCausalLM(config),
+                                peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    tokens = torch.randint(3, geometry.n_vocab, (batch, ctx))
+
+    def step() -> dict[str, float]:
+        began = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        return {"seconds": time.perf_counter() - began, "loss": loss.item()}
+
+    serve({"torch": torch.__version__, "peft": peft.__version__, "isa": torch.backends.cpu.get_cpu_capability()},
+          {"step": step, "memory": lambda: watched(step)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""A model larger than the memory it may take: a window of its matrices is in memory, the rest is read from the file in time.
+
+A pass goes up through the layers and down again, so their order of use is known. A thread reads what is needed next, while the
+kernels compute on what is there, and makes room by letting go what will not be needed for the longest time (Belady, A study of
+replacement algorithms, 1966). In the zigzag of passes these are the layers just left behind, until the order turns: so the layers
+at both turns stay, and a window of a share f of the model spares that share of the reading.
+
+The weights stay where they are, in the mapping of the file. "Reading" is to enter pages in the page table, which brings them from
+disk into the system's cache; "letting go" is to take them out of both. So what is resident is known to the page, nothing is
+copied, and a page that was let go too early would be read again, not lost.
+"""
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import LoraFastError
+from .gguf import GGUFFile, Tensor
+from .kernels.pages import let_go, on_bus_error, populate
+
+if TYPE_CHECKING:
+    from .layers import Embedding, Projections
+
+READ_AHEAD = 4 << 20
+"""Bytes around a part of a file that reading it may leave in the system's cache."""
+
+
+class ModelFiles:
+    """The files behind a model's mappings, watched while a run depends on them.
+
+    Raises LoraFastError when a file is not the one that was mapped.
+    """
+
+    def __init__(self, gguf: GGUFFile) -> None:
+        self.mappings = {tensor.path: tensor.mapping for tensor in gguf.tensors.values()}
+        self.files = {}
+        try:
+            for path in self.mappings:
+                self.files[path] = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise LoraFastError(f"cannot read {path}: {error.strerror}") from error
+        self.stamps = {path: self._stamp(path) for path in self.files}
+        for path, mapping in self.mappings.items():
+            if self.stamps[path][0] != len(mapping):
+                raise self._changed(path)
+        on_bus_error(f"lorafast: error: {gguf.path} was cut short or cannot be read any more, in the middle of the run; what was "
+                     "saved is good: restore the model and resume\n".encode(errors="surrogateescape")[:500])
+
+    def check(self) -> None:
+        """LoraFastError if a file was changed since: its pages may be new ones, and the results would mean nothing."""
+        for path, stamp in self.stamps.items():
+            if self._stamp(path) != stamp:
+                raise self._changed(path)
+
+    def populate(self, tensor: Tensor) -> None:
+        try:
+            populate(tensor.data.reshape(-1))
+        except OSError as error:
+            self.check()
+            raise LoraFastError(f"cannot read tensor '{tensor.name}' of {tensor.path}: {error.strerror}") from error
+
+    def let_go(self, tensor: Tensor) -> None:
+        """Takes a tensor's pages out of this process, and out of the system's cache where nobody else maps them."""
+        let_go(tensor.data.reshape(-1))
+        # The cache holds pieces of up to a few MB, over the tensor's ends and read ahead of them. What is mapped stays.
+        begin = max(0, tensor.offset - READ_AHEAD)
+        self._drop(tensor.path, begin, tensor.offset + tensor.nbytes + READ_AHEAD - begin)
+
+    def let_go_all(self) -> None:
+        """The same with all of the files. Opening the model has left parts of it here and there."""
+        for path, mapping in self.mappings.items():
+            let_go(np.frombuffer(mapping, np.uint8))
+            self._drop(path, 0, len(mapping))
+
+    def read_rows(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
+        """Those rows of a matrix, as stored, copied from the file: uint8 (len(rows), bytes a row)."""
+        row_bytes = tensor.data.shape[1]
+        copy = np.empty((len(rows), row_bytes), np.uint8)
+        for row, into in zip(rows.tolist(), copy):
+            if os.preadv(self.files[tensor.path], [into], tensor.offset + row * row_bytes) != row_bytes:
+                raise self._changed(tensor.path)
+        self._drop(tensor.path, tensor.offset, tensor.nbytes)
+        return copy
+
+    def close(self) -> None:
+        for file in self.files.values():
+            os.close(file)
+
+    def _drop(self, path: Path, offset: int, nbytes: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.files[path], offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+    def _stamp(self, path: Path) -> tuple[int, int]:
+        try:
+            state = os.fstat(self.files[path])
+        except OSError as error:
+            raise LoraFastError(f"cannot read {path} any more: {error.strerror}") from error
+        return state.st_size, state.st_mtime_ns
+
+    @staticmethod
+    def _changed(path: Path) -> LoraFastError:
+        return LoraFastError(f"{path} was changed while it was in use: restore it, and resume from the last checkpoint")
+
+
+class Window:
+    """Decides what to read and what to let go; the plan runs it without reading anything.
+
+    sizes     bytes of each unit
+    order     units in the order of use, which repeats for ever
+    capacity  bytes of units that may be in memory; at least the largest one
+    """
+
+    def __init__(self, sizes: Sequence[int], order: Sequence[int], capacity: int) -> None:
+        if max(sizes) > capacity:
+            raise ValueError(f"a window of {capacity} bytes cannot hold a unit of {max(sizes)}")
+        self.sizes, self.order, self.capacity = sizes, order, capacity
+        self.uses = [[place for place, used in enumerate(order) if used == unit] for unit in range(len(sizes))]
+        self.now = 0
+        """Place in the order of the unit that is in use."""
+        self.held: set[int] = set()
+        """Units in memory, or being read."""
+
+    def use(self, unit: int) -> None:
+        """Moves on to the next place where the order has this unit; using a unit several times is one use."""
+        if self.order[self.now] != unit:
+            self.now = (self.now + self.distance(unit)) % len(self.order)
+
+    def distance(self, unit: int) -> int:
+        """Places from now to the next use of a unit; 0 if it is in use."""
+        uses = self.uses[unit]
+        at = bisect_left(uses, self.now)
+        return (uses[at] if at < len(uses) else uses[0] + len(self.order)) - self.now
+
+    def next_fetch(self) -> tuple[int, list[int]] | None:
+        """The unit to read now, after letting go those listed. None if all is there, or all that is there is needed sooner."""
+        n = len(self.order)
+        ahead = next((i for i in range(n) if self.order[(self.now + i) % n] not in self.held), None)
+        if ahead is None:
+            return None
+        unit = self.order[(self.now + ahead) % n]
+        room = self.capacity - sum(self.sizes[held] for held in self.held)
+        leaving = []
+        for held in sorted(self.held, key=self.distance, reverse=True):
+            if room >= self.sizes[unit]:
+                break
+            if self.distance(held) < ahead:
+                return None
+            leaving.append(held)
+            room += self.sizes[held]
+        self.held -= set(leaving)
+        self.held.add(unit)
+        return unit, leaving
+
+
+class Residency:
+    """Keeps a window of a model's matrices in memory, for a Trainer that announces each group before it uses it.
+
+    order     groups in the order of use, see Trainer.weight_order
+    capacity  bytes of matrices in memory at a time, at least `least_capacity(order)`
+
+    To be closed at the end.
+    """
+
+    def __init__(self, files: ModelFiles, embedding: Embedding, order: Sequence[Projections], capacity: int) -> None:
+        self.files = files
+        self.groups = list(dict.fromkeys(order))
+        self.unit_of = {group: unit for unit, group in enumerate(self.groups)}
+        self.window = Window([nbytes(group) for group in self.groups], [self.unit_of[group] for group in order], capacity)
+        self.there: set[int] = set()
+        self.bytes_read = 0
+        self.failure: BaseException | None = None
+        self.closed = False
+        self.changed = threading.Condition()
+        files.let_go_all()
+        for part in (embedding, *self.groups):
+            part.residency = self
+        self.reader = threading.Thread(target=self._read, name="lorafast reader", daemon=True)
+        self.reader.start()
+
+    def wait_for(self, group: Projections) -> None:
+        """Returns when the group's matrices are in memory; they stay at least until the next call. Raises LoraFastError."""
+        unit = self.unit_of[group]
+        with self.changed:
+            self.window.use(unit)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: unit in self.there or self.failure)
+            if self.failure:
+                raise self.failure
+
+    def read_rows(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
+        return self.files.read_rows(tensor, rows)
+
+    def close(self) -> None:
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+        self.reader.join()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                with self.changed:
+                    self.changed.wait_for(lambda: self.closed or self._next())
+                    if self.closed:
+                        return
+                    unit, leaving = self.task
+                    self.there -= set(leaving)
+                for gone in leaving:
+                    for tensor in self.groups[gone].tensors:
+                        self.files.let_go(tensor)
+                for tensor in self.groups[unit].tensors:
+                    self.files.populate(tensor)
+                with self.changed:
+                    self.there.add(unit)
+                    self.bytes_read += self.window.sizes[unit]
+                    self.changed.notify_all()
+        except BaseException as error:
+            with self.changed:
+                self.failure = error
+                self.changed.notify_all()
+
+    def _next(self) -> bool:
+        self.task = self.window.next_fetch()
+        return self.task is not None
+
+
+def nbytes(group: Projections) -> int:
+    return sum(tensor.nbytes for tensor in group.tensors)
+
+
+def least_capacity(order: Sequence[Projections]) -> int:
+    """Bytes for the largest group and for the largest that follows another, so that reading can overlap computing."""
+    return max(nbytes(a) + nbytes(b) for a, b in zip(order, [*order[1:], order[0]]) if a is not b)
