@@ -1,5 +1,7 @@
 # make demo    fine-tune a small model on Shakespeare's sonnets; the training takes about a minute
 # make test    the quick tests
+# make bench   how fast it is on this machine, in under ten minutes; make bench-full: everything (bench/README.md)
+#              PEER_PYTHON: a Python with torch, peft and transformers, to compare with
 # make build   the kernels, in place, for working on the sources
 # make clean   remove what these made
 # All of them use a virtual environment in .venv; PYTHON chooses the Python that makes it (3.10 or newer).
@@ -9,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test build clean
+.PHONY: demo test bench bench-full build clean
 
 demo: $(BIN)/python
 	$(PIP) install .
@@ -18,6 +20,16 @@ demo: $(BIN)/python
 
 test: build
 	$(BIN)/python -m pytest
+
+PEER_PYTHON ?= $(BIN)/python
+bench-full: FULL := --full
+bench bench-full: build
+	$(PIP) install matplotlib
+	$(BIN)/python bench/machine.py --out bench/results/machine.json
+	$(BIN)/python bench/bench_kernels.py $(FULL)
+	$(BIN)/python bench/bench_train.py $(FULL) --peer-python $(PEER_PYTHON)
+	$(BIN)/python bench/bench_generate.py $(FULL)
+	$(BIN)/python bench/plots.py
 
 build: $(VENV)/editable
 	$(BIN)/python setup.py --quiet build_ext --inplace

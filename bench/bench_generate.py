@@ -2,7 +2,7 @@
 
     python bench/bench_generate.py [--full] [--models 1b,...] [--type Q8_0] [--threads N,...] [--out FILE]
 
-Each token reads every weight once, token_embd apart, of which it reads a row. The bandwidth is measured in the same run.
+Each token reads every weight once, token_embd apart, of which it reads a row. The bandwidth is of the same run.
 """
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from machine import Peaks, describe, measure_peaks
-from models import make_model
+from machine import Peaks, describe, peaks_for
+from models import MODELS, make_model
 from results import RESULTS, write_results
 from timing import alternate, summary
 
@@ -56,13 +56,13 @@ class Generation:
         return (time.perf_counter() - began) / TOKENS
 
 
-def bench(model: str, type: str, n_ctx: int, threads: Sequence[int], peaks: Peaks, repeats: int) -> Iterator[dict]:
-    path = make_model(model, type)
+def bench(path: Path, n_ctx: int, threads: Sequence[int], peaks: Peaks, repeats: int) -> Iterator[dict]:
+    """A row for each number of threads."""
     runs = {n: Generation(path, n_ctx, n) for n in threads}
     seconds = alternate({n: run.run for n, run in runs.items()}, repeats=repeats)
     for n, run in runs.items():
         gb_per_s = run.weight_bytes / median(seconds[n]) / 1e9
-        yield {"model": model, "type": type, "ctx": n_ctx, "threads": n, "isa": build_info.isa(), **summary(seconds[n]),
+        yield {"ctx": n_ctx, "threads": n, "isa": build_info.isa(), **summary(seconds[n]),
                "tokens_per_s": 1 / median(seconds[n]), "gb_per_s": gb_per_s, "peak": "memory read",
                "percent_of_peak": 100 * gb_per_s / peaks["memory read"][str(n)]}
 
@@ -76,17 +76,20 @@ def main() -> None:
                         default=sorted({1, physical_cores()}), metavar="N,...")
     parser.add_argument("--ctx", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--models-folder", type=Path, default=MODELS, metavar="FOLDER", help="where models are kept")
+    parser.add_argument("--peaks", type=Path, metavar="FILE", help="of machine.py, instead of measuring them again")
     parser.add_argument("--out", type=Path, default=RESULTS / "generate.json")
     args = parser.parse_args()
 
     cases = [(model, args.type) for model in args.models or ["1b"]]
     if args.full:
         cases = [("160m", "Q8_0"), ("1b", "Q8_0"), ("1b", "Q4_K"), ("7b", "Q8_0")]
-    machine, peaks = describe(max(args.threads)), measure_peaks(args.threads)
+    machine, peaks = describe(max(args.threads)), peaks_for(args.threads, args.peaks)
     rows = []
     for model, type in cases:
-        for row in bench(model, type, args.ctx, args.threads, peaks, args.repeats):
-            rows.append(row)
+        path = make_model(model, type, args.models_folder)
+        for row in bench(path, args.ctx, args.threads, peaks, args.repeats):
+            rows.append({"model": model, "type": type, **row})
             print(f"{model} {type}, {row['threads']} thread(s): {row['tokens_per_s']:.1f} tokens/s, "
                   f"{row['gb_per_s']:.1f} GB/s, {row['percent_of_peak']:.0f} % of memory read", flush=True)
     write_results(args.out, "generate", machine, peaks, rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from machine import describe, measure_peaks
+from machine import describe, peaks_for
 from ops import bench_ops, ops
 from products import bench_products, product_cases
 from results import RESULTS, write_results
@@ -48,10 +48,11 @@ def main() -> None:
     parser.add_argument("--isa", type=words, default=[build_info.isa()], metavar="NAME,...",
                         help=f"of {', '.join(build_info.available_isas())}; default: the best")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--peaks", type=Path, metavar="FILE", help="of machine.py, instead of measuring them again")
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
     args = parser.parse_args()
 
-    machine, peaks = describe(max(args.threads)), measure_peaks(args.threads)
+    machine, peaks = describe(max(args.threads)), peaks_for(args.threads, args.peaks)
     rows = []
     if "products" in args.only:
         cases = [(case[0], *map(int, case[1:])) for case in map(words, args.product or [])] or product_cases(args.full)

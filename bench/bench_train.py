@@ -27,8 +27,8 @@ from statistics import median
 from typing import Any
 
 from geometry import GEOMETRIES
-from machine import F32_PEAK, Peaks, describe, linear_peak, measure_peaks
-from models import make_model
+from machine import F32_PEAK, Peaks, describe, linear_peak, peaks_for
+from models import MODELS, make_model
 from results import RESULTS, write_results
 from timing import alternate, ratio, summary
 from worker import PAUSE, Worker
@@ -42,6 +42,7 @@ ISAS = build_info.available_isas()
 LOWEST_PEER = 45
 """Percent of the float32 peak that a peer must reach at 160m; a slower one is not at its best, the comparison void."""
 PROFILES = 5
+FIND_TORCH = "from importlib.util import find_spec as f; exit(not (f('torch') and f('peft') and f('transformers')))"
 
 TORCH_ISA = {       # variables that hold PyTorch and its libraries to an instruction set; unset for the best
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -68,13 +69,14 @@ class Contestant:
         return (f"{self.program} {self.type}, {self.model}, batch {self.batch} ctx {self.ctx}, "
                 f"{self.threads} thread(s), {self.isa}{checkpointing}")
 
-    def worker(self, peer_python: str) -> Worker:
+    def worker(self, peer_python: str, models: Path) -> Worker:
         sizes = self.batch, self.ctx, self.threads
         if self.program == "torch":
             environment = {"OMP_NUM_THREADS": str(self.threads), **TORCH_ISA.get(self.isa, {})}
             return Worker(HERE / "peers/torch_peft.py", self.model, *sizes, self.type, python=peer_python,
                           environment=environment)
-        return Worker(HERE / "train_worker.py", make_model(self.model, self.type), *sizes, int(self.checkpointing),
+        model = make_model(self.model, self.type, models)
+        return Worker(HERE / "train_worker.py", model, *sizes, int(self.checkpointing),
                       environment={"LORAFAST_ISA": self.isa})
 
     def speed(self, seconds: float, peaks: Peaks) -> dict[str, Any]:
@@ -118,10 +120,11 @@ def comparisons(full: bool, threads: int, has_torch: bool, model: str) -> Iterat
         yield "7b", [replace(base, model="7b", checkpointing=True)]
 
 
-def run(name: str, contestants: Sequence[Contestant], peaks: Peaks, repeats: int, peer_python: str) -> list[dict]:
+def run(name: str, contestants: Sequence[Contestant], peaks: Peaks, repeats: int, peer_python: str,
+        models: Path) -> list[dict]:
     """Lets the contestants take turns; a row for each."""
     with ExitStack() as stack:
-        workers = {each: stack.enter_context(each.worker(peer_python)) for each in contestants}
+        workers = {each: stack.enter_context(each.worker(peer_python, models)) for each in contestants}
         seconds = alternate({each: lambda worker=worker: worker.ask("step")["seconds"]
                              for each, worker in workers.items()}, repeats=repeats, pause=PAUSE)
         rows = []
@@ -141,14 +144,15 @@ def run(name: str, contestants: Sequence[Contestant], peaks: Peaks, repeats: int
 
 
 def split(profiles: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over profiled steps: percent of a step in each phase and each op, and outside of all kernels."""
-    def percent(of: str) -> dict[str, float]:
-        shares = {name: median(100 * profile[of][name] / profile["seconds"] for profile in profiles)
-                  for name in profiles[0][of]}
-        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    """Of the fastest profiled step: percent in each phase, in each op, and outside of all kernels."""
+    fastest = min(profiles, key=lambda profile: profile["seconds"])
 
-    return {"phases": percent("phases"), "ops": percent("ops"), "kernel_calls": profiles[0]["calls"],
-            "percent_outside_kernels": min(100 * profile["python"] / profile["seconds"] for profile in profiles)}
+    def percent(part: dict[str, float]) -> dict[str, float]:
+        return {name: 100 * seconds / fastest["seconds"]
+                for name, seconds in sorted(part.items(), key=lambda item: -item[1])}
+
+    return {"phases": percent(fastest["phases"]), "ops": percent(fastest["ops"]), "kernel_calls": fastest["calls"],
+            "percent_outside_kernels": 100 * fastest["python"] / fastest["seconds"]}
 
 
 def report(contestant: Contestant, row: dict[str, Any]) -> None:
@@ -175,18 +179,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help="a Python with torch and peft")
+    parser.add_argument("--models-folder", type=Path, default=MODELS, metavar="FOLDER", help="where models are kept")
+    parser.add_argument("--peaks", type=Path, metavar="FILE", help="of machine.py, instead of measuring them again")
     parser.add_argument("--out", type=Path, default=RESULTS / "train.json")
     args = parser.parse_args()
 
-    has_torch = not subprocess.run([args.peer_python, "-c", "import torch, peft, transformers"],
-                                   capture_output=True).returncode
+    has_torch = not subprocess.run([args.peer_python, "-c", FIND_TORCH]).returncode
     if not has_torch:
         print("without PyTorch: --peer-python has no torch, peft and transformers")
-    machine, peaks = describe(args.threads), measure_peaks(range(1, args.threads + 1))
+    machine, peaks = describe(args.threads), peaks_for(range(1, args.threads + 1), args.peaks)
     rows: list[dict[str, Any]] = []
     for name, contestants in comparisons(args.full, args.threads, has_torch, args.model):
         if args.only is None or name in args.only:
-            rows += run(name, contestants, peaks, args.repeats, args.peer_python)
+            rows += run(name, contestants, peaks, args.repeats, args.peer_python, args.models_folder)
     write_results(args.out, "train", machine, peaks, rows)
 
 

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from results import write_results
+from results import read_results, write_results
 
 from lorafast.ggml_types import GGMLType
 from lorafast.kernels import build_info
@@ -175,6 +175,11 @@ def _best(works: list[Callable[[], object]], tries: int = 1) -> float:
         begins, ends = zip(*spans)
         best = min(best, max(ends) - min(begins))
     return best
+
+
+def peaks_for(threads: Sequence[int], file: Path | None) -> Peaks:
+    """Measured now, or those that machine.py wrote to `file` a moment ago."""
+    return read_results(file)["peaks"] if file else measure_peaks(threads)
 
 
 # ---- which peak is whose --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-PAUSE = 0.1
+PAUSE = 0.05
 """Seconds to let between two workers' turns: by then the threads of the first have stopped spinning."""
 
 

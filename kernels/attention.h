@@ -1,10 +1,10 @@
 /* Causal grouped-query attention over packed sequences, without a T x T matrix; see attention.pyx for the equations.
  *
- * The query heads of a group read the same keys and values, so the (query, head) pairs of a group are numbered through as
- * *rows*: row = query * group + head of the group. Work is cut into tiles of up to ROW_TILE rows by KEY_TILE keys. Tiles of
- * scores are held transposed, keys down and rows along the vector lanes:
+ * The query heads of a group read the same keys and values, so the (query, head) pairs of a group are numbered through
+ * as *rows*: row = query * group + head of the group. Work is cut into tiles of up to ROW_TILE rows by KEY_TILE keys.
+ * Tiles of scores are held transposed, keys down and rows along the vector lanes:
  *
- *     S^T (keys x rows)  = K . Q^T       the softmax runs down the columns: no sums or maxima across the lanes of a vector
+ *     S^T (keys x rows)  = K . Q^T       softmax runs down the columns: no sums or maxima across the lanes of a vector
  *     O   (rows x Dv)   += P . V         P is read by broadcast, and a broadcast doesn't mind which way P lies
  *
  * So of the operands only Q (in backward also dO) has to be transposed, once for all the keys it meets.
@@ -19,9 +19,9 @@
 
 #include "simd.h"
 
-#define ROW_TILE 96                     /* multiples of every register block of attention_tile.h: STRIP rows (6 or 12) and */
-#define KEY_TILE 96                     /* PANEL columns (8, 16 or 32) */
-#define ROW_BLOCK (4 * ROW_TILE)        /* rows of a forward work item: four tiles use a key tile while it is in cache */
+#define ROW_TILE 96                     /* multiples of the register blocks of attention_tile.h: STRIP rows (6 or 12) */
+#define KEY_TILE 96                     /* and PANEL columns (8, 16 or 32) */
+#define ROW_BLOCK (4 * ROW_TILE)        /* rows of a forward work item: four tiles use a key tile while it is cached */
 #define PADDED(n) (((n) + 15) / 16 * 16)        /* values in a row of scratch: whole vectors, whole cache lines */
 #define ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))

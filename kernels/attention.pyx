@@ -1,28 +1,28 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Causal grouped-query attention over packed sequences, fused and exact: scores exist only as tiles in cache.
 
-Sequences follow one another. Sequence s has the queries q_begin[s] .. q_begin[s+1] and the keys k_begin[s] .. k_begin[s+1],
-and its last query stands at its last key: with n = keys - queries, query i sees the keys j <= i + n, and of those only the
-newest `window` where that is not 0. Equal begins are training; more keys than queries, a prompt in pieces or one token after
-a cache of keys and values. Query head h reads kv head h // (H / HKV).
+Sequences follow one another. Sequence s has the queries q_begin[s] .. q_begin[s+1] and the keys k_begin[s] ..
+k_begin[s+1], and its last query stands at its last key: with n = keys - queries, query i sees the keys j <= i + n, and
+of those only the newest `window` where that is not 0. Equal begins are training; more keys than queries, a prompt in
+pieces or one token after a cache of keys and values. Query head h reads kv head h // (H / HKV).
 
-    s_ij = scale q_i · k_j          lse_i = log Σ_j exp(s_ij)          p_ij = exp(s_ij - lse_i)          o_i = Σ_j p_ij v_j
+    s_ij = scale q_i · k_j        lse_i = log Σ_j exp(s_ij)        p_ij = exp(s_ij - lse_i)        o_i = Σ_j p_ij v_j
 
-Forward goes through the keys tile by tile, with a running maximum m, sum l and output o for each query (online softmax):
+Forward goes through the keys tile by tile, with a running maximum m, sum l and output o of each query (online softmax):
 
     m' = max(m, max_j s_ij)     c = exp(m - m')     l' = c l + Σ_j exp(s_ij - m')     o' = c o + Σ_j exp(s_ij - m') v_j
 
-and ends with o / l and lse = m + log l. Backward computes p again from lse, tile by tile. The gradient of the softmax is
-ds_ij = p_ij (dp_ij - Σ_j p_ij dp_ij), and Σ_j p_ij dp_ij = do_i · o_i = delta_i, so no second pass over the keys is needed:
+and ends with o / l and lse = m + log l. Backward computes p again from lse, tile by tile. The gradient of the softmax
+is ds_ij = p_ij (dp_ij - Σ_j p_ij dp_ij), and that sum is do_i · o_i, called delta_i: no second pass over the keys.
 
     delta_i = do_i · o_i        dp_ij = do_i · v_j        ds_ij = p_ij (dp_ij - delta_i)
     dv_j += Σ_i p_ij do_i       dq_i += scale Σ_j ds_ij k_j       dk_j += scale Σ_i ds_ij q_i
 
-Threads. Forward deals out blocks of rows. Backward cuts the queries and the keys of a sequence into blocks; a work item is
-a pair (query block a, key block b) of one kv head, and pairs run by diagonals: phase after phase, in each the pairs with
-b = a - phase (mod the number of blocks). No two pairs of a phase share a query block or a key block, so every element
-of dq, dk and dv has one writer at a time and its terms come in the same order for any number of threads, p is computed once,
-and even one sequence with few kv heads keeps all threads busy.
+Threads. Forward deals out blocks of rows. Backward cuts the queries and the keys of a sequence into blocks; a work item
+is a pair (query block a, key block b) of one kv head, and pairs run by diagonals: phase after phase, in each the pairs
+with b = a - phase (mod the number of blocks). No two pairs of a phase share a query block or a key block. So every
+element of dq, dk and dv has one writer at a time, and its terms come in the same order for any number of threads; p is
+computed once; and even one sequence with few kv heads keeps all threads busy.
 
 Sources: Dao, FlashAttention-2, arXiv 2307.08691; Ainslie et al., grouped-query attention, arXiv 2305.13245.
 """
@@ -53,10 +53,12 @@ cdef extern from "attention.h" nogil:
         const int *k_begin
         int n_head, n_head_kv, group, head_size, value_size, window, block
         float scale
-    ctypedef void (*attention_rows)(const attention *a, int seq, int head_kv, int row, int n_rows, float *scratch) noexcept nogil
+    ctypedef void (*attention_rows)(const attention *a, int seq, int head_kv, int row, int n_rows,
+                                    float *scratch) noexcept nogil
     ctypedef void (*attention_query)(const attention *a, int seq, int head, int head_end, float *scratch) noexcept nogil
     ctypedef void (*attention_token)(const attention *a, Py_ssize_t token) noexcept nogil
-    ctypedef void (*attention_block)(const attention *a, int seq, int head_kv, int query, int key, float *scratch) noexcept nogil
+    ctypedef void (*attention_block)(const attention *a, int seq, int head_kv, int query, int key,
+                                     float *scratch) noexcept nogil
     attention_rows attention_forward_rows "DISPATCH(attention_forward_rows)"
     attention_query attention_forward_query "DISPATCH(attention_forward_query)"
     attention_token attention_delta "DISPATCH(attention_delta)"
@@ -68,14 +70,15 @@ cdef extern from "scratch.h" nogil:
     void *scratch_get(size_t bytes)
 
 cdef enum:
-    BACKWARD_ITEMS = 16         # work items in a phase, if the sequences are long enough: they keep some threads evenly busy
-    MAX_BLOCK_TILES = 6         # key tiles in a block: larger ones read less, but a block's gradients should stay in L2
+    BACKWARD_ITEMS = 16     # work items of a phase where the sequences are long enough: keep some threads evenly busy
+    MAX_BLOCK_TILES = 6     # key tiles in a block: larger ones read less, but a block's gradients should stay in L2
 
 
 cdef int set_inputs(attention *a, const char *op, const float[:, ::1] q, const float[:, ::1] k, const float[:, ::1] v,
-                    const int[::1] q_begin, const int[::1] k_begin, float scale, int window, int n_head, int n_head_kv) except -1:
+                    const int[::1] q_begin, const int[::1] k_begin, float scale, int window, int n_head,
+                    int n_head_kv) except -1:
     """Checks what forward and backward have in common and fills it in."""
-    cdef int s, n_queries, n_keys
+    cdef int n_seq = q_begin.shape[0] - 1, s, n_queries, n_keys
     name = op.decode()
     if n_head < 1 or n_head_kv < 1 or n_head % n_head_kv:
         raise ValueError(f"{name}: {n_head} heads are no multiple of {n_head_kv} key/value heads")
@@ -89,21 +92,25 @@ cdef int set_inputs(attention *a, const char *op, const float[:, ::1] q, const f
     require_2d(op, "v", v.shape, k.shape[0], n_head_kv * a.value_size)
     if a.head_size < 1 or a.value_size < 1:
         raise ValueError(f"{name}: heads of {a.head_size} and {a.value_size} values, wanted at least 1")
-    if q_begin.shape[0] == 0:
+    if n_seq < 0:
         raise ValueError(f"{name}: q_begin is empty, wanted a number for each sequence and one more")
     require_1d(op, "k_begin", k_begin.shape, q_begin.shape[0])
-    s = q_begin.shape[0] - 1
-    if q_begin[0] != 0 or q_begin[s] != q.shape[0] or k_begin[0] != 0 or k_begin[s] != k.shape[0]:
-        raise ValueError(f"{name}: q_begin goes from {q_begin[0]} to {q_begin[s]} and k_begin from {k_begin[0]} to {k_begin[s]}, "
-                         f"wanted 0 to {q.shape[0]} and 0 to {k.shape[0]}")
-    for s in range(s):
+    if q_begin[0] != 0 or q_begin[n_seq] != q.shape[0] or k_begin[0] != 0 or k_begin[n_seq] != k.shape[0]:
+        raise ValueError(f"{name}: q_begin goes from {q_begin[0]} to {q_begin[n_seq]} and k_begin from {k_begin[0]} to "
+                         f"{k_begin[n_seq]}, wanted 0 to {q.shape[0]} and 0 to {k.shape[0]}")
+    for s in range(n_seq):
         n_queries, n_keys = q_begin[s + 1] - q_begin[s], k_begin[s + 1] - k_begin[s]
         if not 0 <= n_queries <= n_keys:
-            raise ValueError(f"{name}: sequence {s} has {n_queries} queries and {n_keys} keys, wanted 0 <= queries <= keys")
+            raise ValueError(f"{name}: sequence {s} has {n_queries} queries and {n_keys} keys, "
+                             "wanted 0 <= queries <= keys")
     a.q_begin, a.k_begin = &q_begin[0], &k_begin[0]
     if q.shape[0]:
         a.q, a.k, a.v = &q[0, 0], &k[0, 0], &v[0, 0]
     return 0
+
+
+cdef int divide_up(int n, int m) noexcept:
+    return (n + m - 1) // m
 
 
 cdef float *take_scratch(const char *op, Py_ssize_t n) except NULL:
@@ -115,7 +122,8 @@ cdef float *take_scratch(const char *op, Py_ssize_t n) except NULL:
 
 def attention_forward(float[:, ::1] o not None, float[:, ::1] lse not None, const float[:, ::1] q not None,
                       const float[:, ::1] k not None, const float[:, ::1] v not None, const int[::1] q_begin not None,
-                      const int[::1] k_begin not None, float scale, int window, int n_head, int n_head_kv, int n_threads):
+                      const int[::1] k_begin not None, float scale, int window, int n_head, int n_head_kv,
+                      int n_threads):
     """o_i = Σ_j softmax_j(scale q_i · k_j) v_j over the keys j that query i sees; see the head of this module.
 
     o           float32 (T, H·Dv), OUT
@@ -147,7 +155,8 @@ def attention_forward(float[:, ::1] o not None, float[:, ::1] lse not None, cons
         if n_rows == a.group:
             single.append(seq)
         else:
-            blocks += [(seq, row, min(ROW_BLOCK, n_rows - row)) for row in reversed(range(0, n_rows, ROW_BLOCK))]   # largest first
+            for row in reversed(range(0, n_rows, ROW_BLOCK)):       # most work first: the last rows see the most keys
+                blocks.append((seq, row, min(ROW_BLOCK, n_rows - row)))
 
     cdef int threads = threads_for(2 * (q.shape[0] * q.shape[1] + k.shape[0] * k.shape[1]), n_threads)
     cdef Py_ssize_t thread_size = attention_forward_scratch(&a)
@@ -170,8 +179,8 @@ def attention_forward(float[:, ::1] o not None, float[:, ::1] lse not None, cons
 def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, float[:, ::1] dv not None,
                        const float[:, ::1] do not None, const float[:, ::1] q not None, const float[:, ::1] k not None,
                        const float[:, ::1] v not None, const float[:, ::1] o not None, const float[:, ::1] lse not None,
-                       const int[::1] q_begin not None, const int[::1] k_begin not None, float scale, int window, int n_head,
-                       int n_head_kv, int n_threads):
+                       const int[::1] q_begin not None, const int[::1] k_begin not None, float scale, int window,
+                       int n_head, int n_head_kv, int n_threads):
     """Differentiates o_i = Σ_j p_ij v_j with p_ij = exp(scale q_i · k_j - lse_i); see the head of this module.
 
     dq, dk, dv  float32, shapes of q, k and v, accumulated
@@ -196,14 +205,14 @@ def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
     cdef int seq, n_seq = q_begin.shape[0] - 1, longest = 0
     for seq in range(n_seq):
         longest = max(longest, k_begin[seq + 1] - k_begin[seq])
-    cdef int blocks_wanted = -(-BACKWARD_ITEMS // (n_seq * n_head_kv))
-    a.block = KEY_TILE * min(max(-(-longest // (blocks_wanted * KEY_TILE)), 1), MAX_BLOCK_TILES)
+    cdef int blocks_wanted = divide_up(BACKWARD_ITEMS, n_seq * n_head_kv)
+    a.block = KEY_TILE * min(divide_up(longest, blocks_wanted * KEY_TILE), MAX_BLOCK_TILES)
 
     blocks, phases = [], 0          # blocks: sequence, number of the query block, number of key blocks of the sequence
     cdef int query_blocks, key_blocks
     for seq in range(n_seq):
-        query_blocks = -(-(q_begin[seq + 1] - q_begin[seq]) // a.block)
-        key_blocks = -(-(k_begin[seq + 1] - k_begin[seq]) // a.block)
+        query_blocks = divide_up(q_begin[seq + 1] - q_begin[seq], a.block)
+        key_blocks = divide_up(k_begin[seq + 1] - k_begin[seq], a.block)
         blocks += [(seq, b, key_blocks) for b in range(query_blocks)]
         phases = max(phases, key_blocks)
 
@@ -222,5 +231,13 @@ def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
             b = i % n_blocks
             n = block[b, 2]
             if phase < n:
-                backward_block(&a, block[b, 0], i // n_blocks, a.block * block[b, 1], a.block * ((block[b, 1] - phase + n) % n),
-                               scratch + threadid() * thread_size)
+                backward_block(&a, block[b, 0], i // n_blocks, a.block * block[b, 1],
+                               a.block * ((block[b, 1] - phase + n) % n), scratch + threadid() * thread_size)
+
+
+def attention_scratch_bytes(int T, int n_head, int head_size, int value_size, int n_threads):
+    """Bytes of working memory that attention over T tokens takes and keeps, at most."""
+    cdef attention a
+    a.n_head, a.head_size, a.value_size, a.block = n_head, head_size, value_size, KEY_TILE * MAX_BLOCK_TILES
+    return sizeof(float) * max(n_threads * attention_forward_scratch(&a),
+                               n_threads * attention_backward_scratch(&a) + T * n_head)

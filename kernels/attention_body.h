@@ -6,11 +6,11 @@
 
 typedef struct {
     int n_rows, n_lanes;                    /* rows in use, and rounded up to whole vectors */
-    int first[ROW_TILE], last[ROW_TILE];    /* the keys that a row sees, both included; both ascend; lanes past n_rows are like the last row */
+    int first[ROW_TILE], last[ROW_TILE];    /* the keys that each row sees, both included; past n_rows as the last */
     int key, n_keys;                        /* the key tile at hand: key .. key + n_keys */
     int masked;                             /* some row doesn't see some key, counting the padding of the last strip */
-    FN(span) keys[ROW_TILE / STRIP];        /* for each strip of rows: keys, counted in the tile, that some row of it sees */
-    FN(span) rows[KEY_TILE / STRIP];        /* for each strip of keys: rows that see some key of it */
+    FN(span) keys[ROW_TILE / STRIP];        /* for each strip of rows: which keys of the tile some row of it sees */
+    FN(span) rows[KEY_TILE / STRIP];        /* for each strip of keys: which rows see some key of it */
 } FN(view);
 
 static void FN(view_rows)(FN(view) *w, const attention *a, int seq, int row, int n_rows) {
@@ -59,9 +59,10 @@ static void FN(pack)(float *to, const float *from, ptrdiff_t stride, int n_rows,
     memset(to + n_rows * PADDED(n), 0, sizeof(float) * PADDED(n) * (ROUND_UP(n_rows, STRIP) - n_rows));
 }
 
-/* n_rows rows of x (q or do, n floats each), from row on, as columns: to[d][lane] = factor x[row + lane][d]; lanes past n_rows are 0. */
-static void FN(pack_columns)(float *to, const attention *a, int seq, int head_kv, int row, int n_rows, const float *x, int n,
-                             float factor) {
+/* n_rows rows of x (q or do, n floats each), from row on, as columns: to[d][lane] = factor x[row + lane][d], with zeros
+ * in the lanes past n_rows. */
+static void FN(pack_columns)(float *to, const attention *a, int seq, int head_kv, int row, int n_rows, const float *x,
+                             int n, float factor) {
     for (int i = 0; i < n_rows; i += VF_WIDTH)
         for (int d = 0; d < n; d += VF_WIDTH) {
             const int width = MIN(VF_WIDTH, n - d);
@@ -71,15 +72,15 @@ static void FN(pack_columns)(float *to, const attention *a, int seq, int head_kv
                 if (i + r >= n_rows) square[r] = vf_set1(0);
                 else square[r] = factor * (width == VF_WIDTH ? vf_load(x_r) : vf_load_part(x_r, width));
             }
-            FN(transpose)(square);
+            vf_transpose(square);
             for (int r = 0; r < width; r++) vf_store(to + (d + r) * ROW_TILE + i, square[r]);
         }
 }
 
 /* --- forward --- */
 
-/* One key tile of the online softmax: scores, in units of log 2, become probabilities relative to the new running maximum.
- * decay = 2^(old maximum - new maximum) is what sums over earlier keys have to be multiplied with. */
+/* One key tile of the online softmax: scores, in units of log 2, become probabilities relative to the new running
+ * maximum. decay = 2^(old maximum - new maximum) is what sums over earlier keys have to be multiplied with. */
 static void FN(online_softmax)(float *s, float *maximum, float *sum, float *decay, const FN(view) *w) {
     const int n_keys = ROUND_UP(w->n_keys, 2);
     for (int i = 0; i < w->n_lanes; i += VF_WIDTH) {
@@ -137,7 +138,8 @@ static void FN(attention_forward_rows)(const attention *a, int seq, int head_kv,
             FN(view) *w = views + t;
             const int i = t * ROW_TILE;
             if (!FN(view_keys)(w, key, n_keys)) continue;
-            FN(product_of_columns)(w->n_keys, w->n_lanes, d, w->rows, p, ROW_TILE, k, d_padded, q_t + i * d_padded, ROW_TILE);
+            FN(product_of_columns)(w->n_keys, w->n_lanes, d, w->rows, p, ROW_TILE, k, d_padded,
+                                   q_t + i * d_padded, ROW_TILE);
             FN(online_softmax)(p, maximum + i, sum + i, decay, w);
             FN(product)(FN(DECAY_AND_ADD), w->n_rows, dv_padded, w->keys, o + i * dv_padded, dv_padded, p, 1, ROW_TILE,
                         v, dv_padded, decay);
@@ -160,7 +162,8 @@ static void FN(attention_delta)(const attention *a, ptrdiff_t token) {
 }
 
 /* P^T = 2^(S^T - lse) and dS^T = scale P^T (dP^T - delta), in place of S^T and dP^T. */
-static void FN(softmax_backward)(float *s, float *dp, const float *lse, const float *delta, float scale, const FN(view) *w) {
+static void FN(softmax_backward)(float *s, float *dp, const float *lse, const float *delta, float scale,
+                                 const FN(view) *w) {
     for (int j = 0; j < ROUND_UP(w->n_keys, STRIP); j++)
         for (int i = 0; i < w->n_lanes; i += VF_WIDTH) {
             float *s_ji = s + j * ROW_TILE + i, *dp_ji = dp + j * ROW_TILE + i;
@@ -176,7 +179,8 @@ static void FN(softmax_backward)(float *s, float *dp, const float *lse, const fl
         }
 }
 
-/* What the queries query .. query + block and the keys key .. key + block of one sequence and kv head do to each other's gradients. */
+/* The gradients that the queries query .. query + block and the keys key .. key + block of one sequence and kv head
+ * owe each other. */
 static void FN(attention_backward_block)(const attention *a, int seq, int head_kv, int query, int key, float *scratch) {
     const int block = a->block, d = a->head_size, dv = a->value_size, d_padded = PADDED(d), dv_padded = PADDED(dv);
     const int n_keys = MIN(block, attention_n_keys(a, seq) - key);

@@ -1,6 +1,6 @@
-/* Forward for a sequence with a single query: a token after its cache. Memory bandwidth decides, so K and V are read where they
- * lie, some keys of all heads at a time: what one head reads of a row is next to what the following head reads. Here the
- * vector lanes are keys, or values of a row; the softmax is online all the same.
+/* Forward for a sequence with a single query: a token after its cache. Memory bandwidth decides, so K and V are read
+ * where they lie, a few keys for all heads at a time: what one head reads of a row is next to what the following head
+ * reads. Here the vector lanes are keys, or values of a row; the softmax is online all the same.
  */
 
 /* q . k of VF_WIDTH keys, one a lane: vectors of products, transposed to be summed. */
@@ -12,7 +12,7 @@ VF_INLINE vf FN(dots)(const float *q, const float *k, ptrdiff_t k_stride, int d)
     for (; i + VF_WIDTH <= d; i += VF_WIDTH)
 #pragma GCC unroll 16
         for (int r = 0; r < VF_WIDTH; r++) sums[r] += vf_load(q + i) * vf_load(k + r * k_stride + i);
-    FN(transpose)(sums);
+    vf_transpose(sums);
 #pragma GCC unroll 4
     for (int n = VF_WIDTH / 2; n; n /= 2)
 #pragma GCC unroll 8
@@ -23,7 +23,8 @@ VF_INLINE vf FN(dots)(const float *q, const float *k, ptrdiff_t k_stride, int d)
 }
 
 /* o = decay o + sum_j p_j v_j, n_vectors (a constant, at most 4) wide. */
-VF_INLINE void FN(weighted_sum)(int n_vectors, float *o, float decay, const float *p, const float *v, ptrdiff_t v_stride, int n_keys) {
+VF_INLINE void FN(weighted_sum)(int n_vectors, float *o, float decay, const float *p, const float *v,
+                                ptrdiff_t v_stride, int n_keys) {
     vf sums[4];
 #pragma GCC unroll 4
     for (int i = 0; i < n_vectors; i++) sums[i] = decay * vf_load(o + i * VF_WIDTH);
@@ -70,7 +71,8 @@ static void FN(attention_forward_query)(const attention *a, int seq, int head, i
             maximum[h] = now;
             sum[h] = decay * sum[h] + vf_sum(total);
             int i = 0;
-            for (; i + 4 * VF_WIDTH <= dv; i += 4 * VF_WIDTH) FN(weighted_sum)(4, o + i, decay, p, v + i, v_stride, n_keys);
+            for (; i + 4 * VF_WIDTH <= dv; i += 4 * VF_WIDTH)
+                FN(weighted_sum)(4, o + i, decay, p, v + i, v_stride, n_keys);
             for (; i + VF_WIDTH <= dv; i += VF_WIDTH) FN(weighted_sum)(1, o + i, decay, p, v + i, v_stride, n_keys);
             for (; i < dv; i++) {
                 o[i] *= decay;

@@ -1,11 +1,11 @@
-/* What attention does with a tile: products, transposes, copies of rows, 2^x. Included once per instruction set.
+/* What attention does with a tile: products, copies of rows, 2^x. Included once per instruction set.
  *
- * Every product has the form C (rows x columns) = or += A (rows x inner) . B (inner x columns), with B and C row by row, their
- * rows padded to whole vectors, and an A whose elements are only ever broadcast, so that it may lie either way round.
- * A register block is STRIP rows by two vectors of C. In assembly (GCC 12, AVX-512) its inner loop is 2 loads of B, 12
- * broadcasts, 24 multiply-adds and the loop's own 4 instructions; with AVX2 2, 6, 12 and 4. Nothing is spilled.
+ * Every product has the form C (rows x columns) = or += A (rows x inner) . B (inner x columns). B and C lie row by row,
+ * their rows padded to whole vectors, and an A whose elements are only ever broadcast, so that it may lie either way
+ * round. A register block is STRIP rows by two vectors of C. In assembly (GCC 12, AVX-512) its inner loop is 2 loads of
+ * B, 12 broadcasts, 24 multiply-adds and the loop's own 4 instructions; with AVX2 2, 6, 12 and 4. Nothing is spilled.
  */
-#if VF_WIDTH == 16
+#if VF_WIDTH == 16 || SIMD_IS_NEON
 #define STRIP 12                /* 24 accumulators, 2 vectors of B and 1 broadcast of the 32 registers */
 #else
 #define STRIP 6                 /* 12 accumulators, 2 vectors of B and 1 broadcast of the 16 registers */
@@ -16,9 +16,11 @@ enum FN(product_mode) { FN(ASSIGN), FN(ADD), FN(DECAY_AND_ADD) };   /* C = A B, 
 
 typedef struct { int begin, end; } FN(span);                        /* begin <= x < end */
 
-/* One register block. n_vectors (1 or 2) and mode are compile-time constants; A's element (i, l) is a[i * a_row + l * a_inner]. */
-VF_INLINE void FN(product_block)(int n_vectors, int mode, int n_inner, float *restrict c, ptrdiff_t c_row, const float *restrict a,
-                                 ptrdiff_t a_row, ptrdiff_t a_inner, const float *restrict b, ptrdiff_t b_row, const float *decay) {
+/* One register block. n_vectors (1 or 2) and mode are compile-time constants; element (i, l) of A is
+ * a[i * a_row + l * a_inner]. */
+VF_INLINE void FN(product_block)(int n_vectors, int mode, int n_inner, float *restrict c, ptrdiff_t c_row,
+                                 const float *restrict a, ptrdiff_t a_row, ptrdiff_t a_inner, const float *restrict b,
+                                 ptrdiff_t b_row, const float *decay) {
     vf sums[STRIP][2];
 #pragma GCC unroll 12
     for (int i = 0; i < STRIP; i++)
@@ -42,9 +44,10 @@ VF_INLINE void FN(product_block)(int n_vectors, int mode, int n_inner, float *re
         for (int j = 0; j < n_vectors; j++) vf_store(c + i * c_row + j * VF_WIDTH, sums[i][j]);
 }
 
-/* Whole strips of rows of C; strip s sums over the l of inner[s] only, what is outside being zero. n_columns: whole vectors. */
-VF_INLINE void FN(product)(int mode, int n_rows, int n_columns, const FN(span) *inner, float *c, ptrdiff_t c_row, const float *a,
-                           ptrdiff_t a_row, ptrdiff_t a_inner, const float *b, ptrdiff_t b_row, const float *decay) {
+/* C in whole strips of rows and whole vectors of columns. Strip s sums over the l of inner[s]; A is zero elsewhere. */
+VF_INLINE void FN(product)(int mode, int n_rows, int n_columns, const FN(span) *inner, float *c, ptrdiff_t c_row,
+                           const float *a, ptrdiff_t a_row, ptrdiff_t a_inner, const float *b, ptrdiff_t b_row,
+                           const float *decay) {
     for (int j = 0; j < n_columns; j += PANEL)
         for (int i = 0; i < n_rows; i += STRIP) {
             const FN(span) s = inner[i / STRIP];
@@ -58,37 +61,24 @@ VF_INLINE void FN(product)(int mode, int n_rows, int n_columns, const FN(span) *
 }
 
 /* C = A . B, of strip s at least the columns of columns[s]; others may keep what they were. */
-VF_INLINE void FN(product_of_columns)(int n_rows, int n_columns, int n_inner, const FN(span) *columns, float *c, ptrdiff_t c_row,
-                                      const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row) {
+VF_INLINE void FN(product_of_columns)(int n_rows, int n_columns, int n_inner, const FN(span) *columns, float *c,
+                                      ptrdiff_t c_row, const float *a, ptrdiff_t a_row, const float *b,
+                                      ptrdiff_t b_row) {
     for (int j = 0; j < n_columns; j += PANEL)
         for (int i = 0; i < n_rows; i += STRIP) {
             const FN(span) s = columns[i / STRIP];
             if (s.end <= j || s.begin >= j + PANEL) continue;
+            const float *a_s = a + i * a_row;
+            float *c_s = c + i * c_row + j;
             if (n_columns - j >= PANEL)
-                FN(product_block)(2, FN(ASSIGN), n_inner, c + i * c_row + j, c_row, a + i * a_row, a_row, 1, b + j, b_row, NULL);
+                FN(product_block)(2, FN(ASSIGN), n_inner, c_s, c_row, a_s, a_row, 1, b + j, b_row, NULL);
             else
-                FN(product_block)(1, FN(ASSIGN), n_inner, c + i * c_row + j, c_row, a + i * a_row, a_row, 1, b + j, b_row, NULL);
+                FN(product_block)(1, FN(ASSIGN), n_inner, c_s, c_row, a_s, a_row, 1, b + j, b_row, NULL);
         }
 }
 
-/* Transposes a square of vectors by log2(VF_WIDTH) perfect shuffles. */
-VF_INLINE void FN(transpose)(vf *square) {
-    vi low, high;
-    for (int i = 0; i < VF_WIDTH / 2; i++) {
-        low[2 * i] = i, low[2 * i + 1] = i + VF_WIDTH;
-        high[2 * i] = i + VF_WIDTH / 2, high[2 * i + 1] = i + VF_WIDTH / 2 + VF_WIDTH;
-    }
-    for (int n = VF_WIDTH; n > 1; n /= 2) {
-        vf shuffled[VF_WIDTH];
-        for (int i = 0; i < VF_WIDTH / 2; i++) {
-            shuffled[2 * i] = __builtin_shuffle(square[i], square[i + VF_WIDTH / 2], low);
-            shuffled[2 * i + 1] = __builtin_shuffle(square[i], square[i + VF_WIDTH / 2], high);
-        }
-        for (int i = 0; i < VF_WIDTH; i++) square[i] = shuffled[i];
-    }
-}
-
-/* 2^x for x < 128 to 1e-7, exactly 0 below -127, NaN for NaN. x = n + r, n an integer, |r| <= 1/2; 2^r by a minimax polynomial. */
+/* 2^x for x < 128, to 1e-7; exactly 0 below -127; NaN for NaN. x = n + r with n an integer and |r| <= 1/2; 2^r by a
+ * minimax polynomial. */
 VF_INLINE vf FN(exp2)(vf x) {
     x = vf_max(vf_set1(-127), x);                       /* n = -127 makes all exponent bits 0, and so the result */
     const vf shift = vf_set1(12582912.0f + 127);        /* 1.5 * 2^23 + the exponent's bias: adding it rounds x to n, */

@@ -6,7 +6,7 @@
  * In both, W keeps the order it has in the file: a row is unpacked once into cache, as it lies, and used for all tokens. What has
  * to be transposed is x, once for all rows of W (and for all projections that share x), and the finished tiles of y.
  *
- * A core (gemm_f32_body.h, gemm_i16_body.h, gemm_amx.h) brings four functions: pack x, compute a panel of rows of y, pack dy, and
+ * A core (gemm_f32_body.h, gemm_i16_body.h, gemm_amx.h) is a table of functions: pack x, compute a panel of rows of y, pack dy, and
  * compute a slice of columns of dx. linear.pyx deals them out to threads. Each output element belongs to one thread and
  * its sum runs in an order that depends on nothing but its own indices and the constants below, so results do not depend on
  * the number of threads.
@@ -19,7 +19,10 @@
 
 /* One matrix W of those that share an input, with its rank-R update: y += c . v (forward, c = s x A^T and v = B) or
  * dx += c . v (backward, c = s dy B^T and v = A). */
+typedef struct gemm_core gemm_core;
 typedef struct {
+    const gemm_core *core;  /* what computes it */
+    const float *packed;    /* forward: x as the core packs it */
     const uint8_t *weight;  /* (N, row_bytes), GGML blocks */
     ptrdiff_t row_bytes;
     int type;               /* ggml type id */
@@ -31,6 +34,22 @@ typedef struct {
     const float *c;         /* (T, R) */
     const float *v;         /* (R, N) forward, (R, K) backward */
 } projection;
+
+/* Sizes are in floats. x has tokens in tiles of token_tile, packed one at a time; rows of W come in panels of at most panel_rows,
+ * a multiple of panel_unit; columns of W in slices of at most slice_columns, a multiple of every block size. */
+struct gemm_core {
+    int token_tile, panel_rows, panel_unit, slice_columns;
+    int fixed_slices;       /* slices are always slice_columns wide, for results depend on it */
+    ptrdiff_t (*packed_x)(int T, int K);
+    ptrdiff_t (*packed_dy)(int T, int N);       /* NULL with pack_dy, where dy is read as it lies */
+    ptrdiff_t (*forward_scratch)(int T);        /* a thread's */
+    ptrdiff_t (*backward_scratch)(int T);
+    void (*pack_x)(float *packed, const float *x, int T, int K, int tile);
+    void (*forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch);
+    void (*pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile);
+    void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns, int t0,
+                           int t1, float *scratch);
+};
 
 #define ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))

@@ -13,8 +13,7 @@
 #define LORAFAST_GEMM_AMX_H
 
 #if SIMD_X86
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
+SIMD_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16")
 
 #define AMX_TILE 512            /* bfloat16 values in a tile */
 #define AMX_QUAD (4 * AMX_TILE)
@@ -163,8 +162,8 @@ static void amx_pack_tokens(bf16 *packed, const float *x, int T, int K, int tile
                 }
                 high[i] = (vf_type_avx512)h, low[i] = (vf_type_avx512)l;
             }
-            transpose_avx512(high);
-            transpose_avx512(low);
+            vf_transpose__avx512(high);
+            vf_transpose__avx512(low);
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++) {
                 _mm512_storeu_ps(packed + half * AMX_TILE + i * 32, (__m512)low[i]);
@@ -274,6 +273,6 @@ static void amx_backward_slice(float *dx, int K, const projection *p, const bf16
     }
 }
 
-#pragma GCC pop_options
+SIMD_TARGET_END
 #endif
 #endif

@@ -9,39 +9,12 @@ static inline __attribute__((always_inline)) void FN(add_low_rank_row)(float *ou
         for (int r = 0; r < R; r++) sum += c[r] * vf_load(v + r * ldv + j);
         vf_store(out + j, sum);
     }
-    for (; j < n; j++) {
-        float sum = out[j];
-        for (int r = 0; r < R; r++) sum += c[r] * v[r * ldv + j];
-        out[j] = sum;
+    if (j < n) {                /* with the arithmetic of whole vectors, for it depends on n_threads where a row is cut */
+        vf sum = vf_load_part(out + j, n - j);
+        for (int r = 0; r < R; r++) sum += c[r] * vf_load_part(v + r * ldv + j, n - j);
+        vf_store_part(out + j, sum, n - j);
     }
 }
-
-/* rows[i][j] <-> rows[j][i] for a square of VF_WIDTH vectors: log2(VF_WIDTH) perfect shuffles. */
-#if VF_WIDTH == 4
-#define VF_LOW  (vi){0, 4, 1, 5}
-#define VF_HIGH (vi){2, 6, 3, 7}
-#elif VF_WIDTH == 8
-#define VF_LOW  (vi){0, 8, 1, 9, 2, 10, 3, 11}
-#define VF_HIGH (vi){4, 12, 5, 13, 6, 14, 7, 15}
-#else
-#define VF_LOW  (vi){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}
-#define VF_HIGH (vi){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31}
-#endif
-static inline __attribute__((always_inline)) void FN(transpose)(vf rows[VF_WIDTH]) {
-    vf next[VF_WIDTH];
-#pragma GCC unroll 4
-    for (int round = VF_WIDTH; round > 1; round /= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < VF_WIDTH / 2; i++) {
-            next[2 * i] = __builtin_shuffle(rows[i], rows[i + VF_WIDTH / 2], VF_LOW);
-            next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + VF_WIDTH / 2], VF_HIGH);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < VF_WIDTH; i++) rows[i] = next[i];
-    }
-}
-#undef VF_LOW
-#undef VF_HIGH
 
 /* Rows n0 .. n0+n_rows of y^T, finished in c (row stride ldc), become columns of y, with residual and rank-R update added while they
  * are in L1. c is readable up to multiples of VF_WIDTH. */
@@ -54,7 +27,7 @@ static void FN(write_outputs)(const projection *p, const float *c, ptrdiff_t ldc
             vf tile[VF_WIDTH];
 #pragma GCC unroll 16
             for (int k = 0; k < VF_WIDTH; k++) tile[k] = vf_load(c + (j + k) * ldc + t0);
-            FN(transpose)(tile);
+            vf_transpose(tile);
             float *y = p->y + t0 * N + n0 + j;
             if (width == VF_WIDTH && height == VF_WIDTH) {
 #pragma GCC unroll 16

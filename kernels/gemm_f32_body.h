@@ -5,6 +5,8 @@
  */
 #if VF_WIDTH == 16
 #define MR 12                   /* 24 accumulators, 2 vectors of b: 26 of 32 registers */
+#elif SIMD_IS_NEON
+#define MR 8                    /* 16 accumulators, 8 vectors of b, 1 of a: 25 of 32 registers */
 #else
 #define MR 6                    /* 12 accumulators, 2 vectors of b, 1 broadcast: 15 of 16 registers */
 #endif
@@ -24,7 +26,31 @@ static void FN(f32_tile)(float *restrict c, ptrdiff_t ldc, const float *restrict
         acc[i][0] = vf_load(c + i * ldc);
         acc[i][1] = vf_load(c + i * ldc + VF_WIDTH);
     }
-    for (int d = 0; d < depth; d++) {
+    int d = 0;
+#if SIMD_IS_NEON                /* multiplies by any element of a vector: 4 values of a row of a take one load, and no broadcast */
+    for (; d + 4 <= depth; d += 4, b += 4 * ldb) {
+        float32x4_t b0[4], b1[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) b0[j] = vld1q_f32(b + j * ldb), b1[j] = vld1q_f32(b + j * ldb + VF_WIDTH);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++) {
+            const float32x4_t row = vld1q_f32(a + i * lda + d);
+            float32x4_t c0 = (float32x4_t)acc[i][0], c1 = (float32x4_t)acc[i][1];
+            c0 = vfmaq_laneq_f32(c0, b0[0], row, 0), c1 = vfmaq_laneq_f32(c1, b1[0], row, 0);
+            c0 = vfmaq_laneq_f32(c0, b0[1], row, 1), c1 = vfmaq_laneq_f32(c1, b1[1], row, 1);
+            c0 = vfmaq_laneq_f32(c0, b0[2], row, 2), c1 = vfmaq_laneq_f32(c1, b1[2], row, 2);
+            c0 = vfmaq_laneq_f32(c0, b0[3], row, 3), c1 = vfmaq_laneq_f32(c1, b1[3], row, 3);
+            acc[i][0] = (vf)c0, acc[i][1] = (vf)c1;
+        }
+    }
+    for (; d < depth; d++, b += ldb)
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++) {
+            const float x = a[i * lda + d];
+            acc[i][0] += x * vf_load(b), acc[i][1] += x * vf_load(b + VF_WIDTH);
+        }
+#else
+    for (; d < depth; d++, b += ldb) {
         const vf b0 = vf_load(b), b1 = vf_load(b + VF_WIDTH);
         const float *row = a + d;
 #pragma GCC unroll 12
@@ -33,8 +59,8 @@ static void FN(f32_tile)(float *restrict c, ptrdiff_t ldc, const float *restrict
             acc[i + 1][0] += row[lda] * b0, acc[i + 1][1] += row[lda] * b1;
             acc[i + 2][0] += row[2 * lda] * b0, acc[i + 2][1] += row[2 * lda] * b1;
         }
-        b += ldb;
     }
+#endif
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++) {
         vf_store(c + i * ldc, acc[i][0]);
@@ -45,7 +71,6 @@ static void FN(f32_tile)(float *restrict c, ptrdiff_t ldc, const float *restrict
 /* --- forward --- */
 
 static ptrdiff_t FN(f32_packed_floats)(int T, int K) { return (ptrdiff_t)ROUND_UP(T, LANES) * K; }
-static int FN(f32_token_tiles)(int T) { return ROUND_UP(T, LANES) / LANES; }
 
 /* Tokens tile*LANES .. of x (T, K) become packed[tile][k][lane]; lanes beyond T are zero. */
 static void FN(f32_pack_tokens)(float *packed, const float *x, int T, int K, int tile) {
@@ -57,7 +82,7 @@ static void FN(f32_pack_tokens)(float *packed, const float *x, int T, int K, int
             vf square[VF_WIDTH];
             for (int i = 0; i < VF_WIDTH; i++)
                 square[i] = i < n ? vf_load_part(x + (ptrdiff_t)(t0 + i) * K + k, width) : vf_set1(0);
-            FN(transpose)(square);
+            vf_transpose(square);
             for (int i = 0; i < width; i++) vf_store(packed + (ptrdiff_t)(k + i) * LANES + half * VF_WIDTH, square[i]);
         }
     }
@@ -75,7 +100,7 @@ static void FN(f32_forward_panel)(const projection *p, const float *packed, int 
         for (int i = 0; i < padded; i++)
             if (i < n_rows) FN(unpack_to_f32)(p->type, p->weight + (n0 + i) * p->row_bytes, k0, depth, w + i * F32_LDW);
             else memset(w + i * F32_LDW, 0, sizeof(float) * depth);
-        for (int tile = 0; tile < FN(f32_token_tiles)(T); tile++)
+        for (int tile = 0; tile < ROUND_UP(T, LANES) / LANES; tile++)
             for (int i = 0; i < padded; i += MR)
                 FN(f32_tile)(c + (ptrdiff_t)i * ldc + tile * LANES, ldc, w + i * F32_LDW, F32_LDW,
                              packed + ((ptrdiff_t)tile * K + k0) * LANES, LANES, depth);
@@ -85,7 +110,7 @@ static void FN(f32_forward_panel)(const projection *p, const float *packed, int 
 
 /* --- backward --- */
 
-static ptrdiff_t FN(f32_backward_scratch)(void) { return F32_CHUNK * F32_COLUMNS + MR * LANES + MR * F32_CHUNK; }
+static ptrdiff_t FN(f32_backward_scratch)(int T) { return F32_CHUNK * F32_COLUMNS + MR * LANES + MR * F32_CHUNK; }
 
 /* A tile at the edge: its inputs and outputs are copied to where a whole tile can be read and written. */
 static void FN(f32_edge_tile)(float *dx, int K, const float *dy, int N, const float *w, int depth, int rows, int columns,
@@ -101,8 +126,8 @@ static void FN(f32_edge_tile)(float *dx, int K, const float *dy, int N, const fl
 }
 
 /* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection; n_columns is at most F32_COLUMNS. */
-static void FN(f32_backward_slice)(float *dx, int K, const projection *p, int n0, int n, int k0, int n_columns, int t0, int t1,
-                                   float *scratch) {
+static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
+                                   int t0, int t1, float *scratch) {
     float *w = scratch, *edge = scratch + F32_CHUNK * F32_COLUMNS;
     const int N = p->N, padded = ROUND_UP(n_columns, LANES);
     for (const int end = n0 + n; n0 < end; n0 += F32_CHUNK) {
@@ -123,3 +148,9 @@ static void FN(f32_backward_slice)(float *dx, int K, const projection *p, int n0
 }
 #undef MR
 #undef LANES
+
+static const gemm_core FN(f32_core) = {
+    .token_tile = 2 * VF_WIDTH, .panel_rows = F32_ROWS, .panel_unit = 12, .slice_columns = F32_COLUMNS,
+    .packed_x = FN(f32_packed_floats), .forward_scratch = FN(f32_forward_scratch), .backward_scratch = FN(f32_backward_scratch),
+    .pack_x = FN(f32_pack_tokens), .forward_panel = FN(f32_forward_panel), .backward_slice = FN(f32_backward_slice),
+};

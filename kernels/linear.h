@@ -1,4 +1,4 @@
-/* Picks the core for the running machine. linear.pyx sees one set of functions, whatever computes. */
+/* The cores, and which of them computes with a weight on the running machine. */
 #ifndef LORAFAST_LINEAR_H
 #define LORAFAST_LINEAR_H
 
@@ -10,58 +10,55 @@
 #include "gemm_amx.h"
 
 #define TOKENS_AT_ONCE 512      /* tokens per pass over the weights: bounds packing buffers and keeps partial sums in cache */
-#define DY_COLUMNS 4096         /* columns of dy packed at a time, for the same reason */
+#define DY_COLUMNS 4096         /* columns of dy packed at a time, for the same reason: a multiple of every core's chunk of rows */
 
 #if SIMD_X86
-#define USE_AMX (simd_isa() == ISA_AMX)
-#else
-#define USE_AMX 0
-#define amx_packed_floats(T, K) 0
-#define amx_forward_scratch(T) 0
-#define amx_backward_scratch(T) 0
-#define amx_pack_tokens(...)
-#define amx_forward_panel(...)
-#define amx_pack_dy(...)
-#define amx_backward_slice(...)
+static void amx_core_pack_x(float *packed, const float *x, int T, int K, int tile) {
+    amx_pack_tokens((bf16 *)packed, x, T, K, tile);
+}
+static void amx_core_forward_panel(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch) {
+    amx_forward_panel(p, (const bf16 *)packed, T, K, n0, n_rows, scratch);
+}
+static void amx_core_pack_dy(float *packed, const float *dy, int T, int N, int n0, int n, int tile) {
+    amx_pack_dy((bf16 *)packed, dy, T, N, n0, n, tile);
+}
+static void amx_core_backward_slice(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
+                                    int t0, int t1, float *scratch) {
+    amx_backward_slice(dx, K, p, (const bf16 *)packed, n0, n, k0, n_columns, t0, t1, scratch);
+}
+static const gemm_core amx_core = {
+    .token_tile = 32, .panel_rows = AMX_ROWS, .panel_unit = 32, .slice_columns = AMX_COLUMNS,
+    .packed_x = amx_packed_floats, .packed_dy = amx_packed_floats,
+    .forward_scratch = amx_forward_scratch, .backward_scratch = amx_backward_scratch,
+    .pack_x = amx_core_pack_x, .forward_panel = amx_core_forward_panel,
+    .pack_dy = amx_core_pack_dy, .backward_slice = amx_core_backward_slice,
+};
 #endif
 
-/* Sizes in floats: packed x or dy (shared), and scratch (a thread). */
-static ptrdiff_t linear_packed_x(int T, int K) { return USE_AMX ? amx_packed_floats(T, K) : DISPATCH(f32_packed_floats)(T, K); }
-static ptrdiff_t linear_packed_dy(int T, int N) { return USE_AMX ? amx_packed_floats(T, MIN(N, DY_COLUMNS)) : 0; }
-static ptrdiff_t linear_scratch_forward(int T) { return USE_AMX ? amx_forward_scratch(T) : DISPATCH(f32_forward_scratch)(T); }
-static ptrdiff_t linear_scratch_backward(int T) { return USE_AMX ? amx_backward_scratch(T) : DISPATCH(f32_backward_scratch)(); }
+static const gemm_core *linear_core(int type) {
+#if SIMD_X86
+    if (simd_isa() == ISA_AMX) return &amx_core;
+#endif
+    return DISPATCH(core_for)(type);
+}
 
-static int linear_token_tiles(int T) { return USE_AMX ? ROUND_UP(T, 32) / 32 : DISPATCH(f32_token_tiles)(T); }
+/* For y alone there is one more, for few tokens. */
+static const gemm_core *linear_forward_core(int type, int T) {
+    return T <= GEMV_TOKENS ? DISPATCH(core_for_few)() : linear_core(type);
+}
 
-/* Rows of W a panel. As many panels as divide evenly among the threads, so that none waits for another. */
-static int linear_panel_rows(int N, int n_threads) {
-    const int most = USE_AMX ? AMX_ROWS : F32_ROWS, step = USE_AMX ? 32 : 12;
-    const int panels = ROUND_UP((N + most - 1) / most, 2 * n_threads);
-    return MIN(most, ROUND_UP((N + panels - 1) / panels, step));
+/* Rows of W a panel, for N rows in all. As many panels as divide evenly among the threads, so that none waits for another. */
+static int linear_panel_rows(const gemm_core *core, int N, int n_threads) {
+    const int panels = ROUND_UP((N + core->panel_rows - 1) / core->panel_rows, 2 * n_threads);
+    return MIN(core->panel_rows, ROUND_UP((N + panels - 1) / panels, core->panel_unit));
 }
 
 /* Columns of W a slice. A slice starts at a block boundary. */
-static int linear_slice_columns(int K, int block, int n_threads) {
-    const int widest = USE_AMX ? AMX_COLUMNS : F32_COLUMNS;
-    return MAX(block, MIN(widest, ROUND_UP(ROUND_UP(K, 4 * n_threads) / (4 * n_threads), MAX(block, 32))));
+static int linear_slice_columns(const gemm_core *core, int K, int block, int n_threads) {
+    if (core->fixed_slices) return core->slice_columns;
+    return MAX(block, MIN(core->slice_columns, ROUND_UP(ROUND_UP(K, 4 * n_threads) / (4 * n_threads), MAX(block, 32))));
 }
 
-static void linear_pack_x(float *packed, const float *x, int T, int K, int tile) {
-    if (USE_AMX) amx_pack_tokens((bf16 *)packed, x, T, K, tile);
-    else DISPATCH(f32_pack_tokens)(packed, x, T, K, tile);
-}
-static void linear_forward_panel(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch) {
-    if (USE_AMX) amx_forward_panel(p, (const bf16 *)packed, T, K, n0, n_rows, scratch);
-    else DISPATCH(f32_forward_panel)(p, packed, T, K, n0, n_rows, scratch);
-}
-static void linear_pack_dy(float *packed, const projection *p, int T, int n0, int n, int tile) {
-    if (USE_AMX) amx_pack_dy((bf16 *)packed, p->dy, T, p->N, n0, n, tile);
-}
-static void linear_backward_slice(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
-                                  int t0, int t1, float *scratch) {
-    if (USE_AMX) amx_backward_slice(dx, K, p, (const bf16 *)packed, n0, n, k0, n_columns, t0, t1, scratch);
-    else DISPATCH(f32_backward_slice)(dx, K, p, n0, n, k0, n_columns, t0, t1, scratch);
-}
 static void linear_add_low_rank(float *dx, int K, const projection *p, int n_projections, int t0, int t1) {
     DISPATCH(add_low_rank_columns)(dx, K, p, n_projections, 0, K, t0, t1);
 }

@@ -6,8 +6,24 @@ The weights are read where they lie, in the mapping of the model file, and unpac
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport uint8_t
 
+from parallel cimport threads_for_rows
+
 cdef extern from "linear.h" nogil:
+    ctypedef struct projection
+    ctypedef struct gemm_core:
+        int token_tile
+        Py_ssize_t (*packed_x)(int T, int K) noexcept nogil
+        Py_ssize_t (*packed_dy)(int T, int N) noexcept nogil
+        Py_ssize_t (*forward_scratch)(int T) noexcept nogil
+        Py_ssize_t (*backward_scratch)(int T) noexcept nogil
+        void (*pack_x)(float *packed, const float *x, int T, int K, int tile) noexcept nogil
+        void (*forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch) noexcept nogil
+        void (*pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile) noexcept nogil
+        void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
+                               int t0, int t1, float *scratch) noexcept nogil
     ctypedef struct projection:
+        const gemm_core *core
+        const float *packed
         const uint8_t *weight
         Py_ssize_t row_bytes
         int type
@@ -20,19 +36,12 @@ cdef extern from "linear.h" nogil:
         const float *v
     int TOKENS_AT_ONCE
     int DY_COLUMNS
-    Py_ssize_t linear_packed_x(int T, int K)
-    Py_ssize_t linear_packed_dy(int T, int N)
-    Py_ssize_t linear_scratch_forward(int T)
-    Py_ssize_t linear_scratch_backward(int T)
-    int linear_token_tiles(int T)
-    int linear_panel_rows(int N, int n_threads)
-    int linear_slice_columns(int K, int block, int n_threads)
-    void linear_pack_x(float *packed, const float *x, int T, int K, int tile)
-    void linear_forward_panel(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch)
-    void linear_pack_dy(float *packed, const projection *p, int T, int n0, int n, int tile)
-    void linear_backward_slice(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
-                               int t0, int t1, float *scratch)
+    const gemm_core *linear_core(int type)
+    const gemm_core *linear_forward_core(int type, int T)
+    int linear_panel_rows(const gemm_core *core, int N, int n_threads)
+    int linear_slice_columns(const gemm_core *core, int K, int block, int n_threads)
     void linear_add_low_rank(float *dx, int K, const projection *p, int n_projections, int t0, int t1)
+    int GGML_N_TYPES
     bint ggml_is_known(int type)
     ctypedef struct ggml_format:
         int block_size, type_size
@@ -99,6 +108,8 @@ def linear_forward(list ys not None, const float[:, ::1] x not None, list weight
     """
     cdef projection p[MAX_PROJECTIONS]
     cdef int first_panel[MAX_PROJECTIONS + 1]
+    cdef int rows[MAX_PROJECTIONS]
+    cdef int first_with_core[MAX_PROJECTIONS]
     cdef int T = x.shape[0], K = x.shape[1], n = len(weights), i, j
     cdef float[:, ::1] y
     if not 0 < n <= MAX_PROJECTIONS or len(ys) != n or len(low_rank) != n:
@@ -109,6 +120,7 @@ def linear_forward(list ys not None, const float[:, ::1] x not None, list weight
         y = ys[i]
         check("linear_forward", f"y {i}", (y.shape[0], y.shape[1]), (T, (<Weight>weights[i]).N))
         set_projection(&p[i], "linear_forward", weights[i], T, (<Weight>weights[i]).N, low_rank[i])
+        p[i].core = linear_forward_core(p[i].type, T)
         if T:
             p[i].y = &y[0, 0]
     if residual is not None:
@@ -120,25 +132,40 @@ def linear_forward(list ys not None, const float[:, ::1] x not None, list weight
     if T == 0:
         return
 
-    cdef int tokens = min(T, TOKENS_AT_ONCE), rows, panel, t0, tile, total = 0
+    cdef int tokens = min(T, TOKENS_AT_ONCE), panel, t0, tile, tiles, total = 0
     for i in range(n):
         total += p[i].N
-    rows = linear_panel_rows(total, n_threads)
     first_panel[0] = 0
     for i in range(n):
-        first_panel[i + 1] = first_panel[i] + (p[i].N + rows - 1) // rows
-    cdef Py_ssize_t packed_size = linear_packed_x(tokens, K), thread_size = linear_scratch_forward(tokens)
+        rows[i] = linear_panel_rows(p[i].core, total, n_threads)
+        first_panel[i + 1] = first_panel[i] + (p[i].N + rows[i] - 1) // rows[i]
+    # x is packed once for each core among the projections
+    cdef Py_ssize_t packed_size = 0, thread_size = 0
+    for i in range(n):
+        first_with_core[i] = 0
+        while p[first_with_core[i]].core != p[i].core:
+            first_with_core[i] += 1
+        if first_with_core[i] == i:
+            packed_size += p[i].core.packed_x(tokens, K)
+            thread_size = max(thread_size, p[i].core.forward_scratch(tokens))
     cdef float *packed = <float *>scratch_get(sizeof(float) * (packed_size + n_threads * thread_size))
     if packed == NULL:
         raise MemoryError("linear_forward: no memory for packed activations")
     cdef float *scratch = packed + packed_size
     for t0 in range(0, T, TOKENS_AT_ONCE):
         tokens = min(T - t0, TOKENS_AT_ONCE)
-        with nogil:
-            for tile in prange(linear_token_tiles(tokens), num_threads=n_threads, schedule="static"):
-                linear_pack_x(packed, &x[t0, 0], tokens, K, tile)
-            for panel in prange(first_panel[n], num_threads=n_threads, schedule="dynamic", chunksize=1):
-                forward_panel(p, first_panel, panel, rows, packed, tokens, K, scratch + threadid() * thread_size)
+        packed_size = 0
+        for i in range(n):
+            if first_with_core[i] != i:
+                p[i].packed = p[first_with_core[i]].packed
+                continue
+            p[i].packed = packed + packed_size
+            packed_size += p[i].core.packed_x(tokens, K)
+            tiles = (tokens + p[i].core.token_tile - 1) // p[i].core.token_tile
+            for tile in prange(tiles, nogil=True, num_threads=threads_for_rows(tiles, p[i].core.token_tile * K, n_threads), schedule="static"):
+                p[i].core.pack_x(<float *>p[i].packed, &x[t0, 0], tokens, K, tile)
+        for panel in prange(first_panel[n], nogil=True, num_threads=n_threads, schedule="dynamic", chunksize=1):
+            forward_panel(p, first_panel, rows, panel, tokens, K, scratch + threadid() * thread_size)
         for i in range(n):      # on to the next tokens
             p[i].y += <Py_ssize_t>tokens * p[i].N
             p[i].c += <Py_ssize_t>tokens * p[i].R
@@ -146,13 +173,12 @@ def linear_forward(list ys not None, const float[:, ::1] x not None, list weight
                 p[i].residual += <Py_ssize_t>tokens * p[i].N
 
 
-cdef void forward_panel(projection *p, int *first_panel, int panel, int rows, float *packed, int T, int K,
-                        float *scratch) noexcept nogil:
+cdef void forward_panel(projection *p, int *first_panel, int *rows, int panel, int T, int K, float *scratch) noexcept nogil:
     cdef int i = 0, n0
     while panel >= first_panel[i + 1]:
         i += 1
-    n0 = (panel - first_panel[i]) * rows
-    linear_forward_panel(&p[i], packed, T, K, n0, min(rows, p[i].N - n0), scratch)
+    n0 = (panel - first_panel[i]) * rows[i]
+    p[i].core.forward_panel(&p[i], p[i].packed, T, K, n0, min(rows[i], p[i].N - n0), scratch)
 
 
 def linear_backward(float[:, ::1] dx not None, list dys not None, list weights not None, list low_rank not None, int n_threads):
@@ -165,51 +191,76 @@ def linear_backward(float[:, ::1] dx not None, list dys not None, list weights n
     Raises ValueError for a shape that does not fit, MemoryError. Twin: lorafast.reference.linear.
     """
     cdef projection p[MAX_PROJECTIONS]
-    cdef int T = dx.shape[0], K = dx.shape[1], n = len(weights), i, block = 1
+    cdef int T = dx.shape[0], K = dx.shape[1], n = len(weights), i, tokens = min(T, TOKENS_AT_ONCE)
+    cdef Py_ssize_t packed_size = 0, thread_size = 0
     cdef const float[:, ::1] dy
     if not 0 < n <= MAX_PROJECTIONS or len(dys) != n or len(low_rank) != n:
         raise ValueError(f"linear_backward: {len(dys)} gradients, {n} weights and {len(low_rank)} low-rank updates")
-    cdef int widest = 0
     for i in range(n):
         if (<Weight?>weights[i]).K != K:
             raise ValueError(f"linear_backward: dx has shape {(T, K)}, weight {i} wants K = {(<Weight>weights[i]).K}")
         dy = dys[i]
         check("linear_backward", f"dy {i}", (dy.shape[0], dy.shape[1]), (T, (<Weight>weights[i]).N))
         set_projection(&p[i], "linear_backward", weights[i], T, K, low_rank[i])
-        block = max(block, ggml_formats[p[i].type].block_size)
-        widest = max(widest, p[i].N)
+        p[i].core = linear_core(p[i].type)
+        thread_size = max(thread_size, p[i].core.backward_scratch(tokens))
+        packed_size = max(packed_size, packed_dy(p[i].core, tokens, p[i].N))
         if T:
             p[i].dy = &dy[0, 0]
     if T == 0:
         return
 
-    cdef int tokens = min(T, TOKENS_AT_ONCE), columns = linear_slice_columns(K, block, n_threads)
-    cdef int slices = (K + columns - 1) // columns, t0, tile, chunk, n0, width, item, pieces, piece
-    cdef Py_ssize_t packed_size = linear_packed_dy(tokens, widest), thread_size = linear_scratch_backward(tokens)
+    cdef int t0, tile
     cdef float *packed = <float *>scratch_get(sizeof(float) * (packed_size + n_threads * thread_size))
     if packed == NULL:
         raise MemoryError("linear_backward: no memory for packed gradients")
-    cdef float *scratch = packed + packed_size
     for t0 in range(0, T, TOKENS_AT_ONCE):
         tokens = min(T - t0, TOKENS_AT_ONCE)
-        pieces = 1              # few slices: deal out tokens too, so that no thread waits (each piece unpacks the weights again)
-        while slices * pieces < 3 * n_threads and n_threads > 1 and tokens // pieces >= 128:
-            pieces *= 2
-        piece = ((tokens + pieces - 1) // pieces + 31) // 32 * 32
-        pieces = (tokens + piece - 1) // piece
         with nogil:
             for i in range(n):
-                for chunk in range((p[i].N + DY_COLUMNS - 1) // DY_COLUMNS):
-                    n0 = chunk * DY_COLUMNS
-                    width = min(DY_COLUMNS, p[i].N - n0)
-                    for tile in prange(linear_token_tiles(tokens), num_threads=n_threads, schedule="static"):
-                        linear_pack_dy(packed, &p[i], tokens, n0, width, tile)
-                    for item in prange(slices * pieces, num_threads=n_threads, schedule="dynamic", chunksize=1):
-                        linear_backward_slice(&dx[t0, 0], K, &p[i], packed, n0, width, item % slices * columns,
-                                              min(columns, K - item % slices * columns), item // slices * piece,
-                                              min(tokens, (item // slices + 1) * piece), scratch + threadid() * thread_size)
+                backward_projection(&dx[t0, 0], K, &p[i], tokens, packed, packed + packed_size, thread_size, n_threads)
             for tile in prange((tokens + 31) // 32, num_threads=n_threads, schedule="static"):
                 linear_add_low_rank(&dx[t0, 0], K, p, n, tile * 32, min(tokens, tile * 32 + 32))
-        for i in range(n):
+        for i in range(n):      # on to the next tokens
             p[i].dy += <Py_ssize_t>tokens * p[i].N
             p[i].c += <Py_ssize_t>tokens * p[i].R
+
+
+cdef Py_ssize_t packed_dy(const gemm_core *core, int T, int N) noexcept nogil:
+    """Floats of packed dy; 0 where a core takes it as it is."""
+    return core.packed_dy(T, min(N, DY_COLUMNS)) if core.packed_dy != NULL else 0
+
+
+cdef void backward_projection(float *dx, int K, projection *p, int T, float *packed, float *scratch, Py_ssize_t thread_size,
+                              int n_threads) noexcept nogil:
+    """dx (T, K) += dy W: slices of columns are dealt out to threads."""
+    cdef int columns = linear_slice_columns(p.core, K, ggml_formats[p.type].block_size, n_threads)
+    cdef int slices = (K + columns - 1) // columns, chunk, n0, width, tile, item, piece, pieces = 1
+    # few slices: deal out tokens too, so that no thread waits (each piece unpacks the weights again)
+    while slices * pieces < 3 * n_threads and n_threads > 1 and T // pieces >= 128:
+        pieces *= 2
+    piece = ((T + pieces - 1) // pieces + 31) // 32 * 32
+    pieces = (T + piece - 1) // piece
+    for chunk in range((p.N + DY_COLUMNS - 1) // DY_COLUMNS):
+        n0 = chunk * DY_COLUMNS
+        width = min(DY_COLUMNS, p.N - n0)
+        if p.core.pack_dy != NULL:
+            for tile in prange((T + p.core.token_tile - 1) // p.core.token_tile, num_threads=n_threads, schedule="static"):
+                p.core.pack_dy(packed, p.dy, T, p.N, n0, width, tile)
+        for item in prange(slices * pieces, num_threads=n_threads, schedule="dynamic", chunksize=1):
+            p.core.backward_slice(dx, K, p, packed, n0, width, item % slices * columns,
+                                  min(columns, K - item % slices * columns), item // slices * piece,
+                                  min(T, (item // slices + 1) * piece), scratch + threadid() * thread_size)
+
+
+def linear_scratch_bytes(int T, int K, int N, int n_threads):
+    """Bytes of working memory that the products of T tokens with a weight (N, K) of any type take and keep."""
+    cdef int tokens = min(T, TOKENS_AT_ONCE), type
+    cdef const gemm_core *core
+    cdef Py_ssize_t largest = 0
+    for type in range(GGML_N_TYPES):
+        if ggml_is_known(type):
+            core = linear_core(type)
+            largest = max(largest, core.packed_x(tokens, K) + n_threads * core.forward_scratch(tokens))
+            largest = max(largest, packed_dy(core, tokens, N) + n_threads * core.backward_scratch(tokens))
+    return sizeof(float) * largest

@@ -1,10 +1,10 @@
 /* Rotary position embedding of one row of heads. */
 
 /* Rotates each pair (a, b) = (x[step j], x[step j + apart]) by its angle, or back (direction -1). y may be x: a pair is
- * read before it is written, and no two pairs overlap, which is what ivdep tells the compiler. */
+ * read before it is written, and no two pairs overlap, which the compiler is told. */
 VF_INLINE void FN(rope_rotate)(float *y, const float *x, const float *cos, const float *sin, ptrdiff_t n_pairs,
                                ptrdiff_t step, ptrdiff_t apart, float direction, int accumulate) {
-#pragma GCC ivdep
+    SIMD_NO_OVERLAP
     for (ptrdiff_t j = 0; j < n_pairs; j++) {
         const float a = x[step * j], b = x[step * j + apart], s = direction * sin[j];
         const float rotated_a = a * cos[j] - b * s, rotated_b = a * s + b * cos[j];

@@ -23,6 +23,23 @@
 #include <arm_neon.h>
 #endif
 
+/* What GCC and clang call by different names.
+ * SHUFFLE: elements of a and b, numbered through, by constant indices; mask_type has as many integers of the same size.
+ * SIMD_NO_OVERLAP before a loop: no turn of it reads what another one writes.
+ * SIMD_TARGET("instruction sets, as after -m") .. SIMD_TARGET_END: functions between them are compiled for these. */
+#define SIMD_PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define SHUFFLE(mask_type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define SIMD_NO_OVERLAP SIMD_PRAGMA(clang loop vectorize(assume_safety))
+#define SIMD_TARGET(names) SIMD_PRAGMA(clang attribute push(__attribute__((target(names))), apply_to = function))
+#define SIMD_TARGET_END SIMD_PRAGMA(clang attribute pop)
+#else
+#define SHUFFLE(mask_type, a, b, ...) __builtin_shuffle(a, b, (mask_type){__VA_ARGS__})
+#define SIMD_NO_OVERLAP SIMD_PRAGMA(GCC ivdep)
+#define SIMD_TARGET(names) SIMD_PRAGMA(GCC push_options) SIMD_PRAGMA(GCC target(names, "prefer-vector-width=512"))
+#define SIMD_TARGET_END SIMD_PRAGMA(GCC pop_options)
+#endif
+
 /* Ordered: a machine that runs one runs all below it. ISA_NEON is the only step above scalar on AArch64. */
 enum { ISA_SCALAR = 0, ISA_NEON = 1, ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_AMX = 3 };
 
@@ -42,6 +59,10 @@ static inline int simd_cpu_has_amx_bf16(void) {
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
     return (d >> 22 & 1) && (d >> 24 & 1);                      /* AMX-BF16, AMX-TILE */
 }
+static inline int simd_cpu_has_f16c(void) {                     /* clang's __builtin_cpu_supports doesn't know it */
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
 #endif
 
 /* The best instruction set of this machine; found once. */
@@ -51,10 +72,10 @@ static inline int simd_best_isa(void) {
     int isa = ISA_SCALAR;
 #if SIMD_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && simd_cpu_has_f16c()) {
         isa = ISA_AVX2;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512vl")) {
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
             isa = ISA_AVX512;
             if (__builtin_cpu_supports("avx512bf16") && simd_cpu_has_amx_bf16() && simd_request_tiles()) isa = ISA_AMX;
         }

@@ -10,8 +10,7 @@
 
 #if SIMD_X86
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+SIMD_TARGET("avx2,fma,f16c")
 #define SIMD_SUFFIX avx2
 #define VF_WIDTH 8
 #define SIMD_IS_AVX2 1
@@ -20,10 +19,9 @@
 #undef SIMD_SUFFIX
 #undef VF_WIDTH
 #undef SIMD_IS_AVX2
-#pragma GCC pop_options
+SIMD_TARGET_END
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+SIMD_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define SIMD_SUFFIX avx512
 #define VF_WIDTH 16
 #define SIMD_IS_AVX512 1
@@ -32,7 +30,7 @@
 #undef SIMD_SUFFIX
 #undef VF_WIDTH
 #undef SIMD_IS_AVX512
-#pragma GCC pop_options
+SIMD_TARGET_END
 
 #elif SIMD_NEON
 

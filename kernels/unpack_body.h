@@ -46,8 +46,8 @@ UNPACK_INLINE void unpack_k4_scales(const uint8_t packed[12], uint8_t scales[8],
         s & 0x3F3F3F3F, (rest & 0x0F0F0F0F) | (s >> 2 & 0x30303030),
         m & 0x3F3F3F3F, (rest >> 4 & 0x0F0F0F0F) | (m >> 2 & 0x30303030),
     };
-    const u8x16 twice = { 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15 };
-    const u8x16 mins_twice = __builtin_shuffle((u8x16)words, twice);
+    const u8x16 bytes = (u8x16)words;
+    const u8x16 mins_twice = SHUFFLE(u8x16, bytes, bytes, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
     memcpy(scales, &words, 8);
     memcpy(mins, &mins_twice, 16);
 }
@@ -56,6 +56,10 @@ UNPACK_INLINE void unpack_k4_scales(const uint8_t packed[12], uint8_t scales[8],
 UNPACK_INLINE float FN(f16)(f16_bits h) {
 #if SIMD_IS_AVX2 || SIMD_IS_AVX512
     return _cvtsh_ss(h);
+#elif SIMD_IS_NEON
+    __fp16 x;
+    memcpy(&x, &h, sizeof x);
+    return x;
 #else
     return f16_to_f32(h);
 #endif
@@ -83,7 +87,18 @@ UNPACK_INLINE u8x16 FN(fifth_bits)(const uint8_t bits[2]) {
 }
 
 UNPACK_INLINE void FN(store_q)(int16_t *q, i16x16 v) { memcpy(q, &v, sizeof v); }
-UNPACK_INLINE i8x16 FN(iq4_lookup)(u8x16 index) { return __builtin_shuffle(iq4_levels, (i8x16)index); }
+/* iq4_levels[index[i]], index[i] < 16. */
+UNPACK_INLINE i8x16 FN(iq4_lookup)(u8x16 index) {
+#if SIMD_IS_AVX2 || SIMD_IS_AVX512
+    return (i8x16)_mm_shuffle_epi8((__m128i)iq4_levels, (__m128i)index);
+#elif SIMD_IS_NEON
+    return (i8x16)vqtbl1q_s8((int8x16_t)iq4_levels, (uint8x16_t)index);
+#else
+    i8x16 levels;
+    for (int i = 0; i < 16; i++) levels[i] = iq4_levels[index[i]];
+    return levels;
+#endif
+}
 
 static void FN(unpack_q8_0)(const void *blocks, int n_blocks, int16_t *q, float *scale, float *min) {
     const block_q8_0 *b = blocks;
@@ -309,6 +324,8 @@ UNPACK_INLINE vf FN(load_q)(const int16_t *q) {
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)q)));
 #elif SIMD_IS_AVX2
     return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const void *)q)));
+#elif SIMD_IS_NEON
+    return (vf)vcvtq_f32_s32(vmovl_s16(vld1_s16(q)));
 #else
     int16_t v __attribute__((vector_size(2 * VF_WIDTH)));
     memcpy(&v, q, sizeof v);

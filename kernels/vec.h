@@ -24,6 +24,7 @@ typedef double FN(vd_type) __attribute__((vector_size(4 * VF_WIDTH), may_alias))
 #define vf_min FN(vf_min_)
 #define vf_sum FN(vf_sum_)
 #define vf_maximum FN(vf_maximum_)
+#define vf_transpose FN(vf_transpose_)
 #define vf_exp FN(vf_exp_)
 #define vd_load FN(vd_load_)
 #define vd_sum FN(vd_sum_)
@@ -66,16 +67,23 @@ VF_INLINE vf vf_max(vf a, vf b) { return vf_select(a > b, a, b); }
 VF_INLINE vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
 #endif
 
-/* VF_SWAP(v, n), n a power of two: each element changes places with its neighbour n away (element i with i ^ n). */
-#undef VF_INDEX
+/* VF_SHUFFLE(a, b, index): element i becomes element index(i) of a and b, numbered through; index is the name of a macro. */
+#undef VF_SHUFFLE
 #if VF_WIDTH == 16
-#define VF_INDEX ((vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
+#define VF_SHUFFLE(a, b, index) SHUFFLE(vi, a, b, index(0), index(1), index(2), index(3), index(4), index(5), index(6), index(7), \
+                                        index(8), index(9), index(10), index(11), index(12), index(13), index(14), index(15))
 #elif VF_WIDTH == 8
-#define VF_INDEX ((vi){0, 1, 2, 3, 4, 5, 6, 7})
+#define VF_SHUFFLE(a, b, index) SHUFFLE(vi, a, b, index(0), index(1), index(2), index(3), index(4), index(5), index(6), index(7))
 #else
-#define VF_INDEX ((vi){0, 1, 2, 3})
+#define VF_SHUFFLE(a, b, index) SHUFFLE(vi, a, b, index(0), index(1), index(2), index(3))
 #endif
-#define VF_SWAP(v, n) __builtin_shuffle(v, VF_INDEX ^ (n))
+
+/* VF_SWAP(v, n), n = 1, 2, 4 or 8: each element changes places with its neighbour n away. */
+#define VF_NEIGHBOUR_1(i) ((i) ^ 1)
+#define VF_NEIGHBOUR_2(i) ((i) ^ 2)
+#define VF_NEIGHBOUR_4(i) ((i) ^ 4)
+#define VF_NEIGHBOUR_8(i) ((i) ^ 8)
+#define VF_SWAP(v, n) VF_SHUFFLE(v, v, VF_NEIGHBOUR_##n)
 
 /* Over the elements of one vector, in halves: always in the same order. */
 VF_INLINE float vf_sum(vf v) {
@@ -99,6 +107,24 @@ VF_INLINE float vf_maximum(vf v) {
     v = vf_max(v, VF_SWAP(v, 2));
     v = vf_max(v, VF_SWAP(v, 1));
     return v[0];
+}
+
+/* rows[i][j] <-> rows[j][i] for a square of VF_WIDTH vectors: log2(VF_WIDTH) perfect shuffles, which deal the elements of two
+ * vectors out in turn: from their lower halves, and from their upper ones. */
+#define VF_DEAL_LOW(i) ((i) / 2 + (i) % 2 * VF_WIDTH)
+#define VF_DEAL_HIGH(i) ((i) / 2 + (i) % 2 * VF_WIDTH + VF_WIDTH / 2)
+VF_INLINE void vf_transpose(vf *rows) {
+    vf next[VF_WIDTH];
+#pragma GCC unroll 4
+    for (int round = VF_WIDTH; round > 1; round /= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < VF_WIDTH / 2; i++) {
+            next[2 * i] = VF_SHUFFLE(rows[i], rows[i + VF_WIDTH / 2], VF_DEAL_LOW);
+            next[2 * i + 1] = VF_SHUFFLE(rows[i], rows[i + VF_WIDTH / 2], VF_DEAL_HIGH);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VF_WIDTH; i++) rows[i] = next[i];
+    }
 }
 
 /* exp(x), within 1.6 ulp (all float32 from -87.3 to 88.7 tried); 0 below -87.7, infinity above 88.7, NaN for NaN.

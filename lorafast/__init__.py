@@ -1,2 +1,28 @@
-"""LoRA fine-tuning of quantised GGUF language models on CPUs."""
+"""LoRA fine-tuning of quantised GGUF language models on CPUs.
+
+From Python: `finetune` trains, `Model` opens a model with adapters; see lorafast.api. What these need is imported when they
+are first used.
+"""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import Model as Model, finetune as finetune
+    from .config import FinetuneConfig as FinetuneConfig
+    from .errors import LoraFastError as LoraFastError
+    from .events import Continuation as Continuation, Ended as Ended, Evaluation as Evaluation, Started as Started, Step as Step
+
 __version__ = "0.1.0"
+
+_HOMES = {"Model": "api", "finetune": "api", "FinetuneConfig": "config", "LoraFastError": "errors", "Started": "events",
+          "Step": "events", "Evaluation": "events", "Continuation": "events", "Ended": "events"}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lorafast' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

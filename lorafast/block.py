@@ -66,8 +66,8 @@ def widest_ranks(blocks: Sequence[Block], adapter: Adapter) -> list[list[int]]:
 class KVCache:
     """Keys and values of one sequence in one block, `n_ctx` positions at most."""
 
-    def __init__(self, hp: HParams, n_ctx: int) -> None:
-        self.k, self.v = empty(n_ctx, hp.sizes["HKV*D"]), empty(n_ctx, hp.sizes["HKV*DV"])
+    def __init__(self, hp: HParams, n_ctx: int, new: New = empty) -> None:
+        self.k, self.v = new(n_ctx, hp.sizes["HKV*D"]), new(n_ctx, hp.sizes["HKV*DV"])
 
 
 class Block:

@@ -10,7 +10,8 @@ from .atomic import atomic_write
 from .lora import ROLES, split_name
 
 
-def modelfile(model_path: str, adapter_path: str | None = None, *, parameters: Mapping[str, object] | None = None) -> str:
+def modelfile(model_path: str, adapter_path: str | None = None, *,
+              parameters: Mapping[str, object] | None = None) -> str:
     """The text of a Modelfile for `ollama create`: the model, and the GGUF adapter if it is not merged into it.
 
     Ollama takes relative paths from the Modelfile's own folder, which is the adapter's (or the merged model's).
@@ -41,12 +42,15 @@ def model_card(adapter: AdapterFile, base: BaseModel, adapter_path: str, *, mode
     front = ["---", *([f"base_model: {base.source}"] if base.source else []), "base_model_relation: adapter",
              f"library_name: {'peft' if is_folder else 'gguf'}", "pipeline_tag: text-generation",
              "tags:", "- lora", "- lorafast", "---"]
-    alpha = "1 (the file holds none)" if adapter.alpha is None else f"{adapter.alpha:g} / {adapter.r} = {adapter.scale:g}"
+    alpha = "1 (the file holds none)"
+    if adapter.alpha is not None:
+        alpha = f"{adapter.alpha:g} / {adapter.r} = {adapter.scale:g}"
     facts = {"Base model": base_name, "Adapted": _adapted(adapter), "Rank": _ranks(adapter), "Scale, alpha / r": alpha,
              **(training or {})}
     rows = [f"| {key} | {value} |" for key, value in facts.items()]
     return "\n".join([*front, "", f"# {name}", "", f"A LoRA adapter for {base_name}, trained with lorafast.", "",
-                      "| | |", "|---|---|", *rows, "", "## Use", "", *_usage(adapter_path, is_folder, base, model_path), ""])
+                      "| | |", "|---|---|", *rows, "",
+                      "## Use", "", *_usage(adapter_path, is_folder, base, model_path), ""])
 
 
 def _adapted(adapter: AdapterFile) -> str:
@@ -74,7 +78,7 @@ def _usage(path: str, is_folder: bool, base: BaseModel, model_path: str) -> list
 
 
 def write_beside(path: str, suffix: str, text: str) -> str:
-    """Writes `text` beside the adapter: `adapter.gguf` + `.md` is `adapter.md`; a folder gets README.md or Modelfile."""
+    """Writes `text` beside the adapter: `a.gguf` + `.md` is `a.md`; a folder gets README.md or Modelfile. The path."""
     if path.endswith("/") or os.path.isdir(path):
         target = Path(path) / {".md": "README.md", ".Modelfile": "Modelfile"}[suffix]
     else:

@@ -33,7 +33,8 @@ def run_check(options: CheckOptions, write: Callable[[str], None]) -> int:
     """The command: reports to `write`, a line each; returns 0 if llama.cpp loads the adapter and applies all of it."""
     kind = file_kind(options.adapter)
     if kind is not FileKind.GGUF_ADAPTER:
-        write(f"{options.adapter}: is {kind.value}, which llama.cpp does not load as an adapter. {_advice(kind, options)}")
+        write(f"{options.adapter}: is {kind.value}, which llama.cpp does not load as an adapter. "
+              f"{_advice(kind, options)}")
         return 1
     try:
         adapter = GGUFFile(options.adapter)
@@ -79,7 +80,8 @@ def check(adapter: GGUFFile, model: GGUFFile) -> Iterator[Finding]:
 
 
 def _check_metadata(metadata: dict[str, Any], types: dict[str, Any], architecture: str | None) -> Iterator[Finding]:
-    for key, expected in (("general.type", "adapter"), ("general.architecture", architecture), ("adapter.type", "lora")):
+    required = {"general.type": "adapter", "general.architecture": architecture, "adapter.type": "lora"}
+    for key, expected in required.items():
         if metadata.get(key) != expected:
             where = " as in the model" if key == "general.architecture" else ""
             yield Finding(True, f"{key} is {metadata.get(key, 'missing')!r}, but must be {expected!r}{where}")
@@ -87,8 +89,8 @@ def _check_metadata(metadata: dict[str, Any], types: dict[str, Any], architectur
     if alpha is not None and types["adapter.lora.alpha"][0] is not GGUFValueType.FLOAT32:
         yield Finding(True, f"adapter.lora.alpha is of type {types['adapter.lora.alpha'][0].label}, but must be f32")
     elif not alpha:
-        yield Finding(False, f"adapter.lora.alpha is {alpha if alpha is not None else 'missing'}: pairs are applied with "
-                             "scale 1, not alpha / r")
+        what = "missing" if alpha is None else alpha
+        yield Finding(False, f"adapter.lora.alpha is {what}: pairs are applied with scale 1, not alpha / r")
 
 
 def _check_pair(base: str, pair: dict[str, Tensor], model: GGUFFile) -> Iterator[Finding]:
@@ -97,9 +99,9 @@ def _check_pair(base: str, pair: dict[str, Tensor], model: GGUFFile) -> Iterator
         return
     tensor = model.tensors.get(base)
     if tensor is None:
-        why = (": its embedding serves as output matrix" if base == "output.weight" and "token_embd.weight" in model.tensors
-               else ": is it the wrong model?")
-        yield Finding(True, f"'{base}' is adapted, but the model has no such tensor{why}")
+        tied = base == "output.weight" and "token_embd.weight" in model.tensors
+        why = "its embedding serves as output matrix" if tied else "is it the wrong model?"
+        yield Finding(True, f"'{base}' is adapted, but the model has no such tensor: {why}")
         return
     a, b = pair["lora_a"], pair["lora_b"]
     problem = _shape_problem(base, _two_dims(a.shape), _two_dims(b.shape), _two_dims(tensor.shape))
@@ -107,8 +109,8 @@ def _check_pair(base: str, pair: dict[str, Tensor], model: GGUFFile) -> Iterator
         yield Finding(True, f"'{base}' {tensor.shape} has {problem}")
         return
     if base == "token_embd.weight" and "output.weight" not in model.tensors:
-        yield Finding(True, "'token_embd.weight' is adapted, but the model uses this matrix for its output too: llama.cpp "
-                            "loads the adapter and aborts at the first token")
+        yield Finding(True, "'token_embd.weight' is adapted, but the model uses this matrix for its output too: "
+                            "llama.cpp loads the adapter and aborts at the first token")
     if len(tensor.shape) == 1:
         yield Finding(False, f"'{base}' is a vector, of a norm for instance: its pair is loaded, but has no effect")
     yield from _check_values(base, a, b)
@@ -141,7 +143,8 @@ def _check_values(base: str, a: Tensor, b: Tensor) -> Iterator[Finding]:
             yield Finding(False, f"'{part.name}' is of type {part.type.label}, whose values lorafast cannot check")
             return
         if part.type.label not in FLOATS:
-            yield Finding(False, f"'{part.name}' is of type {part.type.label}: it loads, but llama-export-lora refuses it")
+            yield Finding(False, f"'{part.name}' is of type {part.type.label}: it loads, but llama-export-lora refuses "
+                                 "it")
     values_a, values_b = a.to_float32(), b.to_float32()
     if not (np.isfinite(values_a).all() and np.isfinite(values_b).all()):
         yield Finding(True, f"'{base}' holds values that are not finite: every output would be NaN")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .config import FinetuneConfig, GenerateConfig
+from .config import FinetuneConfig
 from .errors import LoraFastError, UsageError
-from .options import Options, fields, help_text, parse, unknown
-from .tool_options import CheckOptions, ConvertOptions, MergeOptions, ReportOptions
+from .options import HELP_WIDTH, Options, fields, help_text, parse, unknown
+from .tool_options import CheckOptions, ConvertOptions, InspectOptions, MergeOptions, ReportOptions
+from .use_options import GenerateConfig, PerplexityConfig
 
 INTERRUPTED = 130    # 128 + SIGINT, as shells report it
 READER_GONE = 141    # 128 + SIGPIPE
@@ -31,11 +33,24 @@ def run_finetune(config: FinetuneConfig) -> int:
     return INTERRUPTED if result.interrupted else 0
 
 
+def run_plan(config: FinetuneConfig) -> int:
+    from .train import plan
+
+    plan(config, print)
+    return 0
+
+
 def run_generate(config: GenerateConfig) -> int:
     from .sample import generate
 
     generate(config, write)
     return 0
+
+
+def run_perplexity(config: PerplexityConfig) -> int:
+    from .perplexity import run_perplexity
+
+    return run_perplexity(config, print)
 
 
 def run_convert(options: ConvertOptions) -> int:
@@ -54,6 +69,16 @@ def run_check(options: CheckOptions) -> int:
     from .check import run_check
 
     return run_check(options, print)
+
+
+def run_inspect(options: InspectOptions) -> int:
+    if options.model_base:
+        from .inspect_data import run_inspect_data
+
+        return run_inspect_data(options, sys.stdout)
+    from .inspect_model import run_inspect
+
+    return run_inspect(options, print)
 
 
 def run_report(options: ReportOptions) -> int:
@@ -81,7 +106,11 @@ class Command:
 
 COMMANDS = {
     "finetune": Command("train a LoRA adapter for a GGUF model", FinetuneConfig, run_finetune),
+    "plan": Command("tell what a run of finetune with these options would take", FinetuneConfig, run_plan),
     "generate": Command("continue a text with a model and adapters", GenerateConfig, run_generate),
+    "perplexity": Command("measure how well a model predicts a text, with and without adapters", PerplexityConfig,
+                          run_perplexity),
+    "inspect": Command("show a model, adapter, checkpoint, or data as the trainer sees it", InspectOptions, run_inspect),
     "report": Command("show how a run went: a page of plots and samples", ReportOptions, run_report),
     "convert": Command("bring an adapter or a checkpoint into another form", ConvertOptions, run_convert),
     "merge": Command("write a model with its adapters merged in", MergeOptions, run_merge),
@@ -152,8 +181,8 @@ def overview() -> str:
 
 def command_help(name: str) -> str:
     command = COMMANDS[name]
-    summary = command.summary
     needed = [spec.metavar for _, spec in fields(command.options) if spec.is_argument]
     needed += [f"{spec.names[0]} {spec.metavar}" for _, spec in fields(command.options) if "(required)" in spec.help]
-    return (f"usage: lorafast {name} {' '.join(needed)} OPTIONS\n\n{summary[0].upper()}{summary[1:]}. "
-            f"In brackets: the default.\n\n{help_text(command.options)}")
+    usage = textwrap.fill(f"usage: lorafast {name} {' '.join(needed)} OPTIONS", HELP_WIDTH, subsequent_indent="  ")
+    summary = f"{command.summary[0].upper()}{command.summary[1:]}. In brackets: the default."
+    return "\n\n".join([usage, textwrap.fill(summary, HELP_WIDTH), help_text(command.options)])

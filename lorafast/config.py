@@ -61,9 +61,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 ITERATIONS = 256
 """Of a run, where neither iterations nor epochs are given."""
 
-FILES, RUN, DATA, EVALUATION, SEEING, ADAPTER, OPTIMISER, STOPPING, MODEL, GENERATION = (
+FILES, RUN, DATA, EVALUATION, SEEING, ADAPTER, OPTIMISER, STOPPING, MODEL = (
     "Files", "Run", "Data", "Evaluation", "Seeing how it goes", "Adapter", "Optimiser", "Stopping early",
-    "The model's own values, overridden", "Options")
+    "The model's own values, overridden")
 
 
 def _as_option(field: str, value: object) -> str:
@@ -141,9 +141,19 @@ class FinetuneConfig(ModelOptions):
     epochs: int = option(-1, RUN, "N", "end after N times through the data; 0 or less: no limit")
     max_minutes: float = option(0.0, RUN, "X", "end after so many minutes, with the command that goes on; 0: no limit",
                                 allowed=AT_LEAST_0)
-    use_checkpointing: bool = option(
-        True, RUN, "", "recompute activations in the backward pass instead of keeping them: less memory, more time",
-        off=["--no-checkpointing"])
+    mem_limit: str = option("", RUN, "SIZE", "memory that the run may take, pages of the model included: 1.5G, 800M, 50%. "
+                            "A model that is larger is read as it is needed", shown_default="what is available")
+    use_checkpointing: bool | None = option(
+        None, RUN, "", "recompute activations in the backward pass instead of keeping them: less memory, more time",
+        off=["--no-checkpointing"], shown_default="as far as memory needs it")
+    checkpoint_every: int | None = option(
+        None, RUN, "N", "of N blocks one keeps its input, and the others recompute even that: still less memory, more time",
+        allowed=AT_LEAST_1, shown_default="1, unless memory needs more")
+    head_tokens: int | None = option(None, RUN, "N", "tokens whose logits exist at a time", allowed=AT_LEAST_1,
+                                     shown_default="128, or fewer if memory needs it")
+    micro_batch: int | None = option(
+        None, RUN, "N", "samples of a pass that are worked on at a time", allowed=AT_LEAST_1,
+        shown_default="all, or fewer if memory needs it")
     use_flash: bool = option(False, RUN, "", "accepted, without effect: attention is always fused", off=["--no-flash"])
     n_gpu_layers: int = option(0, RUN, "N", "accepted, without effect: there is no GPU path",
                                names=["-ngl", "--gpu-layers"])
@@ -260,6 +270,8 @@ class FinetuneConfig(ModelOptions):
             raise ValueError("config and preset are for FinetuneConfig.complete, which knows what else was given")
 
     def _check_adapter(self) -> None:
+        if self.use_checkpointing is False and (self.checkpoint_every or 1) > 1:
+            raise UsageError(f"--checkpoint-every {self.checkpoint_every}: but --no-checkpointing keeps everything")
         self.forms()
         self.ranks()
         given = [field for field in _ADAPTER_FIELDS if getattr(self, field) != type(self).__dataclass_fields__[field].default]
@@ -394,24 +406,6 @@ class FinetuneConfig(ModelOptions):
         going_on = dataclasses.replace(self, checkpoint_in=checkpoint, adam_iter=iterations, epochs=epochs,
                                        force_reshuffle=False)
         return shlex.join(["lorafast", "finetune", *to_argv(going_on)])
-
-
-@dataclass(frozen=True)
-class GenerateConfig(ModelOptions):
-    """The options of `lorafast generate`."""
-
-    model_base: str = option("", GENERATION, "FILE", "model: a GGUF of architecture llama (required)",
-                             names=["-m", "--model"])
-    lora: tuple[str, ...] = option((), GENERATION, "FILE", "adapter (of any form) or checkpoint to apply")
-    prompt: str = option("", GENERATION, "TEXT", "text to continue", names=["-p"])
-    n_predict: int = option(128, GENERATION, "N", "most tokens to generate", names=["-n"], allowed=AT_LEAST_0)
-    temperature: float = option(0.8, GENERATION, "X", "0: always the likeliest token; higher: more variety",
-                                names=["--temp"], allowed=AT_LEAST_0)
-    seed: int = option(-1, GENERATION, "N", "seed of the choice among tokens; -1: the time", names=["-s"], allowed=SEED)
-    ctx: int | None = option(None, GENERATION, "N", "most tokens of prompt and answer together", names=["-c"],
-                             allowed=AT_LEAST_1, shown_default="as many as needed")
-    threads: int | None = option(None, GENERATION, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
-                                 shown_default="physical cores")
 
 
 _ADAPTER_FIELDS = ("lora_r", "lora_alpha", "targets", "layers", "rslora", *RANK_FIELDS.values())

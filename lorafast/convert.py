@@ -36,11 +36,11 @@ def run_convert(options: ConvertOptions, write: Callable[[str], None]) -> int:
     if os.path.exists(options.target) and os.path.samefile(options.source, options.target):
         raise UsageError(f"{options.target}: is the adapter to convert; write the new one under another name")
     if options.modelfile and not (form is Form.GGUF and options.model_base):
-        raise UsageError("--modelfile: Ollama takes GGUF adapters, and the Modelfile names the model: it needs --to gguf "
-                         "and --model-base")
+        raise UsageError("--modelfile: Ollama takes GGUF adapters, and the Modelfile names the model: it needs "
+                         "--to gguf and --model-base")
     model = open_model(options.model_base) if options.model_base else None
     if kind is FileKind.PEFT and model is None:
-        raise UsageError("--model-base is needed: a PEFT adapter does not say how the model's heads are ordered in GGUF")
+        raise UsageError("--model-base is needed: a PEFT adapter does not say what GGUF makes of the model's heads")
     adapter = read_adapter(options.source, BaseModel.from_gguf(model) if model else None)
     for warning in adapter.warnings:
         write(f"note: {warning}")
@@ -59,7 +59,7 @@ def run_convert(options: ConvertOptions, write: Callable[[str], None]) -> int:
 
 
 def drop(adapter: AdapterFile, what: Iterable[str]) -> list[str]:
-    """Removes the pairs of the roles, groups and tensor names (with * and ?) in `what`; returns a line if there were any.
+    """Removes the pairs of the roles, groups and tensor names (with * and ?) in `what`; a line if there were any.
 
     UsageError for a name that can mean no tensor, LoraFastError where nothing would be left.
     """
@@ -116,11 +116,12 @@ def refuse(adapter: AdapterFile, form: Form | str, base: BaseModel) -> None:
                             "them out (--drop norms), or have them merged into the model (lorafast merge)")
     if form is Form.GGUF and base.tied and "token_embd" in roles:
         raise LoraFastError("a GGUF adapter cannot carry the pair of token_embd for a model that uses this matrix for "
-                            "its output too: llama.cpp aborts. Leave it out (--drop token_embd), or have it merged into "
-                            "the model (lorafast merge)")
+                            "its output too: llama.cpp aborts. Leave it out (--drop token_embd), or have it merged "
+                            "into the model (lorafast merge)")
     if form in (Form.GGUF, CHECKPOINT) and base.tied and "output" in roles:
-        raise LoraFastError("the adapter has a pair for output.weight, which this model lacks: it uses token_embd.weight "
-                            "for its output. Leave it out (--drop output), or have it merged (lorafast merge)")
+        raise LoraFastError("the adapter has a pair for output.weight, which this model lacks: it uses "
+                            "token_embd.weight for its output. Leave it out (--drop output), or have it merged "
+                            "(lorafast merge)")
     if form is CHECKPOINT:
         for role in sorted(roles):
             ranks = {len(a) for name, (a, _) in adapter.pairs.items() if split_name(name)[1] == role}
@@ -186,8 +187,8 @@ def _ask_for_model(kind: FileKind, form: Form | str, adapter: AdapterFile) -> No
     if form is Form.PEFT and roles & {"attn_q", "attn_k"} and kind is not FileKind.CHECKPOINT:
         reason = "GGUF and Hugging Face order the rows of q and k differently, by the model's heads"
     elif form is Form.GGUF and roles & {"token_embd", "output"}:
-        reason = ("whether a GGUF adapter can carry pairs of token_embd and output depends on whether the model uses one "
-                  "matrix for both")
+        reason = ("whether a GGUF adapter can carry pairs of token_embd and output depends on whether the model uses "
+                  "one matrix for both")
     elif form is CHECKPOINT and kind is not FileKind.CHECKPOINT:
         reason = "a checkpoint holds the model's sizes"
     if reason:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from .model import Model, Sequence, Trainer
+from .generation import Session, chooser
 from .lora import Adapter
-from .sample import continuation
 from .sampler import Batch
+from .sampling import Sampling
 from .tokenizer import Tokenizer
 
-TEMPERATURE = 0.7
+SAMPLING = Sampling(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0)
 
 
 def mean_loss(trainer: Trainer, batches: Iterable[Batch], n_batches: int = 0) -> tuple[float, int]:
@@ -73,8 +74,7 @@ def continued(model: Model, adapter: Adapter, tokenizer: Tokenizer, prompt: str,
     """`n_tokens` tokens that follow `prompt`, as text. The choice among tokens is the same random one every time."""
     tokens = prompt_tokens(tokenizer, prompt)
     sequence = Sequence(model, adapter, len(tokens) + n_tokens, n_threads)
-    chosen = itertools.takewhile(lambda token: token not in tokenizer.eog_ids,
-                                 continuation(sequence, tokens, n_tokens, TEMPERATURE, np.random.default_rng(0)))
+    chosen = Session(sequence).continuation(tokens, n_tokens, chooser(SAMPLING, seed=0), tokenizer.eog_ids)
     return tokenizer.decode(chosen, continuation=True)
 
 

@@ -50,6 +50,17 @@ def file_kind(path: str | os.PathLike) -> FileKind:
     return gguf_kind(GGUFFile(path).metadata)
 
 
+def is_data(path: str | os.PathLike) -> bool:
+    """Whether the file or folder exists and is, by its beginning, none of these kinds: training data, if anything."""
+    path = Path(path)
+    if path.is_dir():
+        return not (path / PEFT_CONFIG).exists()
+    if not path.exists() or path.name in (PEFT_CONFIG, PEFT_WEIGHTS):
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) not in (b"GGUF", GGLA_MAGIC, b"lcgg")
+
+
 def gguf_kind(metadata: Mapping[str, Any]) -> FileKind:
     """The kind of a GGUF file by its metadata."""
     if metadata.get("general.type") == "adapter" or "adapter.type" in metadata:

@@ -6,20 +6,37 @@ Elsewhere what counts stands in ⟦ ⟧, and · separates tokens.
 """
 from __future__ import annotations
 
+import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 import numpy as np
 
-from .data import Data
+from .data import Data, DataOptions, open_data
+from .gguf import open_model
 from .samples import Samples, Sequences, plain, targets_of
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, load_tokenizer
+from .tool_options import InspectOptions
 
 COUNTED, READ = ("\x1b[32m", "\x1b[92m"), ("\x1b[90m", "\x1b[37m")
 RESET = "\x1b[0m"
 N_BARS = 12
 LINE_END = "↵\n"
+
+
+def run_inspect_data(options: InspectOptions, out: TextIO) -> int:
+    """Runs `lorafast inspect` for data; returns the exit status."""
+    gguf = open_model(options.model_base)
+    tokenizer = load_tokenizer(gguf)
+    data = open_data(DataOptions(
+        (options.file,), data_format=options.data_format, chat_template=options.chat_template,
+        train_on_prompt=options.train_on_prompt, skip_bad=options.skip_bad, stride=options.stride,
+        sample_start=options.start_text, include_sample_start=options.include_sample_start,
+        overlapping_samples=options.overlapping_samples), tokenizer, gguf.metadata, options.ctx)
+    inspect_data(data, tokenizer, out, ctx=options.ctx, batch=options.batch, numbers=list(map(int, options.samples.split(","))),
+                 width=min(120, shutil.get_terminal_size().columns))
+    return 0
 
 
 def inspect_data(data: Data, tokenizer: Tokenizer, out: TextIO, *, ctx: int, batch: int,

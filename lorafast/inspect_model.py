@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import Any
 
@@ -15,10 +15,18 @@ from .files import megabytes
 from .ggml_types import FILE_TYPE_NAMES
 from .gguf import GGUFFile, Tensor, open_model
 from .lora import ROLES, Pair, split_name
+from .tool_options import InspectOptions
 
 VALUE_WIDTH = 60
 ANY_BASE = BaseModel("", 0, 0, 0, tied=False)
 """Stands for the base model where only norms are wanted: they do not depend on the order of q's and k's rows."""
+
+
+def run_inspect(options: InspectOptions, write: Callable[[str], None]) -> int:
+    """The command, for what is no training data: describes the file to `write`, line by line. The exit status."""
+    for line in inspect_file(options.file, everything=options.all):
+        write(line)
+    return 0
 
 
 def inspect_file(path: str, *, everything: bool = False) -> Iterator[str]:
@@ -112,8 +120,10 @@ def adapter_lines(adapter: AdapterFile, everything: bool = False) -> Iterator[st
     for warning in adapter.warnings:
         yield f"note: {warning}"
     n_params = sum(a.size + b.size for a, b in adapter.pairs.values())
-    alpha = "none in the file, scale 1" if adapter.alpha is None else f"{adapter.alpha:g} / {adapter.r} = {adapter.scale:g}"
-    yield f"{len(adapter.pairs)} pairs, {n_params / 1e6:.3f} million parameters; alpha / r: {alpha}"
+    scale = "none in the file, scale 1"
+    if adapter.alpha is not None:
+        scale = f"{adapter.alpha:g} / {adapter.r} = {adapter.scale:g}"
+    yield f"{len(adapter.pairs)} pairs, {n_params / 1e6:.3f} million parameters; alpha / r: {scale}"
     broken = [name for name, pair in adapter.pairs.items() if not all(np.isfinite(part).all() for part in pair)]
     if broken:
         yield f"warning: {len(broken)} pairs hold values that are not finite, {broken[0]} the first"
@@ -122,7 +132,7 @@ def adapter_lines(adapter: AdapterFile, everything: bool = False) -> Iterator[st
         rows.setdefault(name if everything else split_name(name)[1], []).append(pair)
     width = max(map(len, rows), default=0)
     yield ""
-    yield "Root mean square over the pairs of a row: of ‖A‖, ‖B‖ and the change ‖s·B·A‖, and of one element of the change"
+    yield "Root mean squares over the pairs of a row: ‖A‖, ‖B‖, the change ‖s·B·A‖, and one element of the change"
     yield f"{'tensor':<{width}}  pairs  rank  shape (rows × columns)       ‖A‖      ‖B‖  ‖s·B·A‖   element"
     for name, pairs in rows.items():
         yield f"{name:<{width}}  {_norm_columns(pairs, adapter.scale)}"
@@ -135,7 +145,8 @@ def _norm_columns(pairs: list[Pair], scale: float) -> str:
     squares = np.array([(_square(a), _square(b), change_square(a, b, scale)) for a, b in pairs]).mean(axis=0)
     n_values = np.mean([a.shape[1] * b.shape[1] for a, b in pairs])
     norms = [*np.sqrt(squares), np.sqrt(squares[2] / n_values)]
-    return f"{len(pairs):>5}  {ranks:>4}  {shape:<22}" + "".join(f"{norm:>9.3g}" for norm in norms[:3]) + f"{norms[3]:>10.2e}"
+    columns = "".join(f"{norm:>9.3g}" for norm in norms[:3])
+    return f"{len(pairs):>5}  {ranks:>4}  {shape:<22}{columns}{norms[3]:>10.2e}"
 
 
 def _square(x: np.ndarray) -> float:
@@ -153,8 +164,9 @@ def change_square(a: np.ndarray, b: np.ndarray, scale: float) -> float:
 def checkpoint_lines(checkpoint: Checkpoint) -> Iterator[str]:
     """The model it belongs to, and where the run stands: counters, position in the data, optimiser."""
     geometry = checkpoint.geometry
-    yield (f"model: {geometry.architecture}, {geometry.n_layer} layers, n_embd {geometry.n_embd}, n_ff {geometry.n_ff}, "
-           f"{geometry.n_head} heads ({geometry.n_head_kv} for keys and values), context {geometry.n_ctx}")
+    yield (f"model: {geometry.architecture}, {geometry.n_layer} layers, n_embd {geometry.n_embd}, "
+           f"n_ff {geometry.n_ff}, {geometry.n_head} heads ({geometry.n_head_kv} for keys and values), "
+           f"context {geometry.n_ctx}")
     yield "ranks: " + ", ".join(f"{role} {checkpoint.ranks[role]}" for role in ROLES if checkpoint.ranks[role])
     yield "written by: " + ("llama.cpp's finetune, or for it" if checkpoint.is_originals
                             else f"lorafast {checkpoint.extras.get('version', '')}".strip())
@@ -167,12 +179,12 @@ def checkpoint_lines(checkpoint: Checkpoint) -> Iterator[str]:
            f"epochs {sampler.epochs}")
     yield (f"position in the data: sample {sampler.next_sample} of {sampler.sample_count} in the present shuffle; "
            f"samples hash {sampler.samples_hash}")
-    yield (f"optimiser: adam, step {state.iteration} of the schedule is next; losses: best {state.best_loss:g}, previous "
-           f"{state.previous_loss:g}, {state.no_improvement} iterations without a new best")
+    yield (f"optimiser: adam, step {state.iteration} of the schedule is next; losses: best {state.best_loss:g}, "
+           f"previous {state.previous_loss:g}, {state.no_improvement} iterations without a new best")
     if len(state.past_losses):
         yield f"last {len(state.past_losses)} losses, for --opt-delta: {shown(state.past_losses)}"
-    norms = ", ".join(f"‖{name}‖ {np.linalg.norm(values):.3g}" for name, values in (("m", checkpoint.m), ("v", checkpoint.v)))
-    yield f"moments: {norms}; order {state.moments_order}, {checkpoint.moments_evidence}"
+    m, v = np.linalg.norm(checkpoint.m), np.linalg.norm(checkpoint.v)
+    yield f"moments: ‖m‖ {m:.3g}, ‖v‖ {v:.3g}; order {state.moments_order}, {checkpoint.moments_evidence}"
     extras = {key: value for key, value in checkpoint.extras.items() if key != "version"}
     for key, value in extras.items():
         yield f"lorafast.{key}: {shown(value)}"

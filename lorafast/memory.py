@@ -8,37 +8,55 @@ from shapes, and by times that are measured on this machine: one block, the outp
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from .block import Rows
 from .buffers import sized
+from .config import FinetuneConfig
 from .errors import LoraFastError, UsageError
 from .files import megabytes
 from .gguf import GGUFFile
 from .kernels.adam import adam_step
 from .kernels.attention import attention_scratch_bytes
 from .kernels.linear import linear_scratch_bytes
+from .layers import Projections
 from .lora import Adapter
-from .model import Activations, Model, Strategy, Trainer, scratch_floats, weight_order
+from .model import Activations, Model, Strategy, Trainer, lowest_block, scratch_floats, sequence_bytes, weight_order
 from .process import resident_bytes
 from .residency import ModelFiles, Residency, Window, least_capacity, nbytes
 
-RESERVE = 12 << 20
+RESERVE = 8 << 20
 """Bytes for what is too small to be listed: the allocator's and the thread library's own, short-lived arrays, page edges."""
 
-CACHE_RESERVE = 40 << 20
+CACHE = "the system's cache beside the weights"
+CACHE_RESERVE = 24 << 20
 """Under a cgroup's limit, bytes of the system's cache that reading leaves around the weights in memory (see residency.py)."""
 
 DATA_BYTES = 15
 """Memory for a byte of text: at about 3 bytes a token, 4 bytes for the token and up to 40 for a sample that begins there."""
+
+
+Result = TypeVar("Result")
+
+
+def cached(method: Callable[..., Result]) -> Callable[..., Result]:
+    """A method that computes once for each set of arguments, and remembers as long as its object lives."""
+    @functools.wraps(method)
+    def wrapped(self: Any, *arguments: Any) -> Result:
+        known = vars(self).setdefault("_" + method.__name__, {})
+        if arguments not in known:
+            known[arguments] = method(self, *arguments)
+        return known[arguments]
+    return wrapped
 
 
 # --- The budget ---------------------------------------------------------------------------------------------------------------
@@ -133,12 +151,28 @@ class Speed:
     head: float
 
 
+UNPACKING_TOKENS = 32
+"""Unpacking weights costs about as much time as computing with so many tokens: a pass of few tokens is slower for each of them."""
+
+HEAD_TOKENS = (128, 64, 32, 16)
+"""Tokens whose logits exist at a time, to choose from. More than the first brings no time, fewer cost some."""
+
+SHORTLIST = 40
+"""So many of the strategies that seem fastest are followed through a pass, to find the one that is."""
+
+SLOW_DISK = 0.8
+"""A choice counts on this share of the disk's measured rate: others read too."""
+
 MEASURED_TOKENS = 1024
 """A measurement takes as many whole sequences as fit in this, or one; the rest is in proportion."""
 
 
-def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens: int, n_threads: int) -> Speed:
-    """Runs one block in the middle, and the output, on random tokens. The adapter is not touched."""
+def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens: int, n_threads: int,
+                  files: ModelFiles | None = None) -> Speed:
+    """Runs one block in the middle, and the output, on some tokens. The adapter is not touched.
+
+    With `files` no more of the weights is in memory at a time than must be.
+    """
     n_sequences = max(1, min(T, MEASURED_TOKENS) // ctx)
     begin = np.arange(0, n_sequences * ctx + 1, ctx, dtype=np.int32)
     block = model.blocks[len(model.blocks) // 2]
@@ -148,15 +182,17 @@ def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens:
     part = Adapter([spec for spec in adapter.specs if spec.name in names], adapter.alpha, adapter.r, training=True)
     trainer = Trainer(one, part, n_sequences * ctx, Strategy(n_kept=1, head_tokens=head_tokens), n_threads)
     tokens = np.arange(begin[-1], dtype=np.int32) % min(model.hparams.n_vocab, 64)
-    rows, x = Rows.of(begin), trainer.buffers.input
-    forward, backward_arguments = (trainer.scratch, rows, part, n_threads), (trainer.scratch, rows, part, n_threads, True)
-    saved = trainer.buffers.saved_of(0)
+    x, saved, common = trainer.buffers.input, trainer.buffers.saved_of(0), (trainer.scratch, Rows.of(begin), part, n_threads)
+    order = weight_order(one, trainer.buffers)
+    residency = files and Residency(files, one.embedding, order, least_capacity(order))
     one.embedding.forward(x(0), tokens, part, n_threads)
-    seconds = [_least_time(run) for run in (
-        lambda: block.forward(x(1), x(0), saved, *forward),
-        lambda: block.forward(None, x(0), saved, *forward),
-        lambda: block.backward(x(1), x(0), saved, *backward_arguments),
+    seconds = [_least_time(run, residency) for run in (
+        lambda: block.forward(x(1), x(0), saved, *common),
+        lambda: block.forward(None, x(0), saved, *common),
+        lambda: block.backward(x(1), x(0), saved, *common, need_dx=True),
         lambda: trainer.head(x(1), trainer.buffers.rstd, tokens, 1e-6))]
+    if residency:
+        residency.close()
     return Speed(T, *(T / len(tokens) * each for each in seconds))
 
 
@@ -181,13 +217,14 @@ def measure_disk(files: ModelFiles, model: Model) -> float:
     return read / seconds
 
 
-def _least_time(run: Callable[[], object]) -> float:
-    """Of two runs: the first finds cold caches and pages that are not there yet."""
+def _least_time(run: Callable[[], object], residency: Residency | None = None) -> float:
+    """Of two runs, without waiting for the disk: the first finds cold caches and pages that are not there yet."""
     seconds = []
     for _ in range(2):
+        waited = residency.seconds_waited if residency else 0.0
         began = time.perf_counter()
         run()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - began - (residency.seconds_waited - waited if residency else 0.0))
     return min(seconds)
 
 
@@ -209,6 +246,7 @@ class Job:
     iterations  of this run; None if that is not known yet
     data_bytes  size of the training data's files
     copies      arrays of the size of the adapter: parameters, gradients, two moments, and more with dropout
+    continuation  texts are generated now and then
     """
 
     batch: int
@@ -218,6 +256,7 @@ class Job:
     n_threads: int
     data_bytes: int = 0
     copies: int = 4
+    continuation: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,6 +295,10 @@ class Plan:
     model_bytes: int
     reasons: tuple[str, ...]
     timing: Timing
+
+    def for_iterations(self, n: int) -> Plan:
+        """The same, once it is known how many iterations the run has."""
+        return replace(self, job=replace(self.job, iterations=n))
 
     @property
     def nbytes(self) -> int:
@@ -297,12 +340,27 @@ class Plan:
 
     def comparison(self, peak: int, seconds: float | None, bytes_read: int | None) -> str:
         """What was measured beside what was planned."""
-        text = f"memory {megabytes(peak)} (planned {megabytes(self.nbytes)})"
+        resident = sum(item.nbytes for item in self.items if item.name != CACHE)
+        text = f"memory {megabytes(peak)} (planned {megabytes(resident)})"
         if seconds:
             text += f", a step {_duration(seconds)} (planned {_duration(self.timing.seconds)})"
         if bytes_read is not None and self.timing.bytes_read:
             text += f", read {bytes_read / 1e9:.2f} GB a step (planned {self.timing.bytes_read / 1e9:.2f})"
         return text
+
+
+def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, model: Model, adapter: Adapter, base_bytes: int) -> Plan:
+    """The plan for `lorafast finetune` with these options. Raises LoraFastError when there is none, and says what would fit.
+
+    adapter     may still be without values
+    base_bytes  what the process took before model and adapter were made
+    """
+    job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads,
+              data_bytes=sum(os.path.getsize(path) for path in config.train_data if os.path.isfile(path)),
+              copies=5 if config.lora_dropout else 4, continuation=bool(config.sample_prompt))
+    forced = Forced(None if config.use_checkpointing is None else not config.use_checkpointing, config.checkpoint_every,
+                    config.head_tokens, config.micro_batch)
+    return Planner(gguf, files, model, adapter, job, read_budget(config.mem_limit), base_bytes).plan(forced)
 
 
 class Planner:
@@ -321,41 +379,60 @@ class Planner:
         if not fitting:
             raise LoraFastError(self._refusal(candidates))
         best = candidates[0]
-        if self._capacity(best) is not None or best not in fitting:
-            estimates = {strategy: self._estimate(strategy) for strategy in fitting}
-            best = min(fitting, key=estimates.__getitem__)
+        if self._capacity(best) is not None:
+            shortlist = sorted(fitting, key=self._estimate)[:SHORTLIST]
+            best = min(shortlist, key=lambda strategy: self._timing(strategy, SLOW_DISK * self._disk()).seconds)
         capacity = self._capacity(best)
         return Plan(self.job, self.budget, best, (*self._items(best), self._weights(capacity)), capacity, self.gguf.nbytes,
-                    tuple(self._reasons(candidates[0], best, capacity)), self._timing(best, capacity))
+                    tuple(self._reasons(candidates[0], best, capacity)), self._timing(best, self._disk() if capacity is not None else 0.0))
 
     # Bytes
 
     def _items(self, strategy: Strategy) -> list[Item]:
         """Everything but the weights."""
-        job, hp, params = self.job, self.model.hparams, 4 * self.adapter.n_params
-        T = strategy.max_tokens(job.batch, job.ctx)
-        activations = Activations(self.model, self.adapter, T, strategy, new=sized)
-        kept = activations.saved[0].nbytes * len(activations.saved)
-        blocks = f"{len(activations.saved)} of {hp.n_layer - activations.lowest} blocks"
-        head = min(T, strategy.head_tokens)
+        job, params, T = self.job, 4 * self.adapter.n_params, self._tokens(strategy)
+        inputs, block = self._activation_bytes(T, strategy.input_every)
+        n_kept = min(strategy.n_kept, len(self._trained))
+        of_blocks = f"of {n_kept} blocks of {len(self._trained)}" + ", the others compute them again" * (n_kept < len(self._trained))
         items = [
             Item("Python, libraries, tokenizer", self.base_bytes),
             Item("training data", DATA_BYTES * job.data_bytes, "estimate"),
             Item("adapter", params * (job.copies - 3)),
             Item("its gradients", params),
             Item("its moments", 2 * params),
-            Item("activations: inputs of the blocks", activations.nbytes - kept),
-            Item("activations: kept for backward", kept, blocks + ("" if self._keeps_all(strategy) else ", the others are "
-                                                                  "computed again")),
-            Item("working arrays, logits of a chunk", 4 * scratch_floats(self.model, T, strategy), f"{head} tokens a chunk"),
+            Item("inputs of the blocks", inputs),
+            Item("activations kept for backward", n_kept * block, of_blocks),
+            Item("working arrays, logits", 4 * scratch_floats(self.model, T, strategy), f"of {strategy.head_tokens} tokens at a time"),
             Item("packed operands and tiles of the kernels", self._kernel_bytes(T)),
-            Item("reserve", RESERVE + (CACHE_RESERVE if self._counts_cache() else 0)),
+            Item("generating texts", self.job.continuation and sequence_bytes(self.model, self.adapter)),
+            Item("reserve", RESERVE),
+            Item(CACHE, CACHE_RESERVE if self._counts_cache else 0, "counts in the cgroup, not as resident"),
         ]
         return [item for item in items if item.nbytes]
 
-    def _counts_cache(self) -> bool:
-        return self.budget.cgroup is not None and self.budget.nbytes > self.budget.cgroup - CACHE_RESERVE
+    def _weights(self, capacity: int | None) -> Item:
+        if capacity is None:
+            return Item("weights in memory", self.gguf.nbytes, "the whole model")
+        return Item("weights in memory", capacity, f"of {megabytes(self.gguf.nbytes)}, the rest is read when it is needed")
 
+    def _capacity(self, strategy: Strategy) -> int | None | Literal[False]:
+        """Bytes that are left for weights; None if all find room, False if there is not enough for them to stream."""
+        left = self.budget.nbytes - sum(item.nbytes for item in self._items(strategy))
+        if left >= self.gguf.nbytes:
+            return None
+        return min(left, self._streamed_bytes) if left >= self._least_capacity else False
+
+    def _tokens(self, strategy: Strategy) -> int:
+        return strategy.max_tokens(self.job.batch, self.job.ctx)
+
+    @cached
+    def _activation_bytes(self, T: int, input_every: int) -> tuple[int, int]:
+        """Bytes of the blocks' inputs, and of what one block keeps for backward."""
+        activations = Activations(self.model, self.adapter, T, Strategy(1, input_every), new=sized)
+        block = activations.saved[0].nbytes
+        return activations.nbytes - block, block
+
+    @cached
     def _kernel_bytes(self, T: int) -> int:
         n_threads, hp, size = self.job.n_threads, self.model.hparams, self.model.hparams.sizes
         C, F, V, heads = size["C"], size["F"], size["V"], size["H*D"]
@@ -363,124 +440,114 @@ class Planner:
         return (max(linear_scratch_bytes(T, K, N, n_threads) for K, N in shapes)
                 + attention_scratch_bytes(T, hp.n_head, hp.n_embd_head_k, hp.n_embd_head_v, n_threads))
 
-    def _weights(self, capacity: int | None) -> Item:
-        if capacity is None:
-            return Item("weights in memory", self.gguf.nbytes, "the whole model")
-        return Item("weights in memory", capacity, f"of {megabytes(self.gguf.nbytes)}; the rest is read when it is needed")
+    @property
+    def _counts_cache(self) -> bool:
+        return self.budget.cgroup is not None and self.budget.nbytes > self.budget.cgroup - CACHE_RESERVE
 
-    def _capacity(self, strategy: Strategy) -> int | None | bool:
-        """Bytes that are left for weights; None if all find room, False if there is not enough for them to stream."""
-        left = self.budget.nbytes - sum(item.nbytes for item in self._items(strategy))
-        if left >= self.gguf.nbytes:
-            return None
-        return min(left, self._streamed_bytes) if left >= self._least_capacity else False
+    @cached
+    def _order(self, strategy: Strategy) -> list[Projections]:
+        return weight_order(self.model, Activations(self.model, self.adapter, 1, strategy, new=sized))
 
-    @cached_property
-    def _order(self) -> list:
-        return weight_order(self.model, Activations(self.model, self.adapter, 1, Strategy(1), new=sized))
-
-    @cached_property
+    @property
     def _least_capacity(self) -> int:
-        return min(self.gguf.nbytes, least_capacity(self._order))
+        return min(self.gguf.nbytes, least_capacity(self._order(Strategy(1))))
 
-    @cached_property
+    @property
     def _streamed_bytes(self) -> int:
-        return sum(nbytes(group) for group in set(self._order))
+        return sum(nbytes(group) for group in set(self._order(Strategy(1))))
+
+    @property
+    def _trained(self) -> range:
+        """The blocks that gradients reach."""
+        return range(lowest_block(self.model, self.adapter), len(self.model.blocks))
 
     # Choices
 
     def _candidates(self, forced: Forced) -> Iterator[Strategy]:
         """Strategies in the order of what they cost, roughly; the first is the fastest if memory does not matter."""
-        job, n_layer = self.job, self.model.hparams.n_layer
+        job, n_blocks = self.job, len(self._trained)
         for micro_batch in [min(forced.micro_batch, job.batch)] if forced.micro_batch else _halves(job.batch):
             T = micro_batch * job.ctx
-            for head_tokens in [forced.head_tokens] if forced.head_tokens else [n for n in (128, 64, 32, 16) if n < T] or [T]:
-                def strategy(n_kept: int, input_every: int) -> Strategy:
-                    return Strategy(n_kept, input_every, head_tokens, micro_batch if micro_batch < job.batch else None)
-
+            sizes = [forced.head_tokens or min(n, T) for n in HEAD_TOKENS]
+            for head_tokens in dict.fromkeys(sizes):
+                micro = micro_batch if micro_batch < job.batch else None
                 if (forced.input_every or 1) == 1:
-                    kept = {None: range(n_layer, 0, -1), True: [n_layer], False: [1]}[forced.kept]
-                    yield from (strategy(n_kept, 1) for n_kept in kept)
-                if forced.kept is not True and forced.input_every != 1:
-                    every = [forced.input_every] if forced.input_every else range(2, int(n_layer**0.5) + 2)
-                    yield from (strategy(1, n) for n in every)
-
-    def _keeps_all(self, strategy: Strategy) -> bool:
-        activations = Activations(self.model, self.adapter, 1, strategy, new=sized)
-        return len(activations.saved) >= activations.n_layer - activations.lowest
+                    kept = {None: range(max(1, n_blocks), 0, -1), True: [max(1, n_blocks)], False: [1]}[forced.kept]
+                    yield from (Strategy(n_kept, 1, head_tokens, micro) for n_kept in kept)
+                if not forced.kept and forced.input_every != 1:
+                    every = [forced.input_every] if forced.input_every else range(2, int(n_blocks**0.5) + 2)
+                    yield from (Strategy(1, n, head_tokens, micro) for n in every)
 
     def _reasons(self, fastest: Strategy, chosen: Strategy, capacity: int | None) -> Iterator[str]:
-        job, n_layer = self.job, self.model.hparams.n_layer
-        T = chosen.max_tokens(job.batch, job.ctx)
-        if chosen.micro_batch:
-            yield (f"--micro-batch {chosen.micro_batch}: of the {job.batch} samples of a pass so many are worked on at a time, because "
-                   "all do not fit" if fastest.micro_batch is None else f"--micro-batch {chosen.micro_batch}, as asked")
+        limit = f"{megabytes(self.budget.nbytes)} ({self.budget.source})"
+        if chosen.micro_batch != fastest.micro_batch:
+            yield f"of the {self.job.batch} samples of a pass, {chosen.micro_batch} are worked on at a time"
         if chosen.n_kept < fastest.n_kept:
-            more = sum(i.nbytes for i in self._items(replace(chosen, n_kept=n_layer, input_every=1))) - sum(i.nbytes for i in self._items(chosen))
-            yield (f"activations of {chosen.n_kept} of {n_layer} blocks are kept, those of the others computed again: keeping all "
-                   f"would take {megabytes(more)} more")
-        if chosen.input_every > fastest.input_every:
-            yield f"inputs of every {chosen.input_every}th block are kept: the others would not fit"
-        if chosen.head_tokens < min(fastest.head_tokens, T):
-            yield f"logits of {chosen.head_tokens} tokens at a time"
+            _, block = self._activation_bytes(self._tokens(chosen), 1)
+            yield (f"activations of {chosen.n_kept} of {fastest.n_kept} blocks are kept, the others are computed again: all of them "
+                   f"would take {megabytes((fastest.n_kept - chosen.n_kept) * block)} more")
+        if chosen.input_every != fastest.input_every:
+            yield f"of {chosen.input_every} blocks one keeps its input, and the others compute even that again"
+        if chosen.head_tokens < min(fastest.head_tokens, self._tokens(chosen)):
+            yield f"logits exist of {chosen.head_tokens} tokens at a time"
         if capacity is not None:
-            yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time: that is what is left of "
-                   f"{megabytes(self.budget.nbytes)} ({self.budget.source})")
+            yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the rest is read when it "
+                   f"is needed: that is what is left of {limit}")
 
     # Times
 
-    def _speed(self, strategy: Strategy) -> Speed:
-        T = strategy.max_tokens(self.job.batch, self.job.ctx)
-        if T not in self._speeds:
-            self._speeds[T] = measure_speed(self.model, self.adapter, T, self.job.ctx, min(128, T), self.job.n_threads)
-            self.files.let_go_pages()
-        return self._speeds[T]
+    @cached
+    def _speed(self) -> Speed:
+        """Measured with the largest micro-batch that fits."""
+        largest = max((s for s in self._candidates(Forced()) if self._capacity(s) is not False), key=self._tokens)
+        T = self._tokens(largest)
+        is_tight = self._capacity(largest) is not None
+        speed = measure_speed(self.model, self.adapter, T, self.job.ctx, min(128, T), self.job.n_threads,
+                              self.files if is_tight else None)
+        self.files.let_go_pages()
+        return speed
 
-    @cached_property
-    def _speeds(self) -> dict[int, Speed]:
-        return {}
-
-    @cached_property
+    @cached
     def _optimiser(self) -> float:
         return measure_optimiser(self.adapter.n_params, self.job.n_threads)
 
-    @cached_property
+    @cached
     def _disk(self) -> float:
         return measure_disk(self.files, self.model)
 
-    def _pass_seconds(self, strategy: Strategy) -> float:
-        """Of computing, for a pass over one micro-batch."""
-        speed, activations = self._speed(strategy), Activations(self.model, self.adapter, 1, strategy, new=sized)
-        trained = range(activations.lowest, activations.n_layer)
-        again = sum(activations.is_recomputed(layer) for layer in trained)
-        lost = sum(len(activations.lost_inputs(layer)) for layer in trained)
-        return (speed.head + speed.forward * (activations.n_layer + lost) + speed.again * again + speed.backward * len(trained))
+    def _compute(self, strategy: Strategy) -> float:
+        """Seconds of computing of a pass over one micro-batch."""
+        speed, T, n_blocks = self._speed(), self._tokens(strategy), len(self._trained)
+        again = n_blocks - min(strategy.n_kept, n_blocks)
+        lost = len(self._order(strategy)) - len(self._order(replace(strategy, input_every=1)))
+        forward = len(self.model.blocks) + lost / len(self.model.blocks[0].groups)
+        seconds = speed.head + speed.forward * forward + speed.again * again + speed.backward * n_blocks
+        return seconds * (T + UNPACKING_TOKENS) / (speed.tokens + UNPACKING_TOKENS)
 
-    def _n_micro(self, strategy: Strategy) -> int:
+    def _passes(self, strategy: Strategy) -> int:
+        """In a step, over micro-batches."""
         return -(-self.job.batch // (strategy.micro_batch or self.job.batch)) * self.job.passes
 
     def _estimate(self, strategy: Strategy) -> float:
-        """Seconds of a step, by sums: reading overlaps computing, and a window of weights is spared both ways."""
-        capacity = self._capacity(strategy)
-        seconds = self._pass_seconds(strategy)
+        """Seconds of a step, by sums: reading overlaps computing, and what is in memory at the turns need not be read."""
+        capacity, seconds = self._capacity(strategy), self._compute(strategy)
         if capacity is not None:
-            seconds = max(seconds, 2 * (self._streamed_bytes - capacity) / self._disk)
-        return seconds * self._n_micro(strategy) + self._optimiser
+            seconds = max(seconds, 2 * (self._streamed_bytes - capacity) / (SLOW_DISK * self._disk()))
+        return seconds * self._passes(strategy)
 
-    def _timing(self, strategy: Strategy, capacity: int | None) -> Timing:
-        """Of a step, by following the reader and the kernels through two passes; the second counts."""
-        n_micro = self._n_micro(strategy)
-        compute = self._pass_seconds(strategy)
+    def _timing(self, strategy: Strategy, disk: float) -> Timing:
+        """Of a step, by following the reader and the kernels place by place; disk: bytes a second."""
+        compute, capacity = self._compute(strategy), self._capacity(strategy)
         seconds, read = compute, 0
         if capacity is not None:
-            speed = self._speed(strategy)
-            order = weight_order(self.model, Activations(self.model, self.adapter, 1, strategy, new=sized))
+            order = self._order(strategy)
             groups = list(dict.fromkeys(order))
             # A group's share of computing goes by its size: all are products with the same tokens.
-            share = compute / sum(nbytes(group) for group in order)
+            rate = compute / sum(nbytes(group) for group in order)
             window = Window([nbytes(group) for group in groups], [groups.index(group) for group in order], capacity)
-            seconds, read = _follow(window, [share * nbytes(group) for group in order], self._disk)
-        return Timing(seconds * n_micro + self._optimiser, compute * n_micro + self._optimiser, read * n_micro)
+            seconds, read = follow(window, [rate * nbytes(group) for group in order], disk)
+        passes = self._passes(strategy)
+        return Timing(seconds * passes + self._optimiser(), compute * passes + self._optimiser(), read * passes)
 
     # Refusal
 
@@ -511,12 +578,11 @@ class Planner:
             yield "--lora-r 1", self._with(adapter=Adapter(narrow, 1, 1))
 
     def _with(self, **changes: object) -> Planner:
-        other = copy.copy(self)
-        vars(other).update(changes)
-        return other
+        given = {name: getattr(self, name) for name in ("gguf", "files", "model", "adapter", "job", "budget", "base_bytes")}
+        return Planner(**{**given, **changes})
 
 
-def _follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float, int]:
+def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float, int]:
     """Seconds and bytes read of the second of two passes: the reader works beside the kernels, which wait for what they need.
 
     compute: seconds at each place of the window's order; rate: bytes a second.

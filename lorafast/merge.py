@@ -169,8 +169,8 @@ def _pairs_by_tensor(model: GGUFFile, adapters: Sequence[tuple[AdapterFile, floa
                 raise LoraFastError(f"the adapter's pair for {name} fits a tensor of shape {(b.shape[1], a.shape[1])}, "
                                     f"but in {model.path} it is {(n_out, n_in)}; it belongs to another model")
             if not (np.isfinite(a).all() and np.isfinite(b).all()):
-                raise LoraFastError(f"the adapter's pair for {name} holds values that are not finite: training broke off "
-                                    "or the file is damaged")
+                raise LoraFastError(f"the adapter's pair for {name} holds values that are not finite: training broke "
+                                    "off or the file is damaged")
             pairs.setdefault(name, []).append((factor * adapter.scale, (a, b)))
     return pairs
 
@@ -182,8 +182,9 @@ def _plan(model: GGUFFile, pairs: ScaledPairs, type: GGMLType | None, notes: lis
         tensor = model.tensors[TOKEN_EMBD]
         plans.append(_Plan(OUTPUT, _type_of(tensor, type), tensor, pairs.get(OUTPUT, ())))
         which, other = ("input", "output") if TOKEN_EMBD in pairs else ("output", "input")
+        size = megabytes(plans[-1].type.row_bytes(prod(tensor.shape)))
         notes.append(f"the adapter changes the embedding matrix as the model's {which}, not as its {other}: the merged "
-                     f"model has an output.weight of its own, {megabytes(plans[-1].type.row_bytes(prod(tensor.shape)))}")
+                     f"model has an output.weight of its own, {size}")
     for plan in plans:
         if (plan.pairs or plan.type is not plan.source.type) and not plan.source.type.is_trainable:
             raise LoraFastError(f"{model.path}: tensor '{plan.name}' has type {plan.source.type.label}, which lorafast "
@@ -213,7 +214,8 @@ def _metadata(model: GGUFFile, type: GGMLType | None) -> list[tuple[str, ValueTy
     return metadata
 
 
-def _rows(plan: _Plan, pool: ThreadPoolExecutor, n_threads: int, changes: dict[GGMLType, Change]) -> Iterator[np.ndarray]:
+def _rows(plan: _Plan, pool: ThreadPoolExecutor, n_threads: int,
+          changes: dict[GGMLType, Change]) -> Iterator[np.ndarray]:
     """The tensor's blocks as they will be stored, some rows at a time and in order."""
     rows, n_in = prod(plan.source.shape[:-1]), plan.source.shape[-1]
     step = max(1, CHUNK // n_in)
@@ -222,7 +224,8 @@ def _rows(plan: _Plan, pool: ThreadPoolExecutor, n_threads: int, changes: dict[G
         yield from (plan.source.data[chunk] for chunk in chunks)
     else:
         total = Change(tensors=1)
-        for stored, change in _in_order(pool, 2 * n_threads, (lambda chunk=chunk: _merge(plan, chunk) for chunk in chunks)):
+        tasks = (lambda chunk=chunk: _merge(plan, chunk) for chunk in chunks)
+        for stored, change in _in_order(pool, 2 * n_threads, tasks):
             total += change
             yield stored
         if plan.pairs:
@@ -236,11 +239,12 @@ def _merge(plan: _Plan, chunk: slice) -> tuple[np.ndarray, Change]:
     w = dequantize(plan.source.data[chunk], plan.source.type)
     change = sum((np.float32(scale) * (b[:, chunk].T @ a) for scale, (a, b) in plan.pairs), np.float32(0))
     target = w + change
-    stored = quantize(target, plan.type)
-    got = dequantize(stored, plan.type)
+    with np.errstate(all="ignore"):         # what overflows is reported below
+        stored = quantize(target, plan.type)
+        got = dequantize(stored, plan.type)
     if not np.isfinite(got).all():
-        raise LoraFastError(f"tensor '{plan.name}' would hold values that are not finite: the change, or the model's own "
-                            f"values, are too large for {plan.type.label}")
+        raise LoraFastError(f"tensor '{plan.name}' would hold values that are not finite: the change, or the model's "
+                            f"own values, are too large for {plan.type.label}")
     if not plan.pairs:
         return stored, Change()
     return stored, Change(0, _dot(w, w), _dot(change, change), _dot(got - target, got - target), _dot(got - w, change))

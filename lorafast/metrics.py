@@ -42,7 +42,7 @@ class MetricsFile:
                 kept = [line for line in read_metrics(path) if line["iteration"] <= iteration]
                 with atomic_write(path) as file:
                     file.writelines(map(_line, kept))
-            self.file = open(path, "ab" if iteration else "wb")
+            self.file = open(path, "ab" if iteration else "wb", buffering=0)
         except OSError as error:
             raise LoraFastError(f"cannot write {path}: {error.strerror}") from None
 
@@ -54,7 +54,6 @@ class MetricsFile:
             record["perplexity"] = event.perplexity
         try:
             self.file.write(_line(record))
-            self.file.flush()
         except OSError as error:
             raise LoraFastError(f"cannot write {self.path}: {error.strerror}") from None
 

@@ -4,12 +4,13 @@ Weights stay in the file's mapping; gradients flow only to the adapter, and only
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from .block import Block, KVCache, Rows, Saved, widest_ranks
-from .buffers import Buffers, New, Scratch, empty
+from .buffers import Buffers, New, Scratch, empty, sized
 from .gguf import GGUFFile
 from .hparams import HParams
 from .kernels.cross_entropy import cross_entropy_forward_backward
@@ -80,7 +81,7 @@ class Trainer:
         """Sum of the losses in nats of the targets that count, without gradients. At most max_tokens tokens."""
         n_layer = len(self.model.blocks)
         buffers = self._forward(batch.tokens, Rows.of(batch.begin))
-        return self._head(buffers.input(n_layer), buffers.rstd, batch.targets, None)
+        return self.head(buffers.input(n_layer), buffers.rstd, batch.targets, None)
 
     def loss_and_gradients(self, batch: Batch, token_weight: float) -> float:
         """Sum of the losses in nats of the targets that count; adds `token_weight` times its gradients to the adapter's."""
@@ -100,7 +101,7 @@ class Trainer:
         x, saved = buffers.input, buffers.saved_of
         last = len(model.blocks) - 1
 
-        loss = self._head(x(last + 1), buffers.rstd, targets, token_weight)
+        loss = self.head(x(last + 1), buffers.rstd, targets, token_weight)
         dx = x(last + 1)
 
         for layer in range(last, buffers.lowest - 1, -1):
@@ -123,7 +124,7 @@ class Trainer:
             block.forward(x(layer + 1), x(layer), saved(layer), self.scratch, rows, self.adapter, self.n_threads)
         return buffers
 
-    def _head(self, x: np.ndarray, rstd: np.ndarray, targets: np.ndarray, token_weight: float | None) -> float:
+    def head(self, x: np.ndarray, rstd: np.ndarray, targets: np.ndarray, token_weight: float | None) -> float:
         """Norm, logits, loss, and back, a chunk of tokens at a time: x, the last block's output, becomes its gradient.
 
         With token_weight None there is no way back: only the loss.
@@ -154,30 +155,14 @@ class Trainer:
         x[targets < 0] = 0
         return total
 
-    def weight_order(self) -> list[Projections]:
-        """The groups of matrices in the order in which a pass reads them."""
-        model, buffers = self.model, self.buffers
-        last = len(model.blocks) - 1
-        order = [group for block in model.blocks for group in block.groups]
-        order += [model.head] * 2
-        for layer in range(last, buffers.lowest - 1, -1):
-            order += [group for below in buffers.lost_inputs(layer) for group in model.blocks[below].groups]
-            *up_to_gate_up, down = model.blocks[layer].groups
-            if buffers.is_recomputed(layer):
-                order += up_to_gate_up
-            order += [down, *reversed(up_to_gate_up)]
-        return order
-
 
 class Activations(Buffers):
     """The inputs of the blocks, and what is kept of their forward passes, for a Trainer of T tokens."""
 
     def __init__(self, model: Model, adapter: Adapter, T: int, strategy: Strategy, new: New = empty) -> None:
         hp = model.hparams
-        adapted = [layer for layer, block in enumerate(model.blocks) if block.is_adapted(adapter)]
         self.n_layer, self.input_every = hp.n_layer, strategy.input_every
-        self.lowest = 0 if model.embedding.name in adapter else min(adapted, default=hp.n_layer)
-        """No gradient is needed below this block."""
+        self.lowest = lowest_block(model, adapter)
         self.kept_inputs = [new(T, hp.n_embd) for _ in range(self.lowest, hp.n_layer, self.input_every)]
         self.passing_inputs = [new(T, hp.n_embd) for _ in range(self.input_every - 1)]
         self.below = [new(T, hp.n_embd)] if self.lowest else []
@@ -209,6 +194,26 @@ class Activations(Buffers):
         return layer < self.n_layer - len(self.saved)
 
 
+def lowest_block(model: Model, adapter: Adapter) -> int:
+    """No gradient is needed below this block; n_layer if none is needed in any."""
+    if model.embedding.name in adapter:
+        return 0
+    return next((layer for layer, block in enumerate(model.blocks) if block.is_adapted(adapter)), len(model.blocks))
+
+
+def weight_order(model: Model, activations: Activations) -> list[Projections]:
+    """The groups of matrices in the order in which a Trainer's pass reads them."""
+    order = [group for block in model.blocks for group in block.groups]
+    order += [model.head] * 2
+    for layer in range(len(model.blocks) - 1, activations.lowest - 1, -1):
+        order += [group for below in activations.lost_inputs(layer) for group in model.blocks[below].groups]
+        *up_to_gate_up, down = model.blocks[layer].groups
+        if activations.is_recomputed(layer):
+            order += up_to_gate_up
+        order += [down, *reversed(up_to_gate_up)]
+    return order
+
+
 def scratch_floats(model: Model, T: int, strategy: Strategy) -> int:
     """Size of a Trainer's Scratch."""
     C, V = model.hparams.n_embd, model.hparams.n_vocab
@@ -219,39 +224,60 @@ class Sequence:
     """One sequence that grows: logits of its newest tokens, with keys and values kept in a cache (generation)."""
 
     def __init__(self, model: Model, adapter: Adapter, n_ctx: int, n_threads: int, chunk: int = 64) -> None:
-        self.model, self.adapter, self.n_ctx, self.n_threads, self.chunk = model, adapter, n_ctx, n_threads, chunk
+        self.model, self.adapter, self.n_ctx, self.n_threads = model, adapter, n_ctx, n_threads
+        self.chunk = min(chunk, n_ctx)
         self.caches = [KVCache(model.hparams, n_ctx) for _ in model.blocks]
         self.n_past = 0
+        self.inputs = [empty(self.chunk, model.hparams.n_embd) for _ in range(2)]
+        self.saved = Saved(model.hparams, widest_ranks(model.blocks, adapter), self.chunk)
+        self.scratch = Scratch(model.blocks[0].scratch_floats(self.chunk))
 
     def append(self, tokens: np.ndarray) -> np.ndarray:
         """Adds tokens int32 (n,), n >= 1; returns the logits (n_vocab,) of what follows the last one.
 
         Raises ValueError when they don't fit n_ctx.
         """
+        for x in self.outputs(tokens):
+            pass
+        return self.logits(x[-1:])[0]
+
+    def outputs(self, tokens: np.ndarray) -> Iterator[np.ndarray]:
+        """Adds tokens as `append` does; yields the last block's output (n, C) for some of them at a time, to be used at once."""
         if self.n_past + len(tokens) > self.n_ctx:
             raise ValueError(f"{self.n_past} + {len(tokens)} tokens do not fit a context of {self.n_ctx}")
         for begin in range(0, len(tokens), self.chunk):
-            x = self._append_chunk(np.ascontiguousarray(tokens[begin:begin + self.chunk], np.int32))
-        return self._logits(x[-1:])
+            yield self._append_chunk(np.ascontiguousarray(tokens[begin:begin + self.chunk], np.int32))
 
-    def _append_chunk(self, tokens: np.ndarray) -> np.ndarray:
-        model, adapter, n_threads, T = self.model, self.adapter, self.n_threads, len(tokens)
-        end = self.n_past + T
-        rows = Rows(np.arange(self.n_past, end, dtype=np.int32), np.array([0, T], np.int32), np.array([0, end], np.int32))
-        x, out = empty(2, T, model.hparams.n_embd)
-        saved = Saved(model.hparams, widest_ranks(model.blocks, adapter), T)
-        scratch = Scratch(model.blocks[0].scratch_floats(T))
-        model.embedding.forward(x, tokens, adapter, n_threads)
-        for block, cache in zip(model.blocks, self.caches):
-            block.forward(out, x, saved, scratch, rows, adapter, n_threads, cache)
-            x, out = out, x
-        self.n_past = end
-        return x
+    def rewind(self, n_past: int) -> None:
+        """Forgets all tokens but the first `n_past`."""
+        self.n_past = min(n_past, self.n_past)
 
-    def _logits(self, x: np.ndarray) -> np.ndarray:
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """(n, n_vocab) of the last block's output x (n, C)."""
         model, T = self.model, len(x)
         normed, logits = np.empty_like(x), empty(T, model.hparams.n_vocab)
         model.output_norm.forward(normed, empty(T), x, self.n_threads)
         h = [empty(T, rank) for rank in model.head.ranks(self.adapter)]
         model.head.forward([logits], h, normed, self.adapter, self.n_threads)
-        return logits[0]
+        return logits
+
+    def _append_chunk(self, tokens: np.ndarray) -> np.ndarray:
+        adapter, n_threads, T = self.adapter, self.n_threads, len(tokens)
+        end = self.n_past + T
+        rows = Rows(np.arange(self.n_past, end, dtype=np.int32), np.array([0, T], np.int32), np.array([0, end], np.int32))
+        x, out = (array[:T] for array in self.inputs)
+        saved = self.saved.first(T)
+        self.model.embedding.forward(x, tokens, adapter, n_threads)
+        for block, cache in zip(self.model.blocks, self.caches):
+            block.forward(out, x, saved, self.scratch, rows, adapter, n_threads, cache)
+            x, out = out, x
+        self.n_past = end
+        return x
+
+
+def sequence_bytes(model: Model, adapter: Adapter, chunk: int = 64) -> int:
+    """Memory of a Sequence over all the positions that the model was opened for."""
+    n_ctx = len(model.blocks[0].cos)
+    caches = KVCache(model.hparams, n_ctx, sized)
+    saved = Saved(model.hparams, widest_ranks(model.blocks, adapter), chunk, sized)
+    return len(model.blocks) * (caches.k.nbytes + caches.v.nbytes) + saved.nbytes + 4 * model.blocks[0].scratch_floats(chunk)

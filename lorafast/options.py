@@ -1,7 +1,8 @@
 """Options declared as dataclass fields: one field holds an option's default, type, help and allowed values.
 
 From such a class this module reads a command line (`parse`), writes one (`to_argv`), and prints the help (`help_text`);
-options_file.py does the same for a file of options. The rules of a command line are those of llama.cpp's llama-finetune, with its traps removed:
+options_file.py does the same for a file of options. The rules of a command line are those of llama.cpp's llama-finetune,
+with its traps removed:
 
 - `-` and `_` are the same in an option's name; names are never abbreviated; a later option overrides an earlier one.
 - A value is always the next argument, even if it begins with `-`. `--name=value` works too.
@@ -23,6 +24,8 @@ from .errors import UsageError
 HELP_WIDTH = 80
 HELP_INDENT = 30
 LIST = tuple[str, ...]
+SWITCHES = (bool, bool | None)
+"""Types of an option that is turned on or off by its name; None means that it was not given."""
 T = TypeVar("T", bound="Options")
 
 
@@ -66,6 +69,13 @@ def argument(metavar: str, help: str) -> Any:
         "option": Option("Arguments", help, metavar, (), (), None, "", is_argument=True)})
 
 
+def same_as(cls: type, name: str, group: str) -> Any:
+    """A dataclass field that is the same option as that field of `cls`, under another heading in the help."""
+    field = cls.__dataclass_fields__[name]
+    spec = dataclasses.replace(field.metadata["option"], group=group)
+    return dataclasses.field(default=field.default, metadata={"option": spec})
+
+
 class Options:
     """Base of the option classes, frozen dataclasses of fields made by `option`. Every value is checked on creation."""
 
@@ -95,9 +105,9 @@ def fields(cls: type[Options]) -> Iterator[tuple[dataclasses.Field, Option]]:
 def parse(cls: type[T], argv: Sequence[str]) -> T | None:
     """The options in `argv` as an instance of `cls`; None when help was asked for. UsageError says what is wrong."""
     types = get_type_hints(cls)
-    takes_value = {name: field.name for field, spec in fields(cls) if types[field.name] is not bool
+    takes_value = {name: field.name for field, spec in fields(cls) if types[field.name] not in SWITCHES
                    for name in spec.names}
-    switches = {name: (field.name, state) for field, spec in fields(cls) if types[field.name] is bool
+    switches = {name: (field.name, state) for field, spec in fields(cls) if types[field.name] in SWITCHES
                 for state, names in ((True, spec.names), (False, spec.off)) for name in names}
     places = [field.name for field, spec in fields(cls) if spec.is_argument]
     given: dict[str, Any] = {}
@@ -182,7 +192,7 @@ def help_text(cls: type[Options]) -> str:
     for field, spec in fields(cls):
         names = sorted(spec.names, key=lambda name: name.startswith("--"))
         left = "  " + ", ".join([*names, *spec.off])
-        if types[field.name] is not bool:
+        if types[field.name] not in SWITCHES:
             left = left.rstrip() + " " * (1 if spec.names else 2) + spec.metavar
         default = spec.shown_default or shown(field.default, spec)
         text = spec.help + (f" [{default}]" if default else "")

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from .atomic import atomic_write
 from .errors import LoraFastError, UsageError
-from .options import LIST, Options, convert, fields, unknown
+from .options import LIST, SWITCHES, Options, convert, fields, unknown
 
 try:
     import tomllib
@@ -53,7 +53,7 @@ def _value(name: str, value: Any, wanted: Any) -> Any:
         if not all(isinstance(item, str) for item in items):
             raise UsageError(f"{name} {value}: must be text, or a list of texts")
         return tuple(items)
-    if wanted is bool:
+    if wanted in SWITCHES:
         if not isinstance(value, bool):
             raise UsageError(f"{name} {value}: must be true or false")
         return value

@@ -13,6 +13,15 @@ def bytes_read() -> int:
         return 0
 
 
+def peak_resident_bytes() -> int:
+    """The most that `resident_bytes` has been; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return 0
+
+
 def resident_bytes() -> int:
     """Memory of this process that is in RAM, mapped pages included; 0 where the system does not tell."""
     try:

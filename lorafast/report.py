@@ -124,7 +124,8 @@ def _options(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ the page
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 1180px; margin: 2rem auto; padding: 0 1.2rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff }
+body { max-width: 1180px; margin: 2rem auto; padding: 0 1.2rem }
 h1 { font-size: 1.5rem; margin: 0 0 .3rem } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem }
 .facts { display: flex; flex-wrap: wrap; gap: .6rem 2.2rem; margin: 1rem 0 }
 .facts div { white-space: nowrap } .facts b { display: block; font-size: 1.25rem; font-weight: 600 }
@@ -184,7 +185,8 @@ def facts(records: Sequence[dict[str, Any]]) -> str:
         shown.append((f"lowest evaluation loss, at {best['iteration']}", f"{best['loss']:.3f}"))
     if memory := max((step.get("memory", 0) for step in steps), default=0):
         shown.append(("most memory seen", f"{memory / 2**20:,.0f} MB"))
-    return '<div class="facts">' + "".join(f"<div><b>{value}</b><span>{escape(name)}</span></div>" for name, value in shown) + "</div>"
+    cells = "".join(f"<div><b>{value}</b><span>{escape(name)}</span></div>" for name, value in shown)
+    return f'<div class="facts">{cells}</div>'
 
 
 def evaluation_rows(evaluations: Sequence[dict[str, Any]]) -> list[str]:

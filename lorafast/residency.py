@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from .errors import LoraFastError
 from .gguf import GGUFFile, Tensor
 from .kernels.pages import let_go, on_bus_error, populate
+from .process import resident_bytes
 
 if TYPE_CHECKING:
     from .layers import Embedding, Projections
@@ -52,6 +54,11 @@ class ModelFiles:
         on_bus_error(f"lorafast: error: {gguf.path} was cut short or cannot be read any more, in the middle of the run; what was "
                      "saved is good: restore the model and resume\n".encode(errors="surrogateescape")[:500])
 
+    def resident_bytes_without(self) -> int:
+        """Memory of this process, without pages of the model."""
+        self.let_go_pages()
+        return resident_bytes()
+
     def check(self) -> None:
         """LoraFastError if a file was changed since: its pages may be new ones, and the results would mean nothing."""
         for path, stamp in self.stamps.items():
@@ -72,10 +79,15 @@ class ModelFiles:
         begin = max(0, tensor.offset - READ_AHEAD)
         self._drop(tensor.path, begin, tensor.offset + tensor.nbytes + READ_AHEAD - begin)
 
-    def let_go_all(self) -> None:
-        """The same with all of the files. Opening the model has left parts of it here and there."""
-        for path, mapping in self.mappings.items():
+    def let_go_pages(self) -> None:
+        """Takes all pages out of this process; the system's cache keeps them. Opening the model has mapped some here and there."""
+        for mapping in self.mappings.values():
             let_go(np.frombuffer(mapping, np.uint8))
+
+    def let_go_all(self) -> None:
+        """Takes all pages out of both."""
+        self.let_go_pages()
+        for path, mapping in self.mappings.items():
             self._drop(path, 0, len(mapping))
 
     def read_rows(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
@@ -174,11 +186,13 @@ class Residency:
         self.window = Window([nbytes(group) for group in self.groups], [self.unit_of[group] for group in order], capacity)
         self.there: set[int] = set()
         self.bytes_read = 0
+        self.seconds_waited = 0.0
         self.failure: BaseException | None = None
         self.closed = False
         self.changed = threading.Condition()
         files.let_go_all()
-        for part in (embedding, *self.groups):
+        self.parts = (embedding, *self.groups)
+        for part in self.parts:
             part.residency = self
         self.reader = threading.Thread(target=self._read, name="lorafast reader", daemon=True)
         self.reader.start()
@@ -189,7 +203,10 @@ class Residency:
         with self.changed:
             self.window.use(unit)
             self.changed.notify_all()
-            self.changed.wait_for(lambda: unit in self.there or self.failure)
+            if unit not in self.there:
+                began = time.perf_counter()
+                self.changed.wait_for(lambda: unit in self.there or self.failure)
+                self.seconds_waited += time.perf_counter() - began
             if self.failure:
                 raise self.failure
 
@@ -201,6 +218,8 @@ class Residency:
             self.closed = True
             self.changed.notify_all()
         self.reader.join()
+        for part in self.parts:
+            part.residency = None
 
     def _read(self) -> None:
         try:

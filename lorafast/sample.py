@@ -1,76 +1,118 @@
-"""Generating text: prompt in, one token after the other out."""
+"""`lorafast generate`: a prompt, a chat, or a session of them, shown as it comes."""
 from __future__ import annotations
 
-import codecs
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
 
-import numpy as np
-
-from .adapters import BaseModel, read_adapter
-from .config import GenerateConfig
+from .api import Model
 from .errors import LoraFastError, UsageError
-from .gguf import open_model
-from .hparams import read_hparams
-from .lora import Adapter
-from .model import Model, Sequence
-from .tokenizer import load_tokenizer
+from .sampling import Sampling
+from .use_options import GenerateConfig
+
+Write = Callable[[str], None]
+Say = Callable[[str], None]
 
 
-def generate(config: GenerateConfig, write: Callable[[str], None]) -> None:
-    """Runs `lorafast generate`: passes the prompt and its continuation to `write`, piece by piece, and a newline at the end."""
-    gguf = open_model(config.model_base)
-    hparams = read_hparams(gguf)
-    tokenizer = load_tokenizer(gguf)
-    if len(config.lora) > 1:
-        raise UsageError("--lora may be given once; several adapters at a time are not supported yet")
-    base = BaseModel.from_gguf(gguf)
-    adapter = Adapter((), 1, 1)
-    for path in config.lora:
-        file = read_adapter(path, base)
-        for warning in file.warnings:
-            write(f"[{warning}]\n")
-        adapter = file.to_adapter(hparams.tensor_shapes())
+def generate(config: GenerateConfig, write: Write, read: Callable[[], str] | None = None) -> None:
+    """Runs the command.
 
-    prompt = tokenizer.encode(config.prompt, add_special=True, parse_special=True)
-    if len(prompt) == 0:
-        prompt = np.array([tokenizer.bos_id], np.int32)
-    n_ctx = config.ctx or len(prompt) + config.n_predict
-    if len(prompt) + config.n_predict > n_ctx:
-        raise UsageError(f"the prompt's {len(prompt)} tokens and --n-predict {config.n_predict} do not fit --ctx {n_ctx}")
-
-    model = Model(gguf, hparams, n_ctx)
-    model.merge(adapter)
-    sequence = Sequence(model, adapter, n_ctx, config.n_threads)
-    rng = np.random.default_rng(config.resolve_seed())
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")            # a character may be split over tokens
-    write(config.prompt)
-    for token in continuation(sequence, prompt, config.n_predict, config.temperature, rng):
-        if token in tokenizer.eog_ids:
-            break
-        write(decoder.decode(tokenizer.token_bytes(token)))
-    write(decoder.decode(b"", final=True) + "\n")
+    write  shows a piece of text
+    read   the next line of an interactive session, without its end; EOFError when there is none. None: from the terminal
+    """
+    model = Model.open(config.model_base, config.adapters(), n_ctx=config.ctx, n_threads=config.n_threads)
+    for warning in model.warnings:
+        say(f"warning: {warning}")
+    session = Chat(config, model) if config.chat else Completion(config, model)
+    if config.prompt or not config.interactive:
+        show(session.answer(config.prompt), write)
+        report_speed(config, model)
+    if config.interactive:
+        converse(config, model, session, write, read or read_line)
 
 
-def continuation(sequence: Sequence, prompt: np.ndarray, n_predict: int, temperature: float,
-                 rng: np.random.Generator) -> Iterator[int]:
-    """Up to `n_predict` tokens after `prompt`, each chosen with the ones before it in the cache."""
-    if n_predict == 0:
-        return
-    logits = sequence.append(prompt)
-    for i in range(n_predict):
-        if not np.isfinite(logits).all():
-            raise LoraFastError("the model's logits are not finite; is the adapter broken?")
-        token = choose(logits, temperature, rng)
-        yield token
-        if i + 1 < n_predict:
-            logits = sequence.append(np.array([token], np.int32))
+class Completion:
+    """Each prompt is continued by itself."""
+
+    def __init__(self, config: GenerateConfig, model: Model) -> None:
+        self.model, self.n_predict, self.options = model, config.n_predict, generation_options(config)
+        self.must_fit = not config.interactive
+
+    def answer(self, prompt: str) -> Iterator[str]:
+        tokens = self.model.prompt_tokens(prompt)
+        if self.must_fit and len(tokens) + self.n_predict > self.model.n_ctx:
+            raise UsageError(f"the prompt's {len(tokens)} tokens and --n-predict {self.n_predict} do not fit --ctx "
+                             f"{self.model.n_ctx}")
+        yield prompt
+        yield from self.model.generate(tokens, **self.options)
 
 
-def choose(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
-    """A token drawn from softmax(logits / temperature); the likeliest one at temperature 0."""
-    if temperature == 0:
-        return int(logits.argmax())
-    scaled = logits.astype(np.float64) / temperature
-    p = np.exp(scaled - scaled.max())
-    cumulative = np.cumsum(p)
-    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+class Chat:
+    """The prompts are one conversation, with what was answered."""
+
+    def __init__(self, config: GenerateConfig, model: Model) -> None:
+        self.model, self.options = model, {**generation_options(config), "chat_template": config.chat_template}
+        self.messages = [{"role": "system", "content": config.system}] if config.system else []
+
+    def answer(self, prompt: str) -> Iterator[str]:
+        messages = [*self.messages, {"role": "user", "content": prompt}]
+        said = ""
+        try:
+            for piece in self.model.chat(messages, **self.options):
+                said += piece
+                yield piece
+        finally:                        # also when it is cut short: what was shown belongs to the conversation
+            if said:
+                self.messages = [*messages, {"role": "assistant", "content": said}]
+
+
+def converse(config: GenerateConfig, model: Model, session: Completion | Chat, write: Write, read: Callable[[], str]) -> None:
+    """Answers line after line until there are no more. Ctrl-C ends an answer; an error is told, and the session goes on."""
+    while True:
+        try:
+            prompt = read()
+        except EOFError:
+            return
+        if not prompt.strip():
+            continue
+        try:
+            show(session.answer(prompt), write)
+            report_speed(config, model)
+        except KeyboardInterrupt:
+            write("\n")
+        except LoraFastError as error:
+            say(f"error: {error}")
+
+
+def show(pieces: Iterator[str], write: Write) -> None:
+    for piece in pieces:
+        write(piece)
+    write("\n")
+
+
+def generation_options(config: GenerateConfig) -> dict[str, Any]:
+    """The arguments of Model.generate but the prompt."""
+    sampling = {field.name: getattr(config, field.name) for field in fields(Sampling)}
+    return dict(n_predict=config.n_predict, stop=config.stop, seed=config.resolve_seed(), **sampling)
+
+
+def report_speed(config: GenerateConfig, model: Model) -> None:
+    if config.verbose:
+        say(str(model.session.speed))
+
+
+def read_line() -> str:
+    """A line from the terminal, with editing and history where Python has them; or from what stdin is."""
+    if not sys.stdin.isatty():
+        return input()
+    try:
+        import readline  # noqa: F401  importing it is what gives input() its editing
+    except ImportError:
+        pass
+    return input("> ")
+
+
+def say(text: str) -> None:
+    """Tells something that is no part of the text."""
+    print(f"lorafast: {text}", file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ class EventFile:
         self.path = Path(folder) / f"events.out.tfevents.{int(time.time())}.lorafast.{secrets.token_hex(4)}"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "xb")
+            self.file = open(self.path, "xb", buffering=0)
         except OSError as error:
             raise LoraFastError(f"cannot write {self.path}: {error.strerror}") from None
         self._write(0, field(3, b"brain.Event:2"))
@@ -56,7 +56,6 @@ class EventFile:
     def _write(self, step: int, content: bytes) -> None:
         try:
             self.file.write(framed(field(1, time.time()) + field(2, step) + content))
-            self.file.flush()
         except OSError as error:
             raise LoraFastError(f"cannot write {self.path}: {error.strerror}") from None
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class TerminalLog(Log):
     """Shows the facts of `PipeLog` shorter, in labelled rows of the terminal's width."""
 
-    LABEL = 10
+    LABEL = 12
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
@@ -57,8 +57,10 @@ class TerminalLog(Log):
     def _flush_saved(self) -> None:
         """One row for all the files of a save."""
         if self.saved:
-            at = f"iteration {self.record.iteration}, loss {self.record.loss:.4f}: " if self.record else ""
-            self._row("Saved", at + ", ".join(self.saved))
+            at = f"iteration {self.record.iteration}" if self.record else ""
+            if self.record and self.record.done:
+                at += f", loss {self.record.loss:.4f}"
+            self._row("Saved", f"{at}: {', '.join(self.saved)}" if at else ", ".join(self.saved))
             self.saved = []
 
     def seed(self, seed: int) -> None:
@@ -127,7 +129,7 @@ class TerminalLog(Log):
                   f"{evaluation.perplexity:.3f}" + (", the lowest so far" if evaluation.is_best else ""))
 
     def continuation(self, continuation: Continuation) -> None:
-        self._row("Sample", f"{continuation.prompt}│{continuation.text}")
+        self._row("Sample", printable(f"{continuation.prompt}│{continuation.text}"))
 
     def iteration(self, record: IterationRecord) -> None:
         self.record = record
@@ -196,6 +198,11 @@ class TerminalLog(Log):
 
     def note(self, text: str) -> None:
         self._row("Note", text)
+
+
+def printable(text: str) -> str:
+    """`text` without what would steer the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else " " if char.isspace() else "�" for char in text)
 
 
 def fitting(facts: Iterable[str], width: int) -> str:

@@ -1,14 +1,16 @@
 """The options of the commands that work on files: convert, merge, check, inspect, report."""
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from .config import FinetuneConfig, decode_escapes
 from .errors import UsageError
 from .ggml_types import GGMLType
-from .options import Allowed, Options, argument, option
+from .options import Allowed, Options, argument, option, same_as
 from .threads import physical_cores
 
-OPTIONS = "Options"
+OPTIONS, DATA = "Options", "Options for data"
 FORMS = ("ggla", "gguf", "peft", "checkpoint")
 MERGE_TYPES = {type.label.lower(): type for type in GGMLType if type.is_trainable}
 """Every type that merged matrices can have, by its name on the command line."""
@@ -21,8 +23,8 @@ class ConvertOptions(Options):
     """The options of `lorafast convert`."""
 
     source: str = argument("IN", "adapter or checkpoint, of any form; what it is, its content tells")
-    target: str = argument("OUT", "file or folder to write: NAME.gguf for llama.cpp and its kin, NAME/ a folder for PEFT, "
-                           "NAME.bin the original's ggla")
+    target: str = argument("OUT", "file or folder to write: NAME.gguf for llama.cpp and its kin, NAME/ a folder for "
+                           "PEFT, NAME.bin the original's ggla")
     to: str = option("", OPTIONS, "FORM", f"form of OUT: {', '.join(FORMS)}", shown_default="by the end of its name",
                      allowed=Allowed(f"one of {', '.join(FORMS)}", lambda form: not form or form in FORMS))
     model_base: str = option("", OPTIONS, "FILE", "base model, where the conversion depends on it", names=["-m"])
@@ -49,6 +51,34 @@ class CheckOptions(Options):
         super().__post_init__()
         if not self.model_base:
             raise UsageError("--model-base is missing: the rules depend on the base model")
+
+
+@dataclass(frozen=True)
+class InspectOptions(Options):
+    """The options of `lorafast inspect`. With --model-base it shows data; those options are the same as in `finetune`."""
+
+    file: str = argument("FILE", "model, adapter or checkpoint; what it is, its content tells. With --model-base: data to "
+                         "train on, a file or a folder")
+    all: bool = option(False, OPTIONS, "", "list each tensor, and the whole of long values")
+    model_base: str = option("", DATA, "FILE", "the model that the data is for", names=["-m"])
+    samples: str = option("1,2,3", DATA, "LIST", "samples to show, with commas between",
+                          allowed=Allowed("numbers with commas between", re.compile(r"\d+(,\d+)*").fullmatch))
+    ctx: int = same_as(FinetuneConfig, "ctx", DATA)
+    batch: int = same_as(FinetuneConfig, "batch", DATA)
+    data_format: str = same_as(FinetuneConfig, "data_format", DATA)
+    chat_template: str = same_as(FinetuneConfig, "chat_template", DATA)
+    train_on_prompt: bool = same_as(FinetuneConfig, "train_on_prompt", DATA)
+    skip_bad: bool = same_as(FinetuneConfig, "skip_bad", DATA)
+    stride: int = same_as(FinetuneConfig, "stride", DATA)
+    sample_start: str = same_as(FinetuneConfig, "sample_start", DATA)
+    include_sample_start: bool = same_as(FinetuneConfig, "include_sample_start", DATA)
+    overlapping_samples: bool = same_as(FinetuneConfig, "overlapping_samples", DATA)
+    escape: bool = same_as(FinetuneConfig, "escape", DATA)
+
+    @property
+    def start_text(self) -> str:
+        """--sample-start, with its escapes decoded if --escape was given."""
+        return decode_escapes(self.sample_start) if self.escape else self.sample_start
 
 
 @dataclass(frozen=True)
@@ -96,7 +126,7 @@ class ReportOptions(Options):
 
 
 def path_and_scale(text: str) -> tuple[str, float]:
-    """`FILE:0.5` as ("FILE", 0.5); without a number the factor is 1. A colon before anything else is part of the name."""
+    """`FILE:0.5` as ("FILE", 0.5); without a number the factor is 1. Any other colon is part of the name."""
     path, colon, scale = text.rpartition(":")
     try:
         return (path, float(scale)) if colon and path else (text, 1.0)

@@ -1,17 +1,16 @@
 """A training run, from the options to the files it leaves.
 
-The order of its parts is the original's (llama.cpp's llama-finetune of July 2024): callback, forward and backward, update, tests.
-Iteration k evaluates and saves if that is due, prints its line with the loss of the batch before it, draws its batch, finds
-its loss and gradients, and makes update k + 1. So a save holds the parameters after k updates and the position in the data
-before batch k is drawn: from it a run goes on as if it had never stopped.
+The order of its parts is the original's (llama.cpp's llama-finetune of July 2024): callback, forward and backward, update,
+tests. Iteration k evaluates and saves if that is due, prints its line with the loss of the batch before it, draws its
+batch, finds its loss and gradients, and makes update k + 1. So a save holds the parameters after k updates and the
+position in the data before batch k is drawn: from it a run goes on as if it had never stopped.
 """
 from __future__ import annotations
 
 import math
-import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,33 +18,34 @@ from typing import Any
 import numpy as np
 
 from . import sizes
-from .adapters import BaseModel, read_adapter
-from .checkpoint import Checkpoint, TrainState, read_checkpoint
+from .adapters import BaseModel
+from .checkpoint import TrainState
 from .config import FinetuneConfig
 from .course import Course, plan_course
-from .data import Data, DataOptions, open_data
+from .data import Data
 from .dropout import Dropout
-from .errors import LoraFastError, UsageError
-from .evaluation import Best, continued, mean_loss, prompt_tokens
+from .errors import LoraFastError
+from .evaluation import Best, continued, mean_loss
 from .events import Continuation, Ended, Evaluation, Event, Observer, Started, Step
-from .gguf import GGUFFile, open_model
-from .hparams import HParams, read_hparams
 from .log import IterationRecord, Log
-from .lora import Adapter, specs_for, split_name
+from .lora import Adapter
+from .memory import Plan, plan_run
 from .metrics import open_observers
-from .model import Model, Strategy, Trainer
+from .model import Model, Trainer
 from .optim import Adam, EpochLimit, LossHistory, StopTests, parameter_groups
+from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, open_sampler, open_training_data
+from .process import peak_resident_bytes
 from .report import write_report
+from .residency import ModelFiles, Residency
 from .sampler import Sampler, SequenceSampler, evaluation_batches
-from .samples import Sequences
 from .saving import Saver, check_writing, geometry_of
 from .tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether by a signal, and
-    the lowest loss on the data to evaluate on (inf if there is none).
+    """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether by a signal,
+    and the lowest loss on the data to evaluate on (inf if there is none).
     """
 
     iteration: int
@@ -68,17 +68,19 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
     seed = config.resolve_seed()
     log.seed(seed)
     log.model_base(config.model_base)
-    gguf = open_model(config.model_base)
-    hparams = read_hparams(gguf).with_overrides(n_ctx=config.ctx, norm_rms_eps=config.norm_rms_eps,
-                                                rope_freq_base=config.rope_freq_base, rope_freq_scale=config.rope_freq_scale)
+    gguf, hparams = open_base(config)
     tokenizer = load_tokenizer(gguf)
+    files = ModelFiles(gguf)
+    base_bytes = files.resident_bytes_without()
     log.loader(gguf, tokenizer, hparams)
     if 0 < hparams.n_ctx_train < config.ctx:
         log.warning(f"--ctx {config.ctx} is more than the {hparams.n_ctx_train} tokens that the model was trained on")
 
     base = BaseModel.from_gguf(gguf)
-    checkpoint = _find_checkpoint(config, log)
-    adapter = _new_adapter(config, hparams, base, log)
+    checkpoint = find_checkpoint(config, log)
+    adapter = new_adapter(config, hparams, base, log)
+    model = Model(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
+    memory_plan = None if config.only_write_lora else plan_run(config, gguf, files, model, adapter, base_bytes)
     state, history, extras = TrainState(), None, {}
     if checkpoint is None:
         if not config.init_lora:
@@ -103,30 +105,36 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
         saver.save_adapters(state.iteration)
         return Result(state.iteration, math.nan, "only the adapter was asked for", False)
 
-    model = Model(gguf, hparams, max(config.ctx, _longest_continuation(config, tokenizer)))
     dropout = Dropout(adapter, config.lora_dropout, extras.get("dropout_seed", seed)) if config.lora_dropout else None
-    strategy = Strategy(n_kept=1 if config.use_checkpointing else hparams.n_layer)
+    strategy = memory_plan.strategy
     trainer = Trainer(model, dropout.thinned if dropout else adapter, strategy.max_tokens(config.batch, config.ctx), strategy,
                       config.n_threads)
     log.sizes(opt_size=sizes.opt_size(adapter.n_params, config.opt_past), opt_iter=state.iteration,
               input_size=sizes.input_size(config.ctx, config.batch, hparams.n_vocab), compute_size=trainer.nbytes,
               order=state.moments_order)
-    data = _open_data(config, log, tokenizer, gguf)
-    sampler = _open_sampler(config, log, data, tokenizer, hparams, seed, state)
+    data = open_training_data(config, log, tokenizer, gguf)
+    sampler = open_sampler(config, log, data, tokenizer, hparams, seed, state)
     course = plan_course(config, data.train, sampler.state, state.iteration, extras.get("schedule_end", 0))
     if config.schedule != "original" and course.warmup >= course.end > 0:
         log.warning(f"the warm-up of {course.warmup} iterations does not end before the run (--warmup, --warmup-ratio)")
     saver.check_disk(state.iteration, course.n_iter, data.valid is not None and config.keep_best)
 
+    memory_plan = memory_plan.for_iterations(course.n_iter)
+    for line in memory_plan.summary():
+        log.note(line)
+
     with ExitStack() as stack:
+        residency = memory_plan.stream(files, trainer)
+        if residency:
+            stack.callback(residency.close)
         observers = [*observers, *open_observers(config, state.iteration, stack)]
         saver.save_options(seed)
         log.begin(sizes.work_size(config.n_threads, hparams.n_vocab), n_iter=course.n_iter,
                   tokens_per_iter=config.n_acc * config.batch * config.ctx, folder=saver.folder)
         interrupted = stack.enter_context(_interrupts(log))
-        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # a loss or gradient that is not finite ends the run
-        run = Run(config, log, tokenizer, model, adapter, trainer, dropout, data, sampler, state, history, extras, course, saver,
-                  observers, interrupted)
+        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
+        run = Run(config, log, tokenizer, model, files, adapter, trainer, dropout, data, sampler, state, history, extras, course,
+                  memory_plan, residency, saver, observers, interrupted)
         result = run.loop()
     if config.report:
         for path in write_report(config.metrics_path, config.report):
@@ -134,26 +142,47 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
     return result
 
 
+@dataclass
 class Run:
-    """The loop and what it changes."""
+    """The loop and what it changes.
 
-    def __init__(self, config: FinetuneConfig, log: Log, tokenizer: Tokenizer, model: Model, adapter: Adapter, trainer: Trainer,
-                 dropout: Dropout | None, data: Data, sampler: Sampler | SequenceSampler, state: TrainState,
-                 history: LossHistory | None, extras: dict[str, Any], course: Course, saver: Saver,
-                 observers: Sequence[Observer], interrupted: list[int]) -> None:
-        self.config, self.log, self.tokenizer, self.model, self.adapter = config, log, tokenizer, model, adapter
-        self.trainer, self.dropout, self.data, self.sampler, self.state = trainer, dropout, data, sampler, state
-        self.course, self.saver, self.observers, self.interrupted = course, saver, observers, interrupted
+    state    counters, and the position in the data before the next batch
+    history, stored_extras  of the run that this one goes on from: of its stop tests, and what else its checkpoint keeps
+    """
+
+    config: FinetuneConfig
+    log: Log
+    tokenizer: Tokenizer
+    model: Model
+    files: ModelFiles
+    adapter: Adapter
+    trainer: Trainer
+    dropout: Dropout | None
+    data: Data
+    sampler: Sampler | SequenceSampler
+    state: TrainState
+    history: LossHistory | None
+    stored_extras: dict[str, Any]
+    course: Course
+    plan: Plan
+    residency: Residency | None
+    saver: Saver
+    observers: Sequence[Observer]
+    interrupted: list[int]
+
+    def __post_init__(self) -> None:
+        config, state = self.config, self.state
         self.first_iteration = self.saved_at = state.iteration
         self.adam = Adam(config.adam_alpha, config.adam_beta1, config.adam_beta2, config.adam_decay, config.adam_gclip)
-        self.groups = parameter_groups(adapter, config.adam_decay_min_ndim, config.lora_plus)
+        self.groups = parameter_groups(self.adapter, config.adam_decay_min_ndim, config.lora_plus)
         self.stop_tests = StopTests(config.adam_epsf, config.opt_past, config.opt_delta, config.opt_max_no_improvement,
-                                    history, state.past_losses if len(state.past_losses) else None)
-        self.epoch_limit = EpochLimit(config.epochs, sampler.state.epochs)
-        self.best = Best.from_extras(config.patience, extras)
-        self.evaluates = data.valid is not None or bool(config.sample_prompt)
+                                    self.history, state.past_losses if len(state.past_losses) else None)
+        self.epoch_limit = EpochLimit(config.epochs, self.sampler.state.epochs)
+        self.best = Best.from_extras(config.patience, self.stored_extras)
+        self.evaluates = self.data.valid is not None or bool(config.sample_prompt)
         self.lowest_loss = self.best.loss
         self.loss = self.gradient_norm = 0.0
+        self.seconds_of_steps = 0.0
         self.n_tokens = 0
         """Of the newest batch, all passes together."""
 
@@ -182,6 +211,7 @@ class Run:
             reason = reason or self.end_reason(time.perf_counter() - began) or self.step() or self.update(schedule)
             step_seconds = time.perf_counter() - step_began
             if reason is None:
+                self.seconds_of_steps += step_seconds
                 self.tell(Step(state.iteration, self.loss, config.adam_alpha * schedule, self.gradient_norm, self.n_tokens,
                                state.sampler.epochs, step_seconds))
         seconds = time.perf_counter() - began
@@ -190,6 +220,9 @@ class Run:
             self.evaluate(is_last=True)
         if state.iteration > self.saved_at or not self.course.n_iter:
             self.save()
+        if self.done:
+            log.note(self.plan.comparison(peak_resident_bytes(), self.seconds_of_steps / self.done,
+                                          self.residency and self.residency.bytes_read / self.done))
         self.tell(Ended(state.iteration, reason, seconds))
         log.finished(reason, self.resume_command())
         return Result(state.iteration, self.loss if state.iteration else math.nan, reason, bool(self.interrupted),
@@ -217,6 +250,7 @@ class Run:
             reason = self.epoch_limit.check(epochs, state.iteration)
             if reason:
                 return reason
+        self.files.check()
         if self.dropout:
             self.dropout.draw(state.iteration)
         self.model.merge(adapter)
@@ -328,82 +362,16 @@ def _as_dict(config: FinetuneConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(config)}
 
 
-def _new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, log: Log) -> Adapter:
-    """The adapter to train: that of --init-lora, or the tensors and ranks that the options say, still without values."""
-    if config.init_lora:
-        file = read_adapter(config.init_lora, base)
-        for warning in file.warnings:
-            log.warning(warning)
-        start = file.to_adapter(hparams.tensor_shapes())
-        adapter = Adapter(start.specs, start.alpha, start.r, training=not config.only_write_lora)
-        adapter.params[:] = start.params
-    else:
-        specs = specs_for(_shapes(config, hparams), config.ranks(), config.target_list())
-        adapter = Adapter(specs, config.alpha, config.lora_r, training=not config.only_write_lora)
-    config.check_adapted({spec.role for spec in adapter.specs}, tied=hparams.tied)
-    return adapter
-
-
-def _shapes(config: FinetuneConfig, hparams: HParams) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that may be adapted: with --layers only those from that many blocks below the top on."""
-    if config.layers > hparams.n_layer:
-        raise UsageError(f"--layers {config.layers}: the model has {hparams.n_layer}")
-    shapes = hparams.tensor_shapes()
-    if not config.layers:
-        return shapes
-    lowest = hparams.n_layer - config.layers
-    return {name: shape for name, shape in shapes.items()
-            if split_name(name)[0] >= lowest or name in ("output_norm.weight", "output.weight")}
-
-
-def _find_checkpoint(config: FinetuneConfig, log: Log) -> Checkpoint | None:
-    """The checkpoint to go on from; None, and a word about it, where there is none."""
-    path = config.checkpoint_in
-    if path and os.path.lexists(path):
-        return read_checkpoint(path)
-    if path:
-        log.note(f"no checkpoint {path}: starting fresh")
-    return None
-
-
-def _open_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, gguf: GGUFFile) -> Data:
-    log.tokenizing(os.pathsep.join(config.train_data), config.start_text, config.include_sample_start)
-    data = open_data(DataOptions(
-        config.train_data, config.valid_data, config.valid_split, config.data_format, config.chat_template,
-        config.train_on_prompt, config.skip_bad, config.data_cache, config.stride, config.start_text,
-        config.include_sample_start, config.overlapping_samples), tokenizer, gguf.metadata, config.ctx)
-    if isinstance(data.train, Sequences) or data.valid is not None:
-        for note in data.notes:
-            log.note(note)
-    log.data(len(data.train), len(data.train.tokens), data.train.n_unique_tokens, data.train.warnings)
-    if data.valid is not None:
-        log.note(f"evaluation on {len(data.valid)} samples of {data.valid.name}")
-    elif config.patience:
-        raise UsageError(f"--patience {config.patience}: there is no data to evaluate on (--valid-data, --valid-split)")
-    return data
-
-
-def _open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokenizer, hparams: HParams, seed: int,
-                  state: TrainState) -> Sampler | SequenceSampler:
-    if isinstance(data.train, Sequences):
-        sampler = SequenceSampler(data.train, config.ctx, seed=seed, n_vocab=hparams.n_vocab, pack=config.pack,
-                                  force_reshuffle=config.force_reshuffle, state=state.sampler)
-    elif config.pack:
-        raise UsageError(f"--pack is for records, and {config.train_data[0]} is text, whose samples fill their rows")
-    else:
-        sampler = Sampler(
-            data.train, config.ctx, seed=seed, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, n_vocab=hparams.n_vocab,
-            fill_with_next_samples=config.fill_with_next_samples, separate_with_eos=config.separate_with_eos,
-            separate_with_bos=config.separate_with_bos, random_offsets=config.sample_random_offsets,
-            force_reshuffle=config.force_reshuffle, state=state.sampler)
-    if sampler.restarted or config.force_reshuffle:
-        log.restarted(forced=config.force_reshuffle)
-    return sampler
-
-
-def _longest_continuation(config: FinetuneConfig, tokenizer: Tokenizer) -> int:
-    """Positions that the longest of --sample-prompt takes with what is generated for it."""
-    return max((len(prompt_tokens(tokenizer, prompt)) + config.sample_tokens for prompt in config.sample_prompt), default=0)
+def plan(config: FinetuneConfig, write: Callable[[str], None]) -> None:
+    """Runs `lorafast plan`: writes, line by line, where a run with these options would spend memory and time."""
+    gguf, hparams = open_base(config)
+    tokenizer = load_tokenizer(gguf)
+    files = ModelFiles(gguf)
+    base_bytes = files.resident_bytes_without()
+    adapter = new_adapter(config, hparams, BaseModel.from_gguf(gguf), Log())
+    model = Model(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
+    for line in plan_run(config, gguf, files, model, adapter, base_bytes).table():
+        write(line)
 
 
 @contextmanager

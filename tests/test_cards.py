@@ -18,7 +18,8 @@ def test_modelfile_of_an_adapter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert modelfile("model.gguf", "a.gguf") == "FROM ./model.gguf\nADAPTER ./a.gguf\n"
     assert modelfile("model.gguf", "out/a.gguf") == f"FROM {tmp_path}/model.gguf\nADAPTER ./a.gguf\n"
-    assert modelfile("merged.gguf", parameters={"temperature": 0.7}) == "FROM ./merged.gguf\nPARAMETER temperature 0.7\n"
+    text = modelfile("merged.gguf", parameters={"temperature": 0.7})
+    assert text == "FROM ./merged.gguf\nPARAMETER temperature 0.7\n"
 
 
 def test_card_of_a_gguf_adapter():

@@ -46,9 +46,11 @@ CASES = {
     "suffix": ({**GOOD, "output.weight.lora_c": values(3, 64)}, {}, False, 1, "must end in .lora_a or .lora_b"),
     "legacy suffix": (pair(Q, (3, 64), (64, 3)) | {f"{OUT}.loraA": values(64, 3)}, {}, False, 1, "the ggla spelling"),
     "half a pair": ({f"{Q}.lora_a": values(3, 64)}, {}, False, 1, f"'{Q}' has only lora_a: half a pair"),
-    "no such tensor": (pair("blk.7.attn_q.weight", (3, 64), (64, 3)), {}, False, 1, "no such tensor: is it the wrong model?"),
+    "no such tensor": (pair("blk.7.attn_q.weight", (3, 64), (64, 3)), {}, False, 1,
+                       "no such tensor: is it the wrong model?"),
     "tied output": (pair(OUT, (3, 64), (384, 3)), {}, True, 1, "no such tensor: its embedding serves as output matrix"),
-    "other shape": (pair(Q, (3, 32), (64, 3)), {}, False, 1, "needs lora_a (r, 64) and lora_b (64, r): is it the wrong"),
+    "other shape": (pair(Q, (3, 32), (64, 3)), {}, False, 1,
+                    "needs lora_a (r, 64) and lora_b (64, r): is it the wrong model?"),
     "untransposed": (pair(Q, (64, 3), (64, 3)), {}, False, 1, "lora_a is not transposed"),
     "ranks differ": (pair(Q, (3, 64), (64, 2)), {}, False, 1, "has lora_a (3, 64) and lora_b (64, 2)"),
     "embedding not turned": (pair(EMBD, (3, 64), (384, 3)), {}, False, 1,
@@ -106,7 +108,8 @@ def test_all_faults_are_told_at_once(tmp_path):
 
 def test_a_long_list_is_cut(tmp_path):
     tensors = {f"t{i}": values(3) for i in range(MAX_SHOWN + 5)} | GOOD
-    write_gguf(tmp_path / "a.gguf", [("adapter.type", STRING, "lora")], [TensorToWrite(n, GGMLType.F32, a.shape, a) for n, a in tensors.items()])
+    write_gguf(tmp_path / "a.gguf", [("adapter.type", STRING, "lora")],
+               [TensorToWrite(n, GGMLType.F32, a.shape, a) for n, a in tensors.items()])
     status, lines = lines_of(tmp_path / "a.gguf", make_tiny(tmp_path / "model.gguf"))
     assert status == 1 and lines[MAX_SHOWN] == "... and 8 more" and len(lines) == MAX_SHOWN + 2
 

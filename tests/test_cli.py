@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import pytest
+from make_models import make_tiny
 
 from lorafast import cli
 from lorafast.errors import FormatError
@@ -89,11 +90,28 @@ def test_generated_text_appears_as_it_comes(monkeypatch, capsys):
     assert capsys.readouterr().out == "-nx\\udcff"
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["finetune", "--help"], ["generate", "-h"]])
-def test_help_is_on_stdout_in_80_columns(argv):
-    result = lorafast(*argv)
-    assert result.returncode == 0 and result.stderr == ""
-    assert max(map(len, result.stdout.splitlines())) <= 80
+@pytest.mark.parametrize("argv", [["--help"], *([name, "--help"] for name in cli.COMMANDS), ["generate", "-h"]])
+def test_help_is_on_stdout_in_80_columns(argv, capsys):
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith("usage: lorafast ") and max(map(len, out.splitlines())) <= 80
+
+
+def test_usage_names_what_is_needed(capsys):
+    for name, needed in (("finetune", "--model-base FILE"), ("convert", "IN OUT"), ("check", "ADAPTER --model-base FILE")):
+        cli.main([name, "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: lorafast {name} {needed} OPTIONS\n\n")
+
+
+def test_inspect_shows_files_and_data(tmp_path, capsys):
+    model = make_tiny(tmp_path / "tiny.gguf")
+    (tmp_path / "text.txt").write_text("the love of thy sweet all " * 9)
+    assert cli.main(["inspect", str(model)]) == 0
+    assert "a base model" in capsys.readouterr().out
+    assert cli.main(["inspect", str(tmp_path / "text.txt"), "-m", str(model), "--ctx", "8", "--samples", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "text.txt: text" in out and "sample 2 of" in out and "sample 1 of" not in out
+    assert cli.main(["inspect", str(model), "--samples", "2,x"]) == 2
 
 
 def test_help_loads_nothing_heavy():

@@ -3,12 +3,12 @@ import shlex
 
 import pytest
 
-from lorafast.config import (ATTENTION, FEED_FORWARD, NORMS, RANK_FIELDS, FinetuneConfig, GenerateConfig,
-                             decode_escapes)
+from lorafast.config import ATTENTION, FEED_FORWARD, NORMS, RANK_FIELDS, FinetuneConfig, decode_escapes
 from lorafast.errors import UsageError
 from lorafast.files import Form
 from lorafast.lora import ROLES, default_ranks
 from lorafast.options import HELP_WIDTH, help_text, parse, to_argv
+from lorafast.use_options import GenerateConfig, PerplexityConfig
 
 SEED_RUN = """--model-base Llama-2-7b.Q8_0.gguf --checkpoint-in shakespeare-LATEST.gguf
     --checkpoint-out shakespeare-ITERATION.gguf --lora-out shakespeare-ITERATION.bin --train-data "shakespeare.txt"
@@ -38,12 +38,12 @@ def test_the_command_that_started_it():
 def test_defaults_are_the_originals():
     config = FinetuneConfig(model_base="m.gguf")
     expected = dict(
-        lora_out=("ggml-lora-ITERATION-f32.gguf",), only_write_lora=False, train_data="shakespeare.txt",
+        lora_out=("ggml-lora-ITERATION-f32.gguf",), only_write_lora=False, train_data=("shakespeare.txt",),
         checkpoint_in="checkpoint.gguf", checkpoint_out="checkpoint-ITERATION.gguf", pattern_fn_it="ITERATION",
         fn_latest="LATEST", save_every=10, seed=-1, ctx=128, batch=8, grad_acc=1, epochs=-1, sample_start="",
         include_sample_start=False, escape=False, overlapping_samples=False, fill_with_next_samples=False,
         separate_with_eos=False, separate_with_bos=True, sample_random_offsets=False, force_reshuffle=False,
-        use_flash=False, use_checkpointing=True, n_gpu_layers=0, adam_iter=256, adam_alpha=0.001, adam_min_alpha=0.0,
+        use_flash=False, use_checkpointing=None, n_gpu_layers=0, adam_iter=None, adam_alpha=0.001, adam_min_alpha=0.0,
         adam_decay=0.1, adam_decay_min_ndim=2, adam_beta1=0.9, adam_beta2=0.999, adam_gclip=1.0, adam_epsf=0.0,
         warmup=100, cos_decay_steps=1000, cos_decay_restart=1.1, cos_decay_min=0.1, enable_restart=False, opt_past=0,
         opt_delta=1e-5, opt_max_no_improvement=0, lora_r=4, alpha=4, norm_rms_eps=None, rope_freq_base=None,
@@ -52,12 +52,12 @@ def test_defaults_are_the_originals():
 
 
 @pytest.mark.parametrize("line, expected", [
-    ("--train_data x --adam_iter 3", dict(train_data="x", adam_iter=3)),
+    ("--train_data x --adam_iter 3", dict(train_data=("x",), adam_iter=3)),
     ("--rank-ffn_gate 7 --rank_ffn-down 8 --rank-ffn-up 9", dict(rank_ffn_gate=7, rank_ffn_down=8, rank_ffn_up=9)),
     ("-s 3 -c 5 -t 6 -b 7 -ngl 8", dict(seed=3, ctx=5, threads=6, batch=7, n_gpu_layers=8)),
     ("--ctx 5 --ctx 6", dict(ctx=6)),
     ("--ctx=5 --sample-start=a=b", dict(ctx=5, sample_start="a=b")),
-    ("--train-data --ctx --sample-start -h", dict(train_data="--ctx", sample_start="-h")),
+    ("--train-data --ctx --sample-start -h", dict(train_data=("--ctx",), sample_start="-h")),
     ("--epochs -5 --seed -1 --adam-iter 0", dict(epochs=-5, seed=-1, adam_iter=0)),
     ("--lora-out a.bin --lora-out b/ --lora-out ''", dict(lora_out=("a.bin", "b/", ""))),
     ("--no-separate-with-bos --separate-with-eos", dict(separate_with_bos=False, separate_with_eos=True)),
@@ -118,7 +118,7 @@ def test_help_anywhere_but_not_as_a_value():
     assert parse(FinetuneConfig, ["--help"]) is None
 
 
-@pytest.mark.parametrize("cls", [FinetuneConfig, GenerateConfig])
+@pytest.mark.parametrize("cls", [FinetuneConfig, GenerateConfig, PerplexityConfig])
 def test_help_shows_every_option_in_80_columns(cls):
     lines = help_text(cls).splitlines()
     assert max(map(len, lines)) <= HELP_WIDTH
@@ -203,6 +203,39 @@ def test_resume_command_goes_on_with_the_same_options():
     assert shlex.split(line)[:2] == ["lorafast", "finetune"]
     assert parse(FinetuneConfig, shlex.split(line)[2:]) == finetune(
         "--train-data 'my text.txt' --checkpoint-in ck-LATEST.gguf --adam-iter 12 --ctx 64")
+
+
+def test_resume_command_names_what_is_left_of_epochs():
+    line = finetune("--epochs 5 --preset modern").resume_command("c.gguf", None, 2)
+    going_on = parse(FinetuneConfig, shlex.split(line)[2:])
+    assert going_on == finetune("--epochs 2 --checkpoint-in c.gguf --preset modern") and going_on.adam_iter is None
+
+
+@pytest.mark.parametrize("line, path", [
+    ("", "ggml-lora-options-f32.toml"),
+    ("--lora-out out/a-ITERATION/ --lora-out b.bin", "out/a-options.toml"),
+    ("--lora-out b.gguf", "b-options.toml"),
+    ("--lora-out '' --checkpoint-out x/c-ITERATION.gguf", "x/c-options.toml"),
+    ("--pattern-fn-it NN --lora-out a.NN.bin", "a.options.toml"),
+    ("--lora-out '' --checkpoint-out ''", "None"),
+])
+def test_where_the_options_are_recorded(line, path):
+    assert str(finetune(line).options_path) == path
+
+
+@pytest.mark.parametrize("line, path", [
+    ("", ""), ("--metrics m.jsonl --report r.html", "m.jsonl"), ("--report x/r.html", "x/r.jsonl")])
+def test_a_report_needs_metrics(line, path):
+    assert finetune(line).metrics_path == path
+
+
+@pytest.mark.parametrize("line, interval", [("", 10), ("--save-every 3", 3), ("--save-every -1", 0), ("--eval-every 7", 7)])
+def test_evaluation_interval(line, interval):
+    assert finetune(line).evaluation_interval == interval
+
+
+def test_rslora_scales_by_the_square_root():
+    assert finetune("--rslora --lora-r 16 --lora-alpha 8").alpha / 16 == 8 / 4
 
 
 def test_escapes():

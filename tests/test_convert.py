@@ -99,7 +99,8 @@ def test_checkpoints_of_the_original_lose_only_their_training_state(folder):
 
 @pytest.mark.parametrize("targets, out, drop, left", [
     (ROLES, "b.gguf", "norms", 16), (ROLES, "b/", "norms", 16), (ROLES, "b.gguf", "attn_norm,output_norm ffn_norm", 16),
-    (MATRICES, "b.gguf", "token_embd,blk.0.*", 8), (MATRICES, "b/", "attn,ffn", 2), (MATRICES, "b.bin", "blk.?.ffn_up", 14)])
+    (MATRICES, "b.gguf", "token_embd,blk.0.*", 8), (MATRICES, "b/", "attn,ffn", 2),
+    (MATRICES, "b.bin", "blk.?.ffn_up", 14)])
 def test_drop(folder, targets, out, drop, left):
     make("a.bin", adapter_for(targets=targets))
     run_convert(parse(ConvertOptions, ["a.bin", out, "-m", "model.gguf", "--drop", drop]), lambda line: None)
@@ -138,8 +139,9 @@ def test_one_rank_a_role_in_a_checkpoint(folder):
 
 
 @pytest.mark.parametrize("source, targets, out", [
-    ("a/", ["ffn_up"], "b.gguf"), ("a.bin", ["attn_k"], "b/"), ("a.gguf", ["attn_q"], "b/"), ("a.bin", ["output"], "b.gguf"),
-    ("a.bin", ["token_embd"], "b.gguf"), ("a.gguf", ["attn_q"], "b.gguf --to checkpoint")])
+    ("a/", ["ffn_up"], "b.gguf"), ("a.bin", ["attn_k"], "b/"), ("a.gguf", ["attn_q"], "b/"),
+    ("a.bin", ["output"], "b.gguf"), ("a.bin", ["token_embd"], "b.gguf"),
+    ("a.gguf", ["attn_q"], "b.gguf --to checkpoint")])
 def test_when_the_model_must_be_named(folder, source, targets, out):
     make(source, adapter_for(targets=targets))
     with pytest.raises(UsageError, match="--model-base is needed: "):
@@ -179,7 +181,8 @@ def test_companions(folder):
 
 @pytest.mark.parametrize("line, message", [
     ("a.bin b.txt", "end the name in .gguf"), ("a.bin a.bin", "is the adapter to convert"), ("a.bin", "OUT is missing"),
-    ("", "IN is missing"), ("a.bin b.gguf c", "unexpected argument 'c'"), ("a.bin b --to npz", "--to npz: must be one of")])
+    ("", "IN is missing"), ("a.bin b.gguf c", "unexpected argument 'c'"),
+    ("a.bin b --to npz", "--to npz: must be one of")])
 def test_usage(folder, line, message):
     make("a.bin", adapter_for(targets=["attn_q"]))
     with pytest.raises(UsageError, match=message):

@@ -127,3 +127,24 @@ def test_disk_counts_what_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "c-LATEST.gguf").write_bytes(bytes(400))
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: namedtuple("usage", "free")(100 + 1000 + 600 + 1000))
     check_disk([(Output(OUT, f"{tmp_path}/c-ITERATION.gguf"), 1000)], iteration=0, n_iter=20, save_every=10)
+
+
+def test_best_copy():
+    assert Output(OUT, "c-ITERATION.gguf").best_path == "c-BEST.gguf"
+    assert Output(OUT, "x/ITERATION/").best_path == "x/BEST/"
+    assert Output(OUT, "c.gguf").best_path is None
+
+
+def test_the_best_copy_needs_room_too(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    output = Output(OUT, str(tmp_path / "c-ITERATION.gguf"))
+    # Two numbered copies, the latest, the best, and one that is being written.
+    for free, fits in ((5000, True), (4999, False)):
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage(0, 0, free))
+        if fits:
+            check_disk([(output, 1000)], iteration=0, n_iter=4, save_every=2, keep_best=True)
+        else:
+            with pytest.raises(LoraFastError, match="free"):
+                check_disk([(output, 1000)], iteration=0, n_iter=4, save_every=2, keep_best=True)
+    (tmp_path / "c-BEST.gguf").write_bytes(bytes(1000))
+    check_disk([(output, 1000)], iteration=0, n_iter=4, save_every=2, keep_best=True)

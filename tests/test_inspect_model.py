@@ -36,7 +36,8 @@ def test_a_model(tmp_path):
                                                  (Form.PEFT, "a/", MATRICES)])
 def test_an_adapter_of_any_form(tmp_path, form, name, targets):
     model = GGUFFile(make_tiny(tmp_path / "model.gguf"))
-    adapter = random_adapter({key: tensor.shape for key, tensor in model.tensors.items()}, targets=targets, alpha=6, r=3)
+    shapes = {key: tensor.shape for key, tensor in model.tensors.items()}
+    adapter = random_adapter(shapes, targets=targets, alpha=6, r=3)
     write_adapter(form, tmp_path / name, adapter, BaseModel.from_gguf(model))
     lines = text_of(f"{tmp_path}/{name}").splitlines()
     assert form.value.split()[0] in lines[0] and f"{len(adapter.pairs)} pairs" in lines[1]

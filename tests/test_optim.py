@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from lorafast.lora import Adapter, default_ranks, specs_for
 from lorafast.optim import (EPS, Adam, EpochLimit, Group, LossHistory, OriginalSchedule, PlainSchedule, StopTests, clip_scale,
                             parameter_groups)
 
@@ -50,7 +51,7 @@ def test_clip_scale():
     assert clip_scale(0.5, 1.0) == clip_scale(1.0, 1.0) == clip_scale(4.0, 0.0) == clip_scale(4.0, -1.0) == 1.0
 
 
-def adam_float64(state, g, n_decayed, t, schedule, adam):
+def adam_float64(state, g, n_decayed, t, schedule, adam, factor=1.0):
     """One update of (x, m, v) by the formulas, in float64."""
     x, m, v = state
     norm = np.sqrt((g**2).sum())
@@ -58,7 +59,7 @@ def adam_float64(state, g, n_decayed, t, schedule, adam):
         g = g * adam.gclip / norm
     m = adam.beta1 * m + (1 - adam.beta1) * g
     v = adam.beta2 * v + (1 - adam.beta2) * g**2
-    rate = adam.alpha * schedule
+    rate = adam.alpha * schedule * factor
     decayed = np.arange(x.size) < n_decayed
     step = rate * (m / (1 - adam.beta1**t)) / (np.sqrt(v / (1 - adam.beta2**t)) + EPS)
     return x * (1 - adam.decay * rate * decayed) - step, m, v
@@ -75,11 +76,51 @@ def test_adam(n_decayed, gclip):
     for t, schedule in ((1, 0.0), (2, 0.5), (3, 1.0), (4, 1.0)):
         g = (3 * rng.standard_normal(77)).astype(np.float32)
         before = g.copy()
-        norm = adam.step(x, m, v, g, n_decayed=n_decayed, iteration=t, schedule=schedule, n_threads=2)
+        groups = [Group(0, n_decayed, True), Group(n_decayed, 77, False)]
+        norm = adam.step(x, m, v, g, groups=groups, iteration=t, schedule=schedule, n_threads=2)
         expected = adam_float64(expected, g.astype(np.float64), n_decayed, t, schedule, adam)
         assert norm == pytest.approx(np.linalg.norm(before.astype(np.float64)), rel=1e-6)
         for got, wanted in zip((x, m, v), expected):
             np.testing.assert_allclose(got, wanted, rtol=3e-5, atol=1e-7)   # 1 - 0.999 in float32 is off by 1.3e-5
+
+
+def test_parameters_with_a_learning_rate_of_their_own():
+    adam = Adam(alpha=0.01, gclip=0.0)
+    x, m, v = np.ones(9, np.float32), np.zeros(9, np.float32), np.zeros(9, np.float32)
+    g = np.linspace(-1, 1, 9).astype(np.float32)
+    expected = [adam_float64([a.astype(np.float64) for a in (x, m, v)], g.astype(np.float64), 9, 1, 1.0, adam, factor)[0]
+                for factor in (1.0, 16.0)]
+    adam.step(x, m, v, g, groups=[Group(0, 4, True), Group(4, 9, True, 16.0)], iteration=1, schedule=1.0, n_threads=1)
+    np.testing.assert_allclose(x, [*expected[0][:4], *expected[1][4:]], rtol=3e-5)
+
+
+def test_groups_cover_an_adapter_once():
+    shapes = {"blk.0.attn_norm.weight": (8,), "blk.0.attn_q.weight": (6, 8), "blk.0.attn_v.weight": (4, 8)}
+    adapter = Adapter(specs_for(shapes, default_ranks(2)), 2, 2)
+    assert parameter_groups(adapter, 2, 1.0) == [Group(0, adapter.n_params - 1, True),
+                                                 Group(adapter.n_params - 1, adapter.n_params, False)]
+    assert parameter_groups(adapter, 1, 1.0) == [Group(0, adapter.n_params, True)]
+    factor, decays = np.zeros(adapter.n_params, np.float32), np.zeros(adapter.n_params, np.float32)
+    for group in parameter_groups(adapter, 2, 16.0):
+        factor[group.begin:group.end] += group.rate_factor
+        decays[group.begin:group.end] += group.decays
+    factors, decaying = adapter.views(factor), adapter.views(decays)
+    assert all((a == 1).all() and (b == 16).all() for a, b in factors.values())
+    assert all((a == 1).all() and (b == ("norm" not in name)).all() for name, (a, b) in decaying.items())
+
+
+@pytest.mark.parametrize("shape, expected", [
+    ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
+    ("linear", [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0]),
+    ("cosine", [0.25, 0.5, 0.75, 1, 1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0]),
+])
+def test_plain_schedules(shape, expected):
+    schedule = PlainSchedule(shape, warmup=4, end=8)
+    assert [schedule(step) for step in range(9)] == pytest.approx(expected, abs=1e-7)
+    assert schedule(1000) == schedule(8)
+    assert PlainSchedule(shape, 0, 0)(0) in (0, 1)
+    floored = PlainSchedule(shape, warmup=4, end=8, floor=0.1)
+    assert [floored(step) for step in (1, 8)] == pytest.approx([0.55, 1.0 if shape == "constant" else 0.1])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -87,7 +128,7 @@ def test_adam_changes_nothing_when_the_gradient_is_not_finite(bad):
     x, m, v = (np.full(9, value, np.float32) for value in (1, 2, 3))
     g = np.ones(9, np.float32)
     g[4] = bad
-    norm = Adam().step(x, m, v, g, n_decayed=9, iteration=1, schedule=1.0, n_threads=1)
+    norm = Adam().step(x, m, v, g, groups=[Group(0, 9, True)], iteration=1, schedule=1.0, n_threads=1)
     assert not math.isfinite(norm)
     assert (x == 1).all() and (m == 2).all() and (v == 3).all()
 

@@ -10,8 +10,8 @@ from lorafast.ggml_types import GGMLType
 from lorafast.quantize_k import FORMATS, _pack_fields, _pack_scales_and_mins_k4, quantize
 from lorafast.quants import dequantize, fields, scales_and_mins_k4
 
-NMSE = {GGMLType.Q2_K: 0.090, GGMLType.Q3_K: 0.031, GGMLType.Q4_K: 0.0067, GGMLType.Q5_K: 0.0017, GGMLType.Q6_K: 0.00044,
-        GGMLType.IQ4_NL: 0.0076, GGMLType.IQ4_XS: 0.0078}
+NMSE = {GGMLType.Q2_K: 0.090, GGMLType.Q3_K: 0.031, GGMLType.Q4_K: 0.0067, GGMLType.Q5_K: 0.0017,
+        GGMLType.Q6_K: 0.00044, GGMLType.IQ4_NL: 0.0076, GGMLType.IQ4_XS: 0.0078}
 """Limits of ‖x' - x‖² / ‖x‖² for heavy-tailed values, 2 % above what was measured (llama.cpp: 0.106, 0.029, 0.0065,
 0.00167, 0.00043, 0.0074, 0.0075)."""
 

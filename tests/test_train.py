@@ -1,4 +1,5 @@
 """Whole training runs through the command line: against the original's logs and files, resumed, interrupted, refused."""
+import json
 import os
 import re
 import resource
@@ -17,11 +18,15 @@ from make_models import make_tiny
 from lorafast import cli
 from lorafast.adapters import read_adapter
 from lorafast.checkpoint import read_checkpoint
+from lorafast.config import FinetuneConfig
+from lorafast.events import Ended, Started, Step
 from lorafast.gguf import open_model
 from lorafast.hparams import read_hparams
-from lorafast.lora import Adapter, default_ranks, specs_for
+from lorafast.lora import LAYER_ROLES, Adapter, default_ranks, specs_for
+from lorafast.metrics import read_metrics
+from lorafast.train import finetune
 
-LOSS_LIMIT = 5e-4           # measured: 6e-6 on tinymha, 2e-5 on SmolLM2
+LOSS_LIMIT = 5e-4           # measured: 6e-6 on tinymha, 2.6e-5 on SmolLM2
 CORRELATION_LIMIT = 0.999   # of the change of A and of B in 10 iterations; measured: 0.99999
 ITERATION = re.compile(r"iter= *(\d+) sample=(\S+) sched=(\S+) loss=(\S+)(?: dt=\S+ eta=\S+)? \|(-*>)")
 
@@ -106,12 +111,14 @@ def test_golden_run(golden_folder, monkeypatch, train):
     assert_same_course(iterations(log), iterations(golden))
     assert_bars_follow(iterations(log))
 
-    # All lines are the original's, in its order, but for times, our own buffers, and the words on how a run begins and ends.
+    # The original's lines are there, in its order, but for times and sizes that depend on the machine; of our own, only notes.
     def lines(text: str) -> list[str]:
-        text = re.sub(r" dt=\S+ eta=\S+|loss=\S+|\|-*>|(?<=time: ).*|(?<=compute_size = ).*", "", text)
-        ours = ("main: no checkpoint none.gguf", "main: finished", "main: work_size")
-        return [line.rstrip() for line in text.splitlines() if not line.startswith(("ll", *ours))]
-    assert lines(log) == lines(golden)
+        text = re.sub(r" dt=\S+ eta=\S+|loss=\S+|\|-*>|(?<=time: ).*|(?<=(compute|...work)_size = ).*", "", text)
+        return [line.rstrip() for line in text.splitlines() if not line.startswith("ll")]
+    ours = lines(log)
+    rest = iter(ours)
+    assert all(line in rest for line in lines(golden)), next(line for line in lines(golden) if line not in ours)
+    assert all(line.startswith("main: ") for line in ours if line not in lines(golden))
 
     # The adapter went the same way: from the same start, in the same direction.
     shapes = read_hparams(open_model("tinymha.gguf")).tensor_shapes()
@@ -161,6 +168,9 @@ def test_golden_run_of_a_real_model(tmp_path, monkeypatch, train):
     "--opt-past 3 --opt-delta 0 --opt-max-no-improvement 90 --use-checkpointing",
     "--enable-restart --cos-decay-steps 4 --adam-min-alpha 1e-4 --lora-r 2 --lora-alpha 3",
     "--targets attn_v,ffn_down --adam-gclip 0.01",
+    "--lora-dropout 0.3 --lora-plus 16 --layers 1 --rslora",
+    "--valid-split 0.1 --eval-every 5 --patience 9 --sample-prompt the --sample-tokens 3",
+    "--schedule cosine --decay-iter 20 --warmup-ratio 0.2 --valid-split 0.1 --eval-batches 1",
 ])
 def test_ten_and_ten_are_twenty(folder, tiny, train, options):
     """In 9 batches the 323 or 60 samples have not all been seen: the second half begins within an epoch."""
@@ -188,8 +198,10 @@ def test_an_epochs_end_is_no_place_to_lose_the_way(folder, tiny, train):
 def test_threads_do_not_change_a_bit(folder, tiny, train):
     results = []
     for threads in (1, 2, 3):
-        train("--model-base", tiny, *TINY, "--threads", threads, "--adam-iter", 4, "--save-every", 0)
-        results.append(files(folder, "*LATEST*"))
+        train("--model-base", tiny, *TINY, "--threads", threads, "--adam-iter", 4, "--save-every", 2, "--lora-dropout", 0.2,
+              "--valid-split", 0.1)
+        results.append(files(folder, "*LATEST*") | files(folder, "*BEST*"))
+        assert len(results[-1]) == 4
     assert results[0] == results[1] == results[2]
 
 
@@ -212,7 +224,7 @@ def test_interrupt_finishes_the_step_saves_and_tells_how_to_go_on(folder, tiny, 
     assert "finishing this step" in err
     assert "stopped by SIGINT" in out and "total training time" in out
     stopped_at = read_checkpoint("c-LATEST.gguf").state.iteration
-    assert 3 < stopped_at < 150 and Path(f"c-{stopped_at}.gguf").exists() and Path(f"a-{stopped_at}.bin").exists()
+    assert 3 <= stopped_at < 150 and Path(f"c-{stopped_at}.gguf").exists() and Path(f"a-{stopped_at}.bin").exists()
     resume = shlex.split(re.search(r"to go on: (.*)", out)[1])
     assert resume[:2] == ["lorafast", "finetune"]
     train(*resume[2:])
@@ -352,3 +364,161 @@ def test_keep_leaves_the_newest_checkpoints(folder, tiny, train):
     train("--model-base", tiny, *TINY, "--adam-iter", 8, "--save-every", 2, "--keep", 2)
     assert sorted(files(folder, "c-*")) == ["c-6.gguf", "c-8.gguf", "c-LATEST.gguf"]
     assert len(files(folder, "a-*.bin")) == 5
+
+
+# --------------------------------------------------------------------------------------- what the original did not have
+
+EVALUATION = re.compile(r"evaluation: iter= *(\d+) loss=(\S+) perplexity=(\S+) over (\d+) tokens(, the lowest so far)?")
+
+
+def test_epochs_without_iterations(folder, tiny, train):
+    """The number of iterations follows: 20 samples in passes of 2, two passes an iteration."""
+    log = train("--model-base", tiny, *TINY, "--sample-start", "the", "--epochs", 3, "--grad-acc", 2, "--metrics", "m.jsonl")
+    assert len(iterations(log)) - 1 == 15 and "3 epochs completed (--epochs)" in log
+    assert list(read_metrics("m.jsonl"))[0]["n_iter"] == 15
+
+
+def test_max_minutes(folder, tiny, train):
+    log = train("--model-base", tiny, *TINY, "--max-minutes", 0.001, "--adam-iter", 100000)
+    assert "0.001 minutes have passed (--max-minutes)" in log
+    left = int(re.search(r"to go on: .*--adam-iter (\d+)", log)[1])
+    assert left == 100000 - read_checkpoint("c-LATEST.gguf").state.iteration
+
+
+def test_evaluation_keeps_the_best_and_loses_patience(folder, tiny, train):
+    """A learning rate much too high makes the loss rise again: the run stops, and BEST is of the lowest loss."""
+    Path("valid.txt").write_text("thou and all my sweet love is that in thy " * 6)
+    log = train("--model-base", tiny, *TINY, "--adam-alpha", 0.2, "--valid-data", "valid.txt", "--eval-every", 1,
+                "--patience", 3, "--adam-iter", 60, "--save-every", 0)
+    evaluations = [(int(number), float(loss), best) for number, loss, _, _, best in EVALUATION.findall(log)]
+    losses = [loss for _, loss, _ in evaluations]
+    at = int(np.argmin(losses))
+    assert [number for number, _, _ in evaluations] == list(range(at + 4))
+    assert [bool(best) for *_, best in evaluations] == [loss < min([np.inf, *losses[:i]]) for i, loss in enumerate(losses)]
+    assert f"3 evaluations in a row were not better than that of iteration {at}" in log
+    assert read_checkpoint("c-BEST.gguf").state.iteration == at
+    assert read_checkpoint("c-LATEST.gguf").state.iteration == at + 3
+    assert float(EVALUATION.search(log)[3]) == pytest.approx(np.exp(losses[0]), rel=1e-4)
+
+
+def test_the_last_evaluation_does_not_disturb_a_resumed_run(folder, tiny, train):
+    """A run of 7 evaluates at its end, one of 14 does not do so on its way: yet 7 + 7 are 14."""
+    run = ["--model-base", tiny, *TINY, "--valid-split", 0.1, "--eval-every", 4, "--save-every", 7, "--lora-out", ""]
+    assert [n for n, *_ in EVALUATION.findall(train(*run, "--adam-iter", 14))] == ["0", "4", "8", "12", "14"]
+    whole = Path("c-14.gguf").read_bytes()
+    assert [n for n, *_ in EVALUATION.findall(train(*run, "--adam-iter", 7))] == ["0", "4", "7"]
+    log = train(*run, "--adam-iter", 7, "--checkpoint-in", "c-7.gguf")
+    assert [n for n, *_ in EVALUATION.findall(log)] == ["8", "12", "14"]
+    assert Path("c-14.gguf").read_bytes() == whole
+
+
+def test_patience_needs_something_to_evaluate_on(folder, tiny, capsys):
+    assert cli.main(["finetune", "--model-base", str(tiny), *TINY, "--patience", "3"]) == 2
+    assert "--patience 3: there is no data to evaluate on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["i-1.bin", "i-1.gguf", "i-1/", "checkpoint.gguf"])
+def test_starting_from_an_adapter(folder, tiny, train, form):
+    """Its next loss is that of the run that made it; scale, ranks and tensors are its own."""
+    run = ["--model-base", tiny, *TINY, "--sample-start", "the", "--adam-alpha", 0.05]
+    options = ["--targets", "attn_q,attn_v,ffn_down", "--lora-r", 3, "--lora-alpha", 6]
+    log = train(*run, *options, "--lora-out", "i-ITERATION.bin", "--lora-out", "i-ITERATION.gguf", "--lora-out",
+                "i-ITERATION/", "--save-every", 1, "--warmup", 0, "--adam-iter", 11)
+    Path("c-1.gguf").rename("checkpoint.gguf")
+    started = train(*run, "--init-lora", form, "--force-reshuffle", "--adam-iter", 10, "--warmup", 0)
+    # The first batch of the new run, the 20 samples' first two, is also the eleventh of the old one, but of other weights.
+    assert float(iterations(started)[1][3]) != float(iterations(log)[1][3])
+    adapter = read_adapter("a-10.bin")
+    assert {len(a) for a, _ in adapter.pairs.values()} == {3} and len(adapter.pairs) == 6 and adapter.scale == 2
+    assert "print_lora_params: n_rank_wq             : 3" in started
+    train(*run, "--init-lora", form, "--adam-iter", 0, "--lora-out", "b.gguf", "--checkpoint-out", "")
+    before, after = (read_adapter(path).pairs for path in ("i-1.gguf", "b.gguf"))
+    assert all(np.array_equal(x, y) for name in before for x, y in zip(before[name], after[name]))
+
+
+def test_an_adapter_to_start_from_decides_its_shape(folder, tiny, capsys):
+    for option in ("--lora-r 8", "--targets attn", "--rslora", "--layers 1", "--rank-wq 2"):
+        assert cli.main(["finetune", "--model-base", str(tiny), *TINY, "--init-lora", "x.gguf", *option.split()]) == 2
+        assert f"{option.split()[0]}: --init-lora brings its own" in capsys.readouterr().err
+
+
+def test_only_the_last_blocks(folder, tiny, train):
+    train("--model-base", tiny, *TINY, "--layers", 1, "--adam-iter", 1)
+    names = set(read_adapter("a-1.bin").pairs)
+    assert names == {f"blk.1.{role}.weight" for role in LAYER_ROLES} | {"output_norm.weight", "output.weight"}
+    assert cli.main(["finetune", "--model-base", str(tiny), *TINY, "--layers", "3"]) == 2
+
+
+def test_rslora_trains_what_it_deploys(folder, tiny, train):
+    train("--model-base", tiny, *TINY, "--rslora", "--lora-r", 4, "--adam-iter", 1, "--lora-out", "a.gguf")
+    assert read_adapter("a.gguf").scale == 2        # 4 / sqrt(4)
+    assert cli.main(["finetune", "--model-base", str(tiny), *TINY, "--rslora", "--lora-r", "3"]) == 2
+
+
+def test_lora_plus_moves_b_faster(folder, tiny, train):
+    changes = {}
+    for ratio in (1, 16):
+        train("--model-base", tiny, *TINY, "--lora-plus", ratio, "--adam-iter", 1, "--warmup", 0)
+        changes[ratio] = read_adapter("a-1.bin").pairs["blk.0.attn_q.weight"]
+    assert np.array_equal(changes[1][0], changes[16][0])
+    np.testing.assert_allclose(changes[16][1], 16 * changes[1][1], rtol=1e-5)
+
+
+def test_records_train(folder, tiny, train):
+    records = [{"prompt": f"the love {word} ", "completion": "is thy sweet all"} for word in ("of", "in", "and", "to", "not")]
+    Path("data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for options in ((), ("--pack",)):
+        log = train("--model-base", tiny, *TINY[2:], "--train-data", "data.jsonl", "--ctx", 64, "--epochs", 40,
+                    "--adam-alpha", 0.02, "--valid-data", "data.jsonl", "--eval-every", 0, "--checkpoint-out", "c.gguf",
+                    "--lora-out", "a.bin", *options)
+        losses = [float(loss) for *_, loss, _ in iterations(log)[1:]]
+        assert losses[-1] < 0.2 * losses[0]
+        assert "40 epochs completed" in log and "5 prompts and completions" in log
+        assert float(EVALUATION.findall(log)[-1][1]) < 0.2 * losses[0]
+    # Resumed within an epoch it is the same run.
+    run = ["--model-base", tiny, *TINY[2:], "--train-data", "data.jsonl", "--ctx", 64, "--save-every", 2, "--lora-out", ""]
+    train(*run, "--adam-iter", 5)
+    whole = Path("c-5.gguf").read_bytes()
+    train(*run, "--adam-iter", 3, "--checkpoint-in", "c-2.gguf")
+    assert Path("c-5.gguf").read_bytes() == whole
+
+
+def test_options_are_recorded_and_given_again(folder, tiny, train):
+    train("--model-base", tiny, *TINY, "--preset", "modern", "--ctx", 16, "--adam-iter", 3, "--lora-out", "a-ITERATION.gguf",
+          "-s", -1, "--checkpoint-in", "none.gguf")
+    first = Path("a-3.gguf").read_bytes()
+    recorded = Path("a-options.toml").read_text()
+    assert "\nlora-r = 16\n" in recorded and '\nschedule = "cosine"\n' in recorded and "\nctx = 16\n" in recorded
+    train("--config", "a-options.toml")
+    assert Path("a-3.gguf").read_bytes() == first       # the seed that -1 stood for is recorded
+    Path("a-options.toml").write_text("[mine]")
+    assert cli.main(["finetune", "--model-base", str(tiny), *TINY]) == 1
+
+
+def test_metrics_of_a_resumed_run_name_each_iteration_once(folder, tiny, train):
+    run = ["--model-base", tiny, *TINY, "--metrics", "m.jsonl", "--valid-split", 0.1, "--eval-every", 3, "--save-every", 3,
+           "--sample-prompt", "love", "--sample-tokens", 2, "--lora-out", ""]
+    log = train(*run, "--adam-iter", 8)
+    train(*run, "--adam-iter", 2, "--checkpoint-in", "c-6.gguf")        # as if the process had died after iteration 8
+    records = list(read_metrics("m.jsonl"))
+    steps = [record for record in records if record["event"] == "step"]
+    assert [step["iteration"] for step in steps] == list(range(1, 9))
+    for step, line in zip(steps, iterations(log)[1:]):
+        assert f"{step['loss']:.6f}" == line[3] and step["tokens"] == 32 and step["gradient_norm"] > 0 < step["seconds"]
+    assert [step["learning_rate"] for step in steps][:3] == pytest.approx([0, 0.0005, 0.000999990], rel=1e-4)
+    assert [r["iteration"] for r in records if r["event"] == "evaluation"] == [0, 3, 6, 8]
+    assert [r["event"] for r in records if r["event"] in ("started", "ended")] == ["started", "started", "ended"]
+    assert all(r["prompt"] == "love" and r["text"] for r in records if r["event"] == "continuation")
+
+
+def test_python_has_it_too(folder, tiny, capsys):
+    events = []
+    config = FinetuneConfig.complete(dict(model_base=str(tiny), train_data=("text.txt",), ctx=16, batch=2, adam_iter=2,
+                                          checkpoint_in="", checkpoint_out="", lora_out=("a.gguf",), preset="modern"))
+    result = finetune(config, observers=[events.append])
+    assert [type(event) for event in events] == [Started, Step, Step, Ended]
+    assert result.iteration == 2 and result.loss == events[2].loss and not result.interrupted
+    out, err = capsys.readouterr()
+    assert out == ""
+    with pytest.raises(ValueError):
+        FinetuneConfig(model_base="m", preset="modern")

@@ -1,4 +1,4 @@
-"""NumPy twin of kernels/attention.pyx: the same maths with the whole score matrix of each sequence and head in memory."""
+"""NumPy twin of the attention kernel, with the whole score matrix of each sequence and head in memory."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def _each_head(q_begin, k_begin, window: int, n_head: int, n_head_kv: int) -> Iterator[tuple]:
-    """Yields, for each sequence and query head: the rows of q, the rows of k, h, its kv head, and which query sees which key."""
+    """For each sequence and query head: the rows of q, the rows of k, h, its kv head, which query sees which key."""
     for q0, q1, k0, k1 in zip(q_begin[:-1], q_begin[1:], k_begin[:-1], k_begin[1:]):
         n_queries, n_keys = q1 - q0, k1 - k0
         position = np.arange(n_queries)[:, None] + n_keys - n_queries  # of each query, among the keys
@@ -22,7 +22,7 @@ def _split(x: np.ndarray, n_head: int) -> np.ndarray:
     return x.reshape(x.shape[0], n_head, x.shape[1] // n_head)
 
 
-def attention_forward(o, lse, q, k, v, q_begin, k_begin, scale, window, n_head, n_head_kv, n_threads) -> None:
+def attention_forward(o, lse, q, k, v, q_begin, k_begin, scale, window, n_head, n_head_kv, n_threads=1) -> None:
     """s = scale·q·kᵀ, lse = log Σ_j exp(s_ij), o = softmax(s)·v, over the keys that a query sees."""
     q, k, v, o = _split(q, n_head), _split(k, n_head_kv), _split(v, n_head_kv), _split(o, n_head)
     for rows, keys, h, h_kv, visible in _each_head(q_begin, k_begin, window, n_head, n_head_kv):
@@ -34,7 +34,8 @@ def attention_forward(o, lse, q, k, v, q_begin, k_begin, scale, window, n_head, 
         o[rows, h] = (p / total[:, None]) @ v[keys, h_kv]
 
 
-def attention_backward(dq, dk, dv, do, q, k, v, o, lse, q_begin, k_begin, scale, window, n_head, n_head_kv, n_threads) -> None:
+def attention_backward(dq, dk, dv, do, q, k, v, o, lse, q_begin, k_begin, scale, window, n_head, n_head_kv,
+                       n_threads=1) -> None:
     """Gradients of attention_forward, added to dq, dk and dv."""
     q, dq, o, do = _split(q, n_head), _split(dq, n_head), _split(o, n_head), _split(do, n_head)
     k, dk, v, dv = _split(k, n_head_kv), _split(dk, n_head_kv), _split(v, n_head_kv), _split(dv, n_head_kv)

@@ -22,7 +22,7 @@ from lorafast.reference import rms_norm as rms_norm_twin
 ROWS = (1, 3, 5)
 WIDTHS = (1, 7, 33, 64, 515)
 FLOAT32 = 1e-12        # NMSE against the twin in float64: rounding, and sums of a few hundred values in float32
-BFLOAT16_PIECES = 1e-10      # measured 2e-11 on AMX, which multiplies bfloat16 pieces
+INT16 = 2e-8           # measured 2e-9: linear with quantised weights rounds activations to int16
 
 Arguments = dict[str, Any]
 
@@ -213,8 +213,8 @@ OPS = [
     Op("attention", "attention_backward", attention_backward, accumulated=("dq", "dk", "dv"), widths=HEADS),
     Op("lora", "lora_forward", lora_forward, out=("h",)),
     Op("lora", "lora_backward", lora_backward, out=("c",), accumulated=("dA", "dB")),
-    Op("linear", "linear_forward", linear_forward, out=("ys",), widths=BLOCKS, limit=BFLOAT16_PIECES),
-    Op("linear", "linear_backward", linear_backward, accumulated=("dx",), widths=BLOCKS, limit=BFLOAT16_PIECES),
+    Op("linear", "linear_forward", linear_forward, out=("ys",), widths=BLOCKS, limit=INT16),
+    Op("linear", "linear_backward", linear_backward, accumulated=("dx",), widths=BLOCKS, limit=INT16),
 ]
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 
@@ -254,7 +254,8 @@ def test_no_op_is_forgotten():
         if module.name not in ("build_info", "pages"):
             kernels = vars(importlib.import_module(f"lorafast.kernels.{module.name}"))
             public = {name for name, value in kernels.items()
-                      if type(value).__name__ == "cython_function_or_method" and not name.startswith("_")}
+                      if type(value).__name__ == "cython_function_or_method" and not name.startswith("_")
+                      and not name.endswith("_scratch_bytes")}
             assert public == {op.name for op in OPS if op.module == module.name}, module.name
 
 

@@ -1,0 +1,433 @@
+/* The int16 core: integer weights times activations rounded to int16, summed exactly in int32. A multiply-add of int16 pairs does
+ * twice the work of a float32 FMA, and more precisely than it sounds: NMSE about 1e-9 (kernels/README.md).
+ *
+ * One register tile serves both directions:   acc[i][lane] = sum_d a[i][d] b[d][lane],   d < 256, in int32
+ *   forward    a = q of rows of W, as unpacked   b = x^T rounded, lanes = tokens    summed over 32 values of k, which share scales:
+ *              y[t][n] = sum_blocks (scale of x [t][block]) (scale of W [n][block]) acc - min[n][block] (sum of x[t] over the block)
+ *   backward   a = dy d rounded                  b = q of rows of W, lanes = columns       summed over up to 256 rows n of W:
+ *              dx[t][k] += S[t] (acc - sum_n (dy[t][n] / S[t]) min[n][k / 32])
+ *              The scale d[n][k / 32] of W changes along this sum, so it goes into dy: dy[t][n] d[n][k / 32] / S[t] is what is
+ *              rounded, anew for every 32 columns. S[t] is chosen once for 256 rows and 256 columns.
+ *
+ * The sums fit: |q| <= q_max, and activations are rounded to +-32767; sums of 32 stay below 2^31 for q_max <= 2048, sums of 256
+ * for q_max <= 256. For Q6_K (q_max = 4096) +-16383 are used, and backward goes on in float32 after every 32.
+ *
+ * b has two values of d for each lane side by side, as the multiply-add wants them: b[d / 2][lane][2]. (NEON multiplies by a
+ * single value: b[d][lane].)
+ */
+#if SIMD_IS_AVX512 || SIMD_IS_NEON
+#define MR 6                    /* 12 int32 and 12 float32 accumulators, 2 vectors of b, a broadcast: 27 of 32 registers */
+#else
+#define MR 4                    /* 8 int32 accumulators, 2 vectors of b, broadcast, product: 12 of 16; float32 sums in L1 */
+#endif
+#define LANES (2 * VF_WIDTH)
+#define DEPTH 256               /* values of d that a tile of a and b holds: forward k, backward n */
+#define LDA (DEPTH + 32)        /* int16 values from row to row of a: padded, so that rows don't fall on the same cache sets */
+#define PANEL_ROWS 96           /* rows of W in a panel (forward): a multiple of MR */
+#define COLUMNS 256             /* columns of W in a slice (backward): fixed, for S[t] depends on it */
+#define TOKENS 12               /* tokens whose dy is rounded at a time (backward): a multiple of MR */
+#define LDB (DEPTH * LANES + 2 * LANES)     /* int16 values from one LANES columns of W to the next (backward), padded */
+#define X_BLOCK (19 * LANES)    /* floats of packed x for 32 k: 16 pairs of int16, a scale, sums over the two halves, LANES each */
+
+#define ROUND_MAGIC 12582912.0f /* 1.5 * 2^23: added to |v| < 2^22, it leaves v rounded in the lower bits of the float32 */
+#define TINY 1e-30f             /* activations that are all smaller are taken for zero, for 32767 / max must be finite */
+
+#define I16_INLINE static inline __attribute__((always_inline))
+
+I16_INLINE vi FN(i16_set_pair)(const int16_t *a) { int32_t pair; memcpy(&pair, a, 4); return pair - (vi){0}; }
+I16_INLINE vi FN(i16_load)(const int16_t *b) { vi v; memcpy(&v, b, sizeof v); return v; }
+
+/* sum[lane] + a[lane][0] b[lane][0] + a[lane][1] b[lane][1] */
+I16_INLINE vi FN(i16_multiply_add)(vi sum, vi a, vi b) {
+#if SIMD_IS_AVX512
+    return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif SIMD_IS_AVX2
+    return sum + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif SIMD_X86
+    return sum + (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+/* acc (MR x LANES) = a (MR x 2 pairs, row stride LDA) . b (2 pairs x LANES); pairs is a multiple of 4. */
+I16_INLINE void FN(i16_tile)(vi acc[MR][2], const int16_t *a, const int16_t *b, int pairs) {
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) acc[i][0] = acc[i][1] = (vi){0};
+#if SIMD_IS_NEON
+    for (int p = 0; p < pairs; p += 2, a += 4, b += 4 * LANES) {
+        const int16x8_t b0 = vld1q_s16(b), b1 = vld1q_s16(b + LANES), b2 = vld1q_s16(b + 2 * LANES), b3 = vld1q_s16(b + 3 * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++) {
+            const int16x4_t w = vld1_s16(a + i * LDA);
+            int32x4_t low = (int32x4_t)acc[i][0], high = (int32x4_t)acc[i][1];
+            low = vmlal_lane_s16(low, vget_low_s16(b0), w, 0), high = vmlal_high_lane_s16(high, b0, w, 0);
+            low = vmlal_lane_s16(low, vget_low_s16(b1), w, 1), high = vmlal_high_lane_s16(high, b1, w, 1);
+            low = vmlal_lane_s16(low, vget_low_s16(b2), w, 2), high = vmlal_high_lane_s16(high, b2, w, 2);
+            low = vmlal_lane_s16(low, vget_low_s16(b3), w, 3), high = vmlal_high_lane_s16(high, b3, w, 3);
+            acc[i][0] = (vi)low, acc[i][1] = (vi)high;
+        }
+    }
+#else
+#pragma GCC unroll 4
+    for (int p = 0; p < pairs; p++, a += 2, b += 2 * LANES) {
+        const vi b0 = FN(i16_load)(b), b1 = FN(i16_load)(b + LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++) {
+            const vi w = FN(i16_set_pair)(a + i * LDA);
+            acc[i][0] = FN(i16_multiply_add)(acc[i][0], w, b0);
+            acc[i][1] = FN(i16_multiply_add)(acc[i][1], w, b1);
+        }
+    }
+#endif
+}
+
+/* Larger of the magnitudes as int32: orders floats, and a NaN counts as the largest, so that it is not lost. */
+I16_INLINE vi FN(i16_larger)(vi max, vf v) {
+    const vi bits = (vi)v & 0x7fffffff;
+#if SIMD_IS_AVX512
+    return (vi)_mm512_max_epi32((__m512i)max, (__m512i)bits);
+#elif SIMD_IS_AVX2
+    return (vi)_mm256_max_epi32((__m256i)max, (__m256i)bits);
+#elif SIMD_IS_NEON
+    return (vi)vmaxq_s32((int32x4_t)max, (int32x4_t)bits);
+#else
+    return (vi)vf_select(max > bits, (vf)max, (vf)bits);
+#endif
+}
+
+/* Element-wise rounded values whose int16 is in the lower half of each element become pairs [lane][2]. */
+#if !SIMD_IS_NEON
+I16_INLINE vi FN(i16_pair)(vi first, vi second) {
+#if SIMD_IS_AVX512
+    return (vi)_mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)first, (__m512i)(second << 16));
+#elif SIMD_IS_AVX2
+    return (vi)_mm256_blend_epi16((__m256i)first, (__m256i)(second << 16), 0xaa);
+#else
+    return (first & 0xffff) | second << 16;
+#endif
+}
+#endif
+
+/* Part `part` of `parts` of fetching `bytes` of each of n_rows rows into the second-level cache: what is unpacked next, while this is
+ * being computed with. Rows of W lie far apart, where the processor's own prefetching does not follow. */
+I16_INLINE void FN(i16_prefetch)(const void *rows, ptrdiff_t row_bytes, int n_rows, int bytes, int part, int parts) {
+    for (int i = n_rows * part / parts; i < n_rows * (part + 1) / parts; i++) {
+        const uint8_t *row = (const uint8_t *)rows + i * row_bytes;
+        for (int b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
+        if (bytes % 64) __builtin_prefetch(row + bytes - 1, 0, 2);
+    }
+}
+
+/* ---- forward ---- */
+
+static ptrdiff_t FN(i16_packed_floats)(int T, int K) { return (ptrdiff_t)ROUND_UP(T, LANES) / LANES * (K / 32) * X_BLOCK; }
+
+/* Tokens tile * LANES .. of x (T, K) become packed[tile][k / 32], rounded to +-limit; lanes beyond T are zero. */
+I16_INLINE void FN(i16_pack)(float *packed, const float *x, int T, int K, int tile, float limit) {
+    packed += (ptrdiff_t)tile * (K / 32) * X_BLOCK;
+    for (int k = 0; k < K; k += 32, packed += X_BLOCK)
+        for (int half = 0; half < LANES; half += VF_WIDTH) {
+            const int t0 = tile * LANES + half, n = MIN(VF_WIDTH, T - t0);
+            vf v[32];                                   /* x^T: from here on, a lane is a token */
+            for (int j = 0; j < 32; j += VF_WIDTH) {
+                for (int i = 0; i < VF_WIDTH; i++) v[j + i] = i < n ? vf_load(x + (ptrdiff_t)(t0 + i) * K + k + j) : vf_set1(0);
+                vf_transpose(v + j);
+            }
+            vi largest = {0};
+            for (int j = 0; j < 32; j++) largest = FN(i16_larger)(largest, v[j]);
+            const vf max = (vf)largest;
+            vf sum[2] = {{0}, {0}};
+            for (int j = 0; j < 16; j++) sum[0] += v[j], sum[1] += v[16 + j];
+            const vf inverse = vf_select(max > TINY, limit / max, vf_set1(0));
+            int16_t *q = (int16_t *)packed;
+            for (int j = 0; j < 32; j += 2) {
+                const vi first = (vi)(v[j] * inverse + ROUND_MAGIC), second = (vi)(v[j + 1] * inverse + ROUND_MAGIC);
+#if SIMD_IS_NEON
+                vst1_s16(q + j * LANES + half, vmovn_s32((int32x4_t)first));
+                vst1_s16(q + (j + 1) * LANES + half, vmovn_s32((int32x4_t)second));
+#else
+                const vi pair = FN(i16_pair)(first, second);
+                memcpy(q + j * LANES + 2 * half, &pair, sizeof pair);
+#endif
+            }
+            vf_store(packed + 16 * LANES + half, max / limit);
+            vf_store(packed + 17 * LANES + half, sum[0]);
+            vf_store(packed + 18 * LANES + half, sum[1]);
+        }
+}
+static void FN(i16_pack_tokens)(float *packed, const float *x, int T, int K, int tile) {
+    FN(i16_pack)(packed, x, T, K, tile, 32767);
+}
+static void FN(i16_wide_pack_tokens)(float *packed, const float *x, int T, int K, int tile) {
+    FN(i16_pack)(packed, x, T, K, tile, 16383);
+}
+
+/* c (MR x LANES, row stride ldc) += MR rows of W times LANES tokens, over n_blocks blocks of 32 k with n_min minima each. */
+I16_INLINE void FN(i16_forward_tile)(float *restrict c, ptrdiff_t ldc, const int16_t *restrict w, const float *restrict scale,
+                                     const float *restrict min, const float *restrict x, int n_blocks, int n_min) {
+    vf sum[MR][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) sum[i][0] = vf_load(c + i * ldc), sum[i][1] = vf_load(c + i * ldc + VF_WIDTH);
+    for (int block = 0; block < n_blocks; block++, w += 32, x += X_BLOCK, scale++, min += 2) {
+        vi acc[MR][2];
+        FN(i16_tile)(acc, w, (const int16_t *)x, 16);
+        const vf s0 = vf_load(x + 16 * LANES), s1 = vf_load(x + 16 * LANES + VF_WIDTH);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++) {
+            sum[i][0] += __builtin_convertvector(acc[i][0], vf) * (scale[i * DEPTH / 32] * s0);
+            sum[i][1] += __builtin_convertvector(acc[i][1], vf) * (scale[i * DEPTH / 32] * s1);
+        }
+        if (n_min == 0) continue;
+        const vf a0 = vf_load(x + 17 * LANES), a1 = vf_load(x + 17 * LANES + VF_WIDTH);
+        const vf b0 = vf_load(x + 18 * LANES), b1 = vf_load(x + 18 * LANES + VF_WIDTH);
+        if (n_min == 1) {
+            const vf x0 = a0 + b0, x1 = a1 + b1;
+#pragma GCC unroll 8
+            for (int i = 0; i < MR; i++) sum[i][0] -= min[i * DEPTH / 16] * x0, sum[i][1] -= min[i * DEPTH / 16] * x1;
+        } else {
+#pragma GCC unroll 8
+            for (int i = 0; i < MR; i++) {
+                sum[i][0] -= min[i * DEPTH / 16] * a0 + min[i * DEPTH / 16 + 1] * b0;
+                sum[i][1] -= min[i * DEPTH / 16] * a1 + min[i * DEPTH / 16 + 1] * b1;
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) vf_store(c + i * ldc, sum[i][0]), vf_store(c + i * ldc + VF_WIDTH, sum[i][1]);
+}
+
+/* The same for n_rows rows of W, a multiple of MR. next_x is what x will be, fetched meanwhile. */
+I16_INLINE void FN(i16_forward_tiles)(float *c, ptrdiff_t ldc, const int16_t *w, const float *scale, const float *min, const float *x,
+                                      const float *next_x, int n_rows, int n_blocks, int n_min) {
+    for (int i = 0; i < n_rows; i += MR) {
+        FN(i16_prefetch)(next_x, 64, n_blocks * X_BLOCK / 16, 64, i / MR, n_rows / MR);
+        FN(i16_forward_tile)(c + i * ldc, ldc, w + i * LDA, scale + i * DEPTH / 32, min + i * DEPTH / 16, x, n_blocks, n_min);
+    }
+}
+
+static ptrdiff_t FN(i16_forward_scratch)(int T) {
+    return PANEL_ROWS * (LDA / 2 + DEPTH / 32 + DEPTH / 16) + (ptrdiff_t)PANEL_ROWS * (ROUND_UP(T, LANES) + 16);
+}
+
+/* Rows n0 .. n0+n_rows (at most PANEL_ROWS) of W times all T tokens. */
+static void FN(i16_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch) {
+    const ggml_format *format = &ggml_formats[p->type];
+    const int padded = ROUND_UP(n_rows, MR), ldc = ROUND_UP(T, LANES) + 16;
+    int16_t *w = (int16_t *)scratch;
+    float *scale = scratch + PANEL_ROWS * LDA / 2, *min = scale + PANEL_ROWS * DEPTH / 32, *c = min + PANEL_ROWS * DEPTH / 16;
+    memset(c, 0, sizeof(float) * padded * ldc);
+    for (int i = n_rows; i < padded; i++) {             /* rows that only fill up a tile: any finite values */
+        memset(w + i * LDA, 0, sizeof *w * DEPTH);
+        memset(scale + i * DEPTH / 32, 0, sizeof(float) * DEPTH / 32);
+        memset(min + i * DEPTH / 16, 0, sizeof(float) * DEPTH / 16);
+    }
+    for (int k0 = 0; k0 < K; k0 += DEPTH) {
+        const int depth = MIN(DEPTH, K - k0), n_blocks = depth / format->block_size;
+        const uint8_t *row = p->weight + n0 * p->row_bytes + (ptrdiff_t)(k0 / format->block_size) * format->type_size;
+        const float *x = packed + (ptrdiff_t)(k0 / 32) * X_BLOCK;
+        for (int i = 0; i < n_rows; i++)
+            FN(unpackers)[p->type](row + i * p->row_bytes, n_blocks, w + i * LDA, scale + i * DEPTH / 32, min + i * DEPTH / 16);
+        const int next = MIN(DEPTH, K - k0 - depth) / format->block_size * format->type_size;
+        for (int t = 0; t < T; t += LANES, x += (ptrdiff_t)(K / 32) * X_BLOCK) {
+            if (next) FN(i16_prefetch)(row + n_blocks * format->type_size, p->row_bytes, n_rows, next, t / LANES, ROUND_UP(T, LANES) / LANES);
+            const float *next_x = t + LANES < T ? x + (ptrdiff_t)(K / 32) * X_BLOCK : packed + (ptrdiff_t)(k0 + depth) / 32 * X_BLOCK;
+            if (!format->has_min) FN(i16_forward_tiles)(c + t, ldc, w, scale, min, x, next_x, padded, depth / 32, 0);
+            else if (p->type != GGML_Q2_K) FN(i16_forward_tiles)(c + t, ldc, w, scale, min, x, next_x, padded, depth / 32, 1);
+            else FN(i16_forward_tiles)(c + t, ldc, w, scale, min, x, next_x, padded, depth / 32, 2);
+        }
+    }
+    FN(write_outputs)(p, c, ldc, n0, n_rows, T);
+}
+
+/* ---- backward ---- */
+
+/* What a slice works on, in a thread's scratch memory. */
+typedef struct {
+    int16_t w[COLUMNS / LANES * LDB];                   /* [column / LANES][row pair][LANES][2] */
+    int16_t a[TOKENS * LDA];                            /* dy d / S, rounded */
+    float scaled[TOKENS * DEPTH];                       /* dy / S */
+    float scale[COLUMNS / 32 * DEPTH];                  /* d[column / 32][row] */
+    float min[DEPTH * 16];                              /* min[row][column / 32], or [column / 16] */
+    float bound[DEPTH];                                 /* max over the slice of |d[row]| */
+    float S[TOKENS];
+    float minus[TOKENS * 16];                           /* sum_n (dy / S) min */
+} __attribute__((aligned(64))) FN(i16_slice);
+
+static ptrdiff_t FN(i16_backward_scratch)(int T) { return sizeof(FN(i16_slice)) / sizeof(float); }
+
+/* Rows of W are paired VF_WIDTH apart: row r of each 2 VF_WIDTH rows with r + VF_WIDTH, as the vectors of dy that i16_round_dy
+ * rounds are. (NEON: rows follow each other.) */
+I16_INLINE void FN(i16_store_rows)(int16_t *w, int row, const int16_t *q0, const int16_t *q1, int n_columns) {
+#if SIMD_IS_NEON
+    for (int k = 0; k < n_columns; k += LANES, w += LDB) {
+        memcpy(w + row * LANES, q0 + k, sizeof *w * LANES);
+        memcpy(w + (row + VF_WIDTH) * LANES, q1 + k, sizeof *w * LANES);
+    }
+#else
+    const int pair = row / LANES * VF_WIDTH + row % VF_WIDTH;
+    for (int k = 0; k < n_columns; k += LANES, w += LDB)
+        for (int half = 0; half < LANES; half += VF_WIDTH) {
+            int16_t v0 __attribute__((vector_size(2 * VF_WIDTH))), v1 __attribute__((vector_size(2 * VF_WIDTH)));
+            memcpy(&v0, q0 + k + half, sizeof v0);
+            memcpy(&v1, q1 + k + half, sizeof v1);
+            const vi both = FN(i16_pair)(__builtin_convertvector(v0, vi), __builtin_convertvector(v1, vi));
+            memcpy(w + 2 * (pair * LANES + half), &both, sizeof both);
+        }
+#endif
+}
+
+/* n_columns columns of n_rows rows of W, from `blocks` on, into the slice; up to `padded` rows of zeros follow. */
+static void FN(i16_unpack_slice)(FN(i16_slice) *s, const projection *p, const uint8_t *blocks, int n_rows, int padded, int n_columns) {
+    const ggml_format *format = &ggml_formats[p->type];
+    const int n_blocks = n_columns / format->block_size;
+    const int mins = format->has_min ? p->type == GGML_Q2_K ? n_columns / 16 : n_columns / 32 : 0, step = p->type == GGML_Q2_K ? 1 : 2;
+    for (int group = 0; group < padded; group += LANES)
+        for (int j = 0; j < VF_WIDTH; j++) {
+            int16_t q[2][COLUMNS];
+            for (int i = 0; i < 2; i++) {
+                const int row = group + j + i * VF_WIDTH;
+                float scale[COLUMNS / 32] = {0}, min[COLUMNS / 16] = {0}, bound = 0;
+                if (row < n_rows) FN(unpackers)[p->type](blocks + row * p->row_bytes, n_blocks, q[i], scale, min);
+                else memset(q[i], 0, sizeof q[i]);
+                for (int b = 0; b < n_columns / 32; b++) {
+                    s->scale[b * DEPTH + row] = scale[b];
+                    bound = MAX(bound, __builtin_fabsf(scale[b]));
+                }
+                for (int b = 0; b < mins; b++) {
+                    s->min[row * 16 + b] = min[step * b];
+                    bound = MAX(bound, __builtin_fabsf(min[step * b]) / 1024);     /* or S = 0 where all d = 0 would lose min */
+                }
+                s->bound[row] = bound;
+            }
+            FN(i16_store_rows)(s->w, group + j, q[0], q[1], n_columns);
+        }
+}
+
+/* S[i] and dy / S for token i of the group; dy has n values, the rest up to `padded` become zeros. */
+I16_INLINE void FN(i16_scale_dy)(FN(i16_slice) *s, int i, const float *dy, int n, int padded, float limit) {
+    float *to = s->scaled + i * DEPTH;
+    vi largest = {0};
+    int j = 0;
+    for (; j + VF_WIDTH <= n; j += VF_WIDTH) largest = FN(i16_larger)(largest, vf_load(dy + j) * vf_load(s->bound + j));
+    if (j < n) largest = FN(i16_larger)(largest, vf_load_part(dy + j, n - j) * vf_load(s->bound + j));
+    int max_bits = 0;
+    for (int lane = 0; lane < VF_WIDTH; lane++) max_bits = MAX(max_bits, largest[lane]);
+    float max;
+    memcpy(&max, &max_bits, sizeof max);
+    const float inverse = max > TINY ? limit / max : 0;
+    for (j = 0; j + VF_WIDTH <= n; j += VF_WIDTH) vf_store(to + j, vf_load(dy + j) * inverse);
+    for (; j < padded; j += VF_WIDTH) vf_store(to + j, vf_load_part(dy + j, MAX(0, n - j)) * inverse);
+    s->S[i] = max / limit;
+}
+
+/* minus[i][b] = sum_n scaled[i][n] min[n][b]; lanes = b. */
+static void FN(i16_minima)(FN(i16_slice) *s, int depth, int n_min) {
+    for (int b = 0; b < n_min; b += VF_WIDTH) {
+        vf sum[TOKENS] = {{0}};
+        for (int n = 0; n < depth; n++) {
+            const vf m = vf_load(s->min + n * 16 + b);
+#pragma GCC unroll 12
+            for (int i = 0; i < TOKENS; i++) sum[i] += s->scaled[i * DEPTH + n] * m;
+        }
+#pragma GCC unroll 12
+        for (int i = 0; i < TOKENS; i++) vf_store(s->minus + i * 16 + b, sum[i]);
+    }
+}
+
+/* a[i][n] = scaled[i][n] d[n] rounded, for the 32 columns of d and MR tokens. */
+I16_INLINE void FN(i16_round_dy)(int16_t *restrict a, const float *restrict scaled, const float *restrict d, int depth) {
+    for (int n = 0; n < depth; n += LANES) {
+        const vf d0 = vf_load(d + n), d1 = vf_load(d + n + VF_WIDTH);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++) {
+            const vi first = (vi)(vf_load(scaled + i * DEPTH + n) * d0 + ROUND_MAGIC);
+            const vi second = (vi)(vf_load(scaled + i * DEPTH + n + VF_WIDTH) * d1 + ROUND_MAGIC);
+#if SIMD_IS_NEON
+            vst1q_s16(a + i * LDA + n, vcombine_s16(vmovn_s32((int32x4_t)first), vmovn_s32((int32x4_t)second)));
+#else
+            const vi pair = FN(i16_pair)(first, second);
+            memcpy(a + i * LDA + n, &pair, sizeof pair);
+#endif
+        }
+    }
+}
+
+/* dx (n_tokens <= MR x LANES, row stride K) += S (a . b - minus); the int32 sums become float32 after every `exact` rows. */
+I16_INLINE void FN(i16_backward_tile)(float *restrict dx, int K, const int16_t *restrict a, const int16_t *restrict b, int depth,
+                                      int exact, const float *S, const float *minus, int next_minus, int n_tokens) {
+    vf sum[MR][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) sum[i][0] = vf_set1(-minus[i * 16]), sum[i][1] = vf_set1(-minus[i * 16 + next_minus]);
+    for (int n = 0; n < depth; n += exact, a += exact, b += exact * LANES) {
+        vi acc[MR][2];
+        FN(i16_tile)(acc, a, b, MIN(exact, depth - n) / 2);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++) {
+            sum[i][0] += __builtin_convertvector(acc[i][0], vf);
+            sum[i][1] += __builtin_convertvector(acc[i][1], vf);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++, dx += K) {
+        if (i >= n_tokens) break;
+        vf_store(dx, vf_load(dx) + S[i] * sum[i][0]);
+        vf_store(dx + VF_WIDTH, vf_load(dx + VF_WIDTH) + S[i] * sum[i][1]);
+    }
+}
+
+/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection. */
+static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
+                                   int t0, int t1, float *scratch) {
+    FN(i16_slice) *s = (FN(i16_slice) *)scratch;
+    const ggml_format *format = &ggml_formats[p->type];
+    const int limit = format->q_max > 2048 ? 16383 : 32767, exact = MIN(DEPTH, INT32_MAX / (format->q_max * limit) / 32 * 32);
+    const int scale_columns = p->type == GGML_Q2_K || p->type == GGML_Q3_K || p->type == GGML_Q6_K ? QK : 32;
+    const int min_columns = p->type == GGML_Q2_K ? 16 : 32;
+    memset(s->scaled, 0, sizeof s->scaled);             /* of tokens that only fill up a tile */
+    memset(s->min, 0, sizeof s->min);
+    memset(s->minus, 0, sizeof s->minus);
+    for (const int end = n0 + n; n0 < end; n0 += DEPTH) {
+        const int n_rows = MIN(DEPTH, end - n0), depth = ROUND_UP(n_rows, 32);
+        const int bytes = n_columns / format->block_size * format->type_size;
+        const uint8_t *blocks = p->weight + n0 * p->row_bytes + (ptrdiff_t)(k0 / format->block_size) * format->type_size;
+        FN(i16_unpack_slice)(s, p, blocks, n_rows, depth, n_columns);
+        for (int t = t0; t < t1; t += TOKENS) {
+            const int n_tokens = MIN(TOKENS, t1 - t);
+            const float *dy = p->dy + (ptrdiff_t)t * p->N + n0;
+            FN(i16_prefetch)(blocks + n_rows * p->row_bytes, p->row_bytes, MIN(DEPTH, end - n0 - n_rows), bytes, (t - t0) / TOKENS,
+                             ROUND_UP(t1 - t0, TOKENS) / TOKENS);
+            FN(i16_prefetch)(dy + n_tokens * p->N, sizeof(float) * p->N, MIN(TOKENS, t1 - t - n_tokens), sizeof(float) * n_rows, 0, 1);
+            for (int i = 0; i < n_tokens; i++) FN(i16_scale_dy)(s, i, dy + (ptrdiff_t)i * p->N, n_rows, depth, limit);
+            if (format->has_min) FN(i16_minima)(s, depth, COLUMNS / min_columns);
+            for (int k = 0; k < n_columns; k += LANES) {
+                if (k % scale_columns == 0)
+                    for (int i = 0; i < n_tokens; i += MR)
+                        FN(i16_round_dy)(s->a + i * LDA, s->scaled + i * DEPTH, s->scale + k / 32 * DEPTH, depth);
+                for (int i = 0; i < n_tokens; i += MR)
+                    FN(i16_backward_tile)(dx + (ptrdiff_t)(t + i) * K + k0 + k, K, s->a + i * LDA, s->w + k / LANES * LDB, depth, exact,
+                                          s->S + i, s->minus + i * 16 + k / min_columns, VF_WIDTH / min_columns, n_tokens - i);
+            }
+        }
+    }
+}
+#undef MR
+#undef LANES
+#undef DEPTH
+#undef LDA
+#undef PANEL_ROWS
+#undef COLUMNS
+#undef TOKENS
+#undef LDB
+#undef X_BLOCK
+
+static const gemm_core FN(i16_core) = {
+    .token_tile = 2 * VF_WIDTH, .panel_rows = 96, .panel_unit = 12, .slice_columns = 256, .fixed_slices = 1,
+    .packed_x = FN(i16_packed_floats), .forward_scratch = FN(i16_forward_scratch), .backward_scratch = FN(i16_backward_scratch),
+    .pack_x = FN(i16_pack_tokens), .forward_panel = FN(i16_forward_panel), .backward_slice = FN(i16_backward_slice),
+};
+static const gemm_core FN(i16_wide_core) = {
+    .token_tile = 2 * VF_WIDTH, .panel_rows = 96, .panel_unit = 12, .slice_columns = 256, .fixed_slices = 1,
+    .packed_x = FN(i16_packed_floats), .forward_scratch = FN(i16_forward_scratch), .backward_scratch = FN(i16_backward_scratch),
+    .pack_x = FN(i16_wide_pack_tokens), .forward_panel = FN(i16_forward_panel), .backward_slice = FN(i16_backward_slice),
+};

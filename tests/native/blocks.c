@@ -1,0 +1,113 @@
+/* Random blocks of every trainable type, and what they mean: each value by its own index, as the format defines it. The kernels, which
+ * unpack whole blocks with vectors, are written the other way round (kernels/unpack_body.h). */
+#include "check.h"
+#include "ggml_blocks.h"
+
+const char *const type_names[GGML_N_TYPES] = {
+    [GGML_F32] = "F32", [GGML_F16] = "F16", [GGML_BF16] = "BF16", [GGML_Q8_0] = "Q8_0", [GGML_Q4_0] = "Q4_0", [GGML_Q4_1] = "Q4_1",
+    [GGML_Q5_0] = "Q5_0", [GGML_Q5_1] = "Q5_1", [GGML_Q2_K] = "Q2_K", [GGML_Q3_K] = "Q3_K", [GGML_Q4_K] = "Q4_K", [GGML_Q5_K] = "Q5_K",
+    [GGML_Q6_K] = "Q6_K", [GGML_IQ4_NL] = "IQ4_NL", [GGML_IQ4_XS] = "IQ4_XS",
+};
+
+/* Where a block has its float16 scale and minimum, in bytes; a minimum at 0 is none. */
+static const struct { uint8_t d, min; } f16_at[GGML_N_TYPES] = {
+    [GGML_Q4_1] = {0, 2}, [GGML_Q5_1] = {0, 2}, [GGML_Q2_K] = {80, 82}, [GGML_Q3_K] = {108, 0}, [GGML_Q4_K] = {0, 2},
+    [GGML_Q5_K] = {0, 2}, [GGML_Q6_K] = {208, 0},
+};
+
+/* Of either sign, from 2^-10 to 2^-5. */
+static void put_random_f16(uint8_t *at) {
+    const uint32_t bits = random_bits();
+    const uint16_t h = (bits >> 16 & 0x8000) | (5 + (bits >> 8) % 5) << 10 | (bits >> 12 & 0x3ff);
+    memcpy(at, &h, 2);
+}
+
+uint8_t *take_blocks(int type, ptrdiff_t rows, ptrdiff_t K) {
+    const ggml_format *format = &ggml_formats[type];
+    const ptrdiff_t n_blocks = rows * K / format->block_size;
+    uint8_t *blocks = take(n_blocks * format->type_size), *b = blocks;
+    for (ptrdiff_t i = 0; i < n_blocks; i++, b += format->type_size) {
+        if (type == GGML_F16) put_random_f16(b);
+        else if (format->is_float) {
+            const float x = random_float();
+            memcpy(b, (const uint8_t *)&x + 4 - format->type_size, format->type_size);
+        } else {
+            for (int j = 0; j < format->type_size; j++) b[j] = random_bits() >> 24;
+            put_random_f16(b + f16_at[type].d);
+            if (f16_at[type].min) put_random_f16(b + f16_at[type].min);
+        }
+    }
+    return blocks;
+}
+
+static double f16_value(f16_bits h) {
+    const int exponent = h >> 10 & 31, fraction = h & 1023;
+    const double magnitude = exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+    return h >> 15 ? -magnitude : magnitude;
+}
+
+static int nibble(const uint8_t *q, int i) { return i < 16 ? q[i] & 15 : q[i - 16] >> 4; }
+static int bit(const uint8_t *bits, int i) { return bits[i / 8] >> i % 8 & 1; }
+
+/* Scale and minimum j of the 8 of Q4_K and Q5_K. */
+static void k4_scale(const uint8_t s[12], int j, int *scale, int *min) {
+    if (j < 4) *scale = s[j] & 63, *min = s[j + 4] & 63;
+    else *scale = (s[j + 4] & 15) | s[j - 4] >> 6 << 4, *min = s[j + 4] >> 4 | s[j] >> 6 << 4;
+}
+
+double block_value(int type, const uint8_t *row, ptrdiff_t k) {
+    static const int iq4_level[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 };
+    const void *block = row + k / ggml_formats[type].block_size * ggml_formats[type].type_size;
+    const int i = k % ggml_formats[type].block_size, half = i / 128, part = i % 128 / 32, l = i % 32;   /* of 256 values */
+    int scale, min;
+    switch (type) {
+    case GGML_F32: { float x; memcpy(&x, block, 4); return x; }
+    case GGML_F16: { f16_bits h; memcpy(&h, block, 2); return f16_value(h); }
+    case GGML_BF16: { uint32_t h = 0; memcpy((uint8_t *)&h + 2, block, 2); float x; memcpy(&x, &h, 4); return x; }
+    case GGML_Q8_0: { const block_q8_0 *b = block; return f16_value(b->d) * b->q[i]; }
+    case GGML_Q4_0: { const block_q4_0 *b = block; return f16_value(b->d) * (nibble(b->q, i) - 8); }
+    case GGML_Q4_1: { const block_q4_1 *b = block; return f16_value(b->d) * nibble(b->q, i) + f16_value(b->m); }
+    case GGML_Q5_0: {
+        const block_q5_0 *b = block;
+        return f16_value(b->d) * ((nibble(b->q, i) | bit(b->high, i) << 4) - 16);
+    }
+    case GGML_Q5_1: {
+        const block_q5_1 *b = block;
+        return f16_value(b->d) * (nibble(b->q, i) | bit(b->high, i) << 4) + f16_value(b->m);
+    }
+    case GGML_Q2_K: {
+        const block_q2_K *b = block;
+        const int level = b->q[32 * half + l] >> 2 * part & 3;
+        return f16_value(b->d) * (b->scales[i / 16] & 15) * level - f16_value(b->dmin) * (b->scales[i / 16] >> 4);
+    }
+    case GGML_Q3_K: {
+        const block_q3_K *b = block;
+        const int j = i / 16, level = (b->q[32 * half + l] >> 2 * part & 3) | (b->high[l] >> i / 32 & 1) << 2;
+        scale = (b->scales[j % 8] >> 4 * (j / 8) & 15) | (b->scales[8 + j % 4] >> 2 * (j / 4) & 3) << 4;
+        return f16_value(b->d) * (scale - 32) * (level - 4);
+    }
+    case GGML_Q4_K: {
+        const block_q4_K *b = block;
+        k4_scale(b->scales, i / 32, &scale, &min);
+        return f16_value(b->d) * scale * (b->q[32 * (i / 64) + l] >> 4 * (i / 32 % 2) & 15) - f16_value(b->dmin) * min;
+    }
+    case GGML_Q5_K: {
+        const block_q5_K *b = block;
+        k4_scale(b->scales, i / 32, &scale, &min);
+        const int level = (b->q[32 * (i / 64) + l] >> 4 * (i / 32 % 2) & 15) | (b->high[l] >> i / 32 & 1) << 4;
+        return f16_value(b->d) * scale * level - f16_value(b->dmin) * min;
+    }
+    case GGML_Q6_K: {
+        const block_q6_K *b = block;
+        const int low = b->q[64 * half + i % 64] >> 4 * (part / 2) & 15, high = b->high[32 * half + l] >> 2 * part & 3;
+        return f16_value(b->d) * b->scales[i / 16] * ((low | high << 4) - 32);
+    }
+    case GGML_IQ4_NL: { const block_iq4_nl *b = block; return f16_value(b->d) * iq4_level[nibble(b->q, i)]; }
+    default: {
+        const block_iq4_xs *b = block;
+        const int j = i / 32;
+        scale = (b->scales_low[j / 2] >> 4 * (j % 2) & 15) | (b->scales_high >> 2 * j & 3) << 4;
+        return f16_value(b->d) * (scale - 32) * iq4_level[nibble(b->q + 16 * j, l)];
+    }
+    }
+}

@@ -1,0 +1,60 @@
+/* Runs every check for every instruction set of this machine; ends with a line "N passed, M failed", and status 1 where M > 0. */
+#include <stdio.h>
+
+#include "check.h"
+#include "simd.h"
+
+static int passed, failed;
+static uint32_t seed;
+static void *taken[1024];
+static int n_taken;
+
+uint32_t random_bits(void) { return seed = seed * 1664525 + 1013904223; }       /* Numerical Recipes; the lowest bits hardly vary */
+
+void *take(size_t bytes) {
+    void *p = malloc(bytes ? bytes : 1);
+    if (!p || n_taken == sizeof taken / sizeof *taken) {
+        fprintf(stderr, "check_kernels: no memory\n");
+        exit(2);
+    }
+    return taken[n_taken++] = memset(p, 0xff, bytes);
+}
+float *take_random(ptrdiff_t n) {
+    float *p = take_floats(n);
+    for (ptrdiff_t i = 0; i < n; i++) p[i] = random_float();
+    return p;
+}
+double *take_zeros(ptrdiff_t n) { return memset(take(sizeof(double) * n), 0, sizeof(double) * n); }
+float *take_gradient(ptrdiff_t n, double **exact) {
+    float *p = take_random(n);
+    *exact = take_zeros(n);
+    for (ptrdiff_t i = 0; i < n; i++) (*exact)[i] = p[i];
+    return p;
+}
+
+void expect(const char *what, const float *got, const double *exact, ptrdiff_t n, double limit) {
+    double error = 0, size = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        error += (got[i] - exact[i]) * (got[i] - exact[i]);
+        size += exact[i] * exact[i];
+    }
+    const double nmse = size > 0 ? error / size : error;
+    const int good = nmse <= limit;                     /* false for NaN */
+    printf("%-6s %-6s %-42s NMSE %8.1e, limit %8.1e\n", good ? "ok" : "FAILED", simd_isa_name(simd_isa()), what, nmse, limit);
+    *(good ? &passed : &failed) += 1;
+}
+
+int main(void) {
+    void (*const checks[])(void) = { check_unpack, check_linear, check_lora, check_attention, check_rms_norm, check_rope, check_swiglu,
+                                     check_cross_entropy, check_adam };
+    for (int isa = ISA_SCALAR; isa <= simd_best_isa(); isa++) {
+        setenv("LORAFAST_ISA", simd_isa_name(isa), 1);
+        for (size_t i = 0; i < sizeof checks / sizeof *checks; i++) {
+            seed = i;
+            checks[i]();
+            while (n_taken) free(taken[--n_taken]);
+        }
+    }
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0;
+}

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Checks the kernels on every instruction set within reach, without Python: this machine's, and AArch64 under QEMU where a cross compiler
+# and qemu-aarch64 are installed. clang, where installed, checks that it can compile them. Threads are not part of it.
+#   CC             compiler for this machine
+#   WANT_AARCH64=1 to fail where AArch64 can't be checked
+set -euo pipefail
+cd "$(dirname "$0")"
+
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+flags=(-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror
+       -Wno-unused-function -Wno-unused-parameter -Wno-psabi -I../../kernels)
+
+compile() {     # name, compiler and its options: every instruction set of the architecture is compiled, whether it can run or not
+    local name=$1; shift
+    mkdir "$build/$name"
+    for source in *.c; do "$@" "${flags[@]}" -c "$source" -o "$build/$name/${source%.c}.o"; done
+}
+check() {       # name, what runs it
+    local name=$1; shift
+    "$@" "$build/$name/check_kernels" >"$build/$name/log" || { cat "$build/$name/log"; exit 1; }
+    echo "$name: $(tail -n 1 "$build/$name/log")"
+}
+have() { command -v "$1" >/dev/null; }
+
+host=$(uname -m)
+compile "$host" "${CC:-cc}"
+"${CC:-cc}" "$build/$host"/*.o -o "$build/$host/check_kernels" -lm
+check "$host"
+
+if [ "$host" != aarch64 ] && have aarch64-linux-gnu-gcc && have qemu-aarch64; then
+    compile aarch64 aarch64-linux-gnu-gcc
+    aarch64-linux-gnu-gcc -static "$build/aarch64"/*.o -o "$build/aarch64/check_kernels" -lm
+    check aarch64 qemu-aarch64
+    if have clang; then
+        compile clang-aarch64 clang --target=aarch64-linux-gnu
+        aarch64-linux-gnu-gcc -static "$build/clang-aarch64"/*.o -o "$build/clang-aarch64/check_kernels" -lm
+        check clang-aarch64 qemu-aarch64
+    fi
+elif [ "$host" != aarch64 ]; then
+    echo "aarch64: not checked, for want of aarch64-linux-gnu-gcc or qemu-aarch64"
+    [ -z "${WANT_AARCH64:-}" ]
+fi
+if have clang; then
+    compile "clang-$host" clang
+    clang "$build/clang-$host"/*.o -o "$build/clang-$host/check_kernels" -lm
+    check "clang-$host"
+fi

@@ -1,0 +1,78 @@
+"""The benches run, in a minimal form, and what they write can be compared and plotted."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+
+
+def run(script: str, *arguments: object, status: int = 0) -> str:
+    done = subprocess.run([sys.executable, BENCH / script, *map(str, arguments)], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def rows(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["rows"]
+
+
+@pytest.fixture(scope="module")
+def peaks(tmp_path_factory) -> Path:
+    """A file of peaks, so that each bench need not measure them again."""
+    path = tmp_path_factory.mktemp("bench") / "machine.json"
+    run("machine.py", "--seconds", 0.001, "--memory", 16, "--threads", 2, "--out", path)
+    return path
+
+
+def test_machine(peaks):
+    measured = json.loads(peaks.read_text())["peaks"]
+    assert {"memory read", "memory scale", "memory update"} < measured.keys()
+    assert any(name.startswith("f32") for name in measured) and any(name.startswith("int16") for name in measured)
+    assert all(value > 0 for values in measured.values() for value in values.values())
+
+
+def test_kernels(peaks, tmp_path):
+    out = tmp_path / "kernels.json"
+    run("bench_kernels.py", "--product", "Q4_K,5,96,256", "--op", "sum_of_squares", "--threads", 2, "--repeats", 1,
+        "--peaks", peaks, "--out", out)
+    forward, backward, op = rows(out)
+    assert forward["op"] == "linear_forward" and forward["speedup"] > 0 and forward["sgemm"]["gops"] > 0
+    assert backward["op"] == "linear_backward" and op["op"] == "sum_of_squares"
+    assert all(0 <= row["nmse"] < 1e-8 and row["percent_of_peak"] > 0 for row in (forward, backward, op))
+
+
+def test_train_and_compare(peaks, tmp_path):
+    out = tmp_path / "train.json"
+    run("bench_train.py", "--model", "tiny", "--only", "threads", "--threads", 2, "--repeats", 1, "--peaks", peaks,
+        "--models-folder", tmp_path, "--out", out)
+    one, two = rows(out)
+    assert (one["threads"], two["threads"]) == (1, 2)
+    assert one["memory"]["anonymous"] > one["memory"]["buffers"] > 0
+    assert set(one["phases"]) == {"forward", "backward", "head", "update"}
+    assert sum(one["phases"].values()) == pytest.approx(100, abs=0.1)
+    assert sum(one["ops"].values()) + one["percent_outside_kernels"] == pytest.approx(100, abs=0.1)
+    assert one["ops"]["linear_forward"] > 0 and one["kernel_calls"] > 50
+
+    results = json.loads(out.read_text())
+    results["rows"][0]["seconds"] *= 2
+    slower = tmp_path / "slower.json"
+    slower.write_text(json.dumps(results))
+    assert "1 slower" in run("compare.py", out, slower, status=1)
+    assert "0 slower" in run("compare.py", slower, out)
+
+    pytest.importorskip("matplotlib")
+    run("plots.py", "--results", tmp_path)
+    assert (tmp_path / "plots.svg").stat().st_size > 10000
+
+
+def test_generate(peaks, tmp_path):
+    out = tmp_path / "generate.json"
+    run("bench_generate.py", "--models", "tiny", "--threads", 1, "--ctx", 40, "--repeats", 2, "--peaks", peaks,
+        "--models-folder", tmp_path, "--out", out)
+    (row,) = rows(out)
+    assert row["tokens_per_s"] > 0 and row["percent_of_peak"] > 0

@@ -1,0 +1,138 @@
+"""Budgets, the bytes and seconds that the plan reckons with, and the strategies it chooses from."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_model import Case, batch_of
+
+from lorafast.buffers import Scratch, empty, sized
+from lorafast.errors import UsageError
+from lorafast.memory import Speed, cgroup_limit, follow, measure_speed, parse_limit, read_budget
+from lorafast.model import Activations, Strategy, Trainer, scratch_floats
+from lorafast.residency import Window
+
+GIB, MIB = 2**30, 2**20
+
+
+@pytest.mark.parametrize("text, nbytes", [
+    ("1.5G", 3 * GIB // 2), ("800M", 800 * MIB), ("800m", 800 * MIB), ("800MB", 800 * MIB), ("1 GiB", GIB), ("2048K", 2 * MIB),
+    (".5T", 512 * GIB), ("50%", 4 * GIB), ("100%", 8 * GIB)])
+def test_limits(text, nbytes):
+    assert parse_limit(text, 8 * GIB) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "1.5", "G", "-1G", "0M", "101%", "1.5GG", "1e3M", "nan%", "1,5G"])
+def test_what_is_no_limit(text):
+    with pytest.raises(UsageError, match="--mem-limit .*: must be a size such as 1.5G or 800M, or a share such as 50%"):
+        parse_limit(text, 8 * GIB)
+
+
+def system(root: Path, available: int = 8 * GIB, cgroup: str = "", files: dict[str, str] = {}) -> Path:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {available // 1024} kB\n")
+    (root / "proc/self/cgroup").write_text(cgroup)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+V1 = "5:cpu:/a\n4:memory:/a/b\n"
+
+
+@pytest.mark.parametrize("cgroup, files, limit", [
+    ("", {}, None),
+    ("0::/a/b\n", {"a/b/memory.max": "max"}, None),
+    ("0::/a/b\n", {"a/b/memory.max": str(GIB)}, GIB),
+    ("0::/a/b\n", {"a/b/memory.max": str(2 * GIB), "a/memory.max": str(GIB), "memory.max": "max"}, GIB),
+    ("0::/host/path\n", {"memory.max": str(GIB)}, GIB),
+    (V1, {"memory/a/b/memory.limit_in_bytes": "9223372036854771712"}, None),
+    (V1, {"memory/a/b/memory.limit_in_bytes": "9223372036854771712", "memory/a/memory.limit_in_bytes": str(GIB)}, GIB),
+    (V1 + "0::/\n", {"memory/a/b/memory.limit_in_bytes": str(GIB), "memory.max": str(2 * GIB)}, GIB),
+])
+def test_limit_of_the_cgroup(tmp_path, cgroup, files, limit):
+    assert cgroup_limit(system(tmp_path, cgroup=cgroup, files=files)) == limit
+
+
+@pytest.mark.parametrize("limit, cgroup, nbytes, source", [
+    ("", 4 * GIB, 4 * GIB, "the limit of this process's cgroup"),
+    ("", 64 * GIB, 8 * GIB, "the memory that is available"),
+    ("1G", 4 * GIB, GIB, "--mem-limit 1G"),
+    ("50%", 4 * GIB, 2 * GIB, "--mem-limit 50%"),
+    ("6G", 4 * GIB, 4 * GIB, "the limit of this process's cgroup"),
+    ("16G", None, 16 * GIB, "--mem-limit 16G"),
+])
+def test_budget(tmp_path, monkeypatch, limit, cgroup, nbytes, source):
+    monkeypatch.setattr("lorafast.memory.resident_bytes", lambda: 0)
+    root = system(tmp_path, cgroup="0::/\n", files={"memory.max": str(cgroup or "max")})
+    budget = read_budget(limit, root)
+    assert (budget.nbytes, budget.source, budget.cgroup) == (nbytes, source, cgroup)
+
+
+STRATEGIES = [Strategy(4), Strategy(3), Strategy(1), Strategy(1, 2), Strategy(1, 3), Strategy(1, 4), Strategy(2, 1, 7),
+              Strategy(1, 2, 16, 2), Strategy(4, 1, 128, 1)]
+
+
+@pytest.mark.parametrize("targets", [None, ["blk.2.attn_q", "blk.3.ffn_up"], ["output"]], ids=str)
+def test_every_strategy_gives_the_same_loss_and_gradients(tmp_path, targets):
+    case = Case(tmp_path / "model.gguf", n_layer=4, targets=targets)
+    batch = batch_of(case.tokens, case.targets)
+    results = {}
+    for strategy in STRATEGIES:
+        case.adapter.grads.fill(0)
+        trainer = Trainer(case.model, case.adapter, strategy.max_tokens(*case.tokens.shape), strategy, n_threads=2)
+        results[strategy] = trainer.loss_and_gradients(batch, 0.01), case.adapter.grads.copy()
+    loss, gradients = results[STRATEGIES[0]]
+    for strategy, (other_loss, other_gradients) in results.items():
+        if strategy.head_tokens == 128 and not strategy.micro_batch:
+            assert other_loss == loss, strategy
+            np.testing.assert_array_equal(other_gradients, gradients, str(strategy))
+        assert other_loss == pytest.approx(loss, rel=1e-6), strategy
+        np.testing.assert_allclose(other_gradients, gradients, rtol=1e-4, atol=1e-5 * np.abs(gradients).max(), err_msg=str(strategy))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_sizes_without_memory_are_those_with_it(tmp_path, strategy):
+    case = Case(tmp_path / "model.gguf", n_layer=4)
+    T = strategy.max_tokens(*case.tokens.shape)
+    trainer = Trainer(case.model, case.adapter, T, strategy, n_threads=1)
+    assert Activations(case.model, case.adapter, T, strategy, sized).nbytes == trainer.buffers.nbytes
+    assert trainer.nbytes == trainer.buffers.nbytes + 4 * scratch_floats(case.model, T, strategy)
+    array = sized(1000, 1000, 1000)
+    assert (array.shape, array.nbytes) == ((1000, 1000, 1000), 4 * 10**9)
+
+
+def test_scratch_is_used_in_turn():
+    scratch = Scratch(Scratch.floats(3, 5, 8))
+    a, b = scratch.arrays(3, 5, 8)
+    assert a.shape == (3, 5) and b.shape == (3, 8) and not np.shares_memory(a, b)
+    c, = scratch.arrays(2, 6)
+    assert np.shares_memory(a, c) and c.flags.c_contiguous
+    with pytest.raises(ValueError, match="cannot hold 3 rows"):
+        scratch.arrays(3, 50)
+
+
+def test_a_step_that_reads_nothing_takes_the_time_of_computing():
+    assert follow(Window([10, 10], [0, 1, 1, 0], 20), [1.0, 2.0, 3.0, 4.0], rate=5.0) == (10.0, 0)
+
+
+def test_a_step_waits_for_a_slow_disk_and_hides_a_quick_one():
+    n = 20
+    order = [*range(n), *reversed(range(n))]
+    for rate, least in ((1e9, 40.0), (10.0, 40.0), (0.5, 2 * (n - 4) * 2.0)):
+        seconds, read = follow(Window([1] * n, order, 4), [1.0] * (2 * n), rate)
+        assert read == 2 * (n - 4)
+        assert 0.999 * least < seconds < 1.15 * least, rate
+
+
+def test_measuring_leaves_the_adapter_alone(tmp_path):
+    case = Case(tmp_path / "model.gguf")
+    before = case.adapter.params.copy()
+    speed = measure_speed(case.model, case.adapter, 39, 13, 8, 1)
+    assert isinstance(speed, Speed) and speed.tokens == 39
+    assert all(seconds > 0 for seconds in (speed.forward, speed.again, speed.backward, speed.head))
+    np.testing.assert_array_equal(case.adapter.params, before)
+    assert not case.adapter.grads.any()
+    assert all(group.residency is None for block in case.model.blocks for group in block.groups)
+    assert empty(2, 3).shape == (2, 3)

@@ -1,0 +1,134 @@
+"""`lorafast plan` and --mem-limit: what is chosen, what is refused, and that a run keeps to it."""
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from make_models import make_tiny
+
+from lorafast import cli
+from lorafast.errors import LoraFastError
+from lorafast.gguf import open_model
+from lorafast.hparams import read_hparams
+from lorafast.lora import Adapter, default_ranks, specs_for
+from lorafast.memory import CACHE, Budget, Forced, Job, Plan, Planner
+from lorafast.model import Model
+from lorafast.residency import ModelFiles
+
+MIB = 2**20
+ITERATION = re.compile(r"iter= *\d+ .*loss=(\S+)")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """11 MB: large beside the buffers of a run."""
+    return make_tiny(tmp_path_factory.mktemp("plan") / "model.gguf", n_embd=256, n_ff=1024, n_layer=10, n_head=4)
+
+
+@pytest.fixture(scope="module")
+def planner(model):
+    def make(limit: float, cgroup: float | None = None, **job) -> Planner:
+        gguf = open_model(model)
+        hparams = read_hparams(gguf)
+        adapter = Adapter(specs_for(hparams.tensor_shapes(), default_ranks(4)), 4, 4, training=True)
+        job = Job(**{**dict(batch=4, ctx=32, passes=1, iterations=10, n_threads=1), **job})
+        budget = Budget(int(limit * MIB), "--mem-limit", cgroup and int(cgroup * MIB))
+        return Planner(gguf, ModelFiles(gguf), Model(gguf, hparams, 2048), adapter, job, budget, base_bytes=30 * MIB)
+    return make
+
+
+def total(plan: Plan) -> float:
+    return plan.nbytes / MIB
+
+
+def test_the_fastest_where_memory_is_enough(planner):
+    plan = planner(1000).plan()
+    assert plan.strategy.n_kept == 10 and plan.strategy.micro_batch is None and plan.capacity is None and not plan.reasons
+    assert plan.items[-1].nbytes == plan.model_bytes
+    assert plan.timing.seconds > 0 and plan.timing.bytes_read == 0
+    assert "\n".join(plan.table()).count("whole model") == 1
+
+
+def test_less_memory_is_traded_for_time(planner):
+    everything = total(planner(1000).plan())
+    least = float(re.search(r"at least ([\d.]+) MB", refusal(planner(10)))[1])
+    before = None
+    for limit in (everything + 0.1, everything - 3, (everything + least) / 2, least + 3, least + 0.2):
+        plan = planner(limit).plan()
+        assert total(plan) <= limit
+        assert (not plan.reasons) == (limit > everything)
+        assert plan.capacity is None or plan.timing.bytes_read > 0
+        assert before is None or plan.strategy.n_kept <= before
+        before = plan.strategy.n_kept
+
+
+def refusal(planner: Planner, forced: Forced = Forced()) -> str:
+    with pytest.raises(LoraFastError) as error:
+        planner.plan(forced)
+    return str(error.value)
+
+
+def test_a_refusal_says_what_would_fit(planner):
+    text = refusal(planner(10))
+    assert "needs at least" in text and "may take 10.0 MB (--mem-limit)" in text
+    limit = int(re.search(r"--mem-limit (\d+)M", text)[1])
+    assert total(planner(limit).plan()) <= limit
+    ctx = int(re.search(r"--ctx (\d+)", refusal(planner(limit + 4, ctx=2048)))[1])
+    assert total(planner(limit + 4, ctx=ctx).plan()) <= limit + 4
+    assert "letting it choose" in refusal(planner(limit + 1), Forced(kept=True, micro_batch=4))
+
+
+def test_options_force_a_choice(planner):
+    assert planner(1000).plan(Forced(kept=False)).strategy.n_kept == 1
+    assert planner(1000).plan(Forced(input_every=3)).strategy.input_every == 3
+    assert planner(1000).plan(Forced(head_tokens=5)).strategy.head_tokens == 5
+    assert planner(1000).plan(Forced(micro_batch=3)).strategy.micro_batch == 3
+    assert planner(1000).plan(Forced(micro_batch=9)).strategy.micro_batch is None
+
+
+def test_under_a_cgroup_the_systems_cache_counts(planner):
+    for cgroup, is_more in ((1000, False), (200, True)):
+        assert (CACHE in {item.name for item in planner(199, cgroup).plan().items}) == is_more
+
+
+def test_plan_command(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("the love of my sweet love " * 50)
+    assert cli.main(["plan", "--model-base", str(model), "--train-data", "text.txt", "--ctx", "32", "--batch", "4",
+                     "--adam-iter", "5"]) == 0
+    out = capsys.readouterr().out
+    for part in ("Python, libraries", "adapter", "moments", "activations", "logits", "weights in memory", "in all", "tokens/s",
+                 "for 5 steps"):
+        assert part in out, part
+    assert os.listdir() == ["text.txt"], "a plan writes nothing"
+    assert cli.main(["plan", "--model-base", str(model), "--train-data", "text.txt", "--mem-limit", "1M"]) == 1
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("lorafast: error: this run needs at least ") and err.count("\n") == 1
+    assert cli.main(["plan", "--model-base", str(model), "--checkpoint-every", "2", "--no-checkpointing"]) == 2
+
+
+def finetune(model: Path, folder: Path, *options: str) -> str:
+    run = subprocess.run([sys.executable, "-m", "lorafast", *shlex.split(
+        f"finetune --model-base {model} --train-data {folder}/text.txt --ctx 32 --batch 4 --adam-iter 3 -s 1 -t 2 "
+        "--checkpoint-in none --checkpoint-out '' --lora-out a.bin --warmup 1 --adam-alpha 0.01"), *options], cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures by /proc")
+def test_a_run_keeps_to_its_limit_and_loses_nothing(model, tmp_path):
+    (tmp_path / "text.txt").write_text("the love of my sweet love with all thy love is not for " * 50)
+    whole = finetune(model, tmp_path)
+    adapter = (tmp_path / "a.bin").read_bytes()
+    peak, planned = (float(n) for n in re.search(r"memory ([\d.]+) MB \(planned ([\d.]+) MB\)", whole).groups())
+    assert 0.75 * planned < peak < 1.05 * planned
+    limit = peak - 8
+    limited = finetune(model, tmp_path, "--mem-limit", f"{limit}M", "--head-tokens", "128", "--micro-batch", "4")
+    assert "are in memory at a time" in limited and "a step (planned" in limited
+    assert float(re.search(r"memory ([\d.]+) MB \(planned", limited)[1]) <= limit
+    assert ITERATION.findall(limited) == ITERATION.findall(whole)
+    assert (tmp_path / "a.bin").read_bytes() == adapter
