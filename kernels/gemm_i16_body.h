@@ -27,6 +27,7 @@
 #define COLUMNS 256             /* columns of W in a slice (backward): fixed, for S[t] depends on it */
 #define TOKENS 12               /* tokens whose dy is rounded at a time (backward): a multiple of MR */
 #define LDB (DEPTH * LANES + 2 * LANES)     /* int16 values from one LANES columns of W to the next (backward), padded */
+#define LDC (COLUMNS + 16)      /* floats from row to row of the sums of dx (backward) */
 #define X_BLOCK (19 * LANES)    /* floats of packed x for 32 k: 16 pairs of int16, a scale, sums over the two halves, LANES each */
 
 #define ROUND_MAGIC 12582912.0f /* 1.5 * 2^23: added to |v| < 2^22, it leaves v rounded in the lower bits of the float32 */
@@ -254,7 +255,9 @@ typedef struct {
     float minus[TOKENS * 16];                           /* sum_n (dy / S) min */
 } __attribute__((aligned(64))) FN(i16_slice);
 
-static ptrdiff_t FN(i16_backward_scratch)(int T) { return sizeof(FN(i16_slice)) / sizeof(float); }
+static ptrdiff_t FN(i16_backward_scratch)(int T) {
+    return sizeof(FN(i16_slice)) / sizeof(float) + (ptrdiff_t)ROUND_UP(T, TOKENS) * LDC;
+}
 
 /* Rows of W are paired VF_WIDTH apart: row r of each 2 VF_WIDTH rows with r + VF_WIDTH, as the vectors of dy that i16_round_dy
  * rounds are. (NEON: rows follow each other.) */
@@ -353,9 +356,9 @@ I16_INLINE void FN(i16_round_dy)(int16_t *restrict a, const float *restrict scal
     }
 }
 
-/* dx (n_tokens <= MR x LANES, row stride K) += S (a . b - minus); the int32 sums become float32 after every `exact` rows. */
-I16_INLINE void FN(i16_backward_tile)(float *restrict dx, int K, const int16_t *restrict a, const int16_t *restrict b, int depth,
-                                      int exact, const float *S, const float *minus, int next_minus, int n_tokens) {
+/* c (MR x LANES) += S (a . b - minus); the int32 sums become float32 after every `exact` rows. */
+I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict a, const int16_t *restrict b, int depth, int exact,
+                                      const float *S, const float *minus, int next_minus) {
     vf sum[MR][2];
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++) sum[i][0] = vf_set1(-minus[i * 16]), sum[i][1] = vf_set1(-minus[i * 16 + next_minus]);
@@ -369,17 +372,18 @@ I16_INLINE void FN(i16_backward_tile)(float *restrict dx, int K, const int16_t *
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++, dx += K) {
-        if (i >= n_tokens) break;
-        vf_store(dx, vf_load(dx) + S[i] * sum[i][0]);
-        vf_store(dx + VF_WIDTH, vf_load(dx + VF_WIDTH) + S[i] * sum[i][1]);
+    for (int i = 0; i < MR; i++, c += LDC) {
+        vf_store(c, vf_load(c) + S[i] * sum[i][0]);
+        vf_store(c + VF_WIDTH, vf_load(c + VF_WIDTH) + S[i] * sum[i][1]);
     }
 }
 
-/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection. */
+/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection. The sum is made in scratch: rows of dx often lie a power
+ * of two apart and would fall on the same cache sets. */
 static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
                                    int t0, int t1, float *scratch) {
     FN(i16_slice) *s = (FN(i16_slice) *)scratch;
+    float *c = scratch + sizeof *s / sizeof(float);
     const ggml_format *format = &ggml_formats[p->type];
     const int limit = format->q_max > 2048 ? 16383 : 32767, exact = MIN(DEPTH, INT32_MAX / (format->q_max * limit) / 32 * 32);
     const int scale_columns = p->type == GGML_Q2_K || p->type == GGML_Q3_K || p->type == GGML_Q6_K ? QK : 32;
@@ -387,6 +391,7 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
     memset(s->scaled, 0, sizeof s->scaled);             /* of tokens that only fill up a tile */
     memset(s->min, 0, sizeof s->min);
     memset(s->minus, 0, sizeof s->minus);
+    memset(c, 0, sizeof(float) * ROUND_UP(t1 - t0, TOKENS) * LDC);
     for (const int end = n0 + n; n0 < end; n0 += DEPTH) {
         const int n_rows = MIN(DEPTH, end - n0), depth = ROUND_UP(n_rows, 32);
         const int bytes = n_columns / format->block_size * format->type_size;
@@ -395,21 +400,28 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
         for (int t = t0; t < t1; t += TOKENS) {
             const int n_tokens = MIN(TOKENS, t1 - t);
             const float *dy = p->dy + (ptrdiff_t)t * p->N + n0;
-            FN(i16_prefetch)(blocks + n_rows * p->row_bytes, p->row_bytes, MIN(DEPTH, end - n0 - n_rows), bytes, (t - t0) / TOKENS,
-                             ROUND_UP(t1 - t0, TOKENS) / TOKENS);
-            FN(i16_prefetch)(dy + n_tokens * p->N, sizeof(float) * p->N, MIN(TOKENS, t1 - t - n_tokens), sizeof(float) * n_rows, 0, 1);
             for (int i = 0; i < n_tokens; i++) FN(i16_scale_dy)(s, i, dy + (ptrdiff_t)i * p->N, n_rows, depth, limit);
             if (format->has_min) FN(i16_minima)(s, depth, COLUMNS / min_columns);
             for (int k = 0; k < n_columns; k += LANES) {
+                const int part = k / LANES, parts = n_columns / LANES;
+                FN(i16_prefetch)(dy + (ptrdiff_t)n_tokens * p->N, sizeof(float) * p->N, MIN(TOKENS, t1 - t - n_tokens), sizeof(float) * n_rows,
+                                 part, parts);
+                FN(i16_prefetch)(blocks + n_rows * p->row_bytes, p->row_bytes, MIN(DEPTH, end - n0 - n_rows), bytes,
+                                 (t - t0) / TOKENS * parts + part, ROUND_UP(t1 - t0, TOKENS) / TOKENS * parts);
                 if (k % scale_columns == 0)
                     for (int i = 0; i < n_tokens; i += MR)
                         FN(i16_round_dy)(s->a + i * LDA, s->scaled + i * DEPTH, s->scale + k / 32 * DEPTH, depth);
                 for (int i = 0; i < n_tokens; i += MR)
-                    FN(i16_backward_tile)(dx + (ptrdiff_t)(t + i) * K + k0 + k, K, s->a + i * LDA, s->w + k / LANES * LDB, depth, exact,
-                                          s->S + i, s->minus + i * 16 + k / min_columns, VF_WIDTH / min_columns, n_tokens - i);
+                    FN(i16_backward_tile)(c + (ptrdiff_t)(t - t0 + i) * LDC + k, s->a + i * LDA, s->w + k / LANES * LDB, depth, exact,
+                                          s->S + i, s->minus + i * 16 + k / min_columns, VF_WIDTH / min_columns);
             }
         }
     }
+    for (int t = t0; t < t1; t++)
+        for (int k = 0; k < n_columns; k += VF_WIDTH) {
+            float *out = dx + (ptrdiff_t)t * K + k0 + k;
+            vf_store(out, vf_load(out) + vf_load(c + (ptrdiff_t)(t - t0) * LDC + k));
+        }
 }
 #undef MR
 #undef LANES
@@ -420,6 +432,7 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
 #undef TOKENS
 #undef LDB
 #undef X_BLOCK
+#undef LDC
 
 static const gemm_core FN(i16_core) = {
     .token_tile = 2 * VF_WIDTH, .panel_rows = 96, .panel_unit = 12, .slice_columns = 256, .fixed_slices = 1,

@@ -108,7 +108,7 @@ COMMANDS = {
     "finetune": Command("train a LoRA adapter for a GGUF model", FinetuneConfig, run_finetune),
     "plan": Command("tell what a run of finetune with these options would take", FinetuneConfig, run_plan),
     "generate": Command("continue a text with a model and adapters", GenerateConfig, run_generate),
-    "perplexity": Command("measure how well a model predicts a text, with and without adapters", PerplexityConfig,
+    "perplexity": Command("tell how well a model predicts a text, with and without adapters", PerplexityConfig,
                           run_perplexity),
     "inspect": Command("show a model, adapter, checkpoint, or data as the trainer sees it", InspectOptions, run_inspect),
     "report": Command("show how a run went: a page of plots and samples", ReportOptions, run_report),

@@ -86,7 +86,6 @@ def svg(chart: Chart) -> str:
             at, _ = place(x, y_low)
             parts.append(f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number(x)}</text>')
         parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">iteration</text>')
-        legend_at = WIDTH - RIGHT
         for line in lines:
             points = [place(x, y) for x, y in zip(line.x, line.y) if math.isfinite(y)]
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -94,10 +93,9 @@ def svg(chart: Chart) -> str:
             if line.dots or len(points) == 1:
                 parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOURS[line.style]}"/>' for x, y in points]
         if len(lines) > 1:
-            for line in reversed(lines):
-                parts.append(f'<text class="legend" x="{legend_at}" y="18" text-anchor="end" '
-                             f'style="fill: {COLOURS[line.style]}">{escape(line.label)}</text>')
-                legend_at -= 6 * len(line.label) + 16
+            labels = "".join(f'<tspan dx="{14 if i else 0}" style="fill: {COLOURS[line.style]}">{escape(line.label)}</tspan>'
+                             for i, line in enumerate(lines))
+            parts.append(f'<text class="legend" x="{WIDTH - RIGHT}" y="18" text-anchor="end">{labels}</text>')
     else:
         parts.append(f'<text class="tick" x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no data</text>')
     return "\n".join([*parts, "</svg>"])

@@ -11,11 +11,13 @@ copied, and a page that was let go too early would be read again, not lost.
 """
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +87,10 @@ class ModelFiles:
             let_go(np.frombuffer(mapping, np.uint8))
 
     def let_go_all(self) -> None:
-        """Takes all pages out of both."""
+        """Takes all pages out of both. From now on pages come in one by one: a huge one would reach beyond what was asked for."""
+        for mapping in self.mappings.values():
+            with suppress(AttributeError, OSError):         # a system without huge pages
+                mapping.madvise(mmap.MADV_NOHUGEPAGE)
         self.let_go_pages()
         for path, mapping in self.mappings.items():
             self._drop(path, 0, len(mapping))

@@ -11,8 +11,9 @@ from lorafast.lora import ROLES, Adapter, specs_for
 from lorafast.model import Model, Sequence, Strategy, Trainer
 from lorafast.sampler import Batch
 
-LOSS_LIMIT = 1e-6           # |difference|; measured 2e-7 (loss about 6)
-GRADIENT_LIMIT = 1e-3       # of each pair's gradient, relative norm of the difference; measured 3e-4 (a norm's B, one number)
+LOSS_LIMIT = 1e-5           # relative difference; measured 3e-6 (int16 products), 4e-8 (float32)
+GRADIENT_LIMIT = 1e-3       # of each pair's gradient, relative norm of the difference; measured 1e-4 (int16 products)
+NORM_B_LIMIT = 2e-2         # the same of a norm's B, one number in which a sum of either sign cancels; measured 7e-3
 
 MODELS = {
     "gqa": dict(),
@@ -67,7 +68,7 @@ class Case:
 def test_loss_and_gradients(tmp_path, monkeypatch, name, isa):
     monkeypatch.setenv("LORAFAST_ISA", isa)
     case = Case(tmp_path / "model.gguf", **MODELS[name])
-    assert abs(case.train() - case.exact(case.pairs())) < LOSS_LIMIT * 6
+    assert case.train() == pytest.approx(case.exact(case.pairs()), rel=LOSS_LIMIT)
     # Along the gradient of each part, the loss must change by its squared norm.
     for pair, gradients in case.adapter.d_pairs.items():
         for part in (0, 1):
@@ -81,7 +82,8 @@ def test_loss_and_gradients(tmp_path, monkeypatch, name, isa):
                 moved[pair][part] = moved[pair][part] + sign * step * direction
                 values.append(case.exact(moved))
             slope = (values[0] - values[1]) / (2 * step)
-            assert abs(slope / norm**2 - 1) < GRADIENT_LIMIT, (pair, "AB"[part])
+            limit = NORM_B_LIMIT if part and "norm" in pair else GRADIENT_LIMIT
+            assert abs(slope / norm**2 - 1) < limit, (pair, "AB"[part])
 
 
 @pytest.mark.slow
@@ -94,9 +96,10 @@ def test_gradients_against_torch(tmp_path, name):
     pairs = {n: [torch.tensor(part, requires_grad=True) for part in pair] for n, pair in case.pairs().items()}
     plain_loss(weights, pairs, case.adapter.scale, case.hp, case.tokens, case.targets, torch).backward()
     for pair, exact in pairs.items():
-        for got, part in zip(case.adapter.d_pairs[pair], exact):
+        limits = GRADIENT_LIMIT, NORM_B_LIMIT if "norm" in pair else GRADIENT_LIMIT
+        for got, part, limit in zip(case.adapter.d_pairs[pair], exact, limits):
             wanted = part.grad.numpy()
-            assert np.linalg.norm(got - wanted) < GRADIENT_LIMIT * np.linalg.norm(wanted), pair
+            assert np.linalg.norm(got - wanted) < limit * np.linalg.norm(wanted), pair
 
 
 def test_checkpointing_and_threads_change_nothing(tmp_path):
@@ -104,7 +107,8 @@ def test_checkpointing_and_threads_change_nothing(tmp_path):
     loss, gradients = case.train(), case.adapter.grads.copy()
     for options in (dict(checkpointing=True), dict(n_threads=1), dict(n_threads=3), dict(head_tokens=5, n_threads=1)):
         case.adapter.grads.fill(0)
-        assert case.train(**options) == pytest.approx(loss, rel=1e-12), options
+        # Fewer tokens at a time may go through another product kernel, which rounds differently.
+        assert case.train(**options) == pytest.approx(loss, rel=1e-6 if "head_tokens" in options else 1e-12), options
         if "head_tokens" not in options:
             np.testing.assert_array_equal(case.adapter.grads, gradients, str(options))
         np.testing.assert_allclose(case.adapter.grads, gradients, atol=1e-6, err_msg=str(options))

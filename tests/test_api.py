@@ -1,0 +1,223 @@
+"""lorafast from Python, and `lorafast generate`, which is built on it."""
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from make_models import STRING, make_tiny
+from numerics import nmse
+
+import lorafast
+from lorafast.adapters import AdapterFile, BaseModel, write_adapter
+from lorafast.adapters.stack import stack
+from lorafast.errors import LoraFastError, UsageError
+from lorafast.files import Form
+from lorafast.gguf import open_model
+from lorafast.hparams import read_hparams
+from lorafast.lora import ROLES, Adapter, specs_for
+from lorafast.sample import generate
+from lorafast.use_options import GenerateConfig
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+SAME = 1e-8             # NMSE of logits between one token at a time and all at once: other cores; measured 2e-10
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", metadata=[("tokenizer.chat_template", STRING, TEMPLATE)])
+
+
+def random_adapter(path, seed: int, roles=ROLES, rank: int = 3) -> AdapterFile:
+    specs = specs_for(read_hparams(open_model(path)).tensor_shapes(), dict.fromkeys(roles, rank) | {
+        role: 0 for role in ROLES if role not in roles})
+    adapter = Adapter(specs, alpha=6, r=3)
+    adapter.params[:] = 0.05 * np.random.default_rng(seed).standard_normal(adapter.n_params)
+    return AdapterFile.of(adapter)
+
+
+@pytest.fixture(scope="module")
+def adapters(path):
+    """Two ggla files: one on everything, norms and token_embd included, one on two roles with another rank."""
+    files = [random_adapter(path, 1), random_adapter(path, 2, ("attn_q", "ffn_norm"), rank=2)]
+    base = BaseModel.from_gguf(open_model(path))
+    names = [path.with_name(f"{i}.bin") for i in (1, 2)]
+    for name, file in zip(names, files):
+        write_adapter(Form.GGLA, name, file, base)
+    return names
+
+
+TOKENS = np.random.default_rng(3).integers(3, 380, 21)
+
+
+def test_forward_gives_the_logits_of_every_token(path, adapters):
+    model = lorafast.Model.open(path, adapters[:1], n_threads=1)
+    logits = model.forward(TOKENS)
+    assert logits.shape == (21, model.n_vocab) and logits.dtype == np.float32
+    for n in (1, 2, 7, 21):
+        assert nmse(model.forward(TOKENS[:n])[-1], logits[n - 1]) < SAME
+    for wrong in ([], np.zeros((2, 2)), [384], [-1], [3] * 200):
+        with pytest.raises(ValueError):
+            model.forward(wrong)
+
+
+def test_adapters_add_up(path, adapters):
+    """The change that several make, when it is small, is the sum of theirs; and exactly that of their sum as one adapter."""
+    def logits(*lora):
+        return lorafast.Model.open(path, lora).forward(TOKENS).astype(np.float64)
+
+    base = logits()
+    small = [(name, 0.01) for name in adapters]
+    changes = [logits(item) - base for item in small]
+    assert nmse(logits(*small) - base, sum(changes)) < 0.01
+    np.testing.assert_array_equal(logits(f"{adapters[0]}:0.5"), logits((adapters[0], 0.5)))
+    assert nmse(logits((adapters[1], 2), (adapters[1], -2)), base) < 1e-10
+    assert nmse(logits(adapters[0], adapters[0]), logits((adapters[0], 2.0))) < 1e-10
+
+
+def test_stack_joins_along_the_rank(path):
+    first, second = random_adapter(path, 1, ("attn_q",)), random_adapter(path, 2, ("attn_q", "attn_k"), rank=2)
+    second.warnings.append("odd")
+    both = stack([(first, 1.0), (second, 0.5)])
+    a, b = both.pairs["blk.0.attn_q.weight"]
+    assert len(a) == len(b) == 5 and both.scale == 1 and both.warnings == ["odd"]
+    wanted = sum(file.scale * factor * np.matmul(file.pairs["blk.0.attn_q.weight"][1].T, file.pairs["blk.0.attn_q.weight"][0])
+                 for file, factor in ((first, 1.0), (second, 0.5)))
+    np.testing.assert_allclose(b.T @ a, wanted, atol=1e-7)
+    np.testing.assert_allclose(both.pairs["blk.1.attn_k.weight"][1], second.pairs["blk.1.attn_k.weight"][1])
+    assert stack([]).pairs == {}
+
+
+def test_generation_is_the_likeliest_path_and_reads_what_is_new_only(path):
+    model = lorafast.Model.open(path)
+    prompt = list(model.prompt_tokens("the love of"))
+    tokens = list(prompt)
+    for _ in range(12):
+        tokens.append(int(model.forward(tokens)[-1].argmax()))
+        if tokens[-1] in model.tokenizer.eog_ids:
+            break
+    text = "".join(model.generate("the love of", n_predict=12, temperature=0))
+    assert text == model.tokenizer.decode(tokens[len(prompt):], continuation=True)
+    assert model.session.speed.prompt_tokens == len(prompt)
+
+    again = "".join(model.generate("the love of", n_predict=12, temperature=0))
+    assert again == text and model.session.speed.prompt_tokens == 1
+    half_way = model.generate("the love of thy sweet", n_predict=50, temperature=0)
+    next(half_way)
+    half_way.close()
+    assert "".join(model.generate("the love of", n_predict=12, temperature=0)) == text
+
+
+def test_seed_stop_and_room(path):
+    model = lorafast.Model.open(path, n_ctx=40)
+    text = "".join(model.generate("love", n_predict=1000, seed=4, top_k=0, min_p=0, top_p=1))
+    assert text == "".join(model.generate("love", n_predict=1000, seed=4, top_k=0, min_p=0, top_p=1))
+    assert text != "".join(model.generate("love", n_predict=1000, seed=5, top_k=0, min_p=0, top_p=1))
+    assert len(model.session.tokens) == 40 or model.session.tokens[-1] in model.tokenizer.eog_ids
+    stop = text[5:8]
+    assert "".join(model.generate("love", n_predict=1000, seed=4, top_k=0, min_p=0, top_p=1, stop=[stop])) == text[:text.index(stop)]
+    with pytest.raises(UsageError, match="leave no room"):
+        list(model.generate("love " * 40))
+    assert list(model.generate("love", n_predict=0)) == []
+
+
+def test_chat(path):
+    pytest.importorskip("jinja2")
+    model = lorafast.Model.open(path)
+    got = "".join(model.chat([{"role": "user", "content": "love"}], n_predict=6, temperature=0))
+    assert got == "".join(model.generate("user: love\nassistant:", n_predict=6, temperature=0))
+
+
+def test_finetune_calls_back(path, tmp_path):
+    events = []
+    (tmp_path / "text.txt").write_text("the love of thy sweet all " * 60)
+    options = dict(model_base=str(path), train_data=(str(tmp_path / "text.txt"),), lora_out=(str(tmp_path / "out.gguf"),),
+                   checkpoint_in="", checkpoint_out="", ctx=16, batch=2, adam_iter=3, seed=1)
+    result = lorafast.finetune(options, callback=events.append)
+    assert result.iteration == 3 and lorafast.finetune(lorafast.FinetuneConfig(**options)).loss == result.loss
+    steps = [event for event in events if isinstance(event, lorafast.Step)]
+    assert [step.iteration for step in steps] == [1, 2, 3] and all(step.loss > 0 for step in steps)
+    assert isinstance(events[0], lorafast.Started) and isinstance(events[-1], lorafast.Ended)
+    assert nmse(lorafast.Model.open(path, [tmp_path / "out.gguf"]).forward(TOKENS), lorafast.Model.open(path).forward(TOKENS)) > 0
+
+
+def test_importing_is_cheap():
+    code = ("import sys, lorafast, lorafast.cli; lorafast.FinetuneConfig, lorafast.Step; "
+            "sys.exit(any(name in sys.modules for name in ('numpy', 'rich', 'jinja2', 'lorafast.api')))")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError):
+        lorafast.Modell
+
+
+# ---- the command ----
+
+def answers(path, *lines: str, **options) -> list[str]:
+    """What is shown for the prompt, if there is one, and for each line of an interactive session."""
+    out: list[str] = []
+    inputs = iter(lines)
+
+    def read() -> str:
+        try:
+            line = next(inputs)
+        except StopIteration:
+            raise EOFError from None
+        if line == "^C":
+            raise KeyboardInterrupt
+        return line
+
+    generate(GenerateConfig(model_base=str(path), n_predict=8, temperature=0, **options), out.append, read)
+    ends = [i for i, piece in enumerate(out) if piece == "\n"]
+    return ["".join(out[begin:end]) for begin, end in zip([0, *(end + 1 for end in ends)], ends)]
+
+
+def test_command_continues_a_prompt(path, adapters, capsys):
+    text, = answers(path, prompt="the love", verbose=True)
+    assert text.startswith("the love")
+    assert "generated: 8 tokens in" in capsys.readouterr().err
+    assert answers(path, prompt="the love", lora=(f"{adapters[0]}:0",)) == [text]
+    assert answers(path, prompt="the love", lora=(str(adapters[0]),)) != [text]
+    with pytest.raises(UsageError, match="do not fit --ctx 9"):
+        answers(path, prompt="the love", ctx=9)
+    with pytest.raises(UsageError, match="--system: needs --chat"):
+        answers(path, system="x")
+
+
+def test_command_converses(path, capsys):
+    pytest.importorskip("jinja2")
+    first, second = answers(path, "love", "thy " * 60, "", "sweet", chat=True, interactive=True, ctx=120, system="all")
+    model = lorafast.Model.open(path, n_ctx=120)
+    prompt = "system: all\nuser: love\nassistant:"
+    assert first == "".join(model.generate(prompt, n_predict=8, temperature=0))
+    prompt += f" {first}\nuser: sweet\nassistant:"
+    assert second == "".join(model.generate(prompt, n_predict=8, temperature=0))
+    assert "leave no room" in capsys.readouterr().err
+
+
+def test_an_answer_can_be_interrupted(path, monkeypatch):
+    """Ctrl-C ends the answer, not the session; what was said stays in the conversation."""
+    pytest.importorskip("jinja2")
+    out: list[str] = []
+
+    def write(piece: str) -> None:
+        out.append(piece)
+        if len(out) == 3:
+            raise KeyboardInterrupt
+
+    lines = iter(["love", "sweet"])
+
+    def read() -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    config = GenerateConfig(model_base=str(path), n_predict=8, temperature=0, chat=True, interactive=True)
+    generate(config, write, read)
+    assert out[3] == "\n" and len(out) > 5 and out[-1] == "\n"
+    with pytest.raises(KeyboardInterrupt):
+        answers(path, "^C", interactive=True)
+
+
+def test_no_chat_template(path, tmp_path):
+    pytest.importorskip("jinja2")
+    with pytest.raises(LoraFastError, match="no chat template"):
+        answers(make_tiny(tmp_path / "bare.gguf"), prompt="x", chat=True)

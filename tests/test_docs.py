@@ -1,0 +1,142 @@
+"""The documentation: its commands run, its options exist with the defaults it tells, its links lead somewhere.
+
+The commands of a page run one after the other, on a tiny model, in a folder with the files that the pages name. In
+```sh blocks every line is run that begins with `lorafast`, and must succeed; in ```sh fails blocks it must not. ```python
+blocks are run too. What needs other programs is marked ```sh elsewhere, ```python elsewhere, and is not run.
+"""
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from make_models import STRING, make_tiny
+
+from lorafast import cli
+from lorafast.config import PRESETS, FinetuneConfig
+from lorafast.options import fields
+from lorafast.records import parse_record
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [page.name for page in PAGES]
+TEMPLATE = ("{% for m in messages %}{{ '[' + m.role + ']' + m.content + '</s>' }}{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]{% endif %}")
+SHORT = {"finetune": ["--adam-iter", "1", "--ctx", "160", "--batch", "1", "--seed", "1", "--sample-tokens", "2"],
+         "plan": ["--ctx", "160", "--batch", "1"], "generate": ["--n-predict", "2"], "perplexity": ["--ctx", "64", "--chunks", "2"]}
+"""What is added to a command to make it quick."""
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[str, str]]:
+    """(rest of the first line, contents) of the fenced blocks of a language, in order."""
+    for info, text in re.findall(r"^```(.*)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        name, _, rest = info.partition(" ")
+        if name == language:
+            yield rest, text
+
+
+def commands(page: Path) -> Iterator[tuple[list[str], bool]]:
+    """The lorafast commands to run, as arguments, and whether each is to succeed."""
+    for rest, text in blocks(page, "sh"):
+        assert rest in ("", "fails", "elsewhere"), f"{page.name}: ```sh {rest}"
+        for line in text.replace("\\\n", " ").splitlines():
+            if line.startswith("lorafast ") and rest != "elsewhere":
+                yield shlex.split(line, comments=True)[1:], rest != "fails"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with every file that the pages' commands start from."""
+    pytest.importorskip("jinja2")
+    folder = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_tiny("model.gguf", n_layer=1, n_ctx=256, metadata=[("tokenizer.chat_template", STRING, TEMPLATE)])
+        make_tiny("model-f16.gguf", n_layer=1, n_ctx=256, type="F16")
+        Path("template.jinja").write_text(TEMPLATE)
+        Path("book.txt").write_text("\n\nthe love of my sweet love\nand all that is not thy love" * 20)
+        chat = json.dumps({"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "love"}]})
+        for name in ("chats.jsonl", "more.jsonl", "orders/train.jsonl", "orders/valid.jsonl", "orders/test.jsonl"):
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_text(f"{chat}\n" * 4)
+        Path("pairs.jsonl").write_text('{"prompt": "thy", "completion": " love"}\n' * 4)
+        Path("bad.jsonl").write_text(f'{chat}\n{{"text": 1}}\n')
+        Path("run.toml").write_text('lora-r = 2\nwarmup = 1\n')
+        train = ["finetune", "--model-base", "model.gguf", "--train-data", "chats.jsonl", "--metrics", "metrics.jsonl"]
+        for output in ("skill.gguf", "style.gguf", "peft/", "legacy.bin"):
+            assert cli.main([*train, *SHORT["finetune"], "--warmup", "0", "--targets", "attn,ffn", "--lora-out", output,
+                             "--checkpoint-out", "checkpoint-ITERATION.gguf", "--checkpoint-in", ""]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_run(page, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(shutil.copytree(files, tmp_path / "files"))
+    for argv, succeeds in commands(page):
+        status = cli.main([*argv, *SHORT.get(argv[0], [])] if "--help" not in argv else argv)
+        error = capsys.readouterr().err
+        assert (status == 0) == succeeds, f"lorafast {shlex.join(argv)}: {error}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_python_runs(page, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(files, tmp_path / "files"))
+    for rest, text in blocks(page, "python"):
+        assert rest in ("", "elsewhere"), f"{page.name}: ```python {rest}"
+        if rest != "elsewhere":
+            exec(compile(text, page.name, "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_options_exist(page):
+    known = {name for command in cli.COMMANDS.values() for _, spec in fields(command.options)
+             for name in (*spec.names, *spec.off)} | {"--help", "--version"}
+    text = re.sub(r"^```[a-z]+ elsewhere\n.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`(?!lorafast)[\w./-]+ [^`\n]*`", lambda code: "" if code[0][1] != "-" else code[0], text)  # of other programs
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) <= known
+
+
+def test_every_option_of_finetune_is_described_with_its_default():
+    text = (ROOT / "docs" / "options.md").read_text("utf-8")
+    rows = {}
+    for names, default in re.findall(r"^\| (`-.*?) \| (.*?) \|", text, re.MULTILINE):
+        for name in re.findall(r"--[a-z0-9-]+", names):
+            rows[name] = default
+    defaults = FinetuneConfig.__dataclass_fields__
+    for field, spec in fields(FinetuneConfig):
+        for name in (*spec.names, *spec.off):
+            if name.startswith("--"):
+                assert name in rows, f"{name} is not in options.md"
+        value = defaults[field.name].default
+        told = rows[spec.names[0]]
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            assert re.match(r"`?(-?[0-9.e-]+)", told) and float(re.match(r"`?(-?[0-9.e-]+)", told)[1]) == value, (field.name, told)
+        elif isinstance(value, str) and value:
+            assert f"`{value}`" in told, (field.name, told)
+    for name, value in PRESETS["modern"].items():
+        assert f"`--{name.replace('_', '-')} {value}`" in text, name
+
+
+def test_records_of_the_pages_are_valid():
+    for page in PAGES:
+        for _, text in blocks(page, "jsonl"):
+            for line in text.splitlines():
+                parse_record(json.loads(line))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        path, _, heading = target.partition("#")
+        if path.startswith(("http:", "https:", "mailto:")):
+            continue
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text("utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings], target
