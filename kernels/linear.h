@@ -59,8 +59,13 @@ static int linear_slice_columns(const gemm_core *core, int K, int block, int n_t
     return MAX(block, MIN(core->slice_columns, ROUND_UP(ROUND_UP(K, 4 * n_threads) / (4 * n_threads), MAX(block, 32))));
 }
 
-static void linear_add_low_rank(float *dx, int K, const projection *p, int n_projections, int t0, int t1) {
-    DISPATCH(add_low_rank_columns)(dx, K, p, n_projections, 0, K, t0, t1);
+/* dx[t0 .. t1][k0 .. k0+n_columns] = 0. */
+static void linear_clear(float *dx, int K, int k0, int n_columns, int t0, int t1) {
+    for (ptrdiff_t t = t0; t < t1; t++) memset(dx + t * K + k0, 0, sizeof(float) * n_columns);
+}
+
+static void linear_add_low_rank(float *dx, int K, const projection *p, int n_projections, int k0, int n_columns, int t0, int t1) {
+    DISPATCH(add_low_rank_columns)(dx, K, p, n_projections, k0, n_columns, t0, t1);
 }
 
 #endif

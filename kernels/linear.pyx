@@ -40,7 +40,8 @@ cdef extern from "linear.h" nogil:
     const gemm_core *linear_forward_core(int type, int T)
     int linear_panel_rows(const gemm_core *core, int N, int n_threads)
     int linear_slice_columns(const gemm_core *core, int K, int block, int n_threads)
-    void linear_add_low_rank(float *dx, int K, const projection *p, int n_projections, int t0, int t1)
+    void linear_clear(float *dx, int K, int k0, int n_columns, int t0, int t1)
+    void linear_add_low_rank(float *dx, int K, const projection *p, int n_projections, int k0, int n_columns, int t0, int t1)
     int GGML_N_TYPES
     bint ggml_is_known(int type)
     ctypedef struct ggml_format:
@@ -181,10 +182,11 @@ cdef void forward_panel(projection *p, int *first_panel, int *rows, int panel, i
     p[i].core.forward_panel(&p[i], p[i].packed, T, K, n0, min(rows[i], p[i].N - n0), scratch)
 
 
-def linear_backward(float[:, ::1] dx not None, list dys not None, list weights not None, list low_rank not None, int n_threads):
+def linear_backward(float[:, ::1] dx not None, list dys not None, list weights not None, list low_rank not None, bint accumulate,
+                    int n_threads):
     """dx += sum_i (dy_i W_i + c_i v_i): differentiates y_i = x W_iᵀ + ... with respect to x.
 
-    dx         float32 (T, K), accumulated
+    dx         float32 (T, K), accumulated; or OUT, overwritten, where accumulate is false (nobody else reads x)
     dys        list of float32 (T, N_i)
     weights    list of Weight (N_i, K)
     low_rank   list of None or (c (T, R), v (R, K)), float32: LoRA's path with c = s·dy Bᵀ (lora.pyx) and v = A
@@ -210,7 +212,7 @@ def linear_backward(float[:, ::1] dx not None, list dys not None, list weights n
     if T == 0:
         return
 
-    cdef int t0, tile
+    cdef int t0
     cdef float *packed = <float *>scratch_get(sizeof(float) * (packed_size + n_threads * thread_size))
     if packed == NULL:
         raise MemoryError("linear_backward: no memory for packed gradients")
@@ -218,9 +220,8 @@ def linear_backward(float[:, ::1] dx not None, list dys not None, list weights n
         tokens = min(T - t0, TOKENS_AT_ONCE)
         with nogil:
             for i in range(n):
-                backward_projection(&dx[t0, 0], K, &p[i], tokens, packed, packed + packed_size, thread_size, n_threads)
-            for tile in prange((tokens + 31) // 32, num_threads=n_threads, schedule="static"):
-                linear_add_low_rank(&dx[t0, 0], K, p, n, tile * 32, min(tokens, tile * 32 + 32))
+                backward_projection(&dx[t0, 0], K, p, n, i, tokens, accumulate, packed, packed + packed_size, thread_size,
+                                    n_threads)
         for i in range(n):      # on to the next tokens
             p[i].dy += <Py_ssize_t>tokens * p[i].N
             p[i].c += <Py_ssize_t>tokens * p[i].R
@@ -231,26 +232,37 @@ cdef Py_ssize_t packed_dy(const gemm_core *core, int T, int N) noexcept nogil:
     return core.packed_dy(T, min(N, DY_COLUMNS)) if core.packed_dy != NULL else 0
 
 
-cdef void backward_projection(float *dx, int K, projection *p, int T, float *packed, float *scratch, Py_ssize_t thread_size,
-                              int n_threads) noexcept nogil:
-    """dx (T, K) += dy W: slices of columns are dealt out to threads."""
+cdef void backward_projection(float *dx, int K, projection *all, int n, int index, int T, bint accumulate, float *packed,
+                              float *scratch, Py_ssize_t thread_size, int n_threads) noexcept nogil:
+    """dx (T, K) += dy W of projection `index` of n: slices of columns are dealt out to threads.
+
+    The first one clears dx before, unless it accumulates, and the last one adds all rank-R updates, each slice while it is in cache.
+    """
+    cdef projection *p = &all[index]
     cdef int columns = linear_slice_columns(p.core, K, ggml_formats[p.type].block_size, n_threads)
-    cdef int slices = (K + columns - 1) // columns, chunk, n0, width, tile, item, piece, pieces = 1
+    cdef int slices = (K + columns - 1) // columns, chunks = (p.N + DY_COLUMNS - 1) // DY_COLUMNS
+    cdef int chunk, n0, width, tile, item, piece, k0, n_columns, t0, t1, pieces = 1
     # few slices: deal out tokens too, so that no thread waits (each piece unpacks the weights again)
     while slices * pieces < 3 * n_threads and n_threads > 1 and T // pieces >= 128:
         pieces *= 2
     piece = ((T + pieces - 1) // pieces + 31) // 32 * 32
     pieces = (T + piece - 1) // piece
-    for chunk in range((p.N + DY_COLUMNS - 1) // DY_COLUMNS):
+    for chunk in range(chunks):
         n0 = chunk * DY_COLUMNS
         width = min(DY_COLUMNS, p.N - n0)
         if p.core.pack_dy != NULL:
             for tile in prange((T + p.core.token_tile - 1) // p.core.token_tile, num_threads=n_threads, schedule="static"):
                 p.core.pack_dy(packed, p.dy, T, p.N, n0, width, tile)
         for item in prange(slices * pieces, num_threads=n_threads, schedule="dynamic", chunksize=1):
-            p.core.backward_slice(dx, K, p, packed, n0, width, item % slices * columns,
-                                  min(columns, K - item % slices * columns), item // slices * piece,
-                                  min(T, (item // slices + 1) * piece), scratch + threadid() * thread_size)
+            k0 = item % slices * columns
+            n_columns = min(columns, K - k0)
+            t0 = item // slices * piece
+            t1 = min(T, t0 + piece)
+            if index == 0 and chunk == 0 and not accumulate:
+                linear_clear(dx, K, k0, n_columns, t0, t1)
+            p.core.backward_slice(dx, K, p, packed, n0, width, k0, n_columns, t0, t1, scratch + threadid() * thread_size)
+            if index == n - 1 and chunk == chunks - 1:
+                linear_add_low_rank(dx, K, all, n, k0, n_columns, t0, t1)
 
 
 def linear_scratch_bytes(int T, int K, int N, int n_threads):

@@ -140,7 +140,6 @@ class Block:
         # out = x1 + down(act)
         act, d_act = scratch.arrays(T, hp.n_ff, hp.n_ff)
         swiglu_forward(act, s.gate, s.up, n_threads)
-        d_act.fill(0)
         self.down.backward(d_act, [dx], act, s.h_down, adapter, n_threads)
         # act = swiglu(gate, up)
         swiglu_backward_in_place(s.gate, s.up, d_act, n_threads)
@@ -148,7 +147,6 @@ class Block:
         # gate, up = projections of normed = norm(x1)
         normed, d_normed = scratch.arrays(T, hp.n_embd, hp.n_embd)
         self.ffn_norm.forward(normed, s.rstd2, s.x1, n_threads)
-        d_normed.fill(0)
         self.gate_up.backward(d_normed, (d_gate, d_up), normed, s.h_gate_up, adapter, n_threads)
         self.ffn_norm.backward(dx, d_normed, s.x1, s.rstd2, adapter, n_threads)
 
@@ -159,7 +157,6 @@ class Block:
             return
         widths = (s.q.shape[1], s.k.shape[1], s.v.shape[1], hp.n_embd)
         dq, dk, dv, d_normed, do = scratch.arrays(T, *widths, s.o.shape[1])
-        do.fill(0)
         self.output.backward(do, [dx], s.o, s.h_output, adapter, n_threads)
         # o = attention(q, k, v)
         dq.fill(0), dk.fill(0), dv.fill(0)
@@ -172,7 +169,6 @@ class Block:
         *_, normed = scratch.arrays(T, *widths, hp.n_embd)                    # in the place of do, which has served
         self.attn_norm.forward(normed, s.rstd1, x, n_threads)
         need_d_normed = need_dx or self.attn_norm.name in adapter
-        d_normed.fill(0)
         self.qkv.backward(d_normed if need_d_normed else None, (dq, dk, dv), normed, s.h_qkv, adapter, n_threads)
         if need_d_normed:
             self.attn_norm.backward(dx, d_normed, x, s.rstd1, adapter, n_threads)

@@ -41,13 +41,18 @@ class Scratch:
 
     def __init__(self, n_floats: int, new: New = empty) -> None:
         self.memory = new(n_floats)
+        self._T, self._views = 0, {}                    # of the newest T, since making views takes longer than small kernels run
 
     def arrays(self, T: int, *widths: int) -> list[np.ndarray]:
         """Arrays (T, width) one after the other. Raises ValueError when they do not fit."""
-        begins = [Scratch.floats(T, *widths[:i]) for i in range(len(widths))]
-        if Scratch.floats(T, *widths) > len(self.memory):
-            raise ValueError(f"scratch of {len(self.memory)} floats cannot hold {T} rows of {widths}")
-        return [self.memory[begin:begin + T * width].reshape(T, width) for begin, width in zip(begins, widths)]
+        if T != self._T:
+            self._T, self._views = T, {}
+        if widths not in self._views:
+            begins = [Scratch.floats(T, *widths[:i]) for i in range(len(widths))]
+            if Scratch.floats(T, *widths) > len(self.memory):
+                raise ValueError(f"scratch of {len(self.memory)} floats cannot hold {T} rows of {widths}")
+            self._views[widths] = [self.memory[begin:begin + T * width].reshape(T, width) for begin, width in zip(begins, widths)]
+        return self._views[widths]
 
     @staticmethod
     def floats(T: int, *widths: int) -> int:

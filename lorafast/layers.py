@@ -65,13 +65,15 @@ class Embedding:
             table, rows = self.residency.read_rows(self.tensor, different), rows.astype(np.int32)
         embedding_forward(x, rows, table, int(self.tensor.type), n_threads)
         if self.name in adapter:
-            x += np.float32(adapter.scale) * (adapter.B(self.name)[:, tokens].T @ adapter.A(self.name))
+            A, s_B = adapter.A(self.name), np.float32(adapter.scale) * adapter.B(self.name)[:, tokens]
+            for t in range(0, len(tokens), 64):         # by pieces: the product is a temporary array
+                x[t:t + 64] += np.einsum("rt,rc->tc", s_B[:, t:t + 64], A)
 
     def backward(self, dx: np.ndarray, tokens: np.ndarray, adapter: Adapter) -> None:
         if self.name in adapter:        # forward: x = ... + s·B[:, tokens].T @ A
             A, B, s = adapter.A(self.name), adapter.B(self.name), np.float32(adapter.scale)
-            adapter.dA(self.name)[...] += s * (B[:, tokens] @ dx)
-            np.add.at(adapter.dB(self.name), (slice(None), tokens), s * (A @ dx.T))
+            adapter.dA(self.name)[...] += np.einsum("rt,tc->rc", s * B[:, tokens], dx)
+            np.add.at(adapter.dB(self.name), (slice(None), tokens), s * np.einsum("rc,tc->rt", A, dx))
 
 
 class Projections:
@@ -109,7 +111,7 @@ class Projections:
 
     def backward(self, dx: np.ndarray | None, dys: Sequence[np.ndarray], x: np.ndarray, h: Sequence[np.ndarray],
                  adapter: Adapter, n_threads: int) -> None:
-        """dx += Σ dy_i W_i + c_i A_i and the gradients of the pairs; dx is None when nobody reads it."""
+        """dx = Σ dy_i W_i + c_i A_i, and adds to the gradients of the pairs; dx is None when nobody reads it."""
         low_rank = []
         for name, dy, h_i in zip(self.names, dys, h):
             if name not in adapter:
@@ -122,7 +124,7 @@ class Projections:
         if dx is not None:
             if self.residency is not None:
                 self.residency.wait_for(self)
-            linear_backward(dx, list(dys), self.weights, low_rank, n_threads)
+            linear_backward(dx, list(dys), self.weights, low_rank, False, n_threads)
 
 
 def _of_rank(h: np.ndarray, pair: np.ndarray) -> np.ndarray:

@@ -147,7 +147,7 @@ class Trainer:
             if token_weight is None:
                 continue
             if need_dx:
-                d_normed.fill(0), dx_head.fill(0)
+                dx_head.fill(0)
             model.head.backward(d_normed if need_dx else None, [logits], normed, h, adapter, n_threads)
             if need_dx:
                 model.output_norm.backward(dx_head, d_normed, x_head, rstd[:n], adapter, n_threads)

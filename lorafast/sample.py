@@ -49,17 +49,26 @@ class Completion:
 
 
 class Chat:
-    """The prompts are one conversation, with what was answered."""
+    """The prompts are one conversation, with what was answered. When it does not fit the context any more, a new one begins."""
 
     def __init__(self, config: GenerateConfig, model: Model) -> None:
         self.model, self.options = model, {**generation_options(config), "chat_template": config.chat_template}
-        self.messages = [{"role": "system", "content": config.system}] if config.system else []
+        self.system = [{"role": "system", "content": config.system}] if config.system else []
+        self.messages = self.system
 
     def answer(self, prompt: str) -> Iterator[str]:
-        messages = [*self.messages, {"role": "user", "content": prompt}]
+        try:
+            messages = [*self.messages, {"role": "user", "content": prompt}]
+            pieces = self.model.chat(messages, **self.options)
+        except UsageError as error:
+            if self.messages == self.system:
+                raise
+            say(f"{error}; beginning a new conversation")
+            messages = [*self.system, {"role": "user", "content": prompt}]
+            pieces = self.model.chat(messages, **self.options)
         said = ""
         try:
-            for piece in self.model.chat(messages, **self.options):
+            for piece in pieces:
                 said += piece
                 yield piece
         finally:                        # also when it is cut short: what was shown belongs to the conversation

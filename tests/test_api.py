@@ -183,13 +183,17 @@ def test_command_continues_a_prompt(path, adapters, capsys):
 
 def test_command_converses(path, capsys):
     pytest.importorskip("jinja2")
-    first, second = answers(path, "love", "thy " * 60, "", "sweet", chat=True, interactive=True, ctx=120, system="all")
-    model = lorafast.Model.open(path, n_ctx=120)
+    first, second, third = answers(path, "love", "", "thy " * 40, "sweet", "thy " * 90, chat=True, interactive=True, ctx=100, system="all")
+    model = lorafast.Model.open(path, n_ctx=100)
     prompt = "system: all\nuser: love\nassistant:"
     assert first == "".join(model.generate(prompt, n_predict=8, temperature=0))
-    prompt += f" {first}\nuser: sweet\nassistant:"
+    thy = "thy " * 40
+    prompt += f" {first}\nuser: {thy}\nassistant:"
     assert second == "".join(model.generate(prompt, n_predict=8, temperature=0))
-    assert "leave no room" in capsys.readouterr().err
+    assert third == "".join(model.generate("system: all\nuser: sweet\nassistant:", n_predict=8, temperature=0))
+    too_long, error = capsys.readouterr().err.splitlines()
+    assert "leave no room in a context of 100 (--ctx); beginning a new conversation" in too_long
+    assert error.startswith("lorafast: error: ") and "leave no room" in error
 
 
 def test_an_answer_can_be_interrupted(path, monkeypatch):

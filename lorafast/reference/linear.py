@@ -10,7 +10,9 @@ def linear_forward(ys, x, weights, low_rank, residual, n_threads=1):
             y += residual
 
 
-def linear_backward(dx, dys, weights, low_rank, n_threads=1):
+def linear_backward(dx, dys, weights, low_rank, accumulate, n_threads=1):
+    if not accumulate:
+        dx[:] = 0
     for dy, W, update in zip(dys, weights, low_rank):
         dx += dy @ W                    # forward: y = x @ W.T
         if update is not None:

@@ -183,7 +183,7 @@ def linear_forward(rng, T, K):
 
 def linear_backward(rng, T, K):
     return dict(dx=normal(rng, T, K), dys=[normal(rng, T, 40), normal(rng, T, 19)], weights=weights(rng, K),
-                low_rank=[None, (normal(rng, T, 2), normal(rng, 2, K))])
+                low_rank=[None, (normal(rng, T, 2), normal(rng, 2, K))], accumulate=True)
 
 
 EVEN = (2, 6, 34, 64, 514)
