@@ -53,10 +53,12 @@ static int linear_panel_rows(const gemm_core *core, int N, int n_threads) {
     return MIN(core->panel_rows, ROUND_UP((N + panels - 1) / panels, core->panel_unit));
 }
 
-/* Columns of W a slice. A slice starts at a block boundary. */
+/* Columns of W a slice, which starts at a block boundary: wide, since dy passes by once for each slice, but as many slices as divide
+ * evenly among the threads. */
 static int linear_slice_columns(const gemm_core *core, int K, int block, int n_threads) {
     if (core->fixed_slices) return core->slice_columns;
-    return MAX(block, MIN(core->slice_columns, ROUND_UP(ROUND_UP(K, 4 * n_threads) / (4 * n_threads), MAX(block, 32))));
+    const int slices = ROUND_UP((K + core->slice_columns - 1) / core->slice_columns, n_threads);
+    return MIN(core->slice_columns, ROUND_UP((K + slices - 1) / slices, MAX(block, 32)));
 }
 
 /* dx[t0 .. t1][k0 .. k0+n_columns] = 0. */

@@ -242,8 +242,8 @@ cdef void backward_projection(float *dx, int K, projection *all, int n, int inde
     cdef int columns = linear_slice_columns(p.core, K, ggml_formats[p.type].block_size, n_threads)
     cdef int slices = (K + columns - 1) // columns, chunks = (p.N + DY_COLUMNS - 1) // DY_COLUMNS
     cdef int chunk, n0, width, tile, item, piece, k0, n_columns, t0, t1, pieces = 1
-    # few slices: deal out tokens too, so that no thread waits (each piece unpacks the weights again)
-    while slices * pieces < 3 * n_threads and n_threads > 1 and T // pieces >= 128:
+    # slices that don't divide evenly: deal out tokens too, so that no thread waits (each piece unpacks the weights again)
+    while slices * pieces % n_threads and slices * pieces < 4 * n_threads and T // pieces >= 128:
         pieces *= 2
     piece = ((T + pieces - 1) // pieces + 31) // 32 * 32
     pieces = (T + piece - 1) // piece

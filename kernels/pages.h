@@ -40,10 +40,11 @@ static int pages_populate(const uint8_t *p, size_t bytes) {
     return 0;
 }
 
-/* Takes the pages out of the page table. They stay in the system's cache, and reading them maps them again. */
+/* Takes the pages that lie within these bytes out of the page table. They stay in the system's cache, and reading them maps them again. */
 static int pages_let_go(const uint8_t *p, size_t bytes) {
-    uint8_t *begin = pages_of(p, &bytes);
-    return madvise(begin, bytes, MADV_DONTNEED) ? errno : 0;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), before = (page - (uintptr_t)p % page) % page;
+    if (bytes < before + page) return 0;
+    return madvise((uint8_t *)p + before, (bytes - before) / page * page, MADV_DONTNEED) ? errno : 0;
 }
 
 static char pages_message[512];

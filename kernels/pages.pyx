@@ -28,7 +28,7 @@ def populate(const uint8_t[::1] data not None):
 
 
 def let_go(const uint8_t[::1] data not None):
-    """Takes those pages out of the page table. The data is still valid: reading it maps them again."""
+    """Takes the pages that lie within `data` out of the page table. The data is still valid: reading it maps them again."""
     cdef int error = 0
     cdef size_t n = data.shape[0]
     if n:

@@ -2,18 +2,28 @@
 from __future__ import annotations
 
 import copy
+import mmap
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
+
+LARGE = 1 << 18
+"""Bytes."""
 
 New = Callable[..., np.ndarray]
 """Makes a float32 array of a shape: `empty`, or `sized` where only the sizes matter."""
 
 
 def empty(*shape: int) -> np.ndarray:
-    """An uninitialised float32 array. The system hands out its pages when they are first written."""
-    return np.empty(shape, np.float32)
+    """An uninitialised float32 array. The system hands out its pages when they are first written.
+
+    A large one has pages of its own, which the system gets back with it. (C's heap would keep them, if something above is in use.)
+    """
+    if 4 * prod(shape) < LARGE:
+        return np.empty(shape, np.float32)
+    return np.frombuffer(mmap.mmap(-1, 4 * prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.float32).reshape(shape)
 
 
 def sized(*shape: int) -> np.ndarray:

@@ -11,13 +11,11 @@ copied, and a page that was let go too early would be read again, not lost.
 """
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +28,9 @@ from .process import resident_bytes
 
 if TYPE_CHECKING:
     from .layers import Embedding, Projections
+
+MAPPED_AROUND = 2 << 20
+"""Bytes on each side of a part of a file that reading it may map: the system caches files in pieces of up to this, and maps whole ones."""
 
 READ_AHEAD = 4 << 20
 """Bytes around a part of a file that reading it may leave in the system's cache."""
@@ -74,12 +75,12 @@ class ModelFiles:
             self.check()
             raise LoraFastError(f"cannot read tensor '{tensor.name}' of {tensor.path}: {error.strerror}") from error
 
-    def let_go(self, tensor: Tensor) -> None:
-        """Takes a tensor's pages out of this process, and out of the system's cache where nobody else maps them."""
-        let_go(tensor.data.reshape(-1))
-        # The cache holds pieces of up to a few MB, over the tensor's ends and read ahead of them. What is mapped stays.
-        begin = max(0, tensor.offset - READ_AHEAD)
-        self._drop(tensor.path, begin, tensor.offset + tensor.nbytes + READ_AHEAD - begin)
+    def let_go(self, path: Path, begin: int, end: int) -> None:
+        """Takes the pages between two places in a file out of this process, and out of the system's cache unless others map them."""
+        let_go(np.frombuffer(self.mappings[path], np.uint8)[begin:end])
+        # Its cache has read ahead of what was asked for. What is mapped stays.
+        begin = max(0, begin - READ_AHEAD)
+        self._drop(path, begin, end + READ_AHEAD - begin)
 
     def let_go_pages(self) -> None:
         """Takes all pages out of this process; the system's cache keeps them. Opening the model has mapped some here and there."""
@@ -87,10 +88,7 @@ class ModelFiles:
             let_go(np.frombuffer(mapping, np.uint8))
 
     def let_go_all(self) -> None:
-        """Takes all pages out of both. From now on pages come in one by one: a huge one would reach beyond what was asked for."""
-        for mapping in self.mappings.values():
-            with suppress(AttributeError, OSError):         # a system without huge pages
-                mapping.madvise(mmap.MADV_NOHUGEPAGE)
+        """Takes all pages out of both."""
         self.let_go_pages()
         for path, mapping in self.mappings.items():
             self._drop(path, 0, len(mapping))
@@ -196,6 +194,8 @@ class Residency:
         self.closed = False
         self.changed = threading.Condition()
         files.let_go_all()
+        self.places = {path: sorted((tensor.offset, tensor.offset + tensor.nbytes, unit) for unit, group in enumerate(self.groups)
+                                    for tensor in group.tensors if tensor.path == path) for path in files.files}
         self.parts = (embedding, *self.groups)
         for part in self.parts:
             part.residency = self
@@ -237,9 +237,12 @@ class Residency:
                     self.there -= set(leaving)
                 for gone in leaving:
                     for tensor in self.groups[gone].tensors:
-                        self.files.let_go(tensor)
+                        self.files.let_go(tensor.path, *self._free_around(tensor))
                 for tensor in self.groups[unit].tensors:
                     self.files.populate(tensor)
+                    begin, end = self._free_around(tensor)
+                    self.files.let_go(tensor.path, begin, tensor.offset)
+                    self.files.let_go(tensor.path, tensor.offset + tensor.nbytes, end)
                 with self.changed:
                     self.there.add(unit)
                     self.bytes_read += self.window.sizes[unit]
@@ -248,6 +251,15 @@ class Residency:
             with self.changed:
                 self.failure = error
                 self.changed.notify_all()
+
+    def _free_around(self, tensor: Tensor) -> tuple[int, int]:
+        """From where to where, around a tensor, the file holds nothing else that is in memory, as far as reading it may have mapped."""
+        places = self.places[tensor.path]
+        at = bisect_left(places, (tensor.offset,))
+        below = (end for begin, end, unit in reversed(places[:at]) if unit in self.window.held)
+        above = (begin for begin, end, unit in places[at + 1:] if unit in self.window.held)
+        return (max(next(below, 0), tensor.offset - MAPPED_AROUND),
+                min(next(above, tensor.offset + tensor.nbytes + MAPPED_AROUND), tensor.offset + tensor.nbytes + MAPPED_AROUND))
 
     def _next(self) -> bool:
         self.task = self.window.next_fetch()

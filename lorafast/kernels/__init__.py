@@ -3,7 +3,7 @@ import os
 
 # libgomp's threads spin for milliseconds at the end of a parallel region. Where another program wants their core, that costs the
 # thread they wait for its time slice; a short spin bridges the gaps between two kernels as well. Read when libgomp loads.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 from . import build_info  # noqa: E402
 
