@@ -164,7 +164,7 @@ def attention_backward(T: int, H: int, HKV: int, D: int) -> Arguments:
     importlib.import_module("lorafast.kernels.attention").attention_forward(**arguments, n_threads=1)
     inputs = {name: arguments.pop(name) for name in ("q", "k", "v", "o", "lse")}
     return dict(dq=zeros(T, H * D), dk=zeros(T, HKV * D), dv=zeros(T, HKV * D), do=normal(T, H * D),
-                **inputs, **arguments)
+                **inputs, **arguments, accumulate=True)
 
 
 def causal_products(n: int) -> Callable[[Arguments], float]:

@@ -27,6 +27,7 @@ computed once; and even one sequence with few kv heads keeps all threads busy.
 Sources: Dao, FlashAttention-2, arXiv 2307.08691; Ainslie et al., grouped-query attention, arXiv 2305.13245.
 """
 from cython.parallel cimport prange, threadid
+from libc.string cimport memset
 from libc.limits cimport INT_MAX
 
 import numpy as np
@@ -180,10 +181,10 @@ def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
                        const float[:, ::1] do not None, const float[:, ::1] q not None, const float[:, ::1] k not None,
                        const float[:, ::1] v not None, const float[:, ::1] o not None, const float[:, ::1] lse not None,
                        const int[::1] q_begin not None, const int[::1] k_begin not None, float scale, int window,
-                       int n_head, int n_head_kv, int n_threads):
+                       int n_head, int n_head_kv, bint accumulate, int n_threads):
     """Differentiates o_i = Σ_j p_ij v_j with p_ij = exp(scale q_i · k_j - lse_i); see the head of this module.
 
-    dq, dk, dv  float32, shapes of q, k and v, accumulated
+    dq, dk, dv  float32, shapes of q, k and v, accumulated; or OUT, overwritten, where accumulate is false
     do          float32 (T, H·Dv)
     o, lse      float32 (T, H·Dv) and (T, H), from forward
     The rest as in forward.
@@ -222,6 +223,13 @@ def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
     cdef float *scratch = a.delta + T * n_head
     cdef attention_token delta = attention_delta
     cdef attention_block backward_block = attention_backward_block
+    cdef size_t q_row = sizeof(float) * q.shape[1], k_row = sizeof(float) * k.shape[1], v_row = sizeof(float) * v.shape[1]
+    if not accumulate:
+        for token in prange(T, nogil=True, num_threads=threads, schedule="static"):
+            memset(&dq[token, 0], 0, q_row)
+        for token in prange(k.shape[0], nogil=True, num_threads=threads, schedule="static"):
+            memset(&dk[token, 0], 0, k_row)
+            memset(&dv[token, 0], 0, v_row)
     for token in prange(T, nogil=True, num_threads=threads, schedule="static"):
         delta(&a, token)
     cdef const int[:, ::1] block = np.array(blocks, np.int32)

@@ -1,37 +1,41 @@
-/* The int16 core: integer weights times activations rounded to int16, summed exactly in int32. A multiply-add of int16 pairs does
- * twice the work of a float32 FMA, and more precisely than it sounds: NMSE about 1e-9 (kernels/README.md).
+/* The int16 core: integer weights times activations rounded to int16, summed exactly in int32. A multiply-add of int16
+ * pairs does twice the work of a float32 FMA, and more precisely than it sounds: NMSE about 1e-9 (kernels/README.md).
  *
  * One register tile serves both directions:   acc[i][lane] = sum_d a[i][d] b[d][lane],   d < 256, in int32
- *   forward    a = q of rows of W, as unpacked   b = x^T rounded, lanes = tokens    summed over 32 values of k, which share scales:
- *              y[t][n] = sum_blocks (scale of x [t][block]) (scale of W [n][block]) acc - min[n][block] (sum of x[t] over the block)
- *   backward   a = dy d rounded                  b = q of rows of W, lanes = columns       summed over up to 256 rows n of W:
+ *
+ *   forward    a = q of rows of W, as unpacked   b = x^T rounded, lanes = tokens
+ *              Summed over blocks of 32 values of k, which share a scale of x and one of W:
+ *              y[t][n] = sum_blocks (scale of x[t]) (scale of W[n]) acc - (min of W[n]) (sum of x[t] over the block)
+ *   backward   a = dy d rounded                  b = q of rows of W, lanes = columns
+ *              Summed over up to 256 rows n of W. Its scale d[n][k / 32] changes along this sum, so it goes into dy:
+ *              dy[t][n] d[n][k / 32] / S[t] is what is rounded, anew for every 32 columns. S[t] is chosen once for the
+ *              256 rows and a slice of columns.
  *              dx[t][k] += S[t] (acc - sum_n (dy[t][n] / S[t]) min[n][k / 32])
- *              The scale d[n][k / 32] of W changes along this sum, so it goes into dy: dy[t][n] d[n][k / 32] / S[t] is what is
- *              rounded, anew for every 32 columns. S[t] is chosen once for 256 rows and 256 columns.
  *
- * The sums fit: |q| <= q_max, and activations are rounded to +-32767; sums of 32 stay below 2^31 for q_max <= 2048, sums of 256
- * for q_max <= 256. For Q6_K (q_max = 4096) +-16383 are used, and backward goes on in float32 after every 32.
+ * The sums fit: |q| <= q_max, and activations are rounded to +-32767; sums of 32 stay below 2^31 for q_max <= 2048,
+ * sums of 256 for q_max <= 256. For Q6_K (q_max = 4096) +-16383 are used, and backward goes to float32 after every 32.
  *
- * b has two values of d for each lane side by side, as the multiply-add wants them: b[d / 2][lane][2]. (NEON multiplies by a
- * single value: b[d][lane].)
+ * b has two values of d for each lane side by side, as the multiply-add wants them: b[d / 2][lane][2]. (NEON multiplies
+ * by a single value: b[d][lane].)
  */
 #if SIMD_IS_AVX512 || SIMD_IS_NEON
-#define MR 6                    /* 12 int32 and 12 float32 accumulators, 2 vectors of b, a broadcast: 27 of 32 registers */
+#define MR 6                    /* 12 int32 and 12 float32 sums, 2 vectors of b, a broadcast: 27 of 32 registers */
 #else
-#define MR 4                    /* 8 int32 accumulators, 2 vectors of b, broadcast, product: 12 of 16; float32 sums in L1 */
+#define MR 4                    /* 8 int32 sums, 2 vectors of b, a broadcast, a product: 12 of 16; float32 sums in L1 */
 #endif
 #define LANES (2 * VF_WIDTH)
 #define DEPTH 256               /* values of d that a tile of a and b holds: forward k, backward n */
-#define LDA (DEPTH + 32)        /* int16 values from row to row of a: padded, so that rows don't fall on the same cache sets */
+#define LDA (DEPTH + 32)        /* int16 values from row to row of a: padded, to spread rows over cache sets */
 #define PANEL_ROWS 96           /* rows of W in a panel (forward): a multiple of MR */
-#define COLUMNS 256             /* columns of W in a slice (backward): fixed, for S[t] depends on it */
+#define COLUMNS MAX(256, 32 * VF_WIDTH)     /* columns of W in a slice (backward): fixed, for S[t] depends on it */
+#define MINIMA (COLUMNS / 16)   /* of a row of the slice, at most */
 #define TOKENS 12               /* tokens whose dy is rounded at a time (backward): a multiple of MR */
-#define LDB (DEPTH * LANES + 2 * LANES)     /* int16 values from one LANES columns of W to the next (backward), padded */
+#define LDB (DEPTH * LANES + 2 * LANES)     /* int16 values from LANES columns of W to the next (backward), padded */
 #define LDC (COLUMNS + 16)      /* floats from row to row of the sums of dx (backward) */
-#define X_BLOCK (19 * LANES)    /* floats of packed x for 32 k: 16 pairs of int16, a scale, sums over the two halves, LANES each */
+#define X_BLOCK (19 * LANES)    /* floats of packed x for 32 k: LANES times 16 pairs, a scale, sums over both halves */
 
-#define ROUND_MAGIC 12582912.0f /* 1.5 * 2^23: added to |v| < 2^22, it leaves v rounded in the lower bits of the float32 */
-#define TINY 1e-30f             /* activations that are all smaller are taken for zero, for 32767 / max must be finite */
+#define ROUND_MAGIC 12582912.0f /* 1.5 * 2^23: added to |v| < 2^22, it leaves v rounded in the lower bits */
+#define TINY 1e-30f             /* activations that are all smaller count as zero, for 32767 / max must be finite */
 
 #define I16_INLINE static inline __attribute__((always_inline))
 
@@ -57,7 +61,8 @@ I16_INLINE void FN(i16_tile)(vi acc[MR][2], const int16_t *a, const int16_t *b, 
     for (int i = 0; i < MR; i++) acc[i][0] = acc[i][1] = (vi){0};
 #if SIMD_IS_NEON
     for (int p = 0; p < pairs; p += 2, a += 4, b += 4 * LANES) {
-        const int16x8_t b0 = vld1q_s16(b), b1 = vld1q_s16(b + LANES), b2 = vld1q_s16(b + 2 * LANES), b3 = vld1q_s16(b + 3 * LANES);
+        const int16x8_t b0 = vld1q_s16(b), b1 = vld1q_s16(b + LANES);
+        const int16x8_t b2 = vld1q_s16(b + 2 * LANES), b3 = vld1q_s16(b + 3 * LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < MR; i++) {
             const int16x4_t w = vld1_s16(a + i * LDA);
@@ -110,8 +115,9 @@ I16_INLINE vi FN(i16_pair)(vi first, vi second) {
 }
 #endif
 
-/* Part `part` of `parts` of fetching `bytes` of each of n_rows rows into the second-level cache: what is unpacked next, while this is
- * being computed with. Rows of W lie far apart, where the processor's own prefetching does not follow. */
+/* Part `part` of `parts` of fetching `bytes` of each of n_rows rows into the second-level cache: what comes next, while
+ * this is computed with. Rows lie far apart, where the processor's own prefetching does not follow; and few lines can
+ * be on their way at a time, so the work is spread. */
 I16_INLINE void FN(i16_prefetch)(const void *rows, ptrdiff_t row_bytes, int n_rows, int bytes, int part, int parts) {
     for (int i = n_rows * part / parts; i < n_rows * (part + 1) / parts; i++) {
         const uint8_t *row = (const uint8_t *)rows + i * row_bytes;
@@ -122,7 +128,9 @@ I16_INLINE void FN(i16_prefetch)(const void *rows, ptrdiff_t row_bytes, int n_ro
 
 /* ---- forward ---- */
 
-static ptrdiff_t FN(i16_packed_floats)(int T, int K) { return (ptrdiff_t)ROUND_UP(T, LANES) / LANES * (K / 32) * X_BLOCK; }
+static ptrdiff_t FN(i16_packed_floats)(int T, int K) {
+    return (ptrdiff_t)ROUND_UP(T, LANES) / LANES * (K / 32) * X_BLOCK;
+}
 
 /* Tokens tile * LANES .. of x (T, K) become packed[tile][k / 32], rounded to +-limit; lanes beyond T are zero. */
 I16_INLINE void FN(i16_pack)(float *packed, const float *x, int T, int K, int tile, float limit) {
@@ -132,7 +140,8 @@ I16_INLINE void FN(i16_pack)(float *packed, const float *x, int T, int K, int ti
             const int t0 = tile * LANES + half, n = MIN(VF_WIDTH, T - t0);
             vf v[32];                                   /* x^T: from here on, a lane is a token */
             for (int j = 0; j < 32; j += VF_WIDTH) {
-                for (int i = 0; i < VF_WIDTH; i++) v[j + i] = i < n ? vf_load(x + (ptrdiff_t)(t0 + i) * K + k + j) : vf_set1(0);
+                for (int i = 0; i < VF_WIDTH; i++)
+                    v[j + i] = i < n ? vf_load(x + (ptrdiff_t)(t0 + i) * K + k + j) : vf_set1(0);
                 vf_transpose(v + j);
             }
             vi largest = {0};
@@ -164,9 +173,10 @@ static void FN(i16_wide_pack_tokens)(float *packed, const float *x, int T, int K
     FN(i16_pack)(packed, x, T, K, tile, 16383);
 }
 
-/* c (MR x LANES, row stride ldc) += MR rows of W times LANES tokens, over n_blocks blocks of 32 k with n_min minima each. */
-I16_INLINE void FN(i16_forward_tile)(float *restrict c, ptrdiff_t ldc, const int16_t *restrict w, const float *restrict scale,
-                                     const float *restrict min, const float *restrict x, int n_blocks, int n_min) {
+/* c (MR x LANES, row stride ldc) += MR rows of W times LANES tokens, over n_blocks blocks of 32 k and n_min minima. */
+I16_INLINE void FN(i16_forward_tile)(float *restrict c, ptrdiff_t ldc, const int16_t *restrict w,
+                                     const float *restrict scale, const float *restrict min, const float *restrict x,
+                                     int n_blocks, int n_min) {
     vf sum[MR][2];
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++) sum[i][0] = vf_load(c + i * ldc), sum[i][1] = vf_load(c + i * ldc + VF_WIDTH);
@@ -199,11 +209,12 @@ I16_INLINE void FN(i16_forward_tile)(float *restrict c, ptrdiff_t ldc, const int
 }
 
 /* The same for n_rows rows of W, a multiple of MR. next_x is what x will be, fetched meanwhile. */
-I16_INLINE void FN(i16_forward_tiles)(float *c, ptrdiff_t ldc, const int16_t *w, const float *scale, const float *min, const float *x,
-                                      const float *next_x, int n_rows, int n_blocks, int n_min) {
+I16_INLINE void FN(i16_forward_tiles)(float *c, ptrdiff_t ldc, const int16_t *w, const float *scale, const float *min,
+                                      const float *x, const float *next_x, int n_rows, int n_blocks, int n_min) {
     for (int i = 0; i < n_rows; i += MR) {
         FN(i16_prefetch)(next_x, 64, n_blocks * X_BLOCK / 16, 64, i / MR, n_rows / MR);
-        FN(i16_forward_tile)(c + i * ldc, ldc, w + i * LDA, scale + i * DEPTH / 32, min + i * DEPTH / 16, x, n_blocks, n_min);
+        FN(i16_forward_tile)(c + i * ldc, ldc, w + i * LDA, scale + i * DEPTH / 32, min + i * DEPTH / 16, x, n_blocks,
+                             n_min);
     }
 }
 
@@ -212,11 +223,15 @@ static ptrdiff_t FN(i16_forward_scratch)(int T) {
 }
 
 /* Rows n0 .. n0+n_rows (at most PANEL_ROWS) of W times all T tokens. */
-static void FN(i16_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch) {
+static void FN(i16_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows,
+                                  float *scratch) {
     const ggml_format *format = &ggml_formats[p->type];
-    const int padded = ROUND_UP(n_rows, MR), ldc = ROUND_UP(T, LANES) + 16;
+    const int padded = ROUND_UP(n_rows, MR), tiles = ROUND_UP(T, LANES) / LANES, ldc = tiles * LANES + 16;
+    const int n_min = !format->has_min ? 0 : p->type == GGML_Q2_K ? 2 : 1;
+    const ptrdiff_t x_tile = (ptrdiff_t)(K / 32) * X_BLOCK;
     int16_t *w = (int16_t *)scratch;
-    float *scale = scratch + PANEL_ROWS * LDA / 2, *min = scale + PANEL_ROWS * DEPTH / 32, *c = min + PANEL_ROWS * DEPTH / 16;
+    float *scale = scratch + PANEL_ROWS * LDA / 2, *min = scale + PANEL_ROWS * DEPTH / 32;
+    float *c = min + PANEL_ROWS * DEPTH / 16;
     memset(c, 0, sizeof(float) * padded * ldc);
     for (int i = n_rows; i < padded; i++) {             /* rows that only fill up a tile: any finite values */
         memset(w + i * LDA, 0, sizeof *w * DEPTH);
@@ -225,17 +240,21 @@ static void FN(i16_forward_panel)(const projection *p, const float *packed, int 
     }
     for (int k0 = 0; k0 < K; k0 += DEPTH) {
         const int depth = MIN(DEPTH, K - k0), n_blocks = depth / format->block_size;
-        const uint8_t *row = p->weight + n0 * p->row_bytes + (ptrdiff_t)(k0 / format->block_size) * format->type_size;
+        const uint8_t *row = p->weight + n0 * p->row_bytes + k0 / format->block_size * format->type_size;
         const float *x = packed + (ptrdiff_t)(k0 / 32) * X_BLOCK;
         for (int i = 0; i < n_rows; i++)
-            FN(unpackers)[p->type](row + i * p->row_bytes, n_blocks, w + i * LDA, scale + i * DEPTH / 32, min + i * DEPTH / 16);
-        const int next = MIN(DEPTH, K - k0 - depth) / format->block_size * format->type_size;
-        for (int t = 0; t < T; t += LANES, x += (ptrdiff_t)(K / 32) * X_BLOCK) {
-            if (next) FN(i16_prefetch)(row + n_blocks * format->type_size, p->row_bytes, n_rows, next, t / LANES, ROUND_UP(T, LANES) / LANES);
-            const float *next_x = t + LANES < T ? x + (ptrdiff_t)(K / 32) * X_BLOCK : packed + (ptrdiff_t)(k0 + depth) / 32 * X_BLOCK;
-            if (!format->has_min) FN(i16_forward_tiles)(c + t, ldc, w, scale, min, x, next_x, padded, depth / 32, 0);
-            else if (p->type != GGML_Q2_K) FN(i16_forward_tiles)(c + t, ldc, w, scale, min, x, next_x, padded, depth / 32, 1);
-            else FN(i16_forward_tiles)(c + t, ldc, w, scale, min, x, next_x, padded, depth / 32, 2);
+            FN(unpackers)[p->type](row + i * p->row_bytes, n_blocks, w + i * LDA, scale + i * DEPTH / 32,
+                                   min + i * DEPTH / 16);
+        const uint8_t *next_row = row + n_blocks * format->type_size;
+        const int next_bytes = MIN(DEPTH, K - k0 - depth) / format->block_size * format->type_size;
+        for (int tile = 0; tile < tiles; tile++) {
+            const float *next_x = tile + 1 < tiles ? x + x_tile : packed + (ptrdiff_t)(k0 + depth) / 32 * X_BLOCK;
+            float *sums = c + tile * LANES;
+            FN(i16_prefetch)(next_row, p->row_bytes, n_rows, next_bytes, tile, tiles);
+            if (n_min == 0) FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 0);
+            else if (n_min == 1) FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 1);
+            else FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 2);
+            x += x_tile;
         }
     }
     FN(write_outputs)(p, c, ldc, n0, n_rows, T);
@@ -249,18 +268,18 @@ typedef struct {
     int16_t a[TOKENS * LDA];                            /* dy d / S, rounded */
     float scaled[TOKENS * DEPTH];                       /* dy / S */
     float scale[COLUMNS / 32 * DEPTH];                  /* d[column / 32][row] */
-    float min[DEPTH * 16];                              /* min[row][column / 32], or [column / 16] */
+    float min[DEPTH * MINIMA];                              /* min[row][column / 32], or [column / 16] */
     float bound[DEPTH];                                 /* max over the slice of |d[row]| */
     float S[TOKENS];
-    float minus[TOKENS * 16];                           /* sum_n (dy / S) min */
+    float minus[TOKENS * MINIMA];                           /* sum_n (dy / S) min */
 } __attribute__((aligned(64))) FN(i16_slice);
 
 static ptrdiff_t FN(i16_backward_scratch)(int T) {
     return sizeof(FN(i16_slice)) / sizeof(float) + (ptrdiff_t)ROUND_UP(T, TOKENS) * LDC;
 }
 
-/* Rows of W are paired VF_WIDTH apart: row r of each 2 VF_WIDTH rows with r + VF_WIDTH, as the vectors of dy that i16_round_dy
- * rounds are. (NEON: rows follow each other.) */
+/* Rows of W are paired VF_WIDTH apart: row r of each 2 VF_WIDTH rows with r + VF_WIDTH, as are the values of dy that
+ * i16_round_dy rounds. (NEON: rows follow each other.) */
 I16_INLINE void FN(i16_store_rows)(int16_t *w, int row, const int16_t *q0, const int16_t *q1, int n_columns) {
 #if SIMD_IS_NEON
     for (int k = 0; k < n_columns; k += LANES, w += LDB) {
@@ -281,16 +300,17 @@ I16_INLINE void FN(i16_store_rows)(int16_t *w, int row, const int16_t *q0, const
 }
 
 /* n_columns columns of n_rows rows of W, from `blocks` on, into the slice; up to `padded` rows of zeros follow. */
-static void FN(i16_unpack_slice)(FN(i16_slice) *s, const projection *p, const uint8_t *blocks, int n_rows, int padded, int n_columns) {
+static void FN(i16_unpack_slice)(FN(i16_slice) *s, const projection *p, const uint8_t *blocks, int n_rows, int padded,
+                                 int n_columns) {
     const ggml_format *format = &ggml_formats[p->type];
     const int n_blocks = n_columns / format->block_size;
-    const int mins = format->has_min ? p->type == GGML_Q2_K ? n_columns / 16 : n_columns / 32 : 0, step = p->type == GGML_Q2_K ? 1 : 2;
+    const int step = p->type == GGML_Q2_K ? 1 : 2, mins = format->has_min ? n_columns / 16 / step : 0;
     for (int group = 0; group < padded; group += LANES)
         for (int j = 0; j < VF_WIDTH; j++) {
             int16_t q[2][COLUMNS];
             for (int i = 0; i < 2; i++) {
                 const int row = group + j + i * VF_WIDTH;
-                float scale[COLUMNS / 32] = {0}, min[COLUMNS / 16] = {0}, bound = 0;
+                float scale[COLUMNS / 32] = {0}, min[MINIMA] = {0}, bound = 0;
                 if (row < n_rows) FN(unpackers)[p->type](blocks + row * p->row_bytes, n_blocks, q[i], scale, min);
                 else memset(q[i], 0, sizeof q[i]);
                 for (int b = 0; b < n_columns / 32; b++) {
@@ -298,8 +318,8 @@ static void FN(i16_unpack_slice)(FN(i16_slice) *s, const projection *p, const ui
                     bound = MAX(bound, __builtin_fabsf(scale[b]));
                 }
                 for (int b = 0; b < mins; b++) {
-                    s->min[row * 16 + b] = min[step * b];
-                    bound = MAX(bound, __builtin_fabsf(min[step * b]) / 1024);     /* or S = 0 where all d = 0 would lose min */
+                    s->min[row * MINIMA + b] = min[step * b];
+                    bound = MAX(bound, __builtin_fabsf(min[step * b]) / 1024);     /* for where all d = 0 */
                 }
                 s->bound[row] = bound;
             }
@@ -329,17 +349,18 @@ static void FN(i16_minima)(FN(i16_slice) *s, int depth, int n_min) {
     for (int b = 0; b < n_min; b += VF_WIDTH) {
         vf sum[TOKENS] = {{0}};
         for (int n = 0; n < depth; n++) {
-            const vf m = vf_load(s->min + n * 16 + b);
+            const vf m = vf_load(s->min + n * MINIMA + b);
 #pragma GCC unroll 12
             for (int i = 0; i < TOKENS; i++) sum[i] += s->scaled[i * DEPTH + n] * m;
         }
 #pragma GCC unroll 12
-        for (int i = 0; i < TOKENS; i++) vf_store(s->minus + i * 16 + b, sum[i]);
+        for (int i = 0; i < TOKENS; i++) vf_store(s->minus + i * MINIMA + b, sum[i]);
     }
 }
 
 /* a[i][n] = scaled[i][n] d[n] rounded, for the 32 columns of d and MR tokens. */
-I16_INLINE void FN(i16_round_dy)(int16_t *restrict a, const float *restrict scaled, const float *restrict d, int depth) {
+I16_INLINE void FN(i16_round_dy)(int16_t *restrict a, const float *restrict scaled, const float *restrict d,
+                                 int depth) {
     for (int n = 0; n < depth; n += LANES) {
         const vf d0 = vf_load(d + n), d1 = vf_load(d + n + VF_WIDTH);
 #pragma GCC unroll 8
@@ -357,11 +378,14 @@ I16_INLINE void FN(i16_round_dy)(int16_t *restrict a, const float *restrict scal
 }
 
 /* c (MR x LANES) += S (a . b - minus); the int32 sums become float32 after every `exact` rows. */
-I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict a, const int16_t *restrict b, int depth, int exact,
-                                      const float *S, const float *minus, int next_minus) {
+I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict a, const int16_t *restrict b,
+                                      int depth, int exact, const float *S, const float *minus, int next_minus) {
     vf sum[MR][2];
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++) sum[i][0] = vf_set1(-minus[i * 16]), sum[i][1] = vf_set1(-minus[i * 16 + next_minus]);
+    for (int i = 0; i < MR; i++) {
+        sum[i][0] = vf_set1(-minus[i * MINIMA]);
+        sum[i][1] = vf_set1(-minus[i * MINIMA + next_minus]);
+    }
     for (int n = 0; n < depth; n += exact, a += exact, b += exact * LANES) {
         vi acc[MR][2];
         FN(i16_tile)(acc, a, b, MIN(exact, depth - n) / 2);
@@ -378,42 +402,47 @@ I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict
     }
 }
 
-/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection. The sum is made in scratch: rows of dx often lie a power
- * of two apart and would fall on the same cache sets. */
-static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
-                                   int t0, int t1, float *scratch) {
+/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection. The sum is made in scratch: rows of dx
+ * often lie a power of two apart and would fall on the same cache sets. */
+static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0,
+                                   int n_columns, int t0, int t1, float *scratch) {
     FN(i16_slice) *s = (FN(i16_slice) *)scratch;
     float *c = scratch + sizeof *s / sizeof(float);
     const ggml_format *format = &ggml_formats[p->type];
-    const int limit = format->q_max > 2048 ? 16383 : 32767, exact = MIN(DEPTH, INT32_MAX / (format->q_max * limit) / 32 * 32);
+    const int limit = format->q_max > 2048 ? 16383 : 32767;
+    const int exact = MIN(DEPTH, INT32_MAX / (format->q_max * limit) / 32 * 32);    /* rows whose sum fits an int32 */
     const int scale_columns = p->type == GGML_Q2_K || p->type == GGML_Q3_K || p->type == GGML_Q6_K ? QK : 32;
     const int min_columns = p->type == GGML_Q2_K ? 16 : 32;
+    const int column_tiles = n_columns / LANES, groups = ROUND_UP(t1 - t0, TOKENS) / TOKENS;
+    const ptrdiff_t dy_bytes = sizeof(float) * p->N;
     memset(s->scaled, 0, sizeof s->scaled);             /* of tokens that only fill up a tile */
     memset(s->min, 0, sizeof s->min);
     memset(s->minus, 0, sizeof s->minus);
-    memset(c, 0, sizeof(float) * ROUND_UP(t1 - t0, TOKENS) * LDC);
+    memset(c, 0, sizeof(float) * groups * TOKENS * LDC);
     for (const int end = n0 + n; n0 < end; n0 += DEPTH) {
         const int n_rows = MIN(DEPTH, end - n0), depth = ROUND_UP(n_rows, 32);
-        const int bytes = n_columns / format->block_size * format->type_size;
-        const uint8_t *blocks = p->weight + n0 * p->row_bytes + (ptrdiff_t)(k0 / format->block_size) * format->type_size;
+        const uint8_t *blocks = p->weight + n0 * p->row_bytes + k0 / format->block_size * format->type_size;
+        const uint8_t *next_blocks = blocks + n_rows * p->row_bytes;
+        const int next_rows = MIN(DEPTH, end - n0 - n_rows), bytes = n_columns / format->block_size * format->type_size;
         FN(i16_unpack_slice)(s, p, blocks, n_rows, depth, n_columns);
-        for (int t = t0; t < t1; t += TOKENS) {
-            const int n_tokens = MIN(TOKENS, t1 - t);
-            const float *dy = p->dy + (ptrdiff_t)t * p->N + n0;
+        for (int group = 0; group < groups; group++) {
+            const int t = t0 + group * TOKENS, n_tokens = MIN(TOKENS, t1 - t);
+            const int next_tokens = MIN(TOKENS, t1 - t - n_tokens);
+            const float *dy = p->dy + (ptrdiff_t)t * p->N + n0, *next_dy = dy + (ptrdiff_t)n_tokens * p->N;
             for (int i = 0; i < n_tokens; i++) FN(i16_scale_dy)(s, i, dy + (ptrdiff_t)i * p->N, n_rows, depth, limit);
             if (format->has_min) FN(i16_minima)(s, depth, COLUMNS / min_columns);
-            for (int k = 0; k < n_columns; k += LANES) {
-                const int part = k / LANES, parts = n_columns / LANES;
-                FN(i16_prefetch)(dy + (ptrdiff_t)n_tokens * p->N, sizeof(float) * p->N, MIN(TOKENS, t1 - t - n_tokens), sizeof(float) * n_rows,
-                                 part, parts);
-                FN(i16_prefetch)(blocks + n_rows * p->row_bytes, p->row_bytes, MIN(DEPTH, end - n0 - n_rows), bytes,
-                                 (t - t0) / TOKENS * parts + part, ROUND_UP(t1 - t0, TOKENS) / TOKENS * parts);
+            for (int tile = 0; tile < column_tiles; tile++) {
+                const int k = tile * LANES;
+                FN(i16_prefetch)(next_dy, dy_bytes, next_tokens, sizeof(float) * n_rows, tile, column_tiles);
+                FN(i16_prefetch)(next_blocks, p->row_bytes, next_rows, bytes, group * column_tiles + tile,
+                                 groups * column_tiles);
                 if (k % scale_columns == 0)
                     for (int i = 0; i < n_tokens; i += MR)
                         FN(i16_round_dy)(s->a + i * LDA, s->scaled + i * DEPTH, s->scale + k / 32 * DEPTH, depth);
                 for (int i = 0; i < n_tokens; i += MR)
-                    FN(i16_backward_tile)(c + (ptrdiff_t)(t - t0 + i) * LDC + k, s->a + i * LDA, s->w + k / LANES * LDB, depth, exact,
-                                          s->S + i, s->minus + i * 16 + k / min_columns, VF_WIDTH / min_columns);
+                    FN(i16_backward_tile)(c + (t - t0 + i) * LDC + k, s->a + i * LDA, s->w + tile * LDB, depth, exact,
+                                          s->S + i, s->minus + i * MINIMA + k / min_columns,
+                                          VF_WIDTH / min_columns);
             }
         }
     }
@@ -423,6 +452,22 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
             vf_store(out, vf_load(out) + vf_load(c + (ptrdiff_t)(t - t0) * LDC + k));
         }
 }
+
+static const gemm_core FN(i16_core) = {
+    .token_tile = 2 * VF_WIDTH, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS, .fixed_slices = 1,
+    .packed_x = FN(i16_packed_floats), .pack_x = FN(i16_pack_tokens),
+    .forward_scratch = FN(i16_forward_scratch), .forward_panel = FN(i16_forward_panel),
+    .backward_scratch = FN(i16_backward_scratch), .backward_slice = FN(i16_backward_slice),
+};
+/* For q_max > 2048, with x rounded to one bit less: a core of its own, so that what a projection gives does not depend
+ * on the types of others that share x. */
+static const gemm_core FN(i16_wide_core) = {
+    .token_tile = 2 * VF_WIDTH, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS, .fixed_slices = 1,
+    .packed_x = FN(i16_packed_floats), .pack_x = FN(i16_wide_pack_tokens),
+    .forward_scratch = FN(i16_forward_scratch), .forward_panel = FN(i16_forward_panel),
+    .backward_scratch = FN(i16_backward_scratch), .backward_slice = FN(i16_backward_slice),
+};
+
 #undef MR
 #undef LANES
 #undef DEPTH
@@ -433,14 +478,4 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
 #undef LDB
 #undef X_BLOCK
 #undef LDC
-
-static const gemm_core FN(i16_core) = {
-    .token_tile = 2 * VF_WIDTH, .panel_rows = 96, .panel_unit = 12, .slice_columns = 256, .fixed_slices = 1,
-    .packed_x = FN(i16_packed_floats), .forward_scratch = FN(i16_forward_scratch), .backward_scratch = FN(i16_backward_scratch),
-    .pack_x = FN(i16_pack_tokens), .forward_panel = FN(i16_forward_panel), .backward_slice = FN(i16_backward_slice),
-};
-static const gemm_core FN(i16_wide_core) = {
-    .token_tile = 2 * VF_WIDTH, .panel_rows = 96, .panel_unit = 12, .slice_columns = 256, .fixed_slices = 1,
-    .packed_x = FN(i16_packed_floats), .forward_scratch = FN(i16_forward_scratch), .backward_scratch = FN(i16_backward_scratch),
-    .pack_x = FN(i16_wide_pack_tokens), .forward_panel = FN(i16_forward_panel), .backward_slice = FN(i16_backward_slice),
-};
+#undef MINIMA

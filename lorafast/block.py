@@ -159,9 +159,8 @@ class Block:
         dq, dk, dv, d_normed, do = scratch.arrays(T, *widths, s.o.shape[1])
         self.output.backward(do, [dx], s.o, s.h_output, adapter, n_threads)
         # o = attention(q, k, v)
-        dq.fill(0), dk.fill(0), dv.fill(0)
         attention_backward(dq, dk, dv, do, s.q, s.k, s.v, s.o, s.lse, rows.q_begin, rows.k_begin, self.scale, 0,
-                           hp.n_head, hp.n_head_kv, n_threads)
+                           hp.n_head, hp.n_head_kv, False, n_threads)
         # q, k were turned by RoPE; its transpose turns back
         self.rotate(dq, hp.n_head, self.minus_sin, rows, n_threads)
         self.rotate(dk, hp.n_head_kv, self.minus_sin, rows, n_threads)

@@ -34,7 +34,7 @@ from .model import Activations, Model, Strategy, Trainer, lowest_block, scratch_
 from .process import resident_bytes
 from .residency import ModelFiles, Residency, Window, least_capacity, nbytes
 
-RESERVE = 8 << 20
+RESERVE = 12 << 20
 """Bytes for what is too small to be listed: the allocator's and the thread library's own, short-lived arrays, page edges."""
 
 CACHE = "the system's cache beside the weights"
@@ -376,12 +376,12 @@ class Planner:
     def plan(self, forced: Forced = Forced()) -> Plan:
         """The fastest strategy that fits. LoraFastError, with what would fit, if there is none."""
         candidates = list(self._candidates(forced))
-        fitting = [strategy for strategy in candidates if self._capacity(strategy) is not False]
-        if not fitting:
-            raise LoraFastError(self._refusal(candidates))
+        self._fitting(candidates)
         best = candidates[0]
         if self._capacity(best) is not None:
-            shortlist = sorted(fitting, key=self._estimate)[:SHORTLIST]
+            self._speed(), self._disk()
+            self.base_bytes = self.files.resident_bytes_without()           # measuring has brought in libraries, and left its traces
+            shortlist = sorted(self._fitting(candidates), key=self._estimate)[:SHORTLIST]
             best = min(shortlist, key=lambda strategy: self._timing(strategy, SLOW_DISK * self._disk()).seconds)
         capacity = self._capacity(best)
         return Plan(self.job, self.budget, best, (*self._items(best), self._weights(capacity)), capacity, self.gguf.nbytes,
@@ -494,6 +494,13 @@ class Planner:
         if capacity is not None:
             yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the rest is read when it "
                    f"is needed: that is what is left of {limit}")
+
+    def _fitting(self, candidates: Sequence[Strategy]) -> list[Strategy]:
+        """Those that fit. LoraFastError, with what would fit, if none does."""
+        fitting = [strategy for strategy in candidates if self._capacity(strategy) is not False]
+        if not fitting:
+            raise LoraFastError(self._refusal(candidates))
+        return fitting
 
     # Times
 

@@ -75,9 +75,13 @@ class ModelFiles:
             self.check()
             raise LoraFastError(f"cannot read tensor '{tensor.name}' of {tensor.path}: {error.strerror}") from error
 
+    def unmap(self, path: Path, begin: int, end: int) -> None:
+        """Takes the pages between two places in a file out of this process."""
+        let_go(np.frombuffer(self.mappings[path], np.uint8)[begin:end])
+
     def let_go(self, path: Path, begin: int, end: int) -> None:
         """Takes the pages between two places in a file out of this process, and out of the system's cache unless others map them."""
-        let_go(np.frombuffer(self.mappings[path], np.uint8)[begin:end])
+        self.unmap(path, begin, end)
         # Its cache has read ahead of what was asked for. What is mapped stays.
         begin = max(0, begin - READ_AHEAD)
         self._drop(path, begin, end + READ_AHEAD - begin)
@@ -241,8 +245,8 @@ class Residency:
                 for tensor in self.groups[unit].tensors:
                     self.files.populate(tensor)
                     begin, end = self._free_around(tensor)
-                    self.files.let_go(tensor.path, begin, tensor.offset)
-                    self.files.let_go(tensor.path, tensor.offset + tensor.nbytes, end)
+                    self.files.unmap(tensor.path, begin, tensor.offset)
+                    self.files.unmap(tensor.path, tensor.offset + tensor.nbytes, end)
                 with self.changed:
                     self.there.add(unit)
                     self.bytes_read += self.window.sizes[unit]

@@ -191,7 +191,7 @@ def test_command_converses(path, capsys):
     prompt += f" {first}\nuser: {thy}\nassistant:"
     assert second == "".join(model.generate(prompt, n_predict=8, temperature=0))
     assert third == "".join(model.generate("system: all\nuser: sweet\nassistant:", n_predict=8, temperature=0))
-    too_long, error = capsys.readouterr().err.splitlines()
+    too_long, _, error = capsys.readouterr().err.splitlines()
     assert "leave no room in a context of 100 (--ctx); beginning a new conversation" in too_long
     assert error.startswith("lorafast: error: ") and "leave no room" in error
 

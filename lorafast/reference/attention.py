@@ -35,8 +35,10 @@ def attention_forward(o, lse, q, k, v, q_begin, k_begin, scale, window, n_head, 
 
 
 def attention_backward(dq, dk, dv, do, q, k, v, o, lse, q_begin, k_begin, scale, window, n_head, n_head_kv,
-                       n_threads=1) -> None:
-    """Gradients of attention_forward, added to dq, dk and dv."""
+                       accumulate, n_threads=1) -> None:
+    """Gradients of attention_forward, added to dq, dk and dv, or put there."""
+    if not accumulate:
+        dq[:], dk[:], dv[:] = 0, 0, 0
     q, dq, o, do = _split(q, n_head), _split(dq, n_head), _split(o, n_head), _split(do, n_head)
     k, dk, v, dv = _split(k, n_head_kv), _split(dk, n_head_kv), _split(v, n_head_kv), _split(dv, n_head_kv)
     for rows, keys, h, h_kv, visible in _each_head(q_begin, k_begin, window, n_head, n_head_kv):

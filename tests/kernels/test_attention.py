@@ -43,8 +43,8 @@ def forward(op, sizes: Sizes, q, k, v, n_threads=1) -> tuple[np.ndarray, np.ndar
 
 
 def backward(op, sizes: Sizes, q, k, v, do, o, lse, n_threads=1) -> tuple[np.ndarray, ...]:
-    gradients = tuple(np.zeros_like(x) for x in (q, k, v))
-    op.attention_backward(*gradients, do, q, k, v, o, lse, *sizes.rest, n_threads)
+    gradients = tuple(np.full_like(x, np.nan) for x in (q, k, v))
+    op.attention_backward(*gradients, do, q, k, v, o, lse, *sizes.rest, False, n_threads)
     return gradients
 
 

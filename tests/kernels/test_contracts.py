@@ -151,7 +151,7 @@ def attention_backward(rng, T, D):
     attention_twin.attention_forward(o, lse, **inputs)
     q, k, v = inputs.pop("q"), inputs.pop("k"), inputs.pop("v")
     return dict(dq=normal(rng, *q.shape), dk=normal(rng, *k.shape), dv=normal(rng, *v.shape), do=normal(rng, *o.shape),
-                q=q, k=k, v=v, o=o, lse=lse, **inputs)
+                q=q, k=k, v=v, o=o, lse=lse, **inputs, accumulate=True)
 
 
 def lora_forward(rng, T, K):

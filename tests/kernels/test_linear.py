@@ -37,7 +37,7 @@ def weight(rng: np.random.Generator, type: GGMLType, N: int, K: int) -> tuple[We
 
 
 def error(got: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """NMSE of a product a @ b, normalised by what its terms add up to when none cancel: for products of few elements."""
+    """NMSE of a product a @ b, normalised by what its terms add up to when none cancel: for products of few values."""
     return float(np.sum((got - a @ b) ** 2) / np.sum(a.astype(np.float64) ** 2 @ b**2))
 
 
@@ -74,7 +74,8 @@ def test_odd_sizes(type, widths, isa, rng):
                 assert error(backward([dy], w), dy, W) < limit(isa, type), (T, N, K)
 
 
-@pytest.mark.parametrize("type", [GGMLType.Q8_0, GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.BF16], ids=lambda type: type.label)
+@pytest.mark.parametrize("type", [GGMLType.Q8_0, GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.BF16],
+                         ids=lambda type: type.label)
 def test_long_sums(type, isa, rng):
     w, W = weight(rng, type, 20, 11008)
     x = normal(rng, 9, 11008)
@@ -114,7 +115,7 @@ def test_residual(type, isa, rng):
 
 @pytest.mark.parametrize("type", [GGMLType.Q5_K, GGMLType.Q6_K, GGMLType.F16], ids=lambda type: type.label)
 def test_tokens_do_not_depend_on_each_other(type, isa, rng):
-    """Any number of tokens, more than one pass over the weights takes (512) included: the bits of a few of them alone."""
+    """Of any number of tokens, also more than one pass over the weights takes (512), a few alone have the same bits."""
     w, _ = weight(rng, type, 40, 256)
     x, dy = normal(rng, 523, 256), normal(rng, 523, 40)
     residual, update = normal(rng, 523, 40), normal(rng, 523, 2)
@@ -122,7 +123,8 @@ def test_tokens_do_not_depend_on_each_other(type, isa, rng):
     [y] = forward(x, w, low_rank=[(update, B)], residual=residual)
     dx = backward([dy], w, low_rank=[(update, A)])
     for part in (slice(0, 7), slice(500, 523), slice(507, 518)):
-        np.testing.assert_array_equal(forward(x[part], w, low_rank=[(update[part], B)], residual=residual[part])[0], y[part])
+        [alone] = forward(x[part], w, low_rank=[(update[part], B)], residual=residual[part])
+        np.testing.assert_array_equal(alone, y[part])
         np.testing.assert_array_equal(backward([dy[part]], w, low_rank=[(update[part], A)]), dx[part])
 
 
@@ -131,7 +133,8 @@ def test_threads_give_equal_bits(type, isa, rng):
     w, _ = weight(rng, type, 700, 768)
     x, dy = normal(rng, 290, 768), normal(rng, 290, 700)
     update, A, B = normal(rng, 290, 9), normal(rng, 9, 768), normal(rng, 9, 700)
-    runs = [(forward(x, w, low_rank=[(update, B)], n_threads=n)[0], backward([dy], w, low_rank=[(update, A)], n_threads=n))
+    runs = [(forward(x, w, low_rank=[(update, B)], n_threads=n)[0],
+             backward([dy], w, low_rank=[(update, A)], n_threads=n))
             for n in (1, 2, 3)]
     for y, dx in runs[1:]:
         np.testing.assert_array_equal(y, runs[0][0])
@@ -140,7 +143,7 @@ def test_threads_give_equal_bits(type, isa, rng):
 
 @every_type
 def test_massive_activations(type, isa, rng):
-    """One channel and one token a thousand times the rest (Sun et al., Massive Activations in Large Language Models, 2024)."""
+    """One channel and one token a thousand times the rest (Sun et al., Massive Activations in LLMs, 2024)."""
     w, W = weight(rng, type, 64, 512)
     x, dy = normal(rng, 16, 512), normal(rng, 16, 64)
     for values in (x, dy):
@@ -153,12 +156,13 @@ def test_massive_activations(type, isa, rng):
 
 
 def test_outlier_spoils_its_block_only(isa, rng):
-    """What is left when the outlier's own, exact contribution is taken off: the other 31 values of its block are rounded coarsely."""
+    """Without the outlier's own, exact contribution: the other 31 values of its block are rounded coarsely."""
     w, W = weight(rng, GGMLType.Q8_0, 64, 512)
     x = normal(rng, 16, 512)
     x[:, 5] = 1000
     exact = x[:, 32:] @ W[:, 32:].T
-    assert nmse(forward(x, w)[0] - x[:, :32] @ W[:, :32].T, exact) < 1e-5       # measured 5e-6; 1e-4 with a scale for a whole row
+    rest = forward(x, w)[0] - x[:, :32] @ W[:, :32].T
+    assert nmse(rest, exact) < 1e-5         # measured 5e-6; 1e-4 with a scale for a whole row
 
 
 def q6_k_of_largest_magnitude(N: int) -> np.ndarray:

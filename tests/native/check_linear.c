@@ -35,7 +35,7 @@ static void backward(projection *p, float *dx, int T, int K) {
         for (int k0 = 0; k0 < K; k0 += columns)
             core->backward_slice(dx, K, p, packed, n0, n, k0, MIN(columns, K - k0), 0, T, scratch);
     }
-    linear_add_low_rank(dx, K, p, 1, 0, T);
+    linear_add_low_rank(dx, K, p, 1, 0, K, 0, T);
 }
 
 static void check(int type, int T, int N, int K) {
