@@ -39,6 +39,9 @@ from lorafast.threads import physical_cores
 ROOT = Path(__file__).parent.parent
 TEXT = "the love of my sweet love with all thy love is not for " * 400
 MB = 2**20
+OPTIONS = ["--train-data", "text.txt", "--seed", "1", "--lora-out", "a.bin", "--checkpoint-in", "none", "--checkpoint-out", "",
+           "--metrics", "metrics.jsonl", "--warmup", "1", "--head-tokens", "128"]
+"""The last one so that sums are taken in the same order with and without a limit, and losses can be compared bit by bit."""
 PLANNED = re.compile(r"memory ([\d.]+) MB \(planned ([\d.]+) MB\), a step .*? \(planned ([^)]*)\)(?:, read ([\d.]+) GB)?")
 
 
@@ -136,16 +139,14 @@ def run(case: Case, model: Path, steps: int, with_cgroup: bool) -> dict[str, Any
     limit = case.limit and case.limit * MB
     with tempfile.TemporaryDirectory() as folder, cgroup_of(limit if with_cgroup else None) as cgroup:
         Path(folder, "text.txt").write_text(TEXT)
-        command = [sys.executable, "-m", "lorafast", "finetune", "--model-base", str(model.resolve()), "--train-data", "text.txt",
-                   "--batch", str(case.batch), "--ctx", str(case.ctx), "--adam-iter", str(steps), "--seed", "1", "--lora-out", "a.bin",
-                   "--checkpoint-in", "none", "--checkpoint-out", "", "--metrics", "metrics.jsonl", "--warmup", "1",
-                   "--head-tokens", "128", "--micro-batch", str(case.batch)]
+        command = [sys.executable, "-m", "lorafast", "finetune", "--model-base", str(model.resolve()), *OPTIONS,
+                   "--batch", str(case.batch), "--micro-batch", str(case.batch), "--ctx", str(case.ctx), "--adam-iter", str(steps)]
         if limit:
             command += ["--mem-limit", f"{case.limit}M"]
         began, samples = time.perf_counter(), []
         with open(Path(folder, "log"), "w+") as log:
-            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, preexec_fn=cgroup and cgroup.enter,
-                                       env={**os.environ, "PYTHONPATH": str(ROOT)})
+            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT,
+                                       preexec_fn=cgroup and cgroup.enter, env={**os.environ, "PYTHONPATH": str(ROOT)})
             while process.poll() is None:
                 try:
                     samples.append({"seconds": time.perf_counter() - began, **sample(process.pid, cgroup)})
@@ -162,7 +163,7 @@ def run(case: Case, model: Path, steps: int, with_cgroup: bool) -> dict[str, Any
         return {
             **asdict(case), "cgroup": bool(cgroup), "steps": steps, "losses": [event["loss"].hex() for event in done],
             "seconds": median(event["seconds"] for event in done[1:] or done), "planned_step": planned_step,
-            "peak_rss": max(each.get("VmHWM", 0) for each in samples), "logged_peak": float(peak) * MB, "planned_bytes": float(planned) * MB,
+            "peak_rss": max(float(peak) * MB, *(each.get("VmHWM", 0) for each in samples)), "planned_bytes": float(planned) * MB,
             "peak_anonymous": max(each.get("RssAnon", 0) for each in samples), "peak_cgroup": cgroup.peak if cgroup else 0,
             "read_gb": float(read or 0), "samples": samples,
         }
@@ -200,7 +201,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.stackplot(seconds, kinds, labels=["adapter, activations, Python", "weights and libraries (mapped)"],
                        colors=["#2166ac", "#92c5de"])
         axes.axhline(row["limit"], color="black", linewidth=0.8, label=f"the limit, {row['limit']} MB")
-        axes.set(title=f"{row['model']}, batch {row['batch']}, ctx {row['ctx']}: {row['steps']} steps", xlabel="seconds", ylabel="MB resident")
+        axes.set(title=f"{row['model']}, batch {row['batch']}, ctx {row['ctx']}: {row['steps']} steps", xlabel="seconds",
+                 ylabel="MB resident")
         axes.set_ylim(0, 1.35 * row["limit"])
         axes.legend(fontsize=6, loc="upper left")
     axes = grid[0][-1]
@@ -245,7 +247,9 @@ def main() -> None:
         plot(rows, args.out.with_suffix(".svg"))
     except ImportError:
         print("no plot: matplotlib is not installed", file=sys.stderr)
-    write_results(args.out, "memory", describe(physical_cores()), {}, [{k: v for k, v in row.items() if k != "samples"} for row in rows])
+    for row in rows:
+        del row["samples"]
+    write_results(args.out, "memory", describe(physical_cores()), {}, rows)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ SHOWN = 3
 def score(model: lorafast.Model, instruction: str = "") -> str:
     """Asks for every order of the test set, the instruction before it, and shows some answers. The score as a line."""
     pairs = []
-    began = time.perf_counter()
     for message, expected in make_skill.make_examples("test"):
         chat = [{"role": "user", "content": instruction + message}]
         answer = "".join(model.chat(chat, temperature=0, n_predict=40))
@@ -29,8 +28,7 @@ def score(model: lorafast.Model, instruction: str = "") -> str:
         if len(pairs) <= SHOWN:
             print(f"  {message}\n    expected  {expected}\n    given     {answer.strip()!r}", flush=True)
     exact, fields = make_skill.score(pairs)
-    seconds = time.perf_counter() - began
-    return f"{exact:.0%} of {len(pairs)} answers right to the character, {fields:.1%} of the fields ({seconds:.0f} s)"
+    return f"{exact:.0%} of {len(pairs)} answers right to the character, {fields:.1%} of the fields"
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 /* The core for few tokens, which generation has: y = x . W^T row by row.
  *
- * With one token each weight is used once, so the product takes as long as W takes to come from memory, if unpacking keeps up. Tiles
- * as the other cores have them would waste most of their lanes on tokens that are not there. Here lanes run along K, in float32, and a
- * row goes from its blocks to registers:
+ * With one token each weight is used once, so the product takes as long as W takes to come from memory, if unpacking keeps
+ * up. Tiles as the other cores have them would waste most of their lanes on tokens that are not there. Here lanes run along
+ * K, in float32, and a row goes from its blocks to registers:
  *     y[t][n] = sum_blocks scale[n][block] (q[n][block] . x[t][block]) - sum_halves min[n][half] (sum of x[t] over the half)
  * Only integers other than Q8_0 make a stop on the way, as 256 int16 in the first-level cache.
  */
@@ -12,8 +12,8 @@
 #define GEMV_AHEAD 4096         /* bytes; half as many or twice as many are slower */
 #define GEMV_INLINE static inline __attribute__((always_inline, unused))
 
-/* Fetches the n bytes that come GEMV_AHEAD after p into the second-level cache. The processor's own prefetching stops at the end of
- * each page and keeps too little on its way: with it alone, Q8_0 comes at little more than half the speed. */
+/* Fetches the n bytes that come GEMV_AHEAD after p into the second-level cache. The processor's own prefetching stops at the
+ * end of each page and keeps too little on its way: with it alone, Q8_0 comes at little more than half the speed. */
 GEMV_INLINE void gemv_prefetch(const void *p, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + GEMV_AHEAD + i, 0, 2);
 }
@@ -77,7 +77,8 @@ GEMV_INLINE void FN(gemv_rows_q8_0)(const projection *p, const float *x, int T, 
     const int half = (n_rows + 1) / 2, last = n0 + n_rows - 1;
     for (int n = n0; n < n0 + half; n++) {
         const int m = MIN(n + half, last);              /* of an odd number of rows, the last is computed twice */
-        const block_q8_0 *a = (const block_q8_0 *)(p->weight + n * p->row_bytes), *b = (const block_q8_0 *)(p->weight + m * p->row_bytes);
+        const block_q8_0 *a = (const block_q8_0 *)(p->weight + n * p->row_bytes);
+        const block_q8_0 *b = (const block_q8_0 *)(p->weight + m * p->row_bytes);
         vf sum_a[GEMV_TOKENS] = {{0}}, sum_b[GEMV_TOKENS] = {{0}};
         for (int k = 0; k < K; k += QK) {
             gemv_prefetch(a, QK / 32 * sizeof *a);

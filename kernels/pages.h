@@ -40,7 +40,7 @@ static int pages_populate(const uint8_t *p, size_t bytes) {
     return 0;
 }
 
-/* Takes the pages that lie within these bytes out of the page table. They stay in the system's cache, and reading them maps them again. */
+/* Takes the pages that lie within these bytes out of the page table. They stay in the system's cache, to be mapped again when read. */
 static int pages_let_go(const uint8_t *p, size_t bytes) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE), before = (page - (uintptr_t)p % page) % page;
     if (bytes < before + page) return 0;

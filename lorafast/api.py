@@ -131,7 +131,8 @@ class Model:
         tokens = self.prompt_tokens(prompt) if isinstance(prompt, str) else np.ascontiguousarray(prompt, np.int32)
         if len(tokens) >= self.n_ctx:
             raise UsageError(f"the prompt's {len(tokens)} tokens leave no room in a context of {self.n_ctx} (--ctx)")
-        continuation = self.session.continuation(tokens, n_predict, chooser(Sampling(**sampling), seed), self.tokenizer.eog_ids)
+        choose = chooser(Sampling(**sampling), seed)
+        continuation = self.session.continuation(tokens, n_predict, choose, self.tokenizer.eog_ids)
         return text_of(continuation, TextStream(self.tokenizer, stop))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, chat_template: str = "", **options: Any) -> Iterator[str]:

@@ -19,7 +19,7 @@ New = Callable[..., np.ndarray]
 def empty(*shape: int) -> np.ndarray:
     """An uninitialised float32 array. The system hands out its pages when they are first written.
 
-    A large one has pages of its own, which the system gets back with it. (C's heap would keep them, if something above is in use.)
+    A large one has pages of its own, which the system gets back with it. C's heap would keep what lies below others' memory.
     """
     if 4 * prod(shape) < LARGE:
         return np.empty(shape, np.float32)
@@ -32,7 +32,7 @@ def sized(*shape: int) -> np.ndarray:
 
 
 class Buffers:
-    """Attributes are float32 arrays whose first axis are the rows (tokens) of a batch, lists of them, further Buffers, or numbers."""
+    """Attributes are float32 arrays whose first axis are the rows (tokens) of a batch, lists of them, Buffers, or numbers."""
 
     def first(self, T: int):
         """The same memory, but only the first T rows of every array."""

@@ -106,7 +106,8 @@ class Projections:
         if self.residency is not None:
             self.residency.wait_for(self)
         self.project(h, x, adapter, n_threads)
-        low_rank = [(_of_rank(h_i, adapter.B(name)), adapter.B(name)) if name in adapter else None for name, h_i in zip(self.names, h)]
+        low_rank = [(_of_rank(h_i, adapter.B(name)), adapter.B(name)) if name in adapter else None
+                    for name, h_i in zip(self.names, h)]
         linear_forward(list(ys), x, self.weights, low_rank, residual, n_threads)
 
     def backward(self, dx: np.ndarray | None, dys: Sequence[np.ndarray], x: np.ndarray, h: Sequence[np.ndarray],

@@ -1,49 +1,53 @@
 """The plan of a run: where every byte will go and how long a step will take, known before anything large is allocated.
 
 A budget of memory is shared out to what a run cannot do without, then to what saves time. What can be traded is in
-model.Strategy (keep activations or compute them again, the logits of how many tokens at a time, how many sequences at a time) and
-the part of the weights that stays in memory (residency.py). The plan takes the fastest combination that fits, by sizes that follow
-from shapes, and by times that are measured on this machine: one block, the output, the optimiser, the disk.
+model.Strategy (keep activations or compute them again, logits of how many tokens and how many sequences at a time) and
+the part of the weights that stays in memory (residency.py). The plan takes the fastest combination that fits, by sizes
+that follow from shapes, and by times that are measured (speed.py).
 """
 from __future__ import annotations
 
-import copy
 import functools
 import os
-import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-
-from .block import Rows
+from .budget import Budget, read_budget
 from .buffers import sized
 from .config import FinetuneConfig
-from .errors import LoraFastError, UsageError
+from .errors import LoraFastError
 from .files import megabytes
 from .gguf import GGUFFile
-from .kernels.adam import adam_step
 from .kernels.attention import attention_scratch_bytes
 from .kernels.linear import linear_scratch_bytes
 from .layers import Projections
 from .lora import Adapter
 from .model import Activations, Model, Strategy, Trainer, lowest_block, scratch_floats, sequence_bytes, weight_order
-from .process import resident_bytes
 from .residency import ModelFiles, Residency, Window, least_capacity, nbytes
+from .speed import Speed, follow, measure_disk, measure_optimiser, measure_speed
 
 RESERVE = 12 << 20
-"""Bytes for what is too small to be listed: the allocator's and the thread library's own, short-lived arrays, page edges."""
+"""Bytes for what is too small to be listed: what libraries take when they are used, short-lived arrays, page edges."""
 
 CACHE = "the system's cache beside the weights"
 CACHE_RESERVE = 24 << 20
-"""Under a cgroup's limit, bytes of the system's cache that reading leaves around the weights in memory (see residency.py)."""
+"""Under a cgroup's limit, bytes that reading leaves in the system's cache around the weights (see residency.py)."""
 
 DATA_BYTES = 15
-"""Memory for a byte of text: at about 3 bytes a token, 4 bytes for the token and up to 40 for a sample that begins there."""
+"""Memory for a byte of text: at about 3 bytes a token, 4 bytes for it and up to 40 for a sample that begins there."""
 
+HEAD_TOKENS = (128, 64, 32, 16)
+"""Tokens whose logits exist at a time, to choose from. More than the first bring no time, fewer cost some."""
+
+UNPACKING_TOKENS = 32
+"""Unpacking weights costs about as much as computing with so many tokens: in a pass of few tokens, each costs more."""
+
+SHORTLIST = 40
+"""So many of the strategies that seem fastest are followed through a pass, to find the one that is."""
+
+SLOW_DISK = 0.8
+"""A choice counts on this share of the disk's measured rate: others read too."""
 
 Result = TypeVar("Result")
 
@@ -58,178 +62,6 @@ def cached(method: Callable[..., Result]) -> Callable[..., Result]:
         return known[arguments]
     return wrapped
 
-
-# --- The budget ---------------------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Budget:
-    """How many bytes may be resident, mapped pages included, and who says so.
-
-    cgroup  limit of the control group around this process, in which the system's cache counts too; None if there is none
-    """
-
-    nbytes: int
-    source: str
-    cgroup: int | None = None
-
-
-def read_budget(limit: str = "", root: Path = Path("/")) -> Budget:
-    """The budget by --mem-limit (`1.5G`, `800M`, `50%` of what there is); without one, what there is.
-
-    There is: what the system calls available, with what this process has already, or the cgroup's limit if that is less.
-    root: the folder under which sys and proc are found. UsageError for a limit that is none.
-    """
-    cgroup = cgroup_limit(root)
-    available = _available(root)
-    known = [(n, text) for n, text in ((cgroup, "the limit of this process's cgroup"), (available, "the memory that is available"))
-             if n is not None]
-    there_is, source = min(known, default=(2**63, "no limit is known"))
-    if limit:
-        asked = parse_limit(limit, there_is)
-        if cgroup is None or asked <= cgroup:
-            return Budget(asked, f"--mem-limit {limit}", cgroup)
-    return Budget(there_is, source, cgroup)
-
-
-def parse_limit(text: str, there_is: int) -> int:
-    """`1.5G`, `800M`, `1500000K`, `50%` in bytes; units are of 1024. UsageError for anything else."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:([KMGT])(?:i?B)?|(%))", text.strip(), re.IGNORECASE)
-    if not match or not 0 < float(match[1]) or (match[3] and float(match[1]) > 100):
-        raise UsageError(f"--mem-limit {text}: must be a size such as 1.5G or 800M, or a share such as 50%")
-    unit = there_is / 100 if match[3] else 2 ** (10 * (1 + "KMGT".index(match[2].upper())))
-    return int(float(match[1]) * unit)
-
-
-def cgroup_limit(root: Path = Path("/")) -> int | None:
-    """The lowest memory limit of the cgroups around this process (versions 1 and 2), bytes; None if there is none."""
-    try:
-        memberships = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    limits = []
-    for line in memberships:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        group = top / path.lstrip("/")
-        # In a container the path may be the host's; what holds there is then mounted at the top.
-        for folder in (group, *group.parents):
-            try:
-                text = (folder / ("memory.limit_in_bytes" if controllers else "memory.max")).read_text().strip()
-                if text != "max":
-                    limits.append(int(text))
-            except (OSError, ValueError):
-                pass
-            if folder == top:
-                break
-    limit = min(limits, default=2**62)
-    return limit if limit < 2**60 else None             # version 1 writes a huge number for "none"
-
-
-def _available(root: Path) -> int | None:
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return kilobytes[0] * 1024 + resident_bytes() if kilobytes else None
-
-
-# --- What the machine does in which time --------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds for a pass of `tokens` tokens: of one block forward, forward again for backward (without its last product), and
-    backward; of the output, both ways.
-    """
-
-    tokens: int
-    forward: float
-    again: float
-    backward: float
-    head: float
-
-
-UNPACKING_TOKENS = 32
-"""Unpacking weights costs about as much time as computing with so many tokens: a pass of few tokens is slower for each of them."""
-
-HEAD_TOKENS = (128, 64, 32, 16)
-"""Tokens whose logits exist at a time, to choose from. More than the first brings no time, fewer cost some."""
-
-SHORTLIST = 40
-"""So many of the strategies that seem fastest are followed through a pass, to find the one that is."""
-
-SLOW_DISK = 0.8
-"""A choice counts on this share of the disk's measured rate: others read too."""
-
-MEASURED_TOKENS = 1024
-"""A measurement takes as many whole sequences as fit in this, or one; the rest is in proportion."""
-
-
-def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens: int, n_threads: int,
-                  files: ModelFiles | None = None) -> Speed:
-    """Runs one block in the middle, and the output, on some tokens. The adapter is not touched.
-
-    With `files` no more of the weights is in memory at a time than must be.
-    """
-    n_sequences = max(1, min(T, MEASURED_TOKENS) // ctx)
-    begin = np.arange(0, n_sequences * ctx + 1, ctx, dtype=np.int32)
-    block = model.blocks[len(model.blocks) // 2]
-    one = copy.copy(model)
-    one.hparams, one.blocks = replace(model.hparams, n_layer=1), [block]
-    names = {name for group in (*block.groups, model.head) for name in group.names}
-    part = Adapter([spec for spec in adapter.specs if spec.name in names], adapter.alpha, adapter.r, training=True)
-    trainer = Trainer(one, part, n_sequences * ctx, Strategy(n_kept=1, head_tokens=head_tokens), n_threads)
-    tokens = np.arange(begin[-1], dtype=np.int32) % min(model.hparams.n_vocab, 64)
-    x, saved, common = trainer.buffers.input, trainer.buffers.saved_of(0), (trainer.scratch, Rows.of(begin), part, n_threads)
-    order = weight_order(one, trainer.buffers)
-    residency = files and Residency(files, one.embedding, order, least_capacity(order))
-    one.embedding.forward(x(0), tokens, part, n_threads)
-    seconds = [_least_time(run, residency) for run in (
-        lambda: block.forward(x(1), x(0), saved, *common),
-        lambda: block.forward(None, x(0), saved, *common),
-        lambda: block.backward(x(1), x(0), saved, *common, need_dx=True),
-        lambda: trainer.head(x(1), trainer.buffers.rstd, tokens, 1e-6))]
-    if residency:
-        residency.close()
-    return Speed(T, *(T / len(tokens) * each for each in seconds))
-
-
-def measure_optimiser(n_params: int, n_threads: int) -> float:
-    """Seconds of an update."""
-    arrays = [np.ones(min(n_params, 1 << 18), np.float32) for _ in range(4)]
-    seconds = _least_time(lambda: adam_step(*arrays, 1.0, 0.9, 0.999, 1e-3, 1.0, 1e-8, 0.0, n_threads))
-    return n_params / len(arrays[0]) * seconds
-
-
-def measure_disk(files: ModelFiles, model: Model) -> float:
-    """Bytes a second at which the model's file is read when the system's cache does not have it."""
-    read, began = 0, time.perf_counter()
-    for tensor in (tensor for block in model.blocks for group in block.groups for tensor in group.tensors):
-        place = tensor.path, tensor.offset, tensor.offset + tensor.nbytes
-        files.let_go(*place)
-        files.populate(tensor)
-        files.let_go(*place)
-        read += tensor.nbytes
-        seconds = time.perf_counter() - began
-        if read > 256 << 20 or seconds > 0.5:
-            break
-    return read / seconds
-
-
-def _least_time(run: Callable[[], object], residency: Residency | None = None) -> float:
-    """Of two runs, without waiting for the disk: the first finds cold caches and pages that are not there yet."""
-    seconds = []
-    for _ in range(2):
-        waited = residency.seconds_waited if residency else 0.0
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began - (residency.seconds_waited - waited if residency else 0.0))
-    return min(seconds)
-
-
-# --- The plan -----------------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Item:
@@ -247,7 +79,7 @@ class Job:
     iterations  of this run; None if that is not known yet
     data_bytes  size of the training data's files
     copies      arrays of the size of the adapter: parameters, gradients, two moments, and more with dropout
-    continuation  texts are generated now and then
+    generates   texts are generated now and then
     """
 
     batch: int
@@ -257,12 +89,12 @@ class Job:
     n_threads: int
     data_bytes: int = 0
     copies: int = 4
-    continuation: bool = False
+    generates: bool = False
 
 
 @dataclass(frozen=True)
 class Forced:
-    """What the options decide; None leaves it to the plan. See Strategy; kept: all blocks (True) or as few as possible."""
+    """What the options decide (see Strategy); None leaves it to the plan. kept: all blocks, or (False) one."""
 
     kept: bool | None = None
     input_every: int | None = None
@@ -318,8 +150,8 @@ class Plan:
     def table(self) -> list[str]:
         """The plan in full, in lines."""
         lines = [f"Memory, of at most {megabytes(self.budget.nbytes)} ({self.budget.source}):"]
-        lines += [f"  {item.name:<44}{megabytes(item.nbytes):>12}{'   ' * bool(item.note)}{item.note}" for item in self.items]
-        lines.append(f"  {'in all':<44}{megabytes(self.nbytes):>12}")
+        items = *self.items, Item("in all", self.nbytes)
+        lines += [f"  {item.name:<44}{megabytes(item.nbytes):>12}   {item.note}".rstrip() for item in items]
         lines += ["Choices:", *(f"  {reason}" for reason in self.reasons or ["the fastest ones fit"])]
         lines += ["Time, measured on this machine just now:", *(f"  {line}" for line in self._times())]
         return lines
@@ -350,15 +182,16 @@ class Plan:
         return text
 
 
-def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, model: Model, adapter: Adapter, base_bytes: int) -> Plan:
-    """The plan for `lorafast finetune` with these options. Raises LoraFastError when there is none, and says what would fit.
+def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, model: Model, adapter: Adapter,
+             base_bytes: int) -> Plan:
+    """The plan for `lorafast finetune` with these options. LoraFastError, which says what would fit, if there is none.
 
     adapter     may still be without values
     base_bytes  what the process took before model and adapter were made
     """
     job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads,
               data_bytes=sum(os.path.getsize(path) for path in config.train_data if os.path.isfile(path)),
-              copies=5 if config.lora_dropout else 4, continuation=bool(config.sample_prompt))
+              copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt))
     forced = Forced(None if config.use_checkpointing is None else not config.use_checkpointing, config.checkpoint_every,
                     config.head_tokens, config.micro_batch)
     return Planner(gguf, files, model, adapter, job, read_budget(config.mem_limit), base_bytes).plan(forced)
@@ -370,8 +203,8 @@ class Planner:
     def __init__(self, gguf: GGUFFile, files: ModelFiles, model: Model, adapter: Adapter, job: Job, budget: Budget,
                  base_bytes: int) -> None:
         """base_bytes: what this process takes already, pages of the model not counted."""
-        self.gguf, self.files, self.model, self.adapter, self.job, self.budget = gguf, files, model, adapter, job, budget
-        self.base_bytes = base_bytes
+        self.gguf, self.files, self.model, self.adapter = gguf, files, model, adapter
+        self.job, self.budget, self.base_bytes = job, budget, base_bytes
 
     def plan(self, forced: Forced = Forced()) -> Plan:
         """The fastest strategy that fits. LoraFastError, with what would fit, if there is none."""
@@ -379,13 +212,17 @@ class Planner:
         self._fitting(candidates)
         best = candidates[0]
         if self._capacity(best) is not None:
+            before = self.files.resident_bytes_without()
             self._speed(), self._disk()
-            self.base_bytes = self.files.resident_bytes_without()           # measuring has brought in libraries, and left its traces
+            left_behind = self.files.resident_bytes_without() - before
+            self.base_bytes += max(0, left_behind)
             shortlist = sorted(self._fitting(candidates), key=self._estimate)[:SHORTLIST]
             best = min(shortlist, key=lambda strategy: self._timing(strategy, SLOW_DISK * self._disk()).seconds)
         capacity = self._capacity(best)
-        return Plan(self.job, self.budget, best, (*self._items(best), self._weights(capacity)), capacity, self.gguf.nbytes,
-                    tuple(self._reasons(candidates[0], best, capacity)), self._timing(best, self._disk() if capacity is not None else 0.0))
+        items = (*self._items(best), self._weights(capacity))
+        reasons = tuple(self._reasons(candidates[0], best, capacity))
+        timing = self._timing(best, self._disk() if capacity is not None else 0.0)
+        return Plan(self.job, self.budget, best, items, capacity, self.gguf.nbytes, reasons, timing)
 
     # Bytes
 
@@ -393,8 +230,9 @@ class Planner:
         """Everything but the weights."""
         job, params, T = self.job, 4 * self.adapter.n_params, self._tokens(strategy)
         inputs, block = self._activation_bytes(T, strategy.input_every)
-        n_kept = min(strategy.n_kept, len(self._trained))
-        of_blocks = f"of {n_kept} blocks of {len(self._trained)}" + ", the others compute them again" * (n_kept < len(self._trained))
+        n_blocks = len(self._trained)
+        n_kept = min(strategy.n_kept, n_blocks)
+        of_blocks = f"of {n_kept} blocks of {n_blocks}" + ", the others compute them again" * (n_kept < n_blocks)
         items = [
             Item("Python, libraries, tokenizer", self.base_bytes),
             Item("training data", DATA_BYTES * job.data_bytes, "estimate"),
@@ -403,18 +241,20 @@ class Planner:
             Item("its moments", 2 * params),
             Item("inputs of the blocks", inputs),
             Item("activations kept for backward", n_kept * block, of_blocks),
-            Item("working arrays, logits", 4 * scratch_floats(self.model, T, strategy), f"of {strategy.head_tokens} tokens at a time"),
+            Item("working arrays, logits", 4 * scratch_floats(self.model, T, strategy),
+                 f"of {strategy.head_tokens} tokens at a time"),
             Item("packed operands and tiles of the kernels", self._kernel_bytes(T)),
-            Item("generating texts", self.job.continuation and sequence_bytes(self.model, self.adapter)),
+            Item("generating texts", sequence_bytes(self.model, self.adapter) if job.generates else 0),
             Item("reserve", RESERVE),
             Item(CACHE, CACHE_RESERVE if self._counts_cache else 0, "counts in the cgroup, not as resident"),
         ]
         return [item for item in items if item.nbytes]
 
     def _weights(self, capacity: int | None) -> Item:
+        size, name = self.gguf.nbytes, "weights in memory"
         if capacity is None:
-            return Item("weights in memory", self.gguf.nbytes, "the whole model")
-        return Item("weights in memory", capacity, f"of {megabytes(self.gguf.nbytes)}, the rest is read when it is needed")
+            return Item(name, size, "the whole model")
+        return Item(name, capacity, f"of {megabytes(size)}, the rest is read when it is needed")
 
     def _capacity(self, strategy: Strategy) -> int | None | Literal[False]:
         """Bytes that are left for weights; None if all find room, False if there is not enough for them to stream."""
@@ -485,15 +325,16 @@ class Planner:
             yield f"of the {self.job.batch} samples of a pass, {chosen.micro_batch} are worked on at a time"
         if chosen.n_kept < fastest.n_kept:
             _, block = self._activation_bytes(self._tokens(chosen), 1)
-            yield (f"activations of {chosen.n_kept} of {fastest.n_kept} blocks are kept, the others are computed again: all of them "
-                   f"would take {megabytes((fastest.n_kept - chosen.n_kept) * block)} more")
+            more = megabytes((fastest.n_kept - chosen.n_kept) * block)
+            yield (f"activations of {chosen.n_kept} of {fastest.n_kept} blocks are kept, the others are computed again: "
+                   f"all of them would take {more} more")
         if chosen.input_every != fastest.input_every:
             yield f"of {chosen.input_every} blocks one keeps its input, and the others compute even that again"
         if chosen.head_tokens < min(fastest.head_tokens, self._tokens(chosen)):
             yield f"logits exist of {chosen.head_tokens} tokens at a time"
         if capacity is not None:
-            yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the rest is read when it "
-                   f"is needed: that is what is left of {limit}")
+            yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the "
+                   f"rest is read when it is needed: that is what is left of {limit}")
 
     def _fitting(self, candidates: Sequence[Strategy]) -> list[Strategy]:
         """Those that fit. LoraFastError, with what would fit, if none does."""
@@ -537,7 +378,7 @@ class Planner:
         return -(-self.job.batch // (strategy.micro_batch or self.job.batch)) * self.job.passes
 
     def _estimate(self, strategy: Strategy) -> float:
-        """Seconds of a step, by sums: reading overlaps computing, and what is in memory at the turns need not be read."""
+        """Seconds of a step, by sums: reading overlaps computing, and what is there at the turns need not be read."""
         capacity, seconds = self._capacity(strategy), self._compute(strategy)
         if capacity is not None:
             seconds = max(seconds, 2 * (self._streamed_bytes - capacity) / (SLOW_DISK * self._disk()))
@@ -560,11 +401,13 @@ class Planner:
     # Refusal
 
     def _refusal(self, candidates: Sequence[Strategy]) -> str:
-        least = min(sum(item.nbytes for item in self._items(strategy)) for strategy in candidates) + self._least_capacity
+        needs = [sum(item.nbytes for item in self._items(strategy)) for strategy in candidates]
+        least = min(needs) + self._least_capacity
         text = (f"this run needs at least {megabytes(least)}, but may take {megabytes(self.budget.nbytes)} "
                 f"({self.budget.source})")
         ways = [way for way, planner in self._smaller_jobs() if planner._fits()]
-        ways.append(f"--mem-limit {-(-least // 2**20)}M" if self.budget.source.startswith("--mem-limit") else "more memory")
+        by_option = self.budget.source.startswith("--mem-limit")
+        ways.append(f"--mem-limit {-(-least // 2**20)}M" if by_option else "more memory")
         return f"{text}. What would fit: {', or '.join(ways)}"
 
     def _fits(self) -> bool:
@@ -586,38 +429,8 @@ class Planner:
             yield "--lora-r 1", self._with(adapter=Adapter(narrow, 1, 1))
 
     def _with(self, **changes: object) -> Planner:
-        given = {name: getattr(self, name) for name in ("gguf", "files", "model", "adapter", "job", "budget", "base_bytes")}
-        return Planner(**{**given, **changes})
-
-
-def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float, int]:
-    """Seconds and bytes read of the second of two passes: the reader works beside the kernels, which wait for what they need.
-
-    compute: seconds at each place of the window's order; rate: bytes a second.
-    """
-    clock = reader = 0.0                # when the kernels, and the reader, are done with what they do
-    ready: dict[int, float] = {}
-    read, passes = 0, []
-    for _ in range(2):
-        began, read_before = clock, read
-        for place, unit in enumerate(window.order):
-            window.now = place
-            reader = max(reader, clock)
-            end = None
-            while end is None or reader < end:
-                fetch = window.next_fetch()
-                if fetch:
-                    reader += window.sizes[fetch[0]] / rate
-                    ready[fetch[0]] = reader
-                    read += window.sizes[fetch[0]]
-                if unit in window.held and end is None:
-                    clock = max(clock, ready[unit])
-                    end = clock + compute[place]
-                if not fetch:
-                    break
-            clock = end
-        passes.append((clock - began, read - read_before))
-    return passes[-1]
+        names = "gguf", "files", "model", "adapter", "job", "budget", "base_bytes"
+        return Planner(**{**{name: getattr(self, name) for name in names}, **changes})
 
 
 def _halves(n: int) -> list[int]:

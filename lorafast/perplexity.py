@@ -111,8 +111,9 @@ def run_perplexity(config: PerplexityConfig, write: Callable[[str], None]) -> in
         if tokens is None:
             tokens = model.tokenizer.encode(text, add_special=True)
         began = time.perf_counter()
-        result = perplexity(model, tokens, config.ctx, stride=config.stride, n_windows=config.chunks,
-                            progress=lambda done, of, value: show_live(f"{name}: window {done} of {of}, perplexity {value:.4f}"))
+        result = perplexity(
+            model, tokens, config.ctx, stride=config.stride, n_windows=config.chunks,
+            progress=lambda done, of, value: show_live(f"{name}: window {done} of {of}, perplexity {value:.4f}"))
         show_live("")
         speed = len(result.losses) / (time.perf_counter() - began)
         write(f"{name}: perplexity {result.value:.4f} ± {result.standard_error:.4f}, {len(result.losses)} tokens predicted, "

@@ -1,20 +1,20 @@
-"""A model larger than the memory it may take: a window of its matrices is in memory, the rest is read from the file in time.
+"""A model larger than the memory it may take: a window of its matrices is there, the rest is read from the file in time.
 
-A pass goes up through the layers and down again, so their order of use is known. A thread reads what is needed next, while the
-kernels compute on what is there, and makes room by letting go what will not be needed for the longest time (Belady, A study of
-replacement algorithms, 1966). In the zigzag of passes these are the layers just left behind, until the order turns: so the layers
-at both turns stay, and a window of a share f of the model spares that share of the reading.
+A pass goes up through the layers and down again, so their order of use is known. A thread reads what is needed next,
+while the kernels compute on what is there, and makes room by letting go what will not be needed for the longest time
+(Belady, A study of replacement algorithms, 1966). In the zigzag of passes these are the layers just left behind, until
+the order turns: so the layers at both turns stay, and a window of a share f of the model spares that share of the reading.
 
-The weights stay where they are, in the mapping of the file. "Reading" is to enter pages in the page table, which brings them from
-disk into the system's cache; "letting go" is to take them out of both. So what is resident is known to the page, nothing is
-copied, and a page that was let go too early would be read again, not lost.
+The weights stay where they are, in the mapping of the file. "Reading" is to enter pages in the page table, which brings
+them from disk into the system's cache; "letting go" is to take them out of both. So what is resident is known to the
+page, nothing is copied, and a page that was let go too early would be read again, not lost.
 """
 from __future__ import annotations
 
 import os
 import threading
 import time
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .layers import Embedding, Projections
 
 MAPPED_AROUND = 2 << 20
-"""Bytes on each side of a part of a file that reading it may map: the system caches files in pieces of up to this, and maps whole ones."""
+"""Bytes on each side of a part of a file that reading it may map: the system caches and maps pieces of up to this."""
 
 READ_AHEAD = 4 << 20
 """Bytes around a part of a file that reading it may leave in the system's cache."""
@@ -54,8 +54,8 @@ class ModelFiles:
         for path, mapping in self.mappings.items():
             if self.stamps[path][0] != len(mapping):
                 raise self._changed(path)
-        on_bus_error(f"lorafast: error: {gguf.path} was cut short or cannot be read any more, in the middle of the run; what was "
-                     "saved is good: restore the model and resume\n".encode(errors="surrogateescape")[:500])
+        on_bus_error(f"lorafast: error: {gguf.path} was cut short or cannot be read any more, in the middle of the run; "
+                     "what was saved is good: restore the model and resume\n".encode(errors="surrogateescape")[:500])
 
     def resident_bytes_without(self) -> int:
         """Memory of this process, without pages of the model."""
@@ -80,14 +80,14 @@ class ModelFiles:
         let_go(np.frombuffer(self.mappings[path], np.uint8)[begin:end])
 
     def let_go(self, path: Path, begin: int, end: int) -> None:
-        """Takes the pages between two places in a file out of this process, and out of the system's cache unless others map them."""
+        """Takes them out of the system's cache as well, unless others map them."""
         self.unmap(path, begin, end)
         # Its cache has read ahead of what was asked for. What is mapped stays.
         begin = max(0, begin - READ_AHEAD)
         self._drop(path, begin, end + READ_AHEAD - begin)
 
     def let_go_pages(self) -> None:
-        """Takes all pages out of this process; the system's cache keeps them. Opening the model has mapped some here and there."""
+        """Takes all pages out of this process: opening the model has mapped some here and there."""
         for mapping in self.mappings.values():
             let_go(np.frombuffer(mapping, np.uint8))
 
@@ -157,7 +157,7 @@ class Window:
         return (uses[at] if at < len(uses) else uses[0] + len(self.order)) - self.now
 
     def next_fetch(self) -> tuple[int, list[int]] | None:
-        """The unit to read now, after letting go those listed. None if all is there, or all that is there is needed sooner."""
+        """The unit to read now, after letting go those listed. None if all is there, or what is there is needed sooner."""
         n = len(self.order)
         ahead = next((i for i in range(n) if self.order[(self.now + i) % n] not in self.held), None)
         if ahead is None:
@@ -190,7 +190,8 @@ class Residency:
         self.files = files
         self.groups = list(dict.fromkeys(order))
         self.unit_of = {group: unit for unit, group in enumerate(self.groups)}
-        self.window = Window([nbytes(group) for group in self.groups], [self.unit_of[group] for group in order], capacity)
+        sizes = [nbytes(group) for group in self.groups]
+        self.window = Window(sizes, [self.unit_of[group] for group in order], capacity)
         self.there: set[int] = set()
         self.bytes_read = 0
         self.seconds_waited = 0.0
@@ -198,8 +199,11 @@ class Residency:
         self.closed = False
         self.changed = threading.Condition()
         files.let_go_all()
-        self.places = {path: sorted((tensor.offset, tensor.offset + tensor.nbytes, unit) for unit, group in enumerate(self.groups)
-                                    for tensor in group.tensors if tensor.path == path) for path in files.files}
+        self.places: dict[Path, list[tuple[int, int, int]]] = {path: [] for path in files.files}
+        """Begin, end and unit of each tensor in a file, in the file's order."""
+        for unit, group in enumerate(self.groups):
+            for tensor in group.tensors:
+                insort(self.places[tensor.path], (tensor.offset, tensor.offset + tensor.nbytes, unit))
         self.parts = (embedding, *self.groups)
         for part in self.parts:
             part.residency = self
@@ -207,7 +211,9 @@ class Residency:
         self.reader.start()
 
     def wait_for(self, group: Projections) -> None:
-        """Returns when the group's matrices are in memory; they stay at least until the next call. Raises LoraFastError."""
+        """Returns when the group's matrices are in memory; they stay until the next call, or longer. LoraFastError if
+        they cannot be read.
+        """
         unit = self.unit_of[group]
         with self.changed:
             self.window.use(unit)
@@ -257,13 +263,13 @@ class Residency:
                 self.changed.notify_all()
 
     def _free_around(self, tensor: Tensor) -> tuple[int, int]:
-        """From where to where, around a tensor, the file holds nothing else that is in memory, as far as reading it may have mapped."""
+        """Around a tensor, from where to where nothing else is held, as far as reading the tensor may have mapped."""
         places = self.places[tensor.path]
         at = bisect_left(places, (tensor.offset,))
-        below = (end for begin, end, unit in reversed(places[:at]) if unit in self.window.held)
-        above = (begin for begin, end, unit in places[at + 1:] if unit in self.window.held)
-        return (max(next(below, 0), tensor.offset - MAPPED_AROUND),
-                min(next(above, tensor.offset + tensor.nbytes + MAPPED_AROUND), tensor.offset + tensor.nbytes + MAPPED_AROUND))
+        begin, end = max(0, tensor.offset - MAPPED_AROUND), tensor.offset + tensor.nbytes + MAPPED_AROUND
+        below = (other_end for _, other_end, unit in reversed(places[:at]) if unit in self.window.held)
+        above = (other_begin for other_begin, _, unit in places[at + 1:] if unit in self.window.held)
+        return max(begin, next(below, begin)), min(end, next(above, end))
 
     def _next(self) -> bool:
         self.task = self.window.next_fetch()
@@ -275,5 +281,5 @@ def nbytes(group: Projections) -> int:
 
 
 def least_capacity(order: Sequence[Projections]) -> int:
-    """Bytes for the largest group and for the largest that follows another, so that reading can overlap computing."""
+    """Bytes for any two groups that follow each other, so that reading can overlap computing."""
     return max(nbytes(a) + nbytes(b) for a, b in zip(order, [*order[1:], order[0]]) if a is not b)

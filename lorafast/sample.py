@@ -12,10 +12,10 @@ from .sampling import Sampling
 from .use_options import GenerateConfig
 
 Write = Callable[[str], None]
-Say = Callable[[str], None]
+Read = Callable[[], str]
 
 
-def generate(config: GenerateConfig, write: Write, read: Callable[[], str] | None = None) -> None:
+def generate(config: GenerateConfig, write: Write, read: Read | None = None) -> None:
     """Runs the command.
 
     write  shows a piece of text
@@ -49,7 +49,7 @@ class Completion:
 
 
 class Chat:
-    """The prompts are one conversation, with what was answered. When it does not fit the context any more, a new one begins."""
+    """The prompts are one conversation, with what was answered. When that fills the context, a new one begins."""
 
     def __init__(self, config: GenerateConfig, model: Model) -> None:
         self.model, self.options = model, {**generation_options(config), "chat_template": config.chat_template}
@@ -76,7 +76,7 @@ class Chat:
                 self.messages = [*messages, {"role": "assistant", "content": said}]
 
 
-def converse(config: GenerateConfig, model: Model, session: Completion | Chat, write: Write, read: Callable[[], str]) -> None:
+def converse(config: GenerateConfig, model: Model, session: Completion | Chat, write: Write, read: Read) -> None:
     """Answers line after line until there are no more. Ctrl-C ends an answer; an error is told, and the session goes on."""
     while True:
         try:

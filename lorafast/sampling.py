@@ -20,8 +20,8 @@ class Sampling:
     temperature     logits are divided by it; 0: always the likeliest token
     top_k           only the so many likeliest tokens; 0: all
     top_p           only the likeliest tokens that together have this probability; 1: all (Holtzman et al., 2020)
-    min_p           only tokens that have at least this share of the likeliest one's probability; 0: all (Nguyen et al., 2024)
-    repeat_penalty  logits of tokens that occurred are divided by it, or multiplied where negative; 1: none (Keskar et al., 2019)
+    min_p           only tokens that have at least this share of the likeliest one's probability; 0: all (Nguyen, 2024)
+    repeat_penalty  logits of tokens that occurred are divided by it, or multiplied if negative; 1: none (Keskar et al., 2019)
     repeat_last_n   among so many last tokens, prompt included; 0: none, -1: all
     """
 

@@ -11,13 +11,14 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from make_models import STRING, make_tiny
 
-from lorafast import cli
+from lorafast import api, cli
 from lorafast.config import PRESETS, FinetuneConfig
 from lorafast.options import fields
 from lorafast.records import parse_record
@@ -27,10 +28,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [page.name for page in PAGES]
 TEMPLATE = ("{% for m in messages %}{{ '[' + m.role + ']' + m.content + '</s>' }}{% endfor %}"
             "{% if add_generation_prompt %}[assistant]{% endif %}")
-SHORT = {"finetune": "--adam-iter 1 --ctx 160 --batch 1 --seed 1 --sample-tokens 2".split(),
-         "plan": "--ctx 160 --batch 1".split(),
-         "generate": "--n-predict 2".split(),
-         "perplexity": "--ctx 64 --chunks 2".split()}
+SHORT = {"finetune": "--adam-iter 1 --ctx 160 --batch 1 --seed 1 --sample-tokens 2 --threads 1".split(),
+         "plan": "--ctx 160 --batch 1 --threads 1".split(),
+         "generate": "--n-predict 2 --threads 1".split(),
+         "perplexity": "--ctx 64 --chunks 2 --threads 1".split()}
 """What is added to a command to make it quick."""
 
 
@@ -61,7 +62,8 @@ def files(tmp_path_factory):
         make_tiny("model.gguf", n_layer=1, n_ctx=256, metadata=[("tokenizer.chat_template", STRING, TEMPLATE)])
         make_tiny("model-f16.gguf", n_layer=1, n_ctx=256, type="F16")
         Path("template.jinja").write_text(TEMPLATE)
-        Path("book.txt").write_text("\n\nthe love of my sweet love\nand all that is not thy love" * 20)
+        for name in ("book.txt", "shakespeare.txt"):
+            Path(name).write_text("\n\nthe love of my sweet love\nand all that is not thy love" * 20)
         chat = json.dumps({"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "love"}]})
         for name in ("chats.jsonl", "more.jsonl", "orders/train.jsonl", "orders/valid.jsonl", "orders/test.jsonl"):
             Path(name).parent.mkdir(exist_ok=True)
@@ -88,6 +90,8 @@ def test_commands_run(page, files, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_python_runs(page, files, tmp_path, monkeypatch):
     monkeypatch.chdir(shutil.copytree(files, tmp_path / "files"))
+    finetune = api.finetune
+    monkeypatch.setattr(api, "finetune", lambda config: finetune(replace(config, adam_iter=1, batch=1)))
     for rest, text in blocks(page, "python"):
         assert rest in ("", "elsewhere"), f"{page.name}: ```python {rest}"
         if rest != "elsewhere":

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from test_model import Case, batch_of
 
+from lorafast.budget import cgroup_limit, parse_limit, read_budget
 from lorafast.buffers import Scratch, empty, sized
 from lorafast.errors import UsageError
-from lorafast.memory import Speed, cgroup_limit, follow, measure_speed, parse_limit, read_budget
 from lorafast.model import Activations, Strategy, Trainer, scratch_floats
 from lorafast.residency import Window
+from lorafast.speed import Speed, follow, measure_speed
 
 GIB, MIB = 2**30, 2**20
 
@@ -64,7 +65,7 @@ def test_limit_of_the_cgroup(tmp_path, cgroup, files, limit):
     ("16G", None, 16 * GIB, "--mem-limit 16G"),
 ])
 def test_budget(tmp_path, monkeypatch, limit, cgroup, nbytes, source):
-    monkeypatch.setattr("lorafast.memory.resident_bytes", lambda: 0)
+    monkeypatch.setattr("lorafast.budget.resident_bytes", lambda: 0)
     root = system(tmp_path, cgroup="0::/\n", files={"memory.max": str(cgroup or "max")})
     budget = read_budget(limit, root)
     assert (budget.nbytes, budget.source, budget.cgroup) == (nbytes, source, cgroup)
@@ -89,7 +90,8 @@ def test_every_strategy_gives_the_same_loss_and_gradients(tmp_path, targets):
             assert other_loss == loss, strategy
             np.testing.assert_array_equal(other_gradients, gradients, str(strategy))
         assert other_loss == pytest.approx(loss, rel=1e-6), strategy
-        np.testing.assert_allclose(other_gradients, gradients, rtol=1e-4, atol=1e-5 * np.abs(gradients).max(), err_msg=str(strategy))
+        np.testing.assert_allclose(other_gradients, gradients, rtol=1e-4, atol=1e-5 * np.abs(gradients).max(),
+                                   err_msg=str(strategy))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)

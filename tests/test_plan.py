@@ -10,11 +10,12 @@ import pytest
 from make_models import make_tiny
 
 from lorafast import cli
+from lorafast.budget import Budget
 from lorafast.errors import LoraFastError
 from lorafast.gguf import open_model
 from lorafast.hparams import read_hparams
 from lorafast.lora import Adapter, default_ranks, specs_for
-from lorafast.memory import CACHE, Budget, Forced, Job, Plan, Planner
+from lorafast.memory import CACHE, Forced, Job, Plan, Planner
 from lorafast.model import Model
 from lorafast.residency import ModelFiles
 

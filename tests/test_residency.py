@@ -64,8 +64,8 @@ def test_window_follows_another_order_than_announced():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("strategy", [Strategy(n_kept=4), Strategy(n_kept=1), Strategy(1, input_every=2, head_tokens=8, micro_batch=2)],
-                         ids=str)
+@pytest.mark.parametrize("strategy", [Strategy(n_kept=4), Strategy(n_kept=1),
+                                      Strategy(1, input_every=2, head_tokens=8, micro_batch=2)], ids=str)
 def test_results_are_those_of_the_whole_model(tmp_path, tied, strategy):
     case = Case(tmp_path / "model.gguf", n_layer=4, tied=tied)
     batch = batch_of(case.tokens, case.targets)

@@ -23,8 +23,8 @@ def run(tmp_path_factory) -> tuple[Path, np.ndarray]:
     make_tiny(folder / "model.gguf", type="F32", n_layer=3)
     (folder / "text.txt").write_text("the love of thy sweet all is not my love that with thou for " * 40)
     lorafast.finetune(dict(
-        model_base=str(folder / "model.gguf"), train_data=(str(folder / "text.txt"),), lora_out=(f"{folder}/a.gguf", f"{folder}/a/"),
-        checkpoint_in="", checkpoint_out="", ctx=32, batch=4, adam_iter=8, warmup=0, adam_alpha=0.02, lora_r=4, lora_alpha=8, seed=1))
+        model_base=f"{folder}/model.gguf", train_data=(f"{folder}/text.txt",), lora_out=(f"{folder}/a.gguf", f"{folder}/a/"),
+        checkpoint_in="", checkpoint_out="", ctx=32, batch=4, adam_iter=8, warmup=0, adam_alpha=0.02, lora_alpha=8, seed=1))
     tokens = np.random.default_rng(0).integers(3, 380, 64).astype(np.int32)
     return folder, tokens
 

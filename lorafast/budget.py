@@ -1,0 +1,84 @@
+"""How much memory a run may take: what --mem-limit says, or what there is."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UsageError
+from .process import resident_bytes
+
+NO_LIMIT = 2**60
+"""Version 1 of cgroups writes a number above this where there is no limit."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many bytes may be resident, mapped pages included, and who says so.
+
+    cgroup  limit of the control group around this process, in which the system's cache counts too; None without one
+    """
+
+    nbytes: int
+    source: str
+    cgroup: int | None = None
+
+
+def read_budget(limit: str = "", root: Path = Path("/")) -> Budget:
+    """The budget by --mem-limit (`1.5G`, `800M`, `50%` of what there is); without one, what there is.
+
+    There is: what the system calls available, with what this process has already; the cgroup's limit if that is less.
+    root: the folder under which sys and proc are found. UsageError for a limit that is none.
+    """
+    cgroup = cgroup_limit(root)
+    sources = {"the limit of this process's cgroup": cgroup, "the memory that is available": _available(root)}
+    known = [(nbytes, source) for source, nbytes in sources.items() if nbytes is not None]
+    there_is, source = min(known, default=(NO_LIMIT, "no limit is known"))
+    if limit:
+        asked = parse_limit(limit, there_is)
+        if cgroup is None or asked <= cgroup:
+            return Budget(asked, f"--mem-limit {limit}", cgroup)
+    return Budget(there_is, source, cgroup)
+
+
+def parse_limit(text: str, there_is: int) -> int:
+    """`1.5G`, `800M`, `1500000K`, `50%` in bytes; units are of 1024. UsageError for anything else."""
+    number = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+    match = re.fullmatch(number + r"\s*(?:([KMGT])(?:i?B)?|(%))", text.strip(), re.IGNORECASE)
+    if not match or not float(match[1]) or (match[3] and float(match[1]) > 100):
+        raise UsageError(f"--mem-limit {text}: must be a size such as 1.5G or 800M, or a share such as 50%")
+    unit = there_is / 100 if match[3] else 2 ** (10 * (1 + "KMGT".index(match[2].upper())))
+    return int(float(match[1]) * unit)
+
+
+def cgroup_limit(root: Path = Path("/")) -> int | None:
+    """The lowest memory limit of the cgroups around this process (versions 1 and 2), bytes; None if there is none."""
+    try:
+        memberships = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    limits = []
+    for line in memberships:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        group = top / path.lstrip("/")
+        # In a container the path may be the host's; what holds there is then mounted at the top.
+        for folder in (group, *group.parents):
+            try:
+                limits.append(int((folder / ("memory.limit_in_bytes" if controllers else "memory.max")).read_text()))
+            except (OSError, ValueError):           # no such group, or "max"
+                pass
+            if folder == top:
+                break
+    return min((limit for limit in limits if limit < NO_LIMIT), default=None)
+
+
+def _available(root: Path) -> int | None:
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return kilobytes[0] * 1024 + resident_bytes() if kilobytes else None

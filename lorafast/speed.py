@@ -1,0 +1,128 @@
+"""How fast this machine is at the parts of a step, and how long a step takes when reading goes on beside computing."""
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .block import Rows
+from .kernels.adam import adam_step
+from .lora import Adapter
+from .model import Model, Strategy, Trainer, weight_order
+from .residency import ModelFiles, Residency, Window, least_capacity
+
+MEASURED_TOKENS = 1024
+"""A measurement takes as many whole sequences as fit in this, or one; the rest is in proportion."""
+
+MEASURED_BYTES, MEASURED_SECONDS = 256 << 20, 0.5
+"""What is read at most to learn how fast the disk is."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for a pass of `tokens` tokens: of one block forward, forward again for backward (without its last
+    product), and backward; of the output, both ways.
+    """
+
+    tokens: int
+    forward: float
+    again: float
+    backward: float
+    head: float
+
+
+def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens: int, n_threads: int,
+                  files: ModelFiles | None = None) -> Speed:
+    """Runs one block in the middle, and the output, on some tokens. The adapter is not touched.
+
+    With `files` no more of the weights is in memory at a time than must be.
+    """
+    n_sequences = max(1, min(T, MEASURED_TOKENS) // ctx)
+    begin = np.arange(0, n_sequences * ctx + 1, ctx, dtype=np.int32)
+    tokens = np.arange(begin[-1], dtype=np.int32) % min(model.hparams.n_vocab, 64)
+    block = model.blocks[len(model.blocks) // 2]
+    small = copy.copy(model)
+    small.hparams, small.blocks = replace(model.hparams, n_layer=1), [block]
+    names = {name for group in (*block.groups, model.head) for name in group.names}
+    part = Adapter([spec for spec in adapter.specs if spec.name in names], adapter.alpha, adapter.r, training=True)
+    trainer = Trainer(small, part, len(tokens), Strategy(n_kept=1, head_tokens=head_tokens), n_threads)
+    buffers = trainer.buffers
+    x, out, saved = buffers.input(0), buffers.input(1), buffers.saved_of(0)
+    common = trainer.scratch, Rows.of(begin), part, n_threads
+    order = weight_order(small, buffers)
+    residency = Residency(files, small.embedding, order, least_capacity(order)) if files else None
+    small.embedding.forward(x, tokens, part, n_threads)
+    seconds = [_least_time(run, residency) for run in (
+        lambda: block.forward(out, x, saved, *common),
+        lambda: block.forward(None, x, saved, *common),
+        lambda: block.backward(out, x, saved, *common, need_dx=True),
+        lambda: trainer.head(out, buffers.rstd, tokens, 1e-6))]
+    if residency:
+        residency.close()
+    return Speed(T, *(T / len(tokens) * each for each in seconds))
+
+
+def measure_optimiser(n_params: int, n_threads: int) -> float:
+    """Seconds of an update."""
+    arrays = [np.ones(min(n_params, 1 << 18), np.float32) for _ in range(4)]
+    seconds = _least_time(lambda: adam_step(*arrays, 1.0, 0.9, 0.999, 1e-3, 1.0, 1e-8, 0.0, n_threads))
+    return n_params / len(arrays[0]) * seconds
+
+
+def measure_disk(files: ModelFiles, model: Model) -> float:
+    """Bytes a second at which the model's file is read when the system's cache does not have it."""
+    read, began = 0, time.perf_counter()
+    for tensor in (tensor for block in model.blocks for group in block.groups for tensor in group.tensors):
+        place = tensor.path, tensor.offset, tensor.offset + tensor.nbytes
+        files.let_go(*place)
+        files.populate(tensor)
+        files.let_go(*place)
+        read += tensor.nbytes
+        seconds = time.perf_counter() - began
+        if read > MEASURED_BYTES or seconds > MEASURED_SECONDS:
+            break
+    return read / seconds
+
+
+def _least_time(run: Callable[[], object], residency: Residency | None = None) -> float:
+    """Of two runs, without waiting for the disk: the first finds cold caches and pages that are not there yet."""
+    def waited() -> float:
+        return residency.seconds_waited if residency else 0.0
+
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter() - waited()
+        run()
+        seconds.append(time.perf_counter() - waited() - began)
+    return min(seconds)
+
+
+def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float, int]:
+    """Seconds and bytes read of the second of two passes, in which kernels wait for what the reader has not read yet.
+
+    compute: seconds at each place of the window's order; rate: bytes a second that the reader reads.
+    """
+    clock = reader = 0.0                # when the kernels, and when the reader, are done with what they do
+    ready: dict[int, float] = {}        # when each unit has been read
+    read = 0
+    for _ in range(2):
+        began, read_before = clock, read
+        for place, unit in enumerate(window.order):
+            window.now = place
+            reader = max(reader, clock)
+            end = max(clock, ready[unit]) + compute[place] if unit in window.held else None
+            while end is None or reader < end:
+                fetch = window.next_fetch()
+                if not fetch:
+                    break
+                fetched, _ = fetch
+                reader += window.sizes[fetched] / rate
+                ready[fetched] = reader
+                read += window.sizes[fetched]
+                if end is None and fetched == unit:
+                    end = reader + compute[place]
+            clock = end
+    return clock - began, read - read_before
