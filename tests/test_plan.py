@@ -56,14 +56,13 @@ def test_the_fastest_where_memory_is_enough(planner):
 def test_less_memory_is_traded_for_time(planner):
     everything = total(planner(1000).plan())
     least = float(re.search(r"at least ([\d.]+) MB", refusal(planner(10)))[1])
-    before = None
     for limit in (everything + 0.1, everything - 3, (everything + least) / 2, least + 3, least + 0.2):
         plan = planner(limit).plan()
         assert total(plan) <= limit
         assert (not plan.reasons) == (limit > everything)
-        assert plan.capacity is None or plan.timing.bytes_read > 0
-        assert before is None or plan.strategy.n_kept <= before
-        before = plan.strategy.n_kept
+        assert plan.capacity is not None or plan.timing.bytes_read == 0
+    # Between the ends the choice depends on the speeds measured; with the least memory there is none.
+    assert plan.strategy.n_kept == 1 and plan.timing.bytes_read > 0
 
 
 def refusal(planner: Planner, forced: Forced = Forced()) -> str:
