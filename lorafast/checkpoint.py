@@ -221,9 +221,9 @@ class Checkpoint:
             raise LoraFastError(f"{self.path}: was trained with scale 1, as the original always did, this run has "
                                 f"{adapter.alpha:g} / {adapter.r}; pass --lora-alpha {adapter.r}")
         if self.alpha is not None and self.alpha / self.r != adapter.scale:
-            raise LoraFastError(f"{self.path}: was trained with alpha {self.alpha:g} and r {self.r}, this run has "
-                                f"{adapter.alpha:g} and {adapter.r}; "
-                                f"pass --lora-r {self.r} --lora-alpha {self.alpha:g}")
+            raise LoraFastError(f"{self.path}: was trained with alpha {self.alpha:.9g} and r {self.r}, this run has "
+                                f"{adapter.alpha:.9g} and {adapter.r}; "
+                                f"pass --lora-r {self.r} --lora-alpha {self.alpha:.9g}")
         for name, (a, b) in self.pairs.items():
             adapter.A(name)[:] = a
             adapter.B(name)[:] = b

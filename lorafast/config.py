@@ -58,6 +58,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Defaults other than the original's, by name: `modern` is what trainers of 2024 and later start from."""
 
+MOST_TOKENS = 2**31 - 1
+"""Of a pass: kernels count tokens in 32 bits."""
+
 ITERATIONS = 256
 """Of a run, where neither iterations nor epochs are given."""
 
@@ -265,6 +268,9 @@ class FinetuneConfig(ModelOptions):
         if self.adam_min_alpha > self.adam_alpha:
             raise UsageError(
                 f"--adam-min-alpha {self.adam_min_alpha}: must be at most --adam-alpha, which is {self.adam_alpha}")
+        if self.batch * self.ctx > MOST_TOKENS:
+            raise UsageError(f"--batch {self.batch}, --ctx {self.ctx}: a pass has {self.batch * self.ctx} tokens then, "
+                             f"but at most {MOST_TOKENS} are possible")
         self._check_adapter()
         if self.config or self.preset:
             raise ValueError("config and preset are for FinetuneConfig.complete, which knows what else was given")

@@ -26,11 +26,11 @@ def read_options(cls: type[Options], path: str) -> dict[str, Any]:
     UsageError for an option that does not exist or a value of another type.
     """
     try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            table = tomllib.loads(file.read())
     except OSError as error:
         raise LoraFastError(f"cannot read the options in {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise LoraFastError(f"{path}: is no TOML file: {error}") from None
     types = get_type_hints(cls)
     names = {spec.names[0]: field.name for field, spec in fields(cls)}
@@ -77,7 +77,8 @@ def write_options(path: str | os.PathLike, options: Options, leave_out: Collecti
         name = spec.names[0].removeprefix("--")
         lines.append(f"# {name}: {spec.shown_default}" if value is None else f"{name} = {_toml(value)}")
     with atomic_write(path) as file:
-        file.write(("\n".join(lines) + "\n").encode())
+        # Names of files need not be text: bytes that are not UTF-8 stand here as they are.
+        file.write(("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
 
 
 def _toml(value: Any) -> str:
@@ -85,7 +86,7 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    # JSON's strings are TOML's, but for DEL, which TOML wants escaped, and surrogates, which it has not.
+    # JSON's strings are TOML's, but for DEL, which TOML wants escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F") if isinstance(value, str) else repr(value)
 
 

@@ -85,7 +85,6 @@ def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, g
 def open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokenizer, hparams: HParams, seed: int,
                  state: TrainState) -> Sampler | SequenceSampler:
     """What draws batches, from where the checkpoint's run had come to."""
-    """What draws batches, from where the checkpoint's run had come to."""
     if isinstance(data.train, Sequences):
         sampler = SequenceSampler(data.train, config.ctx, seed=seed, n_vocab=hparams.n_vocab, pack=config.pack,
                                   force_reshuffle=config.force_reshuffle, state=state.sampler)
