@@ -1,9 +1,10 @@
 """A training run, from the options to the files it leaves.
 
 The order of its parts is the original's (llama.cpp's llama-finetune of July 2024): callback, forward and backward, update,
-tests. Iteration k evaluates and saves if that is due, prints its line with the loss of the batch before it, draws its
-batch, finds its loss and gradients, and makes update k + 1. So a save holds the parameters after k updates and the
-position in the data before batch k is drawn: from it a run goes on as if it had never stopped.
+tests. Iteration k evaluates if that is due, prints its line with the loss of the batch before it, draws its batch, finds
+its loss and gradients, and makes update k + 1. A save holds the parameters after k updates and the position in the data
+before batch k is drawn: from it a run goes on as if it had never stopped. It is written when that batch's loss is known to
+be finite, and announced before the iteration's line.
 """
 from __future__ import annotations
 
@@ -191,6 +192,11 @@ class Run:
         """Iterations of this run."""
         return self.state.iteration - self.first_iteration
 
+    @property
+    def has_saved(self) -> bool:
+        """Whether this run has left files that are ahead of those it began with."""
+        return self.saved_at > self.first_iteration
+
     def loop(self) -> Result:
         config, log, state = self.config, self.log, self.state
         began = time.perf_counter()
@@ -198,19 +204,29 @@ class Run:
         self.tell(Started(state.iteration, self.course.n_iter, self.adapter.n_params, _as_dict(config)))
         while reason is None:
             state.sampler = self.sampler.state
+            self.remember_history()
             if self.evaluation_is_due():
                 reason = self.evaluate()
-            if config.save_every > 0 and state.iteration - self.saved_at >= config.save_every:
-                self.save()
-            step_began = time.perf_counter()
             schedule = self.course.schedule(state.iteration)
-            log.iteration(IterationRecord(
+            record = IterationRecord(
                 state.iteration, self.done, min(1 + state.sampler.next_sample, state.sampler.sample_count),
                 state.sampler.sample_count, schedule, config.adam_alpha * schedule, self.loss,
-                1000 * step_seconds if step_seconds else None, self.gradient_norm, self.n_tokens))
-            reason = reason or self.end_reason(time.perf_counter() - began) or self.step() or self.update(schedule)
-            step_seconds = time.perf_counter() - step_began
+                1000 * step_seconds if step_seconds else None, self.gradient_norm, self.n_tokens)
+            save_is_due = config.save_every > 0 and state.iteration - self.saved_at >= config.save_every
+            if not save_is_due:
+                log.iteration(record)
+            step_began = time.perf_counter()
+            reason = reason or self.end_reason(step_began - began) or self.step()
+            saving_began = time.perf_counter()
+            if save_is_due:     # only now: parameters whose loss is not finite must not replace the last good ones
+                self.save()
+                log.iteration(record)
+            for epochs in range(state.sampler.epochs, self.sampler.state.epochs):
+                log.reshuffled(epochs + 1)
+            step_began += time.perf_counter() - saving_began
             if reason is None:
+                self.update(schedule)
+                step_seconds = time.perf_counter() - step_began
                 self.seconds_of_steps += step_seconds
                 self.tell(Step(state.iteration, self.loss, config.adam_alpha * schedule, self.gradient_norm, self.n_tokens,
                                state.sampler.epochs, step_seconds))
@@ -244,10 +260,7 @@ class Run:
         batches = []
         for _ in range(config.n_acc):
             batches.append(self.sampler.next_batch(config.batch))
-            epochs = self.sampler.state.epochs
-            if batches[-1].epoch_ended:
-                self.log.reshuffled(epochs)
-            reason = self.epoch_limit.check(epochs, state.iteration)
+            reason = self.epoch_limit.check(self.sampler.state.epochs, state.iteration)
             if reason:
                 return reason
         self.files.check()
@@ -302,7 +315,7 @@ class Run:
             self.log.evaluation(evaluation)
             self.tell(evaluation)
             if is_best and config.keep_best:
-                self.saver.save_best(self.with_history(), self.extras())
+                self.saver.save_best(self.state, self.extras())
             reason = self.best.stop_reason()
         else:
             self.best.evaluated = state.iteration
@@ -314,16 +327,15 @@ class Run:
         return reason
 
     def save(self) -> None:
-        self.saver.save(self.with_history(), self.extras())
+        self.saver.save(self.state, self.extras())
         self.saved_at = self.state.iteration
 
-    def with_history(self) -> TrainState:
-        """The state, with what the stop tests remember."""
+    def remember_history(self) -> None:
+        """Enters into the state what the stop tests remember."""
         history = self.stop_tests.history
         if history is not None:
             self.state.best_loss, self.state.previous_loss = history.best_loss, history.previous_loss
             self.state.no_improvement, self.state.past_losses = history.no_improvement, history.past_losses
-        return self.state
 
     def extras(self) -> dict[str, Any]:
         """What an exact resume needs of options and state that the original did not have."""
@@ -345,12 +357,15 @@ class Run:
         cut_short = self.interrupted or self.config.max_minutes
         if not output or not cut_short or self.done == limit or (self.config.epochs > 0 and epochs <= 0):
             return ""
-        return self.config.resume_command(output.latest_path, None if limit is None else limit - self.done, epochs)
+        checkpoint = output.latest_path if self.has_saved else self.config.checkpoint_in
+        return self.config.resume_command(checkpoint, None if limit is None else limit - self.done, epochs)
 
     def last_good(self) -> str:
-        saved = self.saved_at > self.first_iteration and self.config.checkpoint_output
-        where = (f"the last good checkpoint is {self.config.checkpoint_output.latest_path}, of iteration {self.saved_at}"
-                 if saved else "nothing was saved")
+        if self.has_saved and self.config.checkpoint_output:
+            path = self.config.checkpoint_output.latest_path
+        else:
+            path = self.config.checkpoint_in if self.first_iteration else ""
+        where = f"the last good checkpoint is {path}, of iteration {self.saved_at}" if path else "nothing was saved"
         return f"{where}; go on with a lower --adam-alpha"
 
     def tell(self, event: Event) -> None:
