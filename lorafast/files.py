@@ -97,7 +97,7 @@ class Output:
 def check_outputs(outputs: Sequence[Output], inputs: Mapping[str, str]) -> None:
     """Raises an error for an output that could not be written, or would destroy something.
 
-    inputs: what must not be overwritten, a description ("the base model") and the path of each.
+    inputs: what must not be overwritten, the path of each and a description ("the base model").
     """
     owner: dict[str, Output] = {}
     for output in outputs:
@@ -116,7 +116,7 @@ def check_outputs(outputs: Sequence[Output], inputs: Mapping[str, str]) -> None:
             if os.path.exists(path) and os.path.isdir(path) != output.name.endswith("/"):
                 kind = "a folder" if os.path.isdir(path) else "a file"
                 raise LoraFastError(f"{output.option} {output.name}: {path} is {kind}")
-            for what, source in inputs.items():
+            for source, what in inputs.items():
                 if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
                     raise UsageError(f"{output.option} {output.name}: would overwrite {what}, {source}")
 

@@ -17,13 +17,13 @@ from .options_file import check_writable, write_options
 
 def check_writing(config: FinetuneConfig) -> None:
     """Raises an error, before any time is spent, for what could not be written or would destroy something."""
-    inputs = {"the base model": config.model_base, "the adapter to start from": config.init_lora}
-    inputs |= {f"the training data {path}": path for path in config.train_data}
-    inputs |= {f"the evaluation data {path}": path for path in config.valid_data}
+    inputs = {config.model_base: "the base model", config.init_lora: "the adapter to start from"}
+    inputs |= {path: "the training data" for path in config.train_data}
+    inputs |= {path: "the evaluation data" for path in config.valid_data}
     outputs = [*filter(None, [config.checkpoint_output]), *config.adapter_outputs]
     outputs += [Output(option, name, config.pattern_fn_it, config.fn_latest)
                 for option, name in (("--metrics", config.metrics_path), ("--report", config.report)) if name]
-    check_outputs(outputs, {what: path for what, path in inputs.items() if path})
+    check_outputs(outputs, {path: what for path, what in inputs.items() if path})
     if config.options_path:
         check_writable(config.options_path)
 

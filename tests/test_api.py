@@ -19,7 +19,7 @@ from lorafast.sample import generate
 from lorafast.use_options import GenerateConfig
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-SAME = 1e-8             # NMSE of logits between one token at a time and all at once: other cores; measured 2e-10
+SAME = 1e-8             # NMSE of logits that are equal but for the rounding of products; measured 2e-10 to 6e-10
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_adapters_add_up(path, adapters):
     changes = [logits(item) - base for item in small]
     assert nmse(logits(*small) - base, sum(changes)) < 0.01
     np.testing.assert_array_equal(logits(f"{adapters[0]}:0.5"), logits((adapters[0], 0.5)))
-    assert nmse(logits((adapters[1], 2), (adapters[1], -2)), base) < 1e-10
-    assert nmse(logits(adapters[0], adapters[0]), logits((adapters[0], 2.0))) < 1e-10
+    assert nmse(logits((adapters[1], 2), (adapters[1], -2)), base) < SAME
+    assert nmse(logits(adapters[0], adapters[0]), logits((adapters[0], 2.0))) < SAME
 
 
 def test_stack_joins_along_the_rank(path):

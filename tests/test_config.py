@@ -85,6 +85,7 @@ def test_parsing(line, expected):
     ("--adam-alpha inf", ("--adam-alpha inf", "number")),
     ("--adam-iter 1.5", ("--adam-iter 1.5", "whole number")),
     ("--ctx 0", ("--ctx 0", "at least 1")),
+    ("--batch 1000000000 --ctx 32", ("--batch 1000000000, --ctx 32", "32000000000 tokens", "at most 2147483647")),
     ("--threads 0", ("--threads 0", "at least 1")),
     ("--seed 4294967296", ("--seed 4294967296", "4294967295")),
     ("--adam-beta1 1", ("--adam-beta1 1", "below 1")),

@@ -58,7 +58,7 @@ def test_prune_without_placeholder_deletes_nothing(tmp_path):
     assert Output(OUT, str(tmp_path / "1.gguf"), keep=1).prune() == []
 
 
-def refused(*outputs, **inputs):
+def refused(*outputs, inputs={}):
     with pytest.raises(LoraFastError) as error:
         check_outputs(outputs, inputs)
     return str(error.value)
@@ -69,7 +69,7 @@ def test_check_accepts_what_is_fine(tmp_path):
     (tmp_path / "p-LATEST").mkdir()
     (tmp_path / "c-LATEST.gguf").touch()
     check_outputs([Output(OUT, f"{tmp_path}/c-ITERATION.gguf"), Output("--lora-out", f"{tmp_path}/a-ITERATION.gguf"),
-                   Output("--lora-out", f"{tmp_path}/p-ITERATION/")], {"the base model": str(tmp_path / "model.gguf")})
+                   Output("--lora-out", f"{tmp_path}/p-ITERATION/")], {str(tmp_path / "model.gguf"): "the base model"})
 
 
 def test_check_missing_folder(tmp_path):
@@ -94,7 +94,7 @@ def test_check_two_outputs_of_one_name(tmp_path):
 def test_check_does_not_overwrite_inputs(tmp_path, name):
     (tmp_path / "real.gguf").touch()
     (tmp_path / name).symlink_to("real.gguf")
-    text = refused(Output(OUT, f"{tmp_path}/m-ITERATION.gguf"), **{"the base model": str(tmp_path / "real.gguf")})
+    text = refused(Output(OUT, f"{tmp_path}/m-ITERATION.gguf"), inputs={str(tmp_path / "real.gguf"): "the base model"})
     assert "would overwrite the base model" in text
 
 

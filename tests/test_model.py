@@ -111,7 +111,7 @@ def test_checkpointing_and_threads_change_nothing(tmp_path):
         assert case.train(**options) == pytest.approx(loss, rel=1e-6 if "head_tokens" in options else 1e-12), options
         if "head_tokens" not in options:
             np.testing.assert_array_equal(case.adapter.grads, gradients, str(options))
-        np.testing.assert_allclose(case.adapter.grads, gradients, atol=1e-6, err_msg=str(options))
+        np.testing.assert_allclose(case.adapter.grads, gradients, atol=1e-5, err_msg=str(options))
 
 
 @pytest.mark.parametrize("targets", [["blk.1.attn_q"], ["blk.1.ffn_down"], ["blk.1.attn_norm"], ["output"], ["output_norm"],

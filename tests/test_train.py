@@ -264,9 +264,34 @@ def test_a_loss_that_is_no_number_stops_the_run(folder, tiny, capsys):
     error = err.splitlines()[-1]
     match = re.search(r"the (?:loss|gradient) of iteration (\d+) is .*; the last good checkpoint is c-LATEST.gguf, of "
                       r"iteration (\d+); go on with a lower --adam-alpha", error)
-    assert match and int(match[2]) <= int(match[1]), error
+    assert match and int(match[2]) < int(match[1]), error
     assert read_checkpoint("c-LATEST.gguf").state.iteration == int(match[2])
-    assert np.isfinite(np.concatenate([a.ravel() for a, _ in read_checkpoint("c-LATEST.gguf").pairs.values()])).all()
+    again = [*run, "--adam-alpha", "1e-9", "--adam-iter", "1", "--checkpoint-in", "c-LATEST.gguf"]
+    assert cli.main(["finetune", *again]) == 0, "the checkpoint that was kept has a finite loss"
+
+
+def test_a_resumed_run_that_fails_at_once_names_the_checkpoint_that_it_began_with(folder, tiny, train, capsys):
+    train("--model-base", tiny, *TINY, "--adam-iter", 2)
+    Path("c-LATEST.gguf").rename("start.gguf")
+    run = ["--model-base", str(tiny), *TINY, "--adam-alpha", "1e30", "--checkpoint-in", "start.gguf", "--adam-iter", "20"]
+    assert cli.main(["finetune", *run]) == 1
+    assert "the last good checkpoint is start.gguf, of iteration 2;" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_cut_short_before_its_first_step_goes_on_from_where_it_began(folder, tiny, train):
+    train("--model-base", tiny, *TINY, "--adam-iter", 2)
+    Path("c-LATEST.gguf").rename("start.gguf")
+    out = train("--model-base", tiny, *TINY, "--adam-iter", 2, "--checkpoint-in", "start.gguf", "--max-minutes", 1e-9)
+    train(*shlex.split(re.search(r"to go on: (.*)", out)[1])[2:], "--max-minutes", 0)
+    assert read_checkpoint("c-LATEST.gguf").state.iteration == 4
+
+
+def test_files_whose_names_are_not_text(folder, tiny, train):
+    name = os.fsdecode(b"\xff-ITERATION")
+    train("--model-base", tiny, *TINY, "--adam-iter", 1, "--lora-out", name + ".gguf", "--lora-out", name + "/",
+          "--checkpoint-out", name + "-c.gguf")
+    train("--config", "a-options.toml", "--adam-iter", 1, "--checkpoint-in", os.fsdecode(b"\xff-LATEST-c.gguf"))
+    assert read_checkpoint(os.fsdecode(b"\xff-2-c.gguf")).state.iteration == 2
 
 
 def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(folder, tiny, train):
