@@ -39,7 +39,6 @@ typedef struct {
  * a multiple of panel_unit; columns of W in slices of at most slice_columns, a multiple of every block size. */
 struct gemm_core {
     int token_tile, panel_rows, panel_unit, slice_columns;
-    int fixed_slices;       /* slices are always slice_columns wide, for results depend on it */
     ptrdiff_t (*packed_x)(int T, int K);
     ptrdiff_t (*packed_dy)(int T, int N);       /* NULL with pack_dy, where dy is read as it lies */
     ptrdiff_t (*forward_scratch)(int T);        /* a thread's */

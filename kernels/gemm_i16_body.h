@@ -8,9 +8,9 @@
  *              y[t][n] = sum_blocks (scale of x[t]) (scale of W[n]) acc - (min of W[n]) (sum of x[t] over the block)
  *   backward   a = dy d rounded                  b = q of rows of W, lanes = columns
  *              Summed over up to 256 rows n of W. Its scale d[n][k / 32] changes along this sum, so it goes into dy:
- *              dy[t][n] d[n][k / 32] / S[t] is what is rounded, anew for every 32 columns. S[t] is chosen once for the
- *              256 rows and a slice of columns.
- *              dx[t][k] += S[t] (acc - sum_n (dy[t][n] / S[t]) min[n][k / 32])
+ *              dy[t][n] / S and d[n][k / 32] / D are rounded to 16 bits each, S being the largest |dy[t][n]| of the
+ *              256 rows and D the largest |d|, and a is their product, rounded again, anew for every 32 columns.
+ *              dx[t][k] += S (D acc - sum_n (dy[t][n] / S) min[n][k / 32])
  *
  * The sums fit: |q| <= q_max, and activations are rounded to +-32767; sums of 32 stay below 2^31 for q_max <= 2048,
  * sums of 256 for q_max <= 256. For Q6_K (q_max = 4096) +-16383 are used, and backward goes to float32 after every 32.
@@ -27,9 +27,9 @@
 #define DEPTH 256               /* values of d that a tile of a and b holds: forward k, backward n */
 #define LDA (DEPTH + 32)        /* int16 values from row to row of a: padded, to spread rows over cache sets */
 #define PANEL_ROWS 96           /* rows of W in a panel (forward): a multiple of MR */
-#define COLUMNS MAX(256, 32 * VF_WIDTH)     /* columns of W in a slice (backward): fixed, for S[t] depends on it */
+#define COLUMNS MAX(256, 32 * VF_WIDTH)     /* columns of W in a slice (backward) */
 #define MINIMA (COLUMNS / 16)   /* of a row of the slice, at most */
-#define TOKENS 12               /* tokens whose dy is rounded at a time (backward): a multiple of MR */
+#define TOKENS 12               /* tokens whose dy is scaled at a time (backward): a multiple of MR and 3 */
 #define LDB (DEPTH * LANES + 2 * LANES)     /* int16 values from LANES columns of W to the next (backward), padded */
 #define LDC (COLUMNS + 16)      /* floats from row to row of the sums of dx (backward) */
 #define X_BLOCK (19 * LANES)    /* floats of packed x for 32 k: LANES times 16 pairs, a scale, sums over both halves */
@@ -40,7 +40,8 @@
 #define I16_INLINE static inline __attribute__((always_inline))
 
 I16_INLINE vi FN(i16_set_pair)(const int16_t *a) { int32_t pair; memcpy(&pair, a, 4); return pair - (vi){0}; }
-I16_INLINE vi FN(i16_load)(const int16_t *b) { vi v; memcpy(&v, b, sizeof v); return v; }
+I16_INLINE vh FN(i16_load)(const int16_t *p) { vh v; memcpy(&v, p, sizeof v); return v; }
+I16_INLINE void FN(i16_store)(int16_t *p, vh v) { memcpy(p, &v, sizeof v); }
 
 /* sum[lane] + a[lane][0] b[lane][0] + a[lane][1] b[lane][1] */
 I16_INLINE vi FN(i16_multiply_add)(vi sum, vi a, vi b) {
@@ -55,11 +56,11 @@ I16_INLINE vi FN(i16_multiply_add)(vi sum, vi a, vi b) {
 #endif
 }
 
-/* acc (MR x LANES) = a (MR x 2 pairs, row stride LDA) . b (2 pairs x LANES); pairs is a multiple of 4. */
+/* acc (MR x LANES) = a (MR x 2 pairs, row stride LDA) . b (2 pairs x LANES); pairs is a multiple of 16. */
 I16_INLINE void FN(i16_tile)(vi acc[MR][2], const int16_t *a, const int16_t *b, int pairs) {
+#if SIMD_IS_NEON
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++) acc[i][0] = acc[i][1] = (vi){0};
-#if SIMD_IS_NEON
     for (int p = 0; p < pairs; p += 2, a += 4, b += 4 * LANES) {
         const int16x8_t b0 = vld1q_s16(b), b1 = vld1q_s16(b + LANES);
         const int16x8_t b2 = vld1q_s16(b + 2 * LANES), b3 = vld1q_s16(b + 3 * LANES);
@@ -75,9 +76,17 @@ I16_INLINE void FN(i16_tile)(vi acc[MR][2], const int16_t *a, const int16_t *b, 
         }
     }
 #else
-#pragma GCC unroll 4
-    for (int p = 0; p < pairs; p++, a += 2, b += 2 * LANES) {
-        const vi b0 = FN(i16_load)(b), b1 = FN(i16_load)(b + LANES);
+    const vi zero = {0};
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) {          /* the first pair by itself saves adding it to zero */
+        const vi w = FN(i16_set_pair)(a + i * LDA);
+        acc[i][0] = FN(i16_multiply_add)(zero, w, (vi)FN(i16_load)(b));
+        acc[i][1] = FN(i16_multiply_add)(zero, w, (vi)FN(i16_load)(b + LANES));
+    }
+    a += 2, b += 2 * LANES;
+#pragma GCC unroll 3
+    for (int p = 1; p < pairs; p++, a += 2, b += 2 * LANES) {
+        const vi b0 = (vi)FN(i16_load)(b), b1 = (vi)FN(i16_load)(b + LANES);
 #pragma GCC unroll 8
         for (int i = 0; i < MR; i++) {
             const vi w = FN(i16_set_pair)(a + i * LDA);
@@ -262,39 +271,89 @@ static void FN(i16_forward_panel)(const projection *p, const float *packed, int 
 
 /* ---- backward ---- */
 
+/* Rounded dy: a row for each token, of n int16 in chunks of DEPTH, each with zeros up to 32, and then S / 32767 of each
+ * chunk, S being the largest |dy| of the chunk. */
+#define MAX_CHUNKS (DY_COLUMNS / DEPTH)
+static ptrdiff_t FN(i16_dy_stride)(int n) { return ROUND_UP(n, DEPTH) / 2 + MAX_CHUNKS; }
+static ptrdiff_t FN(i16_packed_dy_floats)(int T, int N) { return (T + TOKENS) * FN(i16_dy_stride)(N); }
+
+/* n values (up to 32 zeros more are written) times inverse, rounded. */
+I16_INLINE void FN(i16_round_row)(int16_t *to, const float *from, int n, float inverse) {
+    for (int j = 0; j < ROUND_UP(n, 32); j += VF_WIDTH) {
+        const vf v = j + VF_WIDTH <= n ? vf_load(from + j) : vf_load_part(from + j, MAX(0, n - j));
+        const int16_t q __attribute__((vector_size(2 * VF_WIDTH))) =
+            __builtin_convertvector((vi)(v * inverse + ROUND_MAGIC), __typeof__(q));
+        memcpy(to + j, &q, sizeof q);
+    }
+}
+
+I16_INLINE float FN(i16_largest)(const float *from, int n) {
+    vi largest = {0};
+    int j = 0;
+    for (; j + VF_WIDTH <= n; j += VF_WIDTH) largest = FN(i16_larger)(largest, vf_load(from + j));
+    if (j < n) largest = FN(i16_larger)(largest, vf_load_part(from + j, n - j));
+    int bits = 0;
+    for (int lane = 0; lane < VF_WIDTH; lane++) bits = MAX(bits, largest[lane]);
+    float max;
+    memcpy(&max, &bits, sizeof max);
+    return max;
+}
+
+/* Columns n0 .. n0+n of dy (T, N), for tokens tile * LANES .. ; behind the last token come TOKENS rows of zeros. */
+I16_INLINE void FN(i16_pack_rows)(float *packed, const float *dy, int T, int N, int n0, int n, int tile, float limit) {
+    const ptrdiff_t stride = FN(i16_dy_stride)(n);
+    const int end = MIN(T, (tile + 1) * LANES);
+    for (ptrdiff_t t = tile * LANES; t < end; t++) {
+        float *row = packed + t * stride, *S = row + ROUND_UP(n, DEPTH) / 2;
+        for (int j = 0; j < n; j += DEPTH) {
+            const float *from = dy + t * N + n0 + j;
+            const int width = MIN(DEPTH, n - j);
+            const float max = FN(i16_largest)(from, width);
+            FN(i16_round_row)((int16_t *)row + j, from, width, max > TINY ? limit / max : 0);
+            S[j / DEPTH] = max / limit;
+        }
+    }
+    if (end == T) memset(packed + T * stride, 0, sizeof(float) * TOKENS * stride);
+}
+static void FN(i16_pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile) {
+    FN(i16_pack_rows)(packed, dy, T, N, n0, n, tile, 32767);
+}
+static void FN(i16_wide_pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile) {
+    FN(i16_pack_rows)(packed, dy, T, N, n0, n, tile, 16383);
+}
+
 /* What a slice works on, in a thread's scratch memory. */
 typedef struct {
     int16_t w[COLUMNS / LANES * LDB];                   /* [column / LANES][row pair][LANES][2] */
-    int16_t a[TOKENS * LDA];                            /* dy d / S, rounded */
-    float scaled[TOKENS * DEPTH];                       /* dy / S */
+    int16_t a[TOKENS * LDA];                            /* dy d / (S D), rounded */
+    int16_t d[COLUMNS / 32 * DEPTH];                    /* d / D, rounded: [column / 32][row] */
     float scale[COLUMNS / 32 * DEPTH];                  /* d[column / 32][row] */
-    float min[DEPTH * MINIMA];                              /* min[row][column / 32], or [column / 16] */
-    float bound[DEPTH];                                 /* max over the slice of |d[row]| */
-    float S[TOKENS];
-    float minus[TOKENS * MINIMA];                           /* sum_n (dy / S) min */
+    float D[COLUMNS / 32];                              /* the largest |d|, times 32768 / 32767 */
+    float min[MINIMA * DEPTH];                          /* min[column / 32, or / 16][row] */
+    float dy[TOKENS * DEPTH];                           /* for the minima: dy / S, as rounded */
+    float minus[TOKENS * MINIMA];                       /* sum_n dy / S min */
 } __attribute__((aligned(64))) FN(i16_slice);
 
 static ptrdiff_t FN(i16_backward_scratch)(int T) {
     return sizeof(FN(i16_slice)) / sizeof(float) + (ptrdiff_t)ROUND_UP(T, TOKENS) * LDC;
 }
 
-/* Rows of W are paired VF_WIDTH apart: row r of each 2 VF_WIDTH rows with r + VF_WIDTH, as are the values of dy that
- * i16_round_dy rounds. (NEON: rows follow each other.) */
+/* Rows `row` and `row` + 1 of W become pairs. (NEON: they follow each other.) */
 I16_INLINE void FN(i16_store_rows)(int16_t *w, int row, const int16_t *q0, const int16_t *q1, int n_columns) {
+    w += row * LANES;
 #if SIMD_IS_NEON
     for (int k = 0; k < n_columns; k += LANES, w += LDB) {
-        memcpy(w + row * LANES, q0 + k, sizeof *w * LANES);
-        memcpy(w + (row + VF_WIDTH) * LANES, q1 + k, sizeof *w * LANES);
+        memcpy(w, q0 + k, sizeof *w * LANES);
+        memcpy(w + LANES, q1 + k, sizeof *w * LANES);
     }
 #else
-    const int pair = row / LANES * VF_WIDTH + row % VF_WIDTH;
     for (int k = 0; k < n_columns; k += LANES, w += LDB)
         for (int half = 0; half < LANES; half += VF_WIDTH) {
             int16_t v0 __attribute__((vector_size(2 * VF_WIDTH))), v1 __attribute__((vector_size(2 * VF_WIDTH)));
             memcpy(&v0, q0 + k + half, sizeof v0);
             memcpy(&v1, q1 + k + half, sizeof v1);
             const vi both = FN(i16_pair)(__builtin_convertvector(v0, vi), __builtin_convertvector(v1, vi));
-            memcpy(w + 2 * (pair * LANES + half), &both, sizeof both);
+            memcpy(w + 2 * half, &both, sizeof both);
         }
 #endif
 }
@@ -305,87 +364,76 @@ static void FN(i16_unpack_slice)(FN(i16_slice) *s, const projection *p, const ui
     const ggml_format *format = &ggml_formats[p->type];
     const int n_blocks = n_columns / format->block_size;
     const int step = p->type == GGML_Q2_K ? 1 : 2, mins = format->has_min ? n_columns / 16 / step : 0;
-    for (int group = 0; group < padded; group += LANES)
-        for (int j = 0; j < VF_WIDTH; j++) {
-            int16_t q[2][COLUMNS];
-            for (int i = 0; i < 2; i++) {
-                const int row = group + j + i * VF_WIDTH;
-                float scale[COLUMNS / 32] = {0}, min[MINIMA] = {0}, bound = 0;
-                if (row < n_rows) FN(unpackers)[p->type](blocks + row * p->row_bytes, n_blocks, q[i], scale, min);
-                else memset(q[i], 0, sizeof q[i]);
-                for (int b = 0; b < n_columns / 32; b++) {
-                    s->scale[b * DEPTH + row] = scale[b];
-                    bound = MAX(bound, __builtin_fabsf(scale[b]));
-                }
-                for (int b = 0; b < mins; b++) {
-                    s->min[row * MINIMA + b] = min[step * b];
-                    bound = MAX(bound, __builtin_fabsf(min[step * b]) / 1024);     /* for where all d = 0 */
-                }
-                s->bound[row] = bound;
-            }
-            FN(i16_store_rows)(s->w, group + j, q[0], q[1], n_columns);
+    for (int row = 0; row < padded; row += 2) {
+        int16_t q[2][COLUMNS];
+        for (int i = 0; i < 2; i++) {
+            float scale[COLUMNS / 32] = {0}, min[COLUMNS / 16] = {0};
+            if (row + i < n_rows)
+                FN(unpackers)[p->type](blocks + (row + i) * p->row_bytes, n_blocks, q[i], scale, min);
+            else memset(q[i], 0, sizeof q[i]);
+            for (int b = 0; b < n_columns / 32; b++) s->scale[b * DEPTH + row + i] = scale[b];
+            for (int b = 0; b < mins; b++) s->min[b * DEPTH + row + i] = min[step * b];
         }
-}
-
-/* S[i] and dy / S for token i of the group; dy has n values, the rest up to `padded` become zeros. */
-I16_INLINE void FN(i16_scale_dy)(FN(i16_slice) *s, int i, const float *dy, int n, int padded, float limit) {
-    float *to = s->scaled + i * DEPTH;
-    vi largest = {0};
-    int j = 0;
-    for (; j + VF_WIDTH <= n; j += VF_WIDTH) largest = FN(i16_larger)(largest, vf_load(dy + j) * vf_load(s->bound + j));
-    if (j < n) largest = FN(i16_larger)(largest, vf_load_part(dy + j, n - j) * vf_load(s->bound + j));
-    int max_bits = 0;
-    for (int lane = 0; lane < VF_WIDTH; lane++) max_bits = MAX(max_bits, largest[lane]);
-    float max;
-    memcpy(&max, &max_bits, sizeof max);
-    const float inverse = max > TINY ? limit / max : 0;
-    for (j = 0; j + VF_WIDTH <= n; j += VF_WIDTH) vf_store(to + j, vf_load(dy + j) * inverse);
-    for (; j < padded; j += VF_WIDTH) vf_store(to + j, vf_load_part(dy + j, MAX(0, n - j)) * inverse);
-    s->S[i] = max / limit;
-}
-
-/* minus[i][b] = sum_n scaled[i][n] min[n][b]; lanes = b. */
-static void FN(i16_minima)(FN(i16_slice) *s, int depth, int n_min) {
-    for (int b = 0; b < n_min; b += VF_WIDTH) {
-        vf sum[TOKENS] = {{0}};
-        for (int n = 0; n < depth; n++) {
-            const vf m = vf_load(s->min + n * MINIMA + b);
-#pragma GCC unroll 12
-            for (int i = 0; i < TOKENS; i++) sum[i] += s->scaled[i * DEPTH + n] * m;
-        }
-#pragma GCC unroll 12
-        for (int i = 0; i < TOKENS; i++) vf_store(s->minus + i * MINIMA + b, sum[i]);
+        FN(i16_store_rows)(s->w, row, q[0], q[1], n_columns);
+    }
+    for (int b = 0; b < n_columns / 32; b++) {
+        const float max = FN(i16_largest)(s->scale + b * DEPTH, padded);
+        FN(i16_round_row)(s->d + b * DEPTH, s->scale + b * DEPTH, padded, max > TINY ? 32767 / max : 0);
+        s->D[b] = max * (32768.0f / 32767);
     }
 }
 
-/* a[i][n] = scaled[i][n] d[n] rounded, for the 32 columns of d and MR tokens. */
-I16_INLINE void FN(i16_round_dy)(int16_t *restrict a, const float *restrict scaled, const float *restrict d,
-                                 int depth) {
-    for (int n = 0; n < depth; n += LANES) {
-        const vf d0 = vf_load(d + n), d1 = vf_load(d + n + VF_WIDTH);
-#pragma GCC unroll 8
-        for (int i = 0; i < MR; i++) {
-            const vi first = (vi)(vf_load(scaled + i * DEPTH + n) * d0 + ROUND_MAGIC);
-            const vi second = (vi)(vf_load(scaled + i * DEPTH + n + VF_WIDTH) * d1 + ROUND_MAGIC);
-#if SIMD_IS_NEON
-            vst1q_s16(a + i * LDA + n, vcombine_s16(vmovn_s32((int32x4_t)first), vmovn_s32((int32x4_t)second)));
+/* (x y + 2^14) >> 15: the product of fractions in units of 2^-15. */
+I16_INLINE vh FN(i16_fraction_product)(vh x, vh y) {
+#if SIMD_IS_AVX512
+    return (vh)_mm512_mulhrs_epi16((__m512i)x, (__m512i)y);
+#elif SIMD_IS_AVX2
+    return (vh)_mm256_mulhrs_epi16((__m256i)x, (__m256i)y);
+#elif SIMD_IS_NEON
+    return (vh)vqrdmulhq_s16((int16x8_t)x, (int16x8_t)y);
 #else
-            const vi pair = FN(i16_pair)(first, second);
-            memcpy(a + i * LDA + n, &pair, sizeof pair);
+    typedef int32_t wide __attribute__((vector_size(2 * sizeof(vh))));
+    return __builtin_convertvector((__builtin_convertvector(x, wide) * __builtin_convertvector(y, wide) + 16384) >> 15, vh);
 #endif
-        }
+}
+
+/* a[i][n] = dy[i][n] d[n], for the 32 columns of d and MR tokens. */
+I16_INLINE void FN(i16_scale_dy)(int16_t *restrict a, const int16_t *restrict dy, ptrdiff_t stride,
+                                 const int16_t *restrict d, int depth) {
+    for (int n = 0; n < depth; n += LANES) {
+        const vh scale = FN(i16_load)(d + n);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++)
+            FN(i16_store)(a + i * LDA + n, FN(i16_fraction_product)(FN(i16_load)(dy + i * stride + n), scale));
     }
 }
 
-/* c (MR x LANES) += S (a . b - minus); the int32 sums become float32 after every `exact` rows. */
+/* minus[i][b] = sum_n dy[i][n] min[b][n], for TOKENS tokens; n_min is a multiple of 4. */
+static void FN(i16_minima)(FN(i16_slice) *s, const int16_t *dy, ptrdiff_t stride, int depth, int n_min) {
+    for (int i = 0; i < TOKENS; i++)
+        for (int n = 0; n < depth; n += VF_WIDTH) vf_store(s->dy + i * DEPTH + n, FN(load_q)(dy + i * stride + n));
+    for (int i = 0; i < TOKENS; i += 3)
+        for (int b = 0; b < n_min; b += 4) {
+            vf sum[3][4] = {{{0}}};
+            for (int n = 0; n < depth; n += VF_WIDTH)
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) {
+                    const vf m = vf_load(s->min + (b + j) * DEPTH + n);
+#pragma GCC unroll 3
+                    for (int l = 0; l < 3; l++) sum[l][j] += vf_load(s->dy + (i + l) * DEPTH + n) * m;
+                }
+            for (int l = 0; l < 3; l++)
+                for (int j = 0; j < 4; j++) s->minus[(i + l) * MINIMA + b + j] = vf_sum(sum[l][j]);
+        }
+}
+
+/* c (MR x LANES) += S (D a . b - minus); the int32 sums become float32 after every `exact` rows. */
 I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict a, const int16_t *restrict b,
-                                      int depth, int exact, const float *S, const float *minus, int next_minus) {
+                                      int depth, int exact, const float *S, ptrdiff_t stride, float D,
+                                      const float *minus, int next_minus) {
     vf sum[MR][2];
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++) {
-        sum[i][0] = vf_set1(-minus[i * MINIMA]);
-        sum[i][1] = vf_set1(-minus[i * MINIMA + next_minus]);
-    }
+    for (int i = 0; i < MR; i++) sum[i][0] = sum[i][1] = vf_set1(0);
     for (int n = 0; n < depth; n += exact, a += exact, b += exact * LANES) {
         vi acc[MR][2];
         FN(i16_tile)(acc, a, b, MIN(exact, depth - n) / 2);
@@ -396,9 +444,9 @@ I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++, c += LDC) {
-        vf_store(c, vf_load(c) + S[i] * sum[i][0]);
-        vf_store(c + VF_WIDTH, vf_load(c + VF_WIDTH) + S[i] * sum[i][1]);
+    for (int i = 0; i < MR; i++, c += LDC, S += stride, minus += MINIMA) {
+        vf_store(c, vf_load(c) + *S * (D * sum[i][0] - minus[0]));
+        vf_store(c + VF_WIDTH, vf_load(c + VF_WIDTH) + *S * (D * sum[i][1] - minus[next_minus]));
     }
 }
 
@@ -414,35 +462,33 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
     const int scale_columns = p->type == GGML_Q2_K || p->type == GGML_Q3_K || p->type == GGML_Q6_K ? QK : 32;
     const int min_columns = p->type == GGML_Q2_K ? 16 : 32;
     const int column_tiles = n_columns / LANES, groups = ROUND_UP(t1 - t0, TOKENS) / TOKENS;
-    const ptrdiff_t dy_bytes = sizeof(float) * p->N;
-    memset(s->scaled, 0, sizeof s->scaled);             /* of tokens that only fill up a tile */
+    const ptrdiff_t stride = FN(i16_dy_stride)(n);
+    const float *S = packed + t0 * stride + ROUND_UP(n, DEPTH) / 2;
     memset(s->min, 0, sizeof s->min);
     memset(s->minus, 0, sizeof s->minus);
     memset(c, 0, sizeof(float) * groups * TOKENS * LDC);
-    for (const int end = n0 + n; n0 < end; n0 += DEPTH) {
-        const int n_rows = MIN(DEPTH, end - n0), depth = ROUND_UP(n_rows, 32);
-        const uint8_t *blocks = p->weight + n0 * p->row_bytes + k0 / format->block_size * format->type_size;
+    for (int j = 0; j < n; j += DEPTH, S++) {
+        const int n_rows = MIN(DEPTH, n - j), depth = ROUND_UP(n_rows, 32);
+        const uint8_t *blocks = p->weight + (n0 + j) * p->row_bytes + k0 / format->block_size * format->type_size;
         const uint8_t *next_blocks = blocks + n_rows * p->row_bytes;
-        const int next_rows = MIN(DEPTH, end - n0 - n_rows), bytes = n_columns / format->block_size * format->type_size;
+        const int next_rows = MIN(DEPTH, n - j - n_rows), bytes = n_columns / format->block_size * format->type_size;
+        const int16_t *dy = (const int16_t *)(packed + t0 * stride) + j;
         FN(i16_unpack_slice)(s, p, blocks, n_rows, depth, n_columns);
-        for (int group = 0; group < groups; group++) {
-            const int t = t0 + group * TOKENS, n_tokens = MIN(TOKENS, t1 - t);
-            const int next_tokens = MIN(TOKENS, t1 - t - n_tokens);
-            const float *dy = p->dy + (ptrdiff_t)t * p->N + n0, *next_dy = dy + (ptrdiff_t)n_tokens * p->N;
-            for (int i = 0; i < n_tokens; i++) FN(i16_scale_dy)(s, i, dy + (ptrdiff_t)i * p->N, n_rows, depth, limit);
-            if (format->has_min) FN(i16_minima)(s, depth, COLUMNS / min_columns);
+        for (int group = 0; group < groups; group++, dy += TOKENS * 2 * stride) {
+            if (format->has_min) FN(i16_minima)(s, dy, 2 * stride, depth, n_columns / min_columns);
             for (int tile = 0; tile < column_tiles; tile++) {
                 const int k = tile * LANES;
-                FN(i16_prefetch)(next_dy, dy_bytes, next_tokens, sizeof(float) * n_rows, tile, column_tiles);
+                FN(i16_prefetch)(dy + TOKENS * 2 * stride, sizeof(float) * stride, group + 1 < groups ? TOKENS : 0,
+                                 sizeof *dy * depth, tile, column_tiles);
                 FN(i16_prefetch)(next_blocks, p->row_bytes, next_rows, bytes, group * column_tiles + tile,
                                  groups * column_tiles);
-                if (k % scale_columns == 0)
-                    for (int i = 0; i < n_tokens; i += MR)
-                        FN(i16_round_dy)(s->a + i * LDA, s->scaled + i * DEPTH, s->scale + k / 32 * DEPTH, depth);
-                for (int i = 0; i < n_tokens; i += MR)
-                    FN(i16_backward_tile)(c + (t - t0 + i) * LDC + k, s->a + i * LDA, s->w + tile * LDB, depth, exact,
-                                          s->S + i, s->minus + i * MINIMA + k / min_columns,
-                                          VF_WIDTH / min_columns);
+                for (int i = 0; i < TOKENS; i += MR) {
+                    if (k % scale_columns == 0)
+                        FN(i16_scale_dy)(s->a + i * LDA, dy + i * 2 * stride, 2 * stride, s->d + k / 32 * DEPTH, depth);
+                    FN(i16_backward_tile)(c + (group * TOKENS + i) * LDC + k, s->a + i * LDA, s->w + tile * LDB, depth, exact,
+                                          S + (group * TOKENS + i) * stride, stride, s->D[k / 32],
+                                          s->minus + i * MINIMA + k / min_columns, VF_WIDTH / min_columns);
+                }
             }
         }
     }
@@ -454,17 +500,19 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
 }
 
 static const gemm_core FN(i16_core) = {
-    .token_tile = 2 * VF_WIDTH, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS, .fixed_slices = 1,
+    .token_tile = 2 * VF_WIDTH, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS,
     .packed_x = FN(i16_packed_floats), .pack_x = FN(i16_pack_tokens),
     .forward_scratch = FN(i16_forward_scratch), .forward_panel = FN(i16_forward_panel),
+    .packed_dy = FN(i16_packed_dy_floats), .pack_dy = FN(i16_pack_dy),
     .backward_scratch = FN(i16_backward_scratch), .backward_slice = FN(i16_backward_slice),
 };
 /* For q_max > 2048, with x rounded to one bit less: a core of its own, so that what a projection gives does not depend
  * on the types of others that share x. */
 static const gemm_core FN(i16_wide_core) = {
-    .token_tile = 2 * VF_WIDTH, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS, .fixed_slices = 1,
+    .token_tile = 2 * VF_WIDTH, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS,
     .packed_x = FN(i16_packed_floats), .pack_x = FN(i16_wide_pack_tokens),
     .forward_scratch = FN(i16_forward_scratch), .forward_panel = FN(i16_forward_panel),
+    .packed_dy = FN(i16_packed_dy_floats), .pack_dy = FN(i16_wide_pack_dy),
     .backward_scratch = FN(i16_backward_scratch), .backward_slice = FN(i16_backward_slice),
 };
 
@@ -479,3 +527,4 @@ static const gemm_core FN(i16_wide_core) = {
 #undef X_BLOCK
 #undef LDC
 #undef MINIMA
+#undef MAX_CHUNKS

@@ -5,12 +5,12 @@
 #include "simd.h"
 #include "gemm.h"
 
+#define TOKENS_AT_ONCE 512      /* tokens per pass over the weights: bounds packing buffers, keeps partial sums in cache */
+#define DY_COLUMNS 4096         /* columns of dy packed at a time, for the same reason: a multiple of every core's chunk */
+
 #define SIMD_BODY "linear_body.h"
 #include "simd_foreach.h"
 #include "gemm_amx.h"
-
-#define TOKENS_AT_ONCE 512      /* tokens per pass over the weights: bounds packing buffers and keeps partial sums in cache */
-#define DY_COLUMNS 4096         /* columns of dy packed at a time, for the same reason: a multiple of every core's chunk of rows */
 
 #if SIMD_X86
 static void amx_core_pack_x(float *packed, const float *x, int T, int K, int tile) {
@@ -56,7 +56,6 @@ static int linear_panel_rows(const gemm_core *core, int N, int n_threads) {
 /* Columns of W a slice, which starts at a block boundary: wide, since dy passes by once for each slice, but as many slices as divide
  * evenly among the threads. */
 static int linear_slice_columns(const gemm_core *core, int K, int block, int n_threads) {
-    if (core->fixed_slices) return core->slice_columns;
     const int slices = ROUND_UP((K + core->slice_columns - 1) / core->slice_columns, n_threads);
     return MIN(core->slice_columns, ROUND_UP((K + slices - 1) / slices, MAX(block, 32)));
 }

@@ -5,6 +5,7 @@
 
 typedef float FN(vf_type) __attribute__((vector_size(4 * VF_WIDTH), may_alias));
 typedef int FN(vi_type) __attribute__((vector_size(4 * VF_WIDTH), may_alias));
+typedef short FN(vh_type) __attribute__((vector_size(4 * VF_WIDTH), may_alias));
 typedef double FN(vd_type) __attribute__((vector_size(4 * VF_WIDTH), may_alias));
 
 #ifndef VEC_H_NAMES      /* the short names; they expand through FN, so one definition serves every instruction set */
@@ -12,6 +13,7 @@ typedef double FN(vd_type) __attribute__((vector_size(4 * VF_WIDTH), may_alias))
 #define VF_INLINE static inline __attribute__((always_inline, unused))
 #define vf FN(vf_type)
 #define vi FN(vi_type)
+#define vh FN(vh_type)
 #define vd FN(vd_type)
 #define vf_set1 FN(vf_set1_)
 #define vf_load FN(vf_load_)
