@@ -20,6 +20,8 @@ from lorafast.quants import dequantize
 
 OPENBLAS = Path(__file__).parent / "peers/openblas.py"
 OPENBLAS_KERNELS = {"avx2": "Haswell"}      # what OpenBLAS is held to where ours is held to an ISA; else it chooses
+SPIN = "20"     # OpenBLAS's threads wait for the next call for 2^20 cycles before they sleep; by default so long that they
+                # would hold a core during our turn
 
 SHAPES_7B = ((4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096))           # (N, K)
 SHAPES_SMALL = ((768, 768), (2048, 768), (768, 2048), (2048, 2048), (5632, 2048), (2048, 5632))     # 160m, 1b
@@ -50,7 +52,7 @@ def bench_products(cases: Sequence[tuple[str, int, int, int]], isas: Sequence[st
         for isa in isas:
             for n in threads:
                 environment = {"OPENBLAS_NUM_THREADS": str(n), "OPENBLAS_CORETYPE": OPENBLAS_KERNELS.get(isa),
-                               "OPENBLAS_L2_SIZE": None}
+                               "OPENBLAS_L2_SIZE": None, "OPENBLAS_THREAD_TIMEOUT": SPIN}
                 workers[isa, n] = stack.enter_context(Worker(OPENBLAS, environment=environment))
         for type, T, N, K in cases:
             product = Product(GGMLType[type], T, N, K)

@@ -15,7 +15,8 @@
 #define F32_DEPTH 256           /* values along K unpacked at a time: 96 x 256 float32 is 96 KB of L2 */
 #define F32_LDW (F32_DEPTH + 16)  /* padded, so that the rows of a panel don't fall on the same cache sets */
 #define F32_COLUMNS 256         /* columns of W in a slice (backward): a multiple of every block size */
-#define F32_CHUNK 64            /* rows of W unpacked at a time (backward) */
+#define F32_CHUNK 128           /* rows of W unpacked at a time (backward) */
+#define F32_LDC (F32_COLUMNS + 16)  /* floats from row to row of the sums of dx (backward) */
 
 /* c (MR x LANES, row stride ldc) += a (MR x depth, row stride lda) . b (depth x LANES, row stride ldb). */
 static void FN(f32_tile)(float *restrict c, ptrdiff_t ldc, const float *restrict a, ptrdiff_t lda, const float *restrict b,
@@ -92,7 +93,8 @@ static ptrdiff_t FN(f32_forward_scratch)(int T) { return F32_ROWS * F32_LDW + (p
 
 /* Rows n0 .. n0+n_rows (at most F32_ROWS) of W times all T tokens. */
 static void FN(f32_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch) {
-    const int padded = ROUND_UP(n_rows, MR), ldc = ROUND_UP(T, LANES) + 16;
+    const ggml_format *format = &ggml_formats[p->type];
+    const int padded = ROUND_UP(n_rows, MR), tiles = ROUND_UP(T, LANES) / LANES, ldc = tiles * LANES + 16;
     float *w = scratch, *c = scratch + F32_ROWS * F32_LDW;
     memset(c, 0, sizeof(float) * padded * ldc);
     for (int k0 = 0; k0 < K; k0 += F32_DEPTH) {
@@ -100,51 +102,53 @@ static void FN(f32_forward_panel)(const projection *p, const float *packed, int 
         for (int i = 0; i < padded; i++)
             if (i < n_rows) FN(unpack_to_f32)(p->type, p->weight + (n0 + i) * p->row_bytes, k0, depth, w + i * F32_LDW);
             else memset(w + i * F32_LDW, 0, sizeof(float) * depth);
-        for (int tile = 0; tile < ROUND_UP(T, LANES) / LANES; tile++)
+        const uint8_t *next = p->weight + n0 * p->row_bytes + (ptrdiff_t)(k0 + depth) / format->block_size * format->type_size;
+        const int next_bytes = MIN(F32_DEPTH, K - k0 - depth) / format->block_size * format->type_size;
+        for (int tile = 0; tile < tiles; tile++) {
+            FN(prefetch_rows)(next, p->row_bytes, n_rows, next_bytes, tile, tiles);
             for (int i = 0; i < padded; i += MR)
                 FN(f32_tile)(c + (ptrdiff_t)i * ldc + tile * LANES, ldc, w + i * F32_LDW, F32_LDW,
                              packed + ((ptrdiff_t)tile * K + k0) * LANES, LANES, depth);
+        }
     }
     FN(write_outputs)(p, c, ldc, n0, n_rows, T);
 }
 
 /* --- backward --- */
 
-static ptrdiff_t FN(f32_backward_scratch)(int T) { return F32_CHUNK * F32_COLUMNS + MR * LANES + MR * F32_CHUNK; }
-
-/* A tile at the edge: its inputs and outputs are copied to where a whole tile can be read and written. */
-static void FN(f32_edge_tile)(float *dx, int K, const float *dy, int N, const float *w, int depth, int rows, int columns,
-                              float *scratch) {
-    float *c = scratch, *a = scratch + MR * LANES;
-    memset(scratch, 0, sizeof(float) * (MR * LANES + MR * F32_CHUNK));
-    for (int i = 0; i < rows; i++) {
-        memcpy(c + i * LANES, dx + (ptrdiff_t)i * K, sizeof(float) * columns);
-        memcpy(a + i * F32_CHUNK, dy + (ptrdiff_t)i * N, sizeof(float) * depth);
-    }
-    FN(f32_tile)(c, LANES, a, F32_CHUNK, w, F32_COLUMNS, depth);
-    for (int i = 0; i < rows; i++) memcpy(dx + (ptrdiff_t)i * K, c + i * LANES, sizeof(float) * columns);
+static ptrdiff_t FN(f32_backward_scratch)(int T) {
+    return F32_CHUNK * F32_COLUMNS + F32_COLUMNS + MR * F32_CHUNK + (ptrdiff_t)ROUND_UP(T, MR) * F32_LDC;
 }
 
-/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection; n_columns is at most F32_COLUMNS. */
+/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection; n_columns is at most F32_COLUMNS. All that a
+ * tile touches is copied together first: rows of dx and dy often lie a power of two apart and would fall on the same cache sets. */
 static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
                                    int t0, int t1, float *scratch) {
-    float *w = scratch, *edge = scratch + F32_CHUNK * F32_COLUMNS;
-    const int N = p->N, padded = ROUND_UP(n_columns, LANES);
+    float *w = scratch, *row = w + F32_CHUNK * F32_COLUMNS, *a = row + F32_COLUMNS, *c = a + MR * F32_CHUNK;
+    const ggml_format *format = &ggml_formats[p->type];
+    const int tiles = ROUND_UP(n_columns, LANES) / LANES, T = t1 - t0, bytes = n_columns / format->block_size * format->type_size;
+    memset(c, 0, sizeof(float) * ROUND_UP(T, MR) * F32_LDC);
+    memset(row, 0, sizeof(float) * F32_COLUMNS);
+    memset(a, 0, sizeof(float) * MR * F32_CHUNK);
     for (const int end = n0 + n; n0 < end; n0 += F32_CHUNK) {
-        const int depth = MIN(F32_CHUNK, end - n0);
-        for (int i = 0; i < depth; i++) {
-            FN(unpack_to_f32)(p->type, p->weight + (n0 + i) * p->row_bytes, k0, n_columns, w + i * F32_COLUMNS);
-            memset(w + i * F32_COLUMNS + n_columns, 0, sizeof(float) * (padded - n_columns));
+        const int depth = MIN(F32_CHUNK, end - n0), next_rows = MIN(F32_CHUNK, end - n0 - depth);
+        const uint8_t *blocks = p->weight + n0 * p->row_bytes + k0 / format->block_size * format->type_size;
+        for (int i = 0; i < depth; i++) {               /* w[column / LANES][row][LANES] */
+            FN(unpack_to_f32)(p->type, p->weight + (n0 + i) * p->row_bytes, k0, n_columns, row);
+            for (int tile = 0; tile < tiles; tile++)
+                memcpy(w + (tile * F32_CHUNK + i) * LANES, row + tile * LANES, sizeof(float) * LANES);
         }
-        for (int t = t0; t < t1; t += MR)
-            for (int k = 0; k < n_columns; k += LANES) {
-                const int rows = MIN(MR, t1 - t), columns = MIN(LANES, n_columns - k);
-                float *out = dx + (ptrdiff_t)t * K + k0 + k;
-                const float *in = p->dy + (ptrdiff_t)t * N + n0;
-                if (rows == MR && columns == LANES) FN(f32_tile)(out, K, in, N, w + k, F32_COLUMNS, depth);
-                else FN(f32_edge_tile)(out, K, in, N, w + k, depth, rows, columns, edge);
-            }
+        for (int t = 0; t < T; t += MR) {
+            FN(prefetch_rows)(blocks + depth * p->row_bytes, p->row_bytes, next_rows, bytes, t / MR, ROUND_UP(T, MR) / MR);
+            for (int i = 0; i < MIN(MR, T - t); i++)
+                memcpy(a + i * F32_CHUNK, p->dy + (ptrdiff_t)(t0 + t + i) * p->N + n0, sizeof(float) * depth);
+            for (int tile = 0; tile < tiles; tile++)
+                FN(f32_tile)(c + (ptrdiff_t)t * F32_LDC + tile * LANES, F32_LDC, a, F32_CHUNK, w + tile * F32_CHUNK * LANES, LANES,
+                             depth);
+        }
     }
+    for (int t = 0; t < T; t++)
+        for (int k = 0; k < n_columns; k++) dx[(ptrdiff_t)(t0 + t) * K + k0 + k] += c[(ptrdiff_t)t * F32_LDC + k];
 }
 #undef MR
 #undef LANES

@@ -124,17 +124,6 @@ I16_INLINE vi FN(i16_pair)(vi first, vi second) {
 }
 #endif
 
-/* Part `part` of `parts` of fetching `bytes` of each of n_rows rows into the second-level cache: what comes next, while
- * this is computed with. Rows lie far apart, where the processor's own prefetching does not follow; and few lines can
- * be on their way at a time, so the work is spread. */
-I16_INLINE void FN(i16_prefetch)(const void *rows, ptrdiff_t row_bytes, int n_rows, int bytes, int part, int parts) {
-    for (int i = n_rows * part / parts; i < n_rows * (part + 1) / parts; i++) {
-        const uint8_t *row = (const uint8_t *)rows + i * row_bytes;
-        for (int b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
-        if (bytes % 64) __builtin_prefetch(row + bytes - 1, 0, 2);
-    }
-}
-
 /* ---- forward ---- */
 
 static ptrdiff_t FN(i16_packed_floats)(int T, int K) {
@@ -221,7 +210,7 @@ I16_INLINE void FN(i16_forward_tile)(float *restrict c, ptrdiff_t ldc, const int
 I16_INLINE void FN(i16_forward_tiles)(float *c, ptrdiff_t ldc, const int16_t *w, const float *scale, const float *min,
                                       const float *x, const float *next_x, int n_rows, int n_blocks, int n_min) {
     for (int i = 0; i < n_rows; i += MR) {
-        FN(i16_prefetch)(next_x, 64, n_blocks * X_BLOCK / 16, 64, i / MR, n_rows / MR);
+        FN(prefetch_rows)(next_x, 64, n_blocks * X_BLOCK / 16, 64, i / MR, n_rows / MR);
         FN(i16_forward_tile)(c + i * ldc, ldc, w + i * LDA, scale + i * DEPTH / 32, min + i * DEPTH / 16, x, n_blocks,
                              n_min);
     }
@@ -259,7 +248,7 @@ static void FN(i16_forward_panel)(const projection *p, const float *packed, int 
         for (int tile = 0; tile < tiles; tile++) {
             const float *next_x = tile + 1 < tiles ? x + x_tile : packed + (ptrdiff_t)(k0 + depth) / 32 * X_BLOCK;
             float *sums = c + tile * LANES;
-            FN(i16_prefetch)(next_row, p->row_bytes, n_rows, next_bytes, tile, tiles);
+            FN(prefetch_rows)(next_row, p->row_bytes, n_rows, next_bytes, tile, tiles);
             if (n_min == 0) FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 0);
             else if (n_min == 1) FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 1);
             else FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 2);
@@ -478,9 +467,9 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
             if (format->has_min) FN(i16_minima)(s, dy, 2 * stride, depth, n_columns / min_columns);
             for (int tile = 0; tile < column_tiles; tile++) {
                 const int k = tile * LANES;
-                FN(i16_prefetch)(dy + TOKENS * 2 * stride, sizeof(float) * stride, group + 1 < groups ? TOKENS : 0,
+                FN(prefetch_rows)(dy + TOKENS * 2 * stride, sizeof(float) * stride, group + 1 < groups ? TOKENS : 0,
                                  sizeof *dy * depth, tile, column_tiles);
-                FN(i16_prefetch)(next_blocks, p->row_bytes, next_rows, bytes, group * column_tiles + tile,
+                FN(prefetch_rows)(next_blocks, p->row_bytes, next_rows, bytes, group * column_tiles + tile,
                                  groups * column_tiles);
                 for (int i = 0; i < TOKENS; i += MR) {
                     if (k % scale_columns == 0)

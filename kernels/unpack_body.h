@@ -288,9 +288,16 @@ static const unpack_function FN(unpackers)[GGML_N_TYPES] = {
 
 static void FN(unpack_f32_to_f32)(const void *values, int n, float *out) { memcpy(out, values, sizeof(float) * n); }
 
+/* The upper half of a float32. */
 static void FN(unpack_bf16_to_f32)(const void *values, int n, float *out) {
     const uint8_t *p = values;
-    for (int i = 0; i < n; i++) {
+    int i = 0;
+    for (; i + VF_WIDTH <= n; i += VF_WIDTH) {
+        uint16_t h __attribute__((vector_size(2 * VF_WIDTH)));
+        memcpy(&h, p + 2 * i, sizeof h);
+        vf_store(out + i, (vf)(__builtin_convertvector(h, vi) << 16));
+    }
+    for (; i < n; i++) {
         uint16_t h;
         memcpy(&h, p + 2 * i, 2);
         out[i] = bf16_to_f32(h);
