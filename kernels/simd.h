@@ -40,6 +40,11 @@
 #define SIMD_TARGET_END SIMD_PRAGMA(GCC pop_options)
 #endif
 
+/* What the AVX-512 variants need. tests/native/avx512_in_c.h defines it otherwise. */
+#ifndef SIMD_AVX512
+#define SIMD_AVX512 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+#endif
+
 /* Ordered: a machine that runs one runs all below it. ISA_NEON is the only step above scalar on AArch64. */
 enum { ISA_SCALAR = 0, ISA_NEON = 1, ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_AMX = 3 };
 
@@ -74,6 +79,9 @@ static inline int simd_best_isa(void) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && simd_cpu_has_f16c()) {
         isa = ISA_AVX2;
+#ifdef SIMD_AVX512_IN_C
+        return best = ISA_AVX512;
+#endif
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
             isa = ISA_AVX512;

@@ -21,7 +21,7 @@ SIMD_TARGET("avx2,fma,f16c")
 #undef SIMD_IS_AVX2
 SIMD_TARGET_END
 
-SIMD_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+SIMD_TARGET(SIMD_AVX512)
 #define SIMD_SUFFIX avx512
 #define VF_WIDTH 16
 #define SIMD_IS_AVX512 1

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks the kernels on every instruction set within reach, without Python: this machine's, and AArch64 under QEMU where a cross compiler
-# and qemu-aarch64 are installed. clang, where installed, checks that it can compile them. Threads are not part of it.
+# Checks the kernels on every instruction set within reach, without Python: this machine's, AVX-512 in any case (avx512_in_c.h), and
+# AArch64 under QEMU where a cross compiler and qemu-aarch64 are installed; clang's code, too, where it is installed. Threads are not
+# part of it.
 #   CC             compiler for this machine
 #   WANT_AARCH64=1 to fail where AArch64 can't be checked
 set -euo pipefail
@@ -28,6 +29,11 @@ compile "$host" "${CC:-cc}"
 "${CC:-cc}" "$build/$host"/*.o -o "$build/$host/check_kernels" -lm
 check "$host"
 
+if [ "$host" = x86_64 ]; then
+    compile avx512-in-c "${CC:-cc}" -include avx512_in_c.h
+    "${CC:-cc}" "$build/avx512-in-c"/*.o -o "$build/avx512-in-c/check_kernels" -lm
+    check avx512-in-c
+fi
 if [ "$host" != aarch64 ] && have aarch64-linux-gnu-gcc && have qemu-aarch64; then
     compile aarch64 aarch64-linux-gnu-gcc
     aarch64-linux-gnu-gcc -static "$build/aarch64"/*.o -o "$build/aarch64/check_kernels" -lm
