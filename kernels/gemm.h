@@ -3,14 +3,14 @@
  * Forward   y  (T, N)  = x (T, K) . W^T      lanes run along tokens:  y^T[n][t] = sum_k W[n][k] x^T[k][t]
  * Backward  dx (T, K) += dy (T, N) . W       lanes run along columns: dx[t][k] += sum_n dy[t][n] W[n][k]
  *
- * In both, W keeps the order it has in the file: a row is unpacked once into cache, as it lies, and used for all tokens. What has
- * to be transposed is x, once for all rows of W (and for all projections that share x), and the finished tiles of y.
+ * In both, W keeps the order it has in the file: a row is unpacked once into cache, as it lies, and used for all
+ * tokens. What has to be transposed is x, once for all rows of W (and for all projections that share x), and the
+ * finished tiles of y.
  *
- * A core (gemm_f32_body.h, gemm_i16_body.h, gemm_amx.h) is a table of functions: pack x, compute a panel of rows of y, pack dy, and
- * compute a slice of columns of dx. linear.pyx deals them out to threads. Each output element belongs to one thread and
- * its sum runs in an order that depends on nothing but its own indices and the constants below, so results do not depend on
- * the number of threads.
- */
+ * A core (gemm_f32_body.h, gemm_i16_body.h, gemm_amx.h) is a table of functions: pack x, compute a panel of rows of y,
+ * pack dy, and compute a slice of columns of dx. linear.pyx deals them out to threads. Each output element belongs to
+ * one thread and its sum runs in an order that depends on nothing but its own indices and the constants below, so
+ * results do not depend on the number of threads. */
 #ifndef LORAFAST_GEMM_H
 #define LORAFAST_GEMM_H
 
@@ -35,8 +35,9 @@ typedef struct {
     const float *v;         /* (R, N) forward, (R, K) backward */
 } projection;
 
-/* Sizes are in floats. x has tokens in tiles of token_tile, packed one at a time; rows of W come in panels of at most panel_rows,
- * a multiple of panel_unit; columns of W in slices of at most slice_columns, a multiple of every block size. */
+/* Sizes are in floats. x has tokens in tiles of token_tile, packed one at a time; rows of W come in panels of at most
+ * panel_rows, a multiple of panel_unit; columns of W in slices of at most slice_columns, a multiple of every block
+ * size. */
 struct gemm_core {
     int token_tile, panel_rows, panel_unit, slice_columns;
     ptrdiff_t (*packed_x)(int T, int K);

@@ -1,8 +1,8 @@
 /* The AMX core (Intel, Sapphire Rapids and later): tiles of bfloat16, float32 sums, 1024 operations a cycle.
  *
- * A float32 is split into two bfloat16, v = high + low, which keeps 16 of its 24 significant bits. Of the four products of a
- * split x split the smallest, low . low, is dropped (below 2^-16 of the whole). Three tile products in place of one still run
- * five times as fast as float32 arithmetic, with a normalised mean square error of about 1e-10.
+ * A float32 is split into two bfloat16, v = high + low, which keeps 16 of its 24 significant bits. Of the four products
+ * of a split x split the smallest, low . low, is dropped (below 2^-16 of the whole). Three tile products in place of
+ * one still run five times as fast as float32 arithmetic, with a normalised mean square error of about 1e-10.
  *
  * A tile is 1 KB: 16 rows of 64 bytes. TDPBF16PS computes C[16][16] += A[16][32] . B[32][16], B as 16 rows of (even, odd) pairs.
  *   forward   C = y^T tile    A = rows of W as they lie           B = x^T, pairs along k
@@ -27,8 +27,8 @@ SIMD_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512b
 
 typedef uint16_t bf16;
 
-/* Every tile register as 16 rows of 64 bytes. In read-only memory: GCC 12 takes the instruction to read 8 bytes of it only, and would
- * leave out stores to the rest. */
+/* Every tile register as 16 rows of 64 bytes. In read-only memory: GCC 12 takes the instruction to read 8 bytes of it
+ * only, and would leave out stores to the rest. */
 static const struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t bytes_per_row[16];
@@ -47,7 +47,8 @@ static inline __attribute__((always_inline)) void amx_split(__m512 a, __m512 b, 
     *low = (__m512i)_mm512_cvtne2ps_pbh(_mm512_sub_ps(b, hb), _mm512_sub_ps(a, ha));
 }
 
-/* C (32 x 32 float32, four tiles) = or += three of the four products of split A and split B over `quads` times 32 values. */
+/* C (32 x 32 float32, four tiles) = or += three of the four products of split A and split B over `quads` times 32
+ * values. */
 static void amx_tile_product(float *c, ptrdiff_t ldc, const bf16 *a, const bf16 *b, int quads, int accumulate) {
     const int stride = (int)(ldc * sizeof(float));
     if (accumulate) {
@@ -107,8 +108,8 @@ static inline __attribute__((always_inline)) void amx_load_32(const float *v, in
     }
 }
 
-/* A stretch of a row of W, k0 .. k0+n (at most 256), as it comes out of the unpackers: integers and scales, which amx_row_32
- * turns to float32 on the way to the tiles, or float32 for the float types. Begins at a block boundary. */
+/* A stretch of a row of W, k0 .. k0+n (at most 256), as it comes out of the unpackers: integers and scales, which
+ * amx_row_32 turns to float32 on the way to the tiles, or float32 for the float types. Begins at a block boundary. */
 typedef struct {
     int16_t q[AMX_DEPTH] __attribute__((aligned(64)));
     float scale[AMX_DEPTH / 32], min[AMX_DEPTH / 16];
@@ -246,8 +247,8 @@ static void amx_interleave_rows(bf16 *w, const projection *p, int n0, int k0, in
     }
 }
 
-/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection, dy packed for these n; t0 is a multiple of 32.
- * The sum is made in scratch: rows of dx lie so far apart that 32 of them don't fit into L1 together. */
+/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection, dy packed for these n; t0 is a multiple
+ * of 32. The sum is made in scratch: rows of dx lie so far apart that 32 of them don't fit into L1 together. */
 static void amx_backward_slice(float *dx, int K, const projection *p, const bf16 *packed, int n0, int n, int k0, int n_columns,
                                int t0, int t1, float *scratch) {
     bf16 *w = (bf16 *)scratch;                          /* [column / 32][quad] */

@@ -28,8 +28,8 @@ static inline __attribute__((always_inline)) void FN(add_low_rank_row)(float *ou
     }
 }
 
-/* Rows n0 .. n0+n_rows of y^T, finished in c (row stride ldc), become columns of y, with residual and rank-R update added while they
- * are in L1. c is readable up to multiples of VF_WIDTH. */
+/* Rows n0 .. n0+n_rows of y^T, finished in c (row stride ldc), become columns of y, with residual and rank-R update
+ * added while they are in L1. c is readable up to multiples of VF_WIDTH. */
 static void FN(write_outputs)(const projection *p, const float *c, ptrdiff_t ldc, int n0, int n_rows, int T) {
     const ptrdiff_t N = p->N;
     for (int t0 = 0; t0 < T; t0 += VF_WIDTH) {

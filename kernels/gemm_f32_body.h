@@ -120,8 +120,9 @@ static ptrdiff_t FN(f32_backward_scratch)(int T) {
     return F32_CHUNK * F32_COLUMNS + F32_COLUMNS + MR * F32_CHUNK + (ptrdiff_t)ROUND_UP(T, MR) * F32_LDC;
 }
 
-/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection; n_columns is at most F32_COLUMNS. All that a
- * tile touches is copied together first: rows of dx and dy often lie a power of two apart and would fall on the same cache sets. */
+/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection; n_columns is at most F32_COLUMNS. All
+ * that a tile touches is copied together first: rows of dx and dy often lie a power of two apart and would fall on the
+ * same cache sets. */
 static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
                                    int t0, int t1, float *scratch) {
     float *w = scratch, *row = w + F32_CHUNK * F32_COLUMNS, *a = row + F32_COLUMNS, *c = a + MR * F32_CHUNK;

@@ -12,8 +12,9 @@
 #define GEMV_AHEAD 4096         /* bytes; half as many or twice as many are slower */
 #define GEMV_INLINE static inline __attribute__((always_inline, unused))
 
-/* Fetches the n bytes that come GEMV_AHEAD after p into the second-level cache. The processor's own prefetching stops at the
- * end of each page and keeps too little on its way: with it alone, Q8_0 comes at little more than half the speed. */
+/* Fetches the n bytes that come GEMV_AHEAD after p into the second-level cache. The processor's own prefetching stops
+ * at the end of each page and keeps too little on its way: with it alone, Q8_0 comes at little more than half the
+ * speed. */
 GEMV_INLINE void gemv_prefetch(const void *p, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + GEMV_AHEAD + i, 0, 2);
 }
@@ -36,7 +37,8 @@ GEMV_INLINE vf FN(load_q8)(const int8_t *q) {
 #endif
 }
 
-/* Packed x: T rows of x, zeros up to whole 256 values, and then T rows of sums over 16 values each, which the minima multiply. */
+/* Packed x: T rows of x, zeros up to whole 256 values, and then T rows of sums over 16 values each, which the minima
+ * multiply. */
 #define PADDED(K) (ptrdiff_t)ROUND_UP(K, QK)
 static ptrdiff_t FN(gemv_packed_floats)(int T, int K) { return T * (PADDED(K) + PADDED(K) / 16); }
 
@@ -72,7 +74,8 @@ GEMV_INLINE void FN(gemv_block_q8_0)(vf *sum, const block_q8_0 *b, const float *
     FN(gemv_block)(sum, q, FN(f16)(b->d), x, ldx, T);
 }
 
-/* Q8_0 takes the least work a byte, so memory has to be quickest for it: two rows at a time, far apart, come faster than one. */
+/* Q8_0 takes the least work a byte, so memory has to be quickest for it: two rows at a time, far apart, come faster
+ * than one. */
 GEMV_INLINE void FN(gemv_rows_q8_0)(const projection *p, const float *x, int T, int K, int n0, int n_rows) {
     const int half = (n_rows + 1) / 2, last = n0 + n_rows - 1;
     for (int n = n0; n < n0 + half; n++) {

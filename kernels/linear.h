@@ -47,14 +47,15 @@ static const gemm_core *linear_forward_core(int type, int T) {
     return T <= GEMV_TOKENS ? DISPATCH(core_for_few)() : linear_core(type);
 }
 
-/* Rows of W a panel, for N rows in all. As many panels as divide evenly among the threads, so that none waits for another. */
+/* Rows of W a panel, for N rows in all. As many panels as divide evenly among the threads, so that none waits for
+ * another. */
 static int linear_panel_rows(const gemm_core *core, int N, int n_threads) {
     const int panels = ROUND_UP((N + core->panel_rows - 1) / core->panel_rows, 2 * n_threads);
     return MIN(core->panel_rows, ROUND_UP((N + panels - 1) / panels, core->panel_unit));
 }
 
-/* Columns of W a slice, which starts at a block boundary: wide, since dy passes by once for each slice, but as many slices as divide
- * evenly among the threads. */
+/* Columns of W a slice, which starts at a block boundary: wide, since dy passes by once for each slice, but as many
+ * slices as divide evenly among the threads. */
 static int linear_slice_columns(const gemm_core *core, int K, int block, int n_threads) {
     const int slices = ROUND_UP((K + core->slice_columns - 1) / core->slice_columns, n_threads);
     return MIN(core->slice_columns, ROUND_UP((K + slices - 1) / slices, MAX(block, 32)));

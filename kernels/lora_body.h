@@ -1,5 +1,5 @@
-/* Products with the few long rows of LoRA's A and B. Rows are taken four at a time, so that each value of x or dy that is loaded
- * serves four of them. */
+/* Products with the few long rows of LoRA's A and B. Rows are taken four at a time, so that each value of x or dy that
+ * is loaded serves four of them. */
 
 /* h[r] = scale * x . V[r], r < R, for one token; V has rows of J floats. */
 static void FN(lora_project_row)(float *restrict h, const float *restrict x, const float *restrict V, ptrdiff_t R, ptrdiff_t J,
