@@ -153,6 +153,14 @@ def lora_backward(T: int) -> Arguments:
                 B=normal(RANK, C), h=normal(T, RANK), scale=1.0)
 
 
+def dora_forward(T: int) -> Arguments:
+    return dict(y=zeros(T, C), out=zeros(T, C), z=normal(T, C), gain=normal(C), residual=normal(T, C))
+
+
+def dora_backward(T: int) -> Arguments:
+    return dict(dz=zeros(T, C), dm=zeros(C), dy=normal(T, C), y=normal(T, C), m=normal(C), gain=normal(C))
+
+
 def attention_forward(T: int, H: int, HKV: int, D: int) -> Arguments:
     whole = np.array([0, T], np.int32)
     return dict(o=zeros(T, H * D), lse=zeros(T, H), q=normal(T, H * D), k=normal(T, HKV * D), v=normal(T, HKV * D),
@@ -198,6 +206,8 @@ OPS = [
     Op("lora", "lora_forward", lora_forward, 4096, ("x", "A"), "memory read", out=("h",)),
     Op("lora", "lora_backward", lora_backward, 4096, ("x", "dy", "B"), "memory read", out=("c",),
        gradients=("dA", "dB")),
+    Op("dora", "dora_forward", dora_forward, 4096, ("z", "residual"), "memory scale", out=("y", "out")),
+    Op("dora", "dora_backward", dora_backward, 4096, ("dy", "y"), "memory scale", out=("dz",), gradients=("dm",)),
 ]
 
 

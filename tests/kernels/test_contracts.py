@@ -163,6 +163,16 @@ def lora_backward(rng, T, K):
                 B=normal(rng, 3, 21), h=normal(rng, T, 3), scale=0.5)
 
 
+def dora_forward(rng, T, N):
+    return dict(y=new(T, N), out=new(T, N), z=normal(rng, T, N), gain=normal(rng, N), residual=normal(rng, T, N))
+
+
+def dora_backward(rng, T, N):
+    m = normal(rng, N)
+    m[::4] = 0
+    return dict(dz=new(T, N), dm=normal(rng, N), dy=normal(rng, T, N), y=normal(rng, T, N), m=m, gain=normal(rng, N))
+
+
 class KnownWeight(Weight):
     dense: np.ndarray      # what the twin takes
 
@@ -213,6 +223,8 @@ OPS = [
     Op("attention", "attention_backward", attention_backward, accumulated=("dq", "dk", "dv"), widths=HEADS),
     Op("lora", "lora_forward", lora_forward, out=("h",)),
     Op("lora", "lora_backward", lora_backward, out=("c",), accumulated=("dA", "dB")),
+    Op("dora", "dora_forward", dora_forward, out=("y", "out")),
+    Op("dora", "dora_backward", dora_backward, out=("dz",), accumulated=("dm",)),
     Op("linear", "linear_forward", linear_forward, out=("ys",), widths=BLOCKS, limit=INT16),
     Op("linear", "linear_backward", linear_backward, accumulated=("dx",), widths=BLOCKS, limit=INT16),
 ]

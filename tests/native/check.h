@@ -14,6 +14,7 @@
 void check_adam(void);
 void check_attention(void);
 void check_cross_entropy(void);
+void check_dora(void);
 void check_linear(void);
 void check_lora(void);
 void check_rms_norm(void);
