@@ -110,11 +110,12 @@ def gated_forward(T: int) -> Arguments:
 
 
 def gated_backward(T: int) -> Arguments:
-    return dict(dgate=zeros(T, F), dup=zeros(T, F), dh=normal(T, F), gate=normal(T, F), up=normal(T, F))
+    return dict(dgate=zeros(T, F), dup=zeros(T, F), dh=normal(T, F), gate=normal(T, F), up=normal(T, F), accumulate=True)
 
 
 def gated_in_place(T: int) -> Arguments:
-    return dict(gate=normal(T, F), up=normal(T, F), dh=normal(T, F))
+    gate, up = normal(T, F), normal(T, F)
+    return dict(dgate=gate, dup=up, dh=normal(T, F), gate=gate, up=up, accumulate=False)
 
 
 def loss_forward(T: int) -> Arguments:
@@ -190,10 +191,10 @@ OPS = [
     Op("rope", "rope_backward", rope_gradient, 4096, ("dy", "cos", "sin"), "memory update", gradients=("dx",)),
     Op("swiglu", "swiglu_forward", gated_forward, 2048, peak="memory scale", **GATED),
     Op("swiglu", "swiglu_backward", gated_backward, 2048, peak="memory update", **GATED_BACKWARD),
-    Op("swiglu", "swiglu_backward_in_place", gated_in_place, 2048, ("dh",), "memory update", changed=("gate", "up")),
+    Op("swiglu", "swiglu_backward", gated_in_place, 2048, ("dh",), "memory update", changed=("dgate", "dup"), label="in place"),
     Op("swiglu", "geglu_forward", gated_forward, 2048, peak="memory scale", **GATED),
     Op("swiglu", "geglu_backward", gated_backward, 2048, peak="memory update", **GATED_BACKWARD),
-    Op("swiglu", "geglu_backward_in_place", gated_in_place, 2048, ("dh",), "memory update", changed=("gate", "up")),
+    Op("swiglu", "geglu_backward", gated_in_place, 2048, ("dh",), "memory update", changed=("dgate", "dup"), label="in place"),
     Op("cross_entropy", "cross_entropy_forward", loss_forward, 1024, ("logits",), "memory read", out=("loss",)),
     Op("cross_entropy", "cross_entropy_backward", loss_backward, 1024, ("logits",), "memory update",
        gradients=("dlogits",)),

@@ -22,8 +22,8 @@ cdef extern from *:
     row_type geglu_row "DISPATCH(geglu_row)"
     backward_row_type swiglu_backward_row "DISPATCH(swiglu_backward_row)"
     backward_row_type geglu_backward_row "DISPATCH(geglu_backward_row)"
-    backward_row_type swiglu_in_place_row "DISPATCH(swiglu_in_place_row)"
-    backward_row_type geglu_in_place_row "DISPATCH(geglu_in_place_row)"
+    backward_row_type swiglu_overwrite_row "DISPATCH(swiglu_overwrite_row)"
+    backward_row_type geglu_overwrite_row "DISPATCH(geglu_overwrite_row)"
 
 
 cdef gated_forward(const char *op, row_type row, float[:, ::1] h, const float[:, ::1] gate, const float[:, ::1] up,
@@ -61,29 +61,19 @@ def swiglu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, 
 
 
 def swiglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, const float[:, ::1] dh not None,
-                    const float[:, ::1] gate not None, const float[:, ::1] up not None, int n_threads):
+                    const float[:, ::1] gate not None, const float[:, ::1] up not None, bint accumulate, int n_threads):
     """Differentiates h = gate σ(gate) · up:
 
     dgate  += dh · up · σ(gate) (1 + gate (1 - σ(gate)))
     dup    += dh · gate σ(gate)
 
-    dgate, dup    float32 (T, F), accumulated
+    dgate, dup    float32 (T, F), accumulated; or OUT, overwritten, where accumulate is false: then they may be gate and up,
+                  or one of them dh, itself
     dh            float32 (T, F)
     gate, up      float32 (T, F), as in forward
     Raises ValueError for a shape that does not fit. Twin: lorafast.reference.swiglu.
     """
-    gated_backward("swiglu_backward", swiglu_backward_row, dgate, dup, dh, gate, up, n_threads)
-
-
-def swiglu_backward_in_place(float[:, ::1] gate not None, float[:, ::1] up not None, const float[:, ::1] dh not None,
-                             int n_threads):
-    """As swiglu_backward, but gate and up become their gradients: for the last use of them, without further memory.
-
-    gate, up    float32 (T, F), as in forward; OUT their gradients
-    dh          float32 (T, F)
-    Raises ValueError for a shape that does not fit. Twin: lorafast.reference.swiglu.
-    """
-    gated_backward("swiglu_backward_in_place", swiglu_in_place_row, gate, up, dh, gate, up, n_threads)
+    gated_backward("swiglu_backward", swiglu_backward_row if accumulate else swiglu_overwrite_row, dgate, dup, dh, gate, up, n_threads)
 
 
 def geglu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, const float[:, ::1] up not None,
@@ -96,7 +86,7 @@ def geglu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, c
 
 
 def geglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, const float[:, ::1] dh not None,
-                   const float[:, ::1] gate not None, const float[:, ::1] up not None, int n_threads):
+                   const float[:, ::1] gate not None, const float[:, ::1] up not None, bint accumulate, int n_threads):
     """Differentiates h = gate σ(s(gate)) · up:
 
     dgate  += dh · up · σ(s) (1 + gate (1 - σ(s)) s'(gate)) with s'(z) = 2 √(2/π) (1 + 3 · 0.044715 z²)
@@ -104,10 +94,4 @@ def geglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, con
 
     Arguments as in swiglu_backward. Twin: lorafast.reference.swiglu.
     """
-    gated_backward("geglu_backward", geglu_backward_row, dgate, dup, dh, gate, up, n_threads)
-
-
-def geglu_backward_in_place(float[:, ::1] gate not None, float[:, ::1] up not None, const float[:, ::1] dh not None,
-                            int n_threads):
-    """As geglu_backward, but gate and up become their gradients. Arguments as in swiglu_backward_in_place."""
-    gated_backward("geglu_backward_in_place", geglu_in_place_row, gate, up, dh, gate, up, n_threads)
+    gated_backward("geglu_backward", geglu_backward_row if accumulate else geglu_overwrite_row, dgate, dup, dh, gate, up, n_threads)

@@ -27,13 +27,13 @@ VF_INLINE void FN(gated_gradients)(vf *dgate, vf *dup, vf dh, vf z, vf up, int g
     *dup += dh * z * sigmoid;
 }
 
-/* Adds to dgate and dup; or, in place, overwrites gate and up by their gradients (then dgate and dup are those). */
+/* Adds to dgate and dup; or overwrites them, which may then be gate, up or dh: each value is read before it is written. */
 VF_INLINE void FN(gated_backward_row)(float *dgate, float *dup, const float *dh, const float *gate, const float *up,
-                                      ptrdiff_t F, int gelu, int in_place) {
+                                      ptrdiff_t F, int gelu, int accumulate) {
     ptrdiff_t i = 0;
     for (; i + VF_WIDTH <= F; i += VF_WIDTH) {
         vf dg = vf_set1(0), du = vf_set1(0);
-        if (!in_place) dg = vf_load(dgate + i), du = vf_load(dup + i);
+        if (accumulate) dg = vf_load(dgate + i), du = vf_load(dup + i);
         FN(gated_gradients)(&dg, &du, vf_load(dh + i), vf_load(gate + i), vf_load(up + i), gelu);
         vf_store(dgate + i, dg);
         vf_store(dup + i, du);
@@ -41,7 +41,7 @@ VF_INLINE void FN(gated_backward_row)(float *dgate, float *dup, const float *dh,
     if (i < F) {
         const int n = F - i;
         vf dg = vf_set1(0), du = vf_set1(0);
-        if (!in_place) dg = vf_load_part(dgate + i, n), du = vf_load_part(dup + i, n);
+        if (accumulate) dg = vf_load_part(dgate + i, n), du = vf_load_part(dup + i, n);
         const vf h = vf_load_part(dh + i, n), z = vf_load_part(gate + i, n), u = vf_load_part(up + i, n);
         FN(gated_gradients)(&dg, &du, h, z, u, gelu);
         vf_store_part(dgate + i, dg, n);
@@ -58,17 +58,17 @@ static void FN(geglu_row)(float *h, const float *gate, const float *up, ptrdiff_
 
 static void FN(swiglu_backward_row)(float *dgate, float *dup, const float *dh, const float *gate, const float *up,
                                     ptrdiff_t F) {
-    FN(gated_backward_row)(dgate, dup, dh, gate, up, F, 0, 0);
-}
-static void FN(swiglu_in_place_row)(float *dgate, float *dup, const float *dh, const float *gate, const float *up,
-                                    ptrdiff_t F) {
     FN(gated_backward_row)(dgate, dup, dh, gate, up, F, 0, 1);
+}
+static void FN(swiglu_overwrite_row)(float *dgate, float *dup, const float *dh, const float *gate, const float *up,
+                                     ptrdiff_t F) {
+    FN(gated_backward_row)(dgate, dup, dh, gate, up, F, 0, 0);
 }
 static void FN(geglu_backward_row)(float *dgate, float *dup, const float *dh, const float *gate, const float *up,
                                    ptrdiff_t F) {
-    FN(gated_backward_row)(dgate, dup, dh, gate, up, F, 1, 0);
-}
-static void FN(geglu_in_place_row)(float *dgate, float *dup, const float *dh, const float *gate, const float *up,
-                                    ptrdiff_t F) {
     FN(gated_backward_row)(dgate, dup, dh, gate, up, F, 1, 1);
+}
+static void FN(geglu_overwrite_row)(float *dgate, float *dup, const float *dh, const float *gate, const float *up,
+                                    ptrdiff_t F) {
+    FN(gated_backward_row)(dgate, dup, dh, gate, up, F, 1, 0);
 }

@@ -14,7 +14,7 @@ from .gguf import GGUFFile
 from .hparams import HParams
 from .kernels.attention import attention_backward, attention_forward
 from .kernels.rope import rope_forward
-from .kernels.swiglu import swiglu_backward_in_place, swiglu_forward
+from .kernels.swiglu import swiglu_backward, swiglu_forward
 from .layers import Norm, Projections
 from .lora import Adapter
 
@@ -45,8 +45,7 @@ class Saved(Buffers):
     backward uses it up: it leaves the gradients of gate and up in their place.
     """
 
-    def __init__(self, hp: HParams, ranks: Sequence[Sequence[int]], T: int, new: New = empty) -> None:
-        """ranks: of the pairs of each group, the largest of all blocks that use this (see `widest_ranks`)."""
+    def __init__(self, hp: HParams, widths: Widths, T: int, new: New = empty) -> None:
         size = hp.sizes
         self.rstd1, self.rstd2 = new(T), new(T)
         self.q, self.k, self.v = new(T, size["H*D"]), new(T, size["HKV*D"]), new(T, size["HKV*DV"])
@@ -54,13 +53,28 @@ class Saved(Buffers):
         self.x1 = new(T, hp.n_embd)
         self.gate, self.up = new(T, hp.n_ff), new(T, hp.n_ff)
         self.h_qkv, self.h_output, self.h_gate_up, self.h_down = (
-            [new(T, rank) for rank in group] for group in ranks)
+            [new(T, rank) for rank in group] for group in widths.ranks)
+        self.y_output, self.y_down = new(T, widths.y_output), new(T, widths.y_down)
 
 
-def widest_ranks(blocks: Sequence[Block], adapter: Adapter) -> list[list[int]]:
-    """Of each pair in a block, group by group, the highest rank that it has in any block."""
-    ranks = [[group.ranks(adapter) for group in block.groups] for block in blocks]
-    return [[max(column) for column in zip(*group)] for group in zip(*ranks)]
+@dataclass(frozen=True)
+class Widths:
+    """What the adapter decides of a Saved that several blocks use in turn: the widest that any of them needs.
+
+    ranks             of the pairs of each group
+    y_output, y_down  columns of these products without the residual: of no use without DoRA, and 0
+    """
+
+    ranks: list[list[int]]
+    y_output: int
+    y_down: int
+
+    @staticmethod
+    def of(blocks: Sequence[Block], adapter: Adapter) -> Widths:
+        ranks = [[group.ranks(adapter) for group in block.groups] for block in blocks]
+        return Widths([[max(column) for column in zip(*group)] for group in zip(*ranks)],
+                      max(block.output.dora_widths(adapter)[0] for block in blocks),
+                      max(block.down.dora_widths(adapter)[0] for block in blocks))
 
 
 class KVCache:
@@ -92,6 +106,8 @@ class Block:
     def merge(self, adapter: Adapter) -> None:
         self.attn_norm.merge(adapter)
         self.ffn_norm.merge(adapter)
+        for group in self.groups:
+            group.forget_gains()
 
     def is_adapted(self, adapter: Adapter) -> bool:
         return (self.attn_norm.name in adapter or self.ffn_norm.name in adapter
@@ -119,7 +135,7 @@ class Block:
             cache.k[n - T:n], cache.v[n - T:n] = k, v
             k, v = cache.k[:n], cache.v[:n]
         attention_forward(s.o, s.lse, s.q, k, v, rows.q_begin, rows.k_begin, self.scale, 0, hp.n_head, hp.n_head_kv, n_threads)
-        self.output.forward([s.x1], s.h_output, s.o, adapter, n_threads, residual=x)
+        self.output.forward([s.x1], s.h_output, s.o, adapter, n_threads, residual=x, y=s.y_output)
 
         normed, = scratch.arrays(T, hp.n_embd)
         self.ffn_norm.forward(normed, s.rstd2, s.x1, n_threads)
@@ -127,9 +143,9 @@ class Block:
         act, = scratch.arrays(T, hp.n_ff)
         swiglu_forward(act, s.gate, s.up, n_threads)
         if out is None:
-            self.down.project(s.h_down, act, adapter, n_threads)
+            self.down.recompute([s.y_down], s.h_down, act, adapter, n_threads)
         else:
-            self.down.forward([out], s.h_down, act, adapter, n_threads, residual=s.x1)
+            self.down.forward([out], s.h_down, act, adapter, n_threads, residual=s.x1, y=s.y_down)
 
     def backward(self, dx: np.ndarray, x: np.ndarray, s: Saved, scratch: Scratch, rows: Rows, adapter: Adapter, n_threads: int,
                  need_dx: bool) -> None:
@@ -140,9 +156,14 @@ class Block:
         # out = x1 + down(act)
         act, d_act = scratch.arrays(T, hp.n_ff, hp.n_ff)
         swiglu_forward(act, s.gate, s.up, n_threads)
-        self.down.backward(d_act, [dx], act, s.h_down, adapter, n_threads)
+        d_down = self.down.gain_backward([dx], [s.y_down], adapter, n_threads)
+        self.down.backward(d_act, d_down, act, s.h_down, adapter, n_threads)
         # act = swiglu(gate, up)
-        swiglu_backward_in_place(s.gate, s.up, d_act, n_threads)
+        if self.gate_up.has_gains(adapter):                                   # their backward needs gate and up
+            swiglu_backward(act, d_act, d_act, s.gate, s.up, False, n_threads)
+            self.gate_up.gain_backward([act, d_act], [s.gate, s.up], adapter, n_threads)
+        else:
+            swiglu_backward(s.gate, s.up, d_act, s.gate, s.up, False, n_threads)
         d_gate, d_up = s.gate, s.up
         # gate, up = projections of normed = norm(x1)
         normed, d_normed = scratch.arrays(T, hp.n_embd, hp.n_embd)
@@ -151,24 +172,29 @@ class Block:
         self.ffn_norm.backward(dx, d_normed, s.x1, s.rstd2, adapter, n_threads)
 
         # x1 = x + output(o)
+        d_output = self.output.gain_backward([dx], [s.y_output], adapter, n_threads)
         attention_is_adapted = self.qkv.is_adapted(adapter) or self.attn_norm.name in adapter
         if not (need_dx or attention_is_adapted):
-            self.output.backward(None, [dx], s.o, s.h_output, adapter, n_threads)
+            self.output.backward(None, d_output, s.o, s.h_output, adapter, n_threads)
             return
         widths = (s.q.shape[1], s.k.shape[1], s.v.shape[1], hp.n_embd)
         dq, dk, dv, d_normed, do = scratch.arrays(T, *widths, s.o.shape[1])
-        self.output.backward(do, [dx], s.o, s.h_output, adapter, n_threads)
+        self.output.backward(do, d_output, s.o, s.h_output, adapter, n_threads)
         # o = attention(q, k, v)
         attention_backward(dq, dk, dv, do, s.q, s.k, s.v, s.o, s.lse, rows.q_begin, rows.k_begin, self.scale, 0,
                            hp.n_head, hp.n_head_kv, False, n_threads)
         # q, k were turned by RoPE; its transpose turns back
         self.rotate(dq, hp.n_head, self.minus_sin, rows, n_threads)
         self.rotate(dk, hp.n_head_kv, self.minus_sin, rows, n_threads)
+        if self.qkv.has_gains(adapter):
+            self.rotate(s.q, hp.n_head, self.minus_sin, rows, n_threads)
+            self.rotate(s.k, hp.n_head_kv, self.minus_sin, rows, n_threads)
+        d_qkv = self.qkv.gain_backward([dq, dk, dv], [s.q, s.k, s.v], adapter, n_threads)
         # q, k, v = projections of normed = norm(x)
         *_, normed = scratch.arrays(T, *widths, hp.n_embd)                    # in the place of do, which has served
         self.attn_norm.forward(normed, s.rstd1, x, n_threads)
         need_d_normed = need_dx or self.attn_norm.name in adapter
-        self.qkv.backward(d_normed if need_d_normed else None, (dq, dk, dv), normed, s.h_qkv, adapter, n_threads)
+        self.qkv.backward(d_normed if need_d_normed else None, d_qkv, normed, s.h_qkv, adapter, n_threads)
         if need_d_normed:
             self.attn_norm.backward(dx, d_normed, x, s.rstd1, adapter, n_threads)
 

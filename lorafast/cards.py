@@ -46,7 +46,7 @@ def model_card(adapter: AdapterFile, base: BaseModel, adapter_path: str, *, mode
     if adapter.alpha is not None:
         alpha = f"{adapter.alpha:g} / {adapter.r} = {adapter.scale:g}"
     facts = {"Base model": base_name, "Adapted": _adapted(adapter), "Rank": _ranks(adapter), "Scale, alpha / r": alpha,
-             **(training or {})}
+             **({"Magnitudes": "trained (DoRA)"} if adapter.magnitudes else {}), **(training or {})}
     rows = [f"| {key} | {value} |" for key, value in facts.items()]
     return "\n".join([*front, "", f"# {name}", "", f"A LoRA adapter for {base_name}, trained with lorafast.", "",
                       "| | |", "|---|---|", *rows, "",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .adapters import BaseModel, read_adapter
 from .errors import FormatError
 from .file_kind import FileKind, file_kind
 from .ggml_types import GGUFValueType
@@ -56,6 +57,10 @@ def run_check(options: CheckOptions, write: Callable[[str], None]) -> int:
 def _advice(kind: FileKind, options: CheckOptions) -> str:
     if kind is FileKind.MODEL:
         return "Pass it to --model-base, and the adapter as ADAPTER"
+    adapter = read_adapter(options.adapter, BaseModel.from_gguf(open_model(options.model_base)))
+    if adapter.magnitudes:
+        return ("It has DoRA's magnitudes, which no adapter for llama.cpp can carry: have it merged into the model "
+                f"(lorafast merge --model-base {options.model_base} --lora {options.adapter} --output merged.gguf --type f16)")
     name = options.adapter.rstrip("/").removesuffix(".bin").removesuffix(".gguf")
     return f"Convert it: lorafast convert {options.adapter} {name}-adapter.gguf --model-base {options.model_base}"
 

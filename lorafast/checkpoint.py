@@ -2,7 +2,9 @@
 
 The file is the original's, byte for byte: GGUF v3 with the keys of `_metadata` and the float32 tensors of `_tensors`.
 Keys `lorafast.*` may follow, which the original ignores; they hold what it expected on the command line again (alpha
-and r), the element order of the moments (moments.py), and whatever else an exact resume needs.
+and r), the element order of the moments (moments.py), and whatever else an exact resume needs. With DoRA the key
+`lorafast.dora` is among them, a tensor `<base>.lora_magnitude` follows each pair, and the magnitudes' moments those of all
+pairs; the original could not go on from that.
 
 Where an adapter is not the original's full set, the tensors that are not adapted are absent, and a role that is adapted
 nowhere has rank 0.
@@ -10,7 +12,7 @@ nowhere has rank 0.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ U32, U64, F32, BOOL, STRING = (GGUFValueType.UINT32, GGUFValueType.UINT64, GGUFV
 FIRST_MOMENTS = "optimizer.adam.first_moments"
 SECOND_MOMENTS = "optimizer.adam.second_moments"
 PAST_LOSSES = "optimizer.adam.past_loss_values"
+MAGNITUDE = "lora_magnitude"
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,9 @@ def _metadata(geometry: Geometry, adapter: Adapter, state: TrainState,
         ("optimizer.adam.no_improvement_count", U32, state.no_improvement),
     ]
     if extras is not None:
-        own = {"alpha": float(adapter.alpha), "r": adapter.r, "moments_order": state.moments_order, **extras}
+        own = {"alpha": float(adapter.alpha), "r": adapter.r, "moments_order": state.moments_order}
+        own |= {"dora": True} if adapter.magnitudes else {}
+        own |= extras
         metadata += [(f"lorafast.{key}", *_typed(value)) for key, value in own.items()]
     return metadata
 
@@ -163,19 +168,30 @@ _ARRAY_TYPES = {"f4": F32, "f8": GGUFValueType.FLOAT64, "i4": GGUFValueType.INT3
 
 
 def _tensors(adapter: Adapter, state: TrainState) -> list[TensorToWrite]:
-    """The pairs in order with the rank as the fastest axis, then the moments. B of a norm has one dimension, ne [r]."""
+    """The pairs in order with the rank as the fastest axis, with magnitudes where there are any, then the moments.
+
+    B of a norm has one dimension, ne [r].
+    """
     tensors = []
     for spec in adapter.specs:
         a, b = adapter.pairs[spec.name]
         tensors.append(TensorToWrite(f"{spec.name}.lora_a", GGMLType.F32, a.T.shape, a.T))
         b_shape = (spec.rank,) if spec.kind == "norm" else b.T.shape
         tensors.append(TensorToWrite(f"{spec.name}.lora_b", GGMLType.F32, b_shape, b.T))
+        if spec.n_magnitudes:
+            m = adapter.magnitudes[spec.name]
+            tensors.append(TensorToWrite(f"{spec.name}.{MAGNITUDE}", GGMLType.F32, m.shape, m))
     for name, store in ((FIRST_MOMENTS, adapter.m), (SECOND_MOMENTS, adapter.v)):
-        chunks = moments.chunks(adapter.views(store), state.moments_order)
+        chunks = _moments(adapter, store, state.moments_order)
         tensors.append(TensorToWrite(name, GGMLType.F32, (adapter.n_params,), chunks))
     if len(state.past_losses):
         tensors.append(TensorToWrite(PAST_LOSSES, GGMLType.F32, state.past_losses.shape, state.past_losses))
     return tensors
+
+
+def _moments(adapter: Adapter, store: np.ndarray, order: str) -> Iterator[np.ndarray]:
+    yield from moments.chunks(adapter.views(store), order)
+    yield store[adapter.n_params - adapter.n_magnitudes:]
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -185,6 +201,7 @@ class Checkpoint:
     """A checkpoint as read: arrays are views of the mapped file.
 
     pairs    A (r, K) and B (r, N) by base tensor, in the file's order
+    magnitudes  DoRA's by base tensor, in the same order; empty without
     ranks    rank by role, as recorded
     alpha, r   None in a file of the original, which trained with scale 1
     state    None if the file holds no training state; then neither does it hold m and v
@@ -204,6 +221,7 @@ class Checkpoint:
     v: np.ndarray | None
     moments_evidence: str
     extras: dict[str, Any]
+    magnitudes: dict[str, np.ndarray]
 
     @property
     def is_originals(self) -> bool:
@@ -217,6 +235,7 @@ class Checkpoint:
         self._check_geometry(geometry)
         self._check_ranks(_ranks_by_role(adapter.specs))
         self._check_tensors(adapter)
+        self._check_magnitudes(adapter)
         if self.alpha is None and adapter.scale != 1:
             raise LoraFastError(f"{self.path}: was trained with scale 1, as the original always did, this run has "
                                 f"{adapter.alpha:g} / {adapter.r}; pass --lora-alpha {adapter.r}")
@@ -227,6 +246,8 @@ class Checkpoint:
         for name, (a, b) in self.pairs.items():
             adapter.A(name)[:] = a
             adapter.B(name)[:] = b
+        for name, m in self.magnitudes.items():
+            adapter.magnitudes[name][:] = m
         if not np.isfinite(adapter.params).all():
             raise LoraFastError(f"{self.path}: holds values that are not finite; resume from an earlier checkpoint")
 
@@ -251,6 +272,8 @@ class Checkpoint:
             views = adapter.views(store)
             for name, part, values in moments.pieces(stored, views, self.state.moments_order):
                 views[name]["AB".index(part)][:] = values
+            of_pairs = adapter.n_params - adapter.n_magnitudes
+            store[of_pairs:] = stored[of_pairs:]
         return self.state
 
     def _check_geometry(self, geometry: Geometry) -> None:
@@ -282,6 +305,15 @@ class Checkpoint:
                     raise LoraFastError(f"{self.path}: tensor {name}.lora_{part} has shape {stored_part.T.shape}, the "
                                         f"base model needs {wanted_part.T.shape}; pass the model it was trained on")
 
+    def _check_magnitudes(self, adapter: Adapter) -> None:
+        if bool(self.magnitudes) != bool(adapter.magnitudes):
+            stored, wanted, do = ("with", "without", "pass") if self.magnitudes else ("without", "with", "leave out")
+            raise LoraFastError(f"{self.path}: was trained {stored} DoRA, this run is {wanted}; {do} --dora")
+        for name, m in self.magnitudes.items():
+            if m.shape != adapter.magnitudes[name].shape:
+                raise LoraFastError(f"{self.path}: tensor {name}.{MAGNITUDE} has shape {m.shape}, the base model needs "
+                                    f"{adapter.magnitudes[name].shape}; pass the model it was trained on")
+
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Reads a checkpoint of the original or of this package.
@@ -300,7 +332,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     if keys.get("general.file_type", int) != 0:
         raise FormatError(f"{path}: general.file_type is {file.metadata['general.file_type']}, but a checkpoint has 0")
     ranks = {role: keys.get(f"training.lora.rank.{role}", int) for role in ROLES}
-    pairs = _read_pairs(file, ranks)
+    pairs, magnitudes = _read_pairs(file, ranks)
     alpha, r = keys.get("lorafast.alpha", float, None), keys.get("lorafast.r", int, None)
     if (alpha is None) != (r is None) or r == 0:
         raise FormatError(f"{path}: lorafast.alpha is {alpha} and lorafast.r is {r}; the file is broken")
@@ -309,7 +341,8 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     state = m = v = None
     evidence = ""
     if "training.file_version" in file.metadata:
-        state, m, v = _read_state(keys, sum(a.size + b.size for a, b in pairs.values()))
+        n_params = sum(a.size + b.size for a, b in pairs.values()) + sum(m.size for m in magnitudes.values())
+        state, m, v = _read_state(keys, n_params)
         recorded = file.metadata.get("lorafast.moments_order")
         if recorded is None:
             state.moments_order, evidence = moments.recognise(pairs, m, v)
@@ -318,7 +351,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
         else:
             raise FormatError(f"{path}: lorafast.moments_order is {recorded!r}, but should be one of "
                               f"{' and '.join(moments.ORDERS)}")
-    return Checkpoint(file.path, _read_geometry(keys), ranks, pairs, alpha, r, state, m, v, evidence, extras)
+    return Checkpoint(file.path, _read_geometry(keys), ranks, pairs, alpha, r, state, m, v, evidence, extras, magnitudes)
 
 
 _ADVICE = {
@@ -328,7 +361,7 @@ _ADVICE = {
     FileKind.PEFT: "pass the .gguf file that --checkpoint-out wrote",
 }
 
-_OWN_KEYS = ("lorafast.alpha", "lorafast.r", "lorafast.moments_order")
+_OWN_KEYS = ("lorafast.alpha", "lorafast.r", "lorafast.moments_order", "lorafast.dora")
 _REQUIRED = object()
 
 
@@ -355,12 +388,16 @@ def _read_geometry(keys: _Keys) -> Geometry:
     return Geometry(**values, architecture=architecture)
 
 
-def _read_pairs(file: GGUFFile, ranks: Mapping[str, int]) -> dict[str, Pair]:
+def _read_pairs(file: GGUFFile, ranks: Mapping[str, int]) -> tuple[dict[str, Pair], dict[str, np.ndarray]]:
+    """The pairs and the magnitudes."""
+    magnitudes: dict[str, np.ndarray] = {}
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in file.tensors.items():
         base, _, suffix = name.rpartition(".")
         if suffix in ("lora_a", "lora_b") and split_name(base)[1]:
             parts.setdefault(base, {})[suffix] = _read_part(file.path, tensor, ranks[split_name(base)[1]])
+        elif suffix == MAGNITUDE and len(tensor.shape) == 1:
+            magnitudes[base] = _float32(file.path, tensor)
         elif not name.startswith("optimizer."):
             raise FormatError(f"{file.path}: tensor {name!r} does not belong in a checkpoint")
     for base, pair in parts.items():
@@ -374,7 +411,14 @@ def _read_pairs(file: GGUFFile, ranks: Mapping[str, int]) -> dict[str, Pair]:
                               "it is no complete checkpoint")
     if not parts:
         raise FormatError(f"{file.path}: holds no adapter tensors; it is no complete checkpoint")
-    return {base: (parts[base]["lora_a"], parts[base]["lora_b"]) for base in sorted(parts, key=file_order)}
+    names = sorted(parts, key=file_order)
+    dora = bool(file.metadata.get("lorafast.dora"))
+    for base in parts.keys() | magnitudes.keys():
+        if (base in magnitudes) != (dora and base in parts):
+            raise FormatError(f"{file.path}: {'has a' if base in magnitudes else 'lacks'} tensor '{base}.{MAGNITUDE}', and "
+                              f"lorafast.dora is {dora}; the file is broken")
+    return ({base: (parts[base]["lora_a"], parts[base]["lora_b"]) for base in names},
+            {base: magnitudes[base] for base in names if dora})
 
 
 def _read_part(path: Path, tensor: Tensor, rank: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import cards
 from .adapters import AdapterFile, BaseModel, read_adapter, write_adapter
-from .adapters.adapter_file import fold
+from .adapters.adapter_file import fold, refuse_magnitudes
 from .checkpoint import Geometry, TrainState, read_checkpoint, write_checkpoint
 from .config import TARGET_GROUPS
 from .errors import LoraFastError, UsageError
@@ -69,6 +69,7 @@ def drop(adapter: AdapterFile, what: Iterable[str]) -> list[str]:
                       for pattern in patterns)]
     for name in dropped:
         del adapter.pairs[name]
+        adapter.magnitudes.pop(name, None)
     if not adapter.pairs:
         raise LoraFastError("nothing is left of the adapter: --drop takes every pair")
     return [f"left out: {summary(dropped)}"] if dropped else []
@@ -111,6 +112,8 @@ def convert(adapter: AdapterFile, form: Form | str, path: str, base: BaseModel,
 def refuse(adapter: AdapterFile, form: Form | str, base: BaseModel) -> None:
     """LoraFastError for pairs that an adapter of that form cannot carry, with the way out."""
     roles = {split_name(name)[1] for name in adapter.pairs}
+    if form in (Form.GGUF, Form.GGLA):
+        refuse_magnitudes(adapter, form)
     if form in (Form.GGUF, Form.PEFT) and roles & set(NORM_ROLES):
         raise LoraFastError(f"a {form.value} cannot carry the norms' pairs: what reads it adapts matrices only. Leave "
                             "them out (--drop norms), or have them merged into the model (lorafast merge)")
@@ -139,11 +142,12 @@ def _write_as_checkpoint(path: str, adapter: AdapterFile, geometry: Geometry) ->
 
 
 def describe(adapter: AdapterFile, form: Form | str) -> str:
-    """`GGUF adapter, 210 pairs of rank 8, alpha 8`."""
+    """`PEFT adapter, 210 pairs of rank 8 with magnitudes (DoRA), alpha 8`."""
     ranks = sorted({len(a) for a, _ in adapter.pairs.values()})
     alpha = "no alpha" if adapter.alpha is None else f"alpha {adapter.alpha:g}"
     name = form.value if isinstance(form, Enum) else form
-    return f"{name}, {len(adapter.pairs)} pairs of rank {', '.join(map(str, ranks))}, {alpha}"
+    magnitudes = " with magnitudes (DoRA)" if adapter.magnitudes else ""
+    return f"{name}, {len(adapter.pairs)} pairs of rank {', '.join(map(str, ranks))}{magnitudes}, {alpha}"
 
 
 def summary(names: Iterable[str]) -> str:

@@ -28,6 +28,11 @@ class Form(str, Enum):
     PEFT = "PEFT adapter"
 
 
+def cannot_carry_magnitudes(form: Form) -> str:
+    """Why DoRA's adapters do not go into that form, which is none of PEFT's."""
+    return f"a {form.value} cannot carry DoRA's magnitudes: what reads it adds pairs to the weights, and no more"
+
+
 def form_of(name: str) -> Form:
     """`.bin` ggla, `.gguf` GGUF, `/` PEFT; UsageError for any other end."""
     for end, form in ((".bin", Form.GGLA), (".gguf", Form.GGUF), ("/", Form.PEFT)):

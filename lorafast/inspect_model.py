@@ -116,26 +116,36 @@ def type_lines(tensors: Iterable[Tensor]) -> Iterator[str]:
 # ---- adapters ----
 
 def adapter_lines(adapter: AdapterFile, everything: bool = False) -> Iterator[str]:
-    """Scale, and for each role (or, with `everything`, each tensor): ranks, and the norms of A, B and s·Bᵀ·A."""
+    """Scale, and for each role (or, with `everything`, each tensor): ranks, the norms of A, B and s·Bᵀ·A, and the mean of DoRA's
+    magnitudes.
+    """
     for warning in adapter.warnings:
         yield f"note: {warning}"
-    n_params = sum(a.size + b.size for a, b in adapter.pairs.values())
+    n_params = sum(a.size + b.size for a, b in adapter.pairs.values()) + sum(m.size for m in adapter.magnitudes.values())
     scale = "none in the file, scale 1"
     if adapter.alpha is not None:
         scale = f"{adapter.alpha:g} / {adapter.r} = {adapter.scale:g}"
-    yield f"{len(adapter.pairs)} pairs, {n_params / 1e6:.3f} million parameters; alpha / r: {scale}"
-    broken = [name for name, pair in adapter.pairs.items() if not all(np.isfinite(part).all() for part in pair)]
+    pairs = "pairs with magnitudes (DoRA)" if adapter.magnitudes else "pairs"
+    yield f"{len(adapter.pairs)} {pairs}, {n_params / 1e6:.3f} million parameters; alpha / r: {scale}"
+    broken = [name for name in adapter.pairs if not all(np.isfinite(part).all() for part in adapter.parts(name))]
     if broken:
         yield f"warning: {len(broken)} pairs hold values that are not finite, {broken[0]} the first"
-    rows: dict[str, list[Pair]] = {}
-    for name, pair in adapter.ordered():
-        rows.setdefault(name if everything else split_name(name)[1], []).append(pair)
+    rows: dict[str, list[str]] = {}
+    for name, _ in adapter.ordered():
+        rows.setdefault(name if everything else split_name(name)[1], []).append(name)
     width = max(map(len, rows), default=0)
     yield ""
     yield "Root mean squares over the pairs of a row: ‖A‖, ‖B‖, the change ‖s·B·A‖, and one element of the change"
-    yield f"{'tensor':<{width}}  pairs  rank  shape (rows × columns)       ‖A‖      ‖B‖  ‖s·B·A‖   element"
-    for name, pairs in rows.items():
-        yield f"{name:<{width}}  {_norm_columns(pairs, adapter.scale)}"
+    if adapter.magnitudes:
+        yield "m: mean of the magnitudes, which are the norms of the adapted matrix's rows"
+    head = f"{'tensor':<{width}}  pairs  rank  shape (rows × columns)       ‖A‖      ‖B‖  ‖s·B·A‖   element"
+    yield head + ("         m" if adapter.magnitudes else "")
+    for row, names in rows.items():
+        columns = _norm_columns([adapter.pairs[name] for name in names], adapter.scale)
+        magnitudes = [adapter.magnitudes[name] for name in names if name in adapter.magnitudes]
+        if magnitudes:
+            columns += f"{np.concatenate(magnitudes).mean():>10.4g}"
+        yield f"{row:<{width}}  {columns}"
 
 
 def _norm_columns(pairs: list[Pair], scale: float) -> str:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .dora import Gain
 from .gguf import Tensor
+from .kernels.dora import dora_forward
 from .kernels.embedding import embedding_forward
 from .kernels.linear import Weight, linear_backward, linear_forward
 from .kernels.lora import lora_backward, lora_forward
@@ -52,11 +54,18 @@ class Norm:
 
 
 class Embedding:
-    """x[t] = E[token] + s·Σ_k B[k, token]·A[k]."""
+    """x[t] = E[token] + s·Σ_k B[k, token]·A[k], with DoRA times a gain."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.name, self.tensor = tensor.name, tensor
+        self.gain = Gain(tensor, of_columns=True, read=self.read)
         self.residency: Residency | None = None
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """Rows as stored."""
+        if self.residency is None:
+            return self.tensor.data[begin:end]
+        return self.residency.read_rows(self.tensor, np.arange(begin, end))
 
     def forward(self, x: np.ndarray, tokens: np.ndarray, adapter: Adapter, n_threads: int) -> None:
         table, rows = self.tensor.data, tokens
@@ -68,8 +77,15 @@ class Embedding:
             A, s_B = adapter.A(self.name), np.float32(adapter.scale) * adapter.B(self.name)[:, tokens]
             for t in range(0, len(tokens), 64):         # by pieces: the product is a temporary array
                 x[t:t + 64] += np.einsum("rt,rc->tc", s_B[:, t:t + 64], A)
+        gain = self.gain.of(self.name, adapter, n_threads)
+        if gain is not None:
+            dora_forward(x, None, x, gain, None, n_threads)
 
-    def backward(self, dx: np.ndarray, tokens: np.ndarray, adapter: Adapter) -> None:
+    def backward(self, dx: np.ndarray, tokens: np.ndarray, x: np.ndarray, adapter: Adapter, n_threads: int) -> None:
+        """x: of forward; with DoRA it is used up."""
+        if self.name in adapter.magnitudes:
+            self.gain.backward(self.name, dx, x, adapter, n_threads)
+            dx = x
         if self.name in adapter:        # forward: x = ... + s·B[:, tokens].T @ A
             A, B, s = adapter.A(self.name), adapter.B(self.name), np.float32(adapter.scale)
             adapter.dA(self.name)[...] += np.einsum("rt,tc->rc", s * B[:, tokens], dx)
@@ -77,7 +93,7 @@ class Embedding:
 
 
 class Projections:
-    """Matrices that share their input: y_i = x W_iᵀ + h_i B_i with h_i = s·x A_iᵀ.
+    """Matrices that share their input: y_i = x W_iᵀ + h_i B_i with h_i = s·x A_iᵀ, with DoRA times a gain (dora.py).
 
     residency  brings the matrices into memory before they are used, where the model is larger than that; else None
     """
@@ -86,29 +102,73 @@ class Projections:
         self.names = [tensor.name for tensor in tensors]
         self.tensors = list(tensors)
         self.weights = [as_weight(tensor) for tensor in tensors]
+        self.gains = [Gain(tensor) for tensor in tensors]
         self.residency: Residency | None = None
 
     def ranks(self, adapter: Adapter) -> list[int]:
         """Rank of each pair, 0 where there is none: the arrays `h` below are (T, rank), or wider and used in part."""
         return [adapter.A(name).shape[0] if name in adapter else 0 for name in self.names]
 
+    def has_gains(self, adapter: Adapter) -> bool:
+        return any(name in adapter.magnitudes for name in self.names)
+
+    def dora_widths(self, adapter: Adapter) -> list[int]:
+        """Columns of each y that `gain_backward` needs: N where there is a gain, otherwise 0."""
+        return [weight.N if name in adapter.magnitudes else 0 for name, weight in zip(self.names, self.weights)]
+
     def is_adapted(self, adapter: Adapter) -> bool:
         return any(name in adapter for name in self.names)
 
+    def forget_gains(self) -> None:
+        """To be called after each change of the parameters."""
+        for gain in self.gains:
+            gain.forget()
+
     def project(self, h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter, n_threads: int) -> None:
-        """h_i = s·x A_iᵀ: all that backward needs of forward."""
+        """h_i = s·x A_iᵀ."""
         for name, h_i in zip(self.names, h):
             if name in adapter:
                 lora_forward(_of_rank(h_i, adapter.A(name)), x, adapter.A(name), adapter.scale, n_threads)
 
+    def recompute(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter, n_threads: int) -> None:
+        """All that backward needs of forward: h, and ys if there are gains."""
+        if self.has_gains(adapter):
+            self.forward(ys, h, x, adapter, n_threads)
+        else:
+            self.project(h, x, adapter, n_threads)
+
     def forward(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter, n_threads: int,
-                residual: np.ndarray | None = None) -> None:
+                residual: np.ndarray | None = None, y: np.ndarray | None = None) -> None:
+        """With a residual there is one matrix, and residual + y is put out; where it has a gain, y (T, N) is kept apart."""
         if self.residency is not None:
             self.residency.wait_for(self)
         self.project(h, x, adapter, n_threads)
         low_rank = [(_of_rank(h_i, adapter.B(name)), adapter.B(name)) if name in adapter else None
                     for name, h_i in zip(self.names, h)]
+        gains = [gain.of(name, adapter, n_threads) for gain, name in zip(self.gains, self.names)]
+        if residual is not None and gains[0] is not None:
+            linear_forward([y], x, self.weights, low_rank, None, n_threads)
+            dora_forward(y, ys[0], y, gains[0], residual, n_threads)
+            return
         linear_forward(list(ys), x, self.weights, low_rank, residual, n_threads)
+        for y_i, gain in zip(ys, gains):
+            if gain is not None:
+                dora_forward(y_i, None, y_i, gain, None, n_threads)
+
+    def gain_backward(self, dys: Sequence[np.ndarray], ys: Sequence[np.ndarray], adapter: Adapter,
+                      n_threads: int) -> Sequence[np.ndarray]:
+        """The gradients of the products before their gains, and adds to those of the magnitudes.
+
+        If there are gains, the results take the places of ys, which forward made; otherwise they are dys themselves.
+        """
+        if not self.has_gains(adapter):
+            return dys
+        for gain, name, dy, y in zip(self.gains, self.names, dys, ys):
+            if name in adapter.magnitudes:
+                gain.backward(name, dy, y, adapter, n_threads)
+            else:
+                y[:] = dy
+        return ys
 
     def backward(self, dx: np.ndarray | None, dys: Sequence[np.ndarray], x: np.ndarray, h: Sequence[np.ndarray],
                  adapter: Adapter, n_threads: int) -> None:

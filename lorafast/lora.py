@@ -7,6 +7,8 @@ vectors. With s = alpha / r:
     norm        g_eff = g + s·Σ_k B[k, 0]·A[k]         gain g of shape (C,): A (r, C), B (r, 1)
     embedding   E_eff[v] = E[v] + s·Σ_k B[k, v]·A[k]   table E of shape (V, C): A (r, C), B (r, V)
 
+With DoRA a pair of a matrix has a third part, the magnitude m: see dora.py.
+
 Source: Hu et al., LoRA (2021). Tensor set, order and initialisation are those of llama.cpp's llama-finetune of July
 2024 ("the original" in this package). It trained with s = 1 whatever alpha was, so that alpha != r trained one model
 and deployed another; here alpha / r holds in training too, the same for every pair whatever the pair's own rank.
@@ -41,13 +43,17 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class PairSpec:
-    """One adapted tensor: the base tensor's `name`, its shape (n_out, n_in) = (N, K); a norm's gain is (1, C)."""
+    """One adapted tensor: the base tensor's `name`, its shape (n_out, n_in) = (N, K); a norm's gain is (1, C).
+
+    n_magnitudes  with DoRA, values of what the tensor puts out: N of a linear layer, C of the embedding; 0 without
+    """
 
     name: str
     kind: Literal["linear", "norm", "embedding"]
     n_in: int
     n_out: int
     rank: int
+    n_magnitudes: int = 0
 
     @property
     def role(self) -> str:
@@ -55,7 +61,7 @@ class PairSpec:
 
     @property
     def n_params(self) -> int:
-        return self.rank * (self.n_in + self.n_out)
+        return self.rank * (self.n_in + self.n_out) + self.n_magnitudes
 
 
 def split_name(name: str) -> tuple[int, str]:
@@ -81,7 +87,7 @@ def default_ranks(r: int) -> dict[str, int]:
 
 
 def specs_for(shapes: Mapping[str, Sequence[int]], ranks: Mapping[str, int],
-              targets: Iterable[str] | None = None) -> tuple[PairSpec, ...]:
+              targets: Iterable[str] | None = None, *, dora: bool = False) -> tuple[PairSpec, ...]:
     """The pairs to train, in the original's order.
 
     shapes   shape of each base tensor by name, NumPy order; what a model lacks (`output.weight` where the embedding is
@@ -89,6 +95,7 @@ def specs_for(shapes: Mapping[str, Sequence[int]], ranks: Mapping[str, int],
     ranks    rank by role; 0 leaves the role out
     targets  None for every tensor that can be adapted, or roles (`attn_q`) and tensor names, `*` and `?` allowed in the
              latter (`blk.1?.ffn_*`), `.weight` optional
+    dora     with magnitudes for every matrix
 
     Raises UsageError for a target that fits no tensor, a negative rank, or nothing left to train.
     """
@@ -102,7 +109,7 @@ def specs_for(shapes: Mapping[str, Sequence[int]], ranks: Mapping[str, int],
     for role, rank in ranks.items():
         if rank < 0:
             raise UsageError(f"the rank of {role} is {rank}; use 0 to leave it out, or a positive number")
-    specs = tuple(_spec(name, tuple(shapes[name]), ranks[split_name(name)[1]])
+    specs = tuple(_spec(name, tuple(shapes[name]), ranks[split_name(name)[1]], dora)
                   for name in names if ranks[split_name(name)[1]] > 0)
     if not specs:
         raise UsageError("nothing to train: every rank is 0; raise --lora-r or a --rank-* option")
@@ -120,23 +127,26 @@ def _no_such_target(target: str, names: Sequence[str]) -> str:
     return f"target '{target}' fits no tensor of this model; use {', '.join(roles)}, or a name such as {names[-1]}"
 
 
-def _spec(name: str, shape: tuple[int, ...], rank: int) -> PairSpec:
+def _spec(name: str, shape: tuple[int, ...], rank: int, dora: bool) -> PairSpec:
     if len(shape) == 1:
         return PairSpec(name, "norm", shape[0], 1, rank)
     n_out, n_in = shape
-    return PairSpec(name, "embedding" if name == "token_embd.weight" else "linear", n_in, n_out, rank)
+    if name == "token_embd.weight":
+        return PairSpec(name, "embedding", n_in, n_out, rank, n_in if dora else 0)
+    return PairSpec(name, "linear", n_in, n_out, rank, n_out if dora else 0)
 
 
 class Adapter:
-    """All pairs of an adapter in one flat float32 store, so that the optimiser sees a single vector.
+    """All pairs of an adapter, and DoRA's magnitudes, in one flat float32 store: the optimiser sees a single vector.
 
     specs   the pairs, in the original's order
     alpha, r  the scale is alpha / r for every pair
     params  (n_params,) float32, zero until `initialise` or a file fills it
     grads, m, v  likewise the gradients and Adam's first and second moments; None unless `training`
 
-    Within a store the pairs follow in order, A before B, except that the B of every norm stands at the end: those are
-    the parameters that weight decay can leave out (`n_decayed`), so a step of AdamW is at most two contiguous calls.
+    Within a store the pairs follow in order, A before B, except that the B of every norm stands behind them, and the
+    magnitudes at the end: those are the parameters that weight decay can leave out (`n_decayed`), so a step of AdamW is
+    at most two contiguous calls.
     """
 
     def __init__(self, specs: Sequence[PairSpec], alpha: float, r: int, *, training: bool = False) -> None:
@@ -145,12 +155,15 @@ class Adapter:
         self.r = r
         self.n_params = sum(spec.n_params for spec in self.specs)
         self.n_norm_b = sum(spec.rank for spec in self.specs if spec.kind == "norm")
+        self.n_magnitudes = sum(spec.n_magnitudes for spec in self.specs)
         self.params = _zeros(self.n_params)
         self.pairs = self.views(self.params)
+        self.magnitudes = self.magnitude_views(self.params)
         self.grads = self.m = self.v = None
         if training:
             self.grads, self.m, self.v = (_zeros(self.n_params) for _ in range(3))
             self.d_pairs = self.views(self.grads)
+            self.d_magnitudes = self.magnitude_views(self.grads)
 
     @property
     def scale(self) -> float:
@@ -181,9 +194,18 @@ class Adapter:
         return {spec.name: (store[a].reshape(spec.rank, spec.n_in), store[b].reshape(spec.rank, spec.n_out))
                 for spec, a, b in self.spans()}
 
+    def magnitude_views(self, store: np.ndarray) -> dict[str, np.ndarray]:
+        """DoRA's magnitudes (n_magnitudes of the spec,) by base tensor, for those that have any, as views of `store`."""
+        views, at = {}, self.n_params - self.n_magnitudes
+        for spec in self.specs:
+            if spec.n_magnitudes:
+                views[spec.name] = store[at:at + spec.n_magnitudes]
+                at += spec.n_magnitudes
+        return views
+
     def spans(self) -> Iterator[tuple[PairSpec, slice, slice]]:
         """Where in a store A and B of each pair lie."""
-        at, norm_b_at = 0, self.n_params - self.n_norm_b
+        at, norm_b_at = 0, self.n_params - self.n_magnitudes - self.n_norm_b
         for spec in self.specs:
             a = slice(at, at + spec.rank * spec.n_in)
             if spec.kind == "norm":
@@ -198,13 +220,16 @@ class Adapter:
         """How many parameters, from the front of the store, belong to tensors with at least so many dimensions.
 
         Dimensions are counted as ggml does, without trailing ones: B of a norm, ne [r, 1], has one, all others two.
+        Magnitudes never decay: it would draw them to 0, not to where they began.
         """
+        of_pairs = self.n_params - self.n_magnitudes
         if decay_min_ndim <= 1:
-            return self.n_params
-        return self.n_params - self.n_norm_b if decay_min_ndim == 2 else 0
+            return of_pairs
+        return of_pairs - self.n_norm_b if decay_min_ndim == 2 else 0
 
     def initialise(self, seed: int) -> None:
         """A := clamp(z, -1, 1) / sqrt(r + K) with z ~ N(0, 1); B := 0, so that training starts at the base model.
+        Magnitudes are left to dora.initialise, which knows the weights.
 
         The draws are the original's: one mt19937 and one normal distribution for all A in order, within an A the rank
         fastest. For the full set of tensors the same seed gives the same bits.

@@ -239,9 +239,10 @@ class Planner:
             Item("adapter", params * (job.copies - 3)),
             Item("its gradients", params),
             Item("its moments", 2 * params),
+            Item("norms and gains of the rows", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
             Item("activations kept for backward", n_kept * block, of_blocks),
-            Item("working arrays, logits", 4 * scratch_floats(self.model, T, strategy),
+            Item("working arrays, logits", self._scratch_bytes(T, strategy.head_tokens),
                  f"of {strategy.head_tokens} tokens at a time"),
             Item("packed operands and tiles of the kernels", self._kernel_bytes(T)),
             Item("generating texts", sequence_bytes(self.model, self.adapter) if job.generates else 0),
@@ -274,11 +275,16 @@ class Planner:
         return activations.nbytes - block, block
 
     @cached
+    def _scratch_bytes(self, T: int, head_tokens: int) -> int:
+        return 4 * scratch_floats(self.model, self.adapter, T, head_tokens)
+
+    @cached
     def _kernel_bytes(self, T: int) -> int:
         n_threads, hp, size = self.job.n_threads, self.model.hparams, self.model.hparams.sizes
         C, F, V, heads = size["C"], size["F"], size["V"], size["H*D"]
         shapes = [(C, V), (C, heads), (size["H*DV"], C), (C, F), (F, C)]
-        return (max(linear_scratch_bytes(T, K, N, n_threads) for K, N in shapes)
+        rows = max(T, *(spec.rank for spec in self.adapter.specs if spec.n_magnitudes), 0)      # DoRA: those of A are tokens too
+        return (max(linear_scratch_bytes(rows, K, N, n_threads) for K, N in shapes)
                 + attention_scratch_bytes(T, hp.n_head, hp.n_embd_head_k, hp.n_embd_head_v, n_threads))
 
     @property

@@ -1,5 +1,8 @@
 """`lorafast merge`: base model and adapters into one GGUF file, W + Σ s·Bᵀ·A for every adapted tensor.
 
+Of an adapter with DoRA's magnitudes m it takes f·(W' - W) instead of s·Bᵀ·A, f being its factor and W' the matrix with the
+rows m·V / ‖V‖ of V = W + s·Bᵀ·A.
+
 It streams: a few rows of a tensor at a time are dequantised, changed, quantised again and written, so that memory does
 not depend on the model's size. Requantising is where an adapter can get lost: a change smaller than half the distance
 between two levels of the format rounds away. So what became of the change is measured and reported (`Change`).
@@ -23,7 +26,6 @@ from .files import megabytes
 from .ggml_types import GGMLType, GGUFValueType
 from .gguf import GGUFFile, Tensor, open_model
 from .gguf_writer import TensorToWrite, ValueType, write_gguf
-from .lora import Pair
 from .quantize_k import quantize
 from .quants import dequantize
 from .tool_options import MergeOptions
@@ -128,9 +130,8 @@ def merge_model(path: str | os.PathLike, model: GGUFFile, adapters: Sequence[tup
     """
     if os.path.exists(path) and os.path.samefile(path, model.path):
         raise UsageError(f"-o {path}: is the base model itself; write the merged one under another name")
-    pairs = _pairs_by_tensor(model, adapters)
     notes: list[str] = []
-    plans = _plan(model, pairs, type, notes)
+    plans = _plan(model, _changes_by_tensor(model, adapters), type, notes)
     changes: dict[GGMLType, Change] = {}
     with ThreadPoolExecutor(n_threads) as pool:
         def stream(plan: _Plan) -> Callable[[], Iterator[np.ndarray]]:
@@ -141,23 +142,24 @@ def merge_model(path: str | os.PathLike, model: GGUFFile, adapters: Sequence[tup
     return Report(changes, notes, os.path.getsize(path))
 
 
-ScaledPairs = Mapping[str, Sequence[tuple[float, Pair]]]
+ChangeOfRows = Callable[[np.ndarray, slice], np.ndarray]
+"""What an adapter adds to rows of a matrix: from these rows, dequantised, and which they are."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A tensor to write: `source` with the change that `pairs` make."""
+    """A tensor to write: `source` with what `changes` add to it."""
 
     name: str
     type: GGMLType
     source: Tensor
-    pairs: Sequence[tuple[float, Pair]] = field(default=())
+    changes: Sequence[ChangeOfRows] = field(default=())
 
 
-def _pairs_by_tensor(model: GGUFFile, adapters: Sequence[tuple[AdapterFile, float]]) -> ScaledPairs:
-    """For each tensor the pairs of all adapters, each with its whole scale."""
+def _changes_by_tensor(model: GGUFFile, adapters: Sequence[tuple[AdapterFile, float]]) -> Mapping[str, Sequence[ChangeOfRows]]:
+    """For each tensor the changes that the adapters make, each times its factor."""
     tied = OUTPUT not in model.tensors
-    pairs: dict[str, list[tuple[float, Pair]]] = {}
+    changes: dict[str, list[ChangeOfRows]] = {}
     for adapter, factor in adapters:
         for name, (a, b) in adapter.ordered():
             tensor = model.tensors.get(TOKEN_EMBD if tied and name == OUTPUT else name)
@@ -168,25 +170,60 @@ def _pairs_by_tensor(model: GGUFFile, adapters: Sequence[tuple[AdapterFile, floa
             if (b.shape[1], a.shape[1]) != (n_out, n_in):
                 raise LoraFastError(f"the adapter's pair for {name} fits a tensor of shape {(b.shape[1], a.shape[1])}, "
                                     f"but in {model.path} it is {(n_out, n_in)}; it belongs to another model")
-            if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            if not all(np.isfinite(part).all() for part in adapter.parts(name)):
                 raise LoraFastError(f"the adapter's pair for {name} holds values that are not finite: training broke "
                                     "off or the file is damaged")
-            pairs.setdefault(name, []).append((factor * adapter.scale, (a, b)))
-    return pairs
+            changes.setdefault(name, []).append(_change(adapter, factor, name, tensor))
+    return changes
 
 
-def _plan(model: GGUFFile, pairs: ScaledPairs, type: GGMLType | None, notes: list[str]) -> list[_Plan]:
-    plans = [_Plan(name, _type_of(tensor, type), tensor, pairs.get(name, ()))
+def _change(adapter: AdapterFile, factor: float, name: str, tensor: Tensor) -> ChangeOfRows:
+    """The change of one tensor by one adapter."""
+    a, b = adapter.pairs[name]
+    m = adapter.magnitudes.get(name)
+    scale = np.float32(factor * adapter.scale if m is None else adapter.scale)
+
+    def of_pair(w: np.ndarray, rows: slice) -> np.ndarray:
+        return scale * (b[:, rows].T @ a)
+
+    def of_rows(w: np.ndarray, rows: slice) -> np.ndarray:
+        v = w + of_pair(w, rows)
+        return np.float32(factor) * (_gain(m[rows], np.linalg.norm(v, axis=1))[:, None] * v - w)
+
+    if m is None:
+        return of_pair
+    of_columns = name == TOKEN_EMBD
+    if m.shape != (tensor.shape[of_columns],):
+        raise LoraFastError(f"the adapter has magnitudes of shape {m.shape} for {name}, which is {tensor.shape}; it belongs to "
+                            "another model")
+    if not of_columns:
+        return of_rows
+    squares = np.zeros(len(m))
+    for rows in _chunks(tensor):
+        w = dequantize(tensor.data[rows], tensor.type)
+        squares += np.square(w + of_pair(w, rows)).sum(axis=0, dtype=np.float64)
+    _release(tensor)
+    gain = _gain(m, np.sqrt(squares).astype(np.float32))
+    return lambda w, rows: np.float32(factor) * (gain * (w + of_pair(w, rows)) - w)
+
+
+def _gain(m: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """m / c; 0 where c is 0: a row of zeros stays one."""
+    return np.divide(m, c, out=np.zeros_like(c), where=c > 0)
+
+
+def _plan(model: GGUFFile, changes: Mapping[str, Sequence[ChangeOfRows]], type: GGMLType | None, notes: list[str]) -> list[_Plan]:
+    plans = [_Plan(name, _type_of(tensor, type), tensor, changes.get(name, ()))
              for name, tensor in model.tensors.items()]
-    if OUTPUT not in model.tensors and (TOKEN_EMBD in pairs or OUTPUT in pairs):
+    if OUTPUT not in model.tensors and (TOKEN_EMBD in changes or OUTPUT in changes):
         tensor = model.tensors[TOKEN_EMBD]
-        plans.append(_Plan(OUTPUT, _type_of(tensor, type), tensor, pairs.get(OUTPUT, ())))
-        which, other = ("input", "output") if TOKEN_EMBD in pairs else ("output", "input")
+        plans.append(_Plan(OUTPUT, _type_of(tensor, type), tensor, changes.get(OUTPUT, ())))
+        which, other = ("input", "output") if TOKEN_EMBD in changes else ("output", "input")
         size = megabytes(plans[-1].type.row_bytes(prod(tensor.shape)))
         notes.append(f"the adapter changes the embedding matrix as the model's {which}, not as its {other}: the merged "
                      f"model has an output.weight of its own, {size}")
     for plan in plans:
-        if (plan.pairs or plan.type is not plan.source.type) and not plan.source.type.is_trainable:
+        if (plan.changes or plan.type is not plan.source.type) and not plan.source.type.is_trainable:
             raise LoraFastError(f"{model.path}: tensor '{plan.name}' has type {plan.source.type.label}, which lorafast "
                                 "cannot compute with; merge into an F16, Q8_0 or K-quant edition of the model")
     unfit = [plan for plan in plans if type is not None and len(plan.source.shape) > 1 and plan.type is not type]
@@ -217,10 +254,8 @@ def _metadata(model: GGUFFile, type: GGMLType | None) -> list[tuple[str, ValueTy
 def _rows(plan: _Plan, pool: ThreadPoolExecutor, n_threads: int,
           changes: dict[GGMLType, Change]) -> Iterator[np.ndarray]:
     """The tensor's blocks as they will be stored, some rows at a time and in order."""
-    rows, n_in = prod(plan.source.shape[:-1]), plan.source.shape[-1]
-    step = max(1, CHUNK // n_in)
-    chunks = [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
-    if not plan.pairs and plan.type is plan.source.type:
+    chunks = _chunks(plan.source)
+    if not plan.changes and plan.type is plan.source.type:
         yield from (plan.source.data[chunk] for chunk in chunks)
     else:
         total = Change(tensors=1)
@@ -228,16 +263,23 @@ def _rows(plan: _Plan, pool: ThreadPoolExecutor, n_threads: int,
         for stored, change in _in_order(pool, 2 * n_threads, tasks):
             total += change
             yield stored
-        if plan.pairs:
+        if plan.changes:
             changes.setdefault(plan.type, Change())
             changes[plan.type] += total
     _release(plan.source)
 
 
+def _chunks(tensor: Tensor) -> list[slice]:
+    """The rows that are worked on at a time."""
+    rows, n_in = prod(tensor.shape[:-1]), tensor.shape[-1]
+    step = max(1, CHUNK // n_in)
+    return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
 def _merge(plan: _Plan, chunk: slice) -> tuple[np.ndarray, Change]:
-    """These rows of W + Σ s·Bᵀ·A as stored, uint8 (rows, bytes per row), and what became of the change."""
+    """These rows of the merged matrix as stored, uint8 (rows, bytes per row), and what became of the change."""
     w = dequantize(plan.source.data[chunk], plan.source.type)
-    change = sum((np.float32(scale) * (b[:, chunk].T @ a) for scale, (a, b) in plan.pairs), np.float32(0))
+    change = sum((change(w, chunk) for change in plan.changes), np.float32(0))
     target = w + change
     with np.errstate(all="ignore"):         # what overflows is reported below
         stored = quantize(target, plan.type)
@@ -245,7 +287,7 @@ def _merge(plan: _Plan, chunk: slice) -> tuple[np.ndarray, Change]:
     if not np.isfinite(got).all():
         raise LoraFastError(f"tensor '{plan.name}' would hold values that are not finite: the change, or the model's "
                             f"own values, are too large for {plan.type.label}")
-    if not plan.pairs:
+    if not plan.changes:
         return stored, Change()
     return stored, Change(0, _dot(w, w), _dot(change, change), _dot(got - target, got - target), _dot(got - w, change))
 

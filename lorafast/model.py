@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .block import Block, KVCache, Rows, Saved, widest_ranks
+from .block import Block, KVCache, Rows, Saved, Widths
 from .buffers import Buffers, New, Scratch, empty, sized
+from .dora import Gain
 from .gguf import GGUFFile
 from .hparams import HParams
 from .kernels.cross_entropy import cross_entropy_forward_backward
@@ -38,9 +39,17 @@ class Model:
 
     def merge(self, adapter: Adapter) -> None:
         """Takes over the adapter's present gains; to be called after each change of its parameters."""
+        self.embedding.gain.forget()
         for block in self.blocks:
             block.merge(adapter)
         self.output_norm.merge(adapter)
+        self.head.forget_gains()
+
+    def dora_gains(self) -> dict[str, Gain]:
+        """Of every matrix, by the name under which it is adapted."""
+        groups = [group for block in self.blocks for group in block.groups] + [self.head]
+        return {self.embedding.name: self.embedding.gain,
+                **{name: gain for group in groups for name, gain in zip(group.names, group.gains)}}
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Trainer:
     def __init__(self, model: Model, adapter: Adapter, max_tokens: int, strategy: Strategy, n_threads: int) -> None:
         self.model, self.adapter, self.strategy, self.n_threads = model, adapter, strategy, n_threads
         self.buffers = Activations(model, adapter, max_tokens, strategy)
-        self.scratch = Scratch(scratch_floats(model, max_tokens, strategy))
+        self.scratch = Scratch(scratch_floats(model, adapter, max_tokens, strategy.head_tokens))
 
     @property
     def nbytes(self) -> int:
@@ -112,7 +121,7 @@ class Trainer:
                 block.forward(None, x(layer), saved(layer), scratch, rows, adapter, n_threads)
             block.backward(dx, x(layer), saved(layer), scratch, rows, adapter, n_threads,
                            need_dx=layer > buffers.lowest or model.embedding.name in adapter)
-        model.embedding.backward(dx, tokens, adapter)
+        model.embedding.backward(dx, tokens, x(0), adapter, n_threads)
         return loss
 
     def _forward(self, tokens: np.ndarray, rows: Rows) -> Activations:
@@ -137,18 +146,20 @@ class Trainer:
         for first in range(0, len(counted), self.strategy.head_tokens):
             index = counted[first:first + self.strategy.head_tokens]
             n = len(index)
-            logits, normed, d_normed, x_head, dx_head = self.scratch.arrays(n, V, C, C, C, C)
+            logits, normed, d_normed, x_head, dx_head, y = self.scratch.arrays(n, V, C, C, C, C, *model.head.dora_widths(adapter))
             np.take(x, index, axis=0, out=x_head)
             model.output_norm.forward(normed, rstd[:n], x_head, n_threads)
             h, loss = [empty(n, rank) for rank in model.head.ranks(adapter)], empty(n)
             model.head.forward([logits], h, normed, adapter, n_threads)
+            y[:] = logits[:, :y.shape[1]]
             cross_entropy_forward_backward(loss, logits, targets[index], np.full(n, token_weight or 0, np.float32), n_threads)
             total += float(loss.sum(dtype=np.float64))
             if token_weight is None:
                 continue
             if need_dx:
                 dx_head.fill(0)
-            model.head.backward(d_normed if need_dx else None, [logits], normed, h, adapter, n_threads)
+            d_logits = model.head.gain_backward([logits], [y], adapter, n_threads)
+            model.head.backward(d_normed if need_dx else None, d_logits, normed, h, adapter, n_threads)
             if need_dx:
                 model.output_norm.backward(dx_head, d_normed, x_head, rstd[:n], adapter, n_threads)
                 x[index] = dx_head
@@ -167,8 +178,8 @@ class Activations(Buffers):
         self.passing_inputs = [new(T, hp.n_embd) for _ in range(self.input_every - 1)]
         self.below = [new(T, hp.n_embd)] if self.lowest else []
         self.output = new(T, hp.n_embd)                                     # of the last block; then every dx
-        ranks = widest_ranks(model.blocks, adapter)
-        self.saved = [Saved(hp, ranks, T, new) for _ in range(max(1, min(strategy.n_kept, hp.n_layer - self.lowest)))]
+        widths = Widths.of(model.blocks, adapter)
+        self.saved = [Saved(hp, widths, T, new) for _ in range(max(1, min(strategy.n_kept, hp.n_layer - self.lowest)))]
         self.rstd = new(T)
 
     def input(self, layer: int) -> np.ndarray:
@@ -214,10 +225,11 @@ def weight_order(model: Model, activations: Activations) -> list[Projections]:
     return order
 
 
-def scratch_floats(model: Model, T: int, strategy: Strategy) -> int:
+def scratch_floats(model: Model, adapter: Adapter, T: int, head_tokens: int) -> int:
     """Size of a Trainer's Scratch."""
     C, V = model.hparams.n_embd, model.hparams.n_vocab
-    return max(model.blocks[0].scratch_floats(T), Scratch.floats(min(T, strategy.head_tokens), V, C, C, C, C))
+    head = Scratch.floats(min(T, head_tokens), V, C, C, C, C, *model.head.dora_widths(adapter))
+    return max(model.blocks[0].scratch_floats(T), head)
 
 
 class Sequence:
@@ -229,7 +241,7 @@ class Sequence:
         self.caches = [KVCache(model.hparams, n_ctx) for _ in model.blocks]
         self.n_past = 0
         self.inputs = [empty(self.chunk, model.hparams.n_embd) for _ in range(2)]
-        self.saved = Saved(model.hparams, widest_ranks(model.blocks, adapter), self.chunk)
+        self.saved = Saved(model.hparams, Widths.of(model.blocks, adapter), self.chunk)
         self.scratch = Scratch(model.blocks[0].scratch_floats(self.chunk))
 
     def append(self, tokens: np.ndarray) -> np.ndarray:
@@ -279,5 +291,5 @@ def sequence_bytes(model: Model, adapter: Adapter, chunk: int = 64) -> int:
     """Memory of a Sequence over all the positions that the model was opened for."""
     n_ctx = len(model.blocks[0].cos)
     caches = KVCache(model.hparams, n_ctx, sized)
-    saved = Saved(model.hparams, widest_ranks(model.blocks, adapter), chunk, sized)
+    saved = Saved(model.hparams, Widths.of(model.blocks, adapter), chunk, sized)
     return len(model.blocks) * (caches.k.nbytes + caches.v.nbytes) + saved.nbytes + 4 * model.blocks[0].scratch_floats(chunk)

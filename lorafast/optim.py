@@ -247,7 +247,7 @@ class EpochLimit:
 
 
 def parameter_groups(adapter: Adapter, decay_min_ndim: int, lora_plus: float) -> list[Group]:
-    """The groups of an adapter's parameters; B's learning rate is `lora_plus` times that of A.
+    """The groups of an adapter's parameters; B's learning rate is `lora_plus` times that of A and of magnitudes.
 
     Without LoRA+ there are at most two: the parameters that decay stand first in the store.
     """
@@ -257,4 +257,5 @@ def parameter_groups(adapter: Adapter, decay_min_ndim: int, lora_plus: float) ->
     else:
         groups = [Group(part.start, part.stop, part.stop <= n_decayed, factor)
                   for _, a, b in adapter.spans() for part, factor in ((a, 1.0), (b, lora_plus))]
+        groups.append(Group(adapter.n_params - adapter.n_magnitudes, adapter.n_params, False))
     return [group for group in groups if group.begin < group.end]

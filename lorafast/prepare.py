@@ -36,9 +36,9 @@ def new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, log: 
         adapter = Adapter(start.specs, start.alpha, start.r, training=not config.only_write_lora)
         adapter.params[:] = start.params
     else:
-        specs = specs_for(_shapes(config, hparams), config.ranks(), config.target_list())
+        specs = specs_for(_shapes(config, hparams), config.ranks(), config.target_list(), dora=config.dora)
         adapter = Adapter(specs, config.alpha, config.lora_r, training=not config.only_write_lora)
-    config.check_adapted({spec.role for spec in adapter.specs}, tied=hparams.tied)
+    config.check_adapted({spec.role for spec in adapter.specs}, tied=hparams.tied, dora=bool(adapter.magnitudes))
     return adapter
 
 

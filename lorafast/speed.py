@@ -23,8 +23,8 @@ MEASURED_BYTES, MEASURED_SECONDS = 256 << 20, 0.5
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds for a pass of `tokens` tokens: of one block forward, forward again for backward (without its last
-    product), and backward; of the output, both ways.
+    """Seconds for a pass of `tokens` tokens: of one block forward, with what follows from the adapter's present values;
+    forward again for backward (without what that does not need), and backward; of the output, both ways.
     """
 
     tokens: int
@@ -48,6 +48,8 @@ def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens:
     small.hparams, small.blocks = replace(model.hparams, n_layer=1), [block]
     names = {name for group in (*block.groups, model.head) for name in group.names}
     part = Adapter([spec for spec in adapter.specs if spec.name in names], adapter.alpha, adapter.r, training=True)
+    for magnitude in part.magnitudes.values():
+        magnitude.fill(1)
     trainer = Trainer(small, part, len(tokens), Strategy(n_kept=1, head_tokens=head_tokens), n_threads)
     buffers = trainer.buffers
     x, out, saved = buffers.input(0), buffers.input(1), buffers.saved_of(0)
@@ -55,11 +57,20 @@ def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens:
     order = weight_order(small, buffers)
     residency = Residency(files, small.embedding, order, least_capacity(order)) if files else None
     small.embedding.forward(x, tokens, part, n_threads)
+
+    def forward() -> None:
+        small.merge(part)
+        block.forward(out, x, saved, *common)
+
+    def head() -> None:
+        small.merge(part)
+        trainer.head(out, buffers.rstd, tokens, 1e-6)
+
     seconds = [_least_time(run, residency) for run in (
-        lambda: block.forward(out, x, saved, *common),
+        forward,
         lambda: block.forward(None, x, saved, *common),
         lambda: block.backward(out, x, saved, *common, need_dx=True),
-        lambda: trainer.head(out, buffers.rstd, tokens, 1e-6))]
+        head)]
     if residency:
         residency.close()
     return Speed(T, *(T / len(tokens) * each for each in seconds))

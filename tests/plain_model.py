@@ -12,10 +12,18 @@ def base_weights(gguf: GGUFFile) -> dict[str, np.ndarray]:
     return {name: tensor.to_float32().astype(np.float64) for name, tensor in gguf.tensors.items()}
 
 
-def plain_loss(weights: dict, pairs: dict, scale: float, hp: HParams, tokens: np.ndarray, targets: np.ndarray, xp=np):
+def norms_of_adapted(weights: dict, pairs: dict, scale: float, names) -> dict[str, np.ndarray]:
+    """c of DoRA for these tensors: the norms of the rows of W + s·Bᵀ A, of the embedding's columns."""
+    return {name: np.linalg.norm(weights[name] + scale * pairs[name][1].T @ pairs[name][0], axis=int(name != "token_embd.weight"))
+            for name in names}
+
+
+def plain_loss(weights: dict, pairs: dict, scale: float, hp: HParams, tokens: np.ndarray, targets: np.ndarray, xp=np,
+               magnitudes: dict = {}, norms: dict = {}):
     """Mean cross entropy in nats over the targets that are not -1.
 
-    weights  base tensors by name; pairs  (A (r, K), B (r, N)) by name; tokens, targets  (rows, ctx)
+    weights  base tensors by name; pairs  (A (r, K), B (r, N)) by name; tokens, targets  (rows, ctx); magnitudes, norms  DoRA's
+    m and c by name
     """
     def merged(name: str):
         w = weights[name]
@@ -23,7 +31,11 @@ def plain_loss(weights: dict, pairs: dict, scale: float, hp: HParams, tokens: np
             return w
         A, B = pairs[name]
         update = scale * (B.T @ A)
-        return w + (update[0] if w.ndim == 1 else update)
+        w = w + (update[0] if w.ndim == 1 else update)
+        if name not in magnitudes:
+            return w
+        gain = magnitudes[name] / norms[name]
+        return w * gain if name == "token_embd.weight" else w * gain[:, None]
 
     def head(name: str):                # on a tied model the pair of token_embd acts on the input only
         return weights["token_embd.weight"] if hp.tied else merged(name)

@@ -75,9 +75,11 @@ STRATEGIES = [Strategy(4), Strategy(3), Strategy(1), Strategy(1, 2), Strategy(1,
               Strategy(1, 2, 16, 2), Strategy(4, 1, 128, 1)]
 
 
-@pytest.mark.parametrize("targets", [None, ["blk.2.attn_q", "blk.3.ffn_up"], ["output"]], ids=str)
-def test_every_strategy_gives_the_same_loss_and_gradients(tmp_path, targets):
-    case = Case(tmp_path / "model.gguf", n_layer=4, targets=targets)
+@pytest.mark.parametrize("targets, dora", [
+    (None, False), (["blk.2.attn_q", "blk.3.ffn_up"], False), (["output"], False),
+    (None, True), (["blk.1.ffn_down", "blk.2.attn_output", "blk.3.ffn_gate"], True)], ids=str)
+def test_every_strategy_gives_the_same_loss_and_gradients(tmp_path, targets, dora):
+    case = Case(tmp_path / "model.gguf", n_layer=4, targets=targets, dora=dora)
     batch = batch_of(case.tokens, case.targets)
     results = {}
     for strategy in STRATEGIES:
@@ -94,13 +96,14 @@ def test_every_strategy_gives_the_same_loss_and_gradients(tmp_path, targets):
                                    err_msg=str(strategy))
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-def test_sizes_without_memory_are_those_with_it(tmp_path, strategy):
-    case = Case(tmp_path / "model.gguf", n_layer=4)
+def test_sizes_without_memory_are_those_with_it(tmp_path, strategy, dora):
+    case = Case(tmp_path / "model.gguf", n_layer=4, dora=dora)
     T = strategy.max_tokens(*case.tokens.shape)
     trainer = Trainer(case.model, case.adapter, T, strategy, n_threads=1)
     assert Activations(case.model, case.adapter, T, strategy, sized).nbytes == trainer.buffers.nbytes
-    assert trainer.nbytes == trainer.buffers.nbytes + 4 * scratch_floats(case.model, T, strategy)
+    assert trainer.nbytes == trainer.buffers.nbytes + 4 * scratch_floats(case.model, case.adapter, T, strategy.head_tokens)
     array = sized(1000, 1000, 1000)
     assert (array.shape, array.nbytes) == ((1000, 1000, 1000), 4 * 10**9)
 

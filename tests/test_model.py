@@ -35,13 +35,16 @@ def batch_of(tokens: np.ndarray, targets: np.ndarray) -> Batch:
 class Case:
     """A tiny model with a random adapter on everything, and a batch with targets that do not count."""
 
-    def __init__(self, path, rows: int = 3, ctx: int = 13, targets=None, **model) -> None:
+    def __init__(self, path, rows: int = 3, ctx: int = 13, targets=None, dora: bool = False, **model) -> None:
         self.gguf = open_model(make_tiny(path, **model))
         self.hp = read_hparams(self.gguf)
         ranks = dict.fromkeys(ROLES, 3) | {"attn_norm": 1, "ffn_norm": 2, "output_norm": 1}
-        self.adapter = Adapter(specs_for(self.hp.tensor_shapes(), ranks, targets), alpha=6, r=3, training=True)
+        self.adapter = Adapter(specs_for(self.hp.tensor_shapes(), ranks, targets, dora=dora), alpha=6, r=3, training=True)
         rng = np.random.default_rng(5)
         self.adapter.params[:] = 0.05 * rng.standard_normal(self.adapter.n_params)
+        for name, m in self.adapter.magnitudes.items():
+            norms = np.linalg.norm(self.gguf.tensors[name].to_float32(), axis=int(name != "token_embd.weight"))
+            m[:] = rng.uniform(0.8, 1.2, m.size) * norms
         rng = np.random.default_rng(6)
         self.model = Model(self.gguf, self.hp, ctx)
         self.model.merge(self.adapter)

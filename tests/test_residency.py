@@ -63,11 +63,11 @@ def test_window_follows_another_order_than_announced():
         assert window.order[window.now] == unit and unit in window.held
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied, dora", [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("strategy", [Strategy(n_kept=4), Strategy(n_kept=1),
                                       Strategy(1, input_every=2, head_tokens=8, micro_batch=2)], ids=str)
-def test_results_are_those_of_the_whole_model(tmp_path, tied, strategy):
-    case = Case(tmp_path / "model.gguf", n_layer=4, tied=tied)
+def test_results_are_those_of_the_whole_model(tmp_path, tied, dora, strategy):
+    case = Case(tmp_path / "model.gguf", n_layer=4, tied=tied, dora=dora)
     batch = batch_of(case.tokens, case.targets)
     trainer = Trainer(case.model, case.adapter, case.tokens.size, strategy, n_threads=2)
     expected = trainer.loss_and_gradients(batch, 0.1), case.adapter.grads.copy(), trainer.loss(batch)
@@ -76,6 +76,7 @@ def test_results_are_those_of_the_whole_model(tmp_path, tied, strategy):
     residency = Residency(files, case.model.embedding, order, least_capacity(order))
     for _ in range(2):
         case.adapter.grads.fill(0)
+        case.model.merge(case.adapter)
         assert trainer.loss_and_gradients(batch, 0.1) == expected[0]
         np.testing.assert_array_equal(case.adapter.grads, expected[1])
         assert trainer.loss(batch) == expected[2]

@@ -27,7 +27,7 @@ def read_adapter(path: str | os.PathLike, base: BaseModel | None = None) -> Adap
         raise FormatError(f"{path}: is {kind.value}, not an adapter; pass it to --model-base")
     if kind is FileKind.CHECKPOINT:
         checkpoint = read_checkpoint(path)
-        return AdapterFile(checkpoint.pairs, checkpoint.alpha, checkpoint.r)
+        return AdapterFile(checkpoint.pairs, checkpoint.alpha, checkpoint.r, magnitudes=checkpoint.magnitudes)
     if kind is FileKind.GGLA:
         return read_ggla(path)
     if kind is FileKind.GGUF_ADAPTER:

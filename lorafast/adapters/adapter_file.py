@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, LoraFastError
+from ..files import Form, cannot_carry_magnitudes
 from ..gguf import GGUFFile
 from ..lora import Adapter, Pair, file_order, specs_for, split_name
 
@@ -51,6 +52,7 @@ class AdapterFile:
     alpha, r  both None where the file holds neither: the scale is then 1
     metadata  what else the file says, for people
     warnings  what was left out on reading, a line each
+    magnitudes  DoRA's, float32 (N,) (of the embedding (C,)), by name of the base tensor; empty without
     """
 
     pairs: dict[str, Pair]
@@ -58,16 +60,21 @@ class AdapterFile:
     r: int | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    magnitudes: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, adapter: Adapter) -> AdapterFile:
         """The pairs of a training adapter; views, not copies."""
-        return cls(dict(adapter.pairs), adapter.alpha, adapter.r)
+        return cls(dict(adapter.pairs), adapter.alpha, adapter.r, magnitudes=dict(adapter.magnitudes))
 
     @property
     def scale(self) -> float:
         """alpha / r, the factor of every pair."""
         return 1.0 if self.alpha is None else self.alpha / self.r
+
+    def parts(self, name: str) -> list[np.ndarray]:
+        """A and B of a base tensor, and its magnitudes if it has any."""
+        return [*self.pairs[name], *([self.magnitudes[name]] if name in self.magnitudes else [])]
 
     def ordered(self) -> list[tuple[str, Pair]]:
         """The pairs in the original's order of tensors."""
@@ -91,16 +98,22 @@ class AdapterFile:
             if name not in shapes:
                 raise LoraFastError(f"the adapter has a pair for {name}, which this model lacks; "
                                     "it belongs to another one")
-            spec, = specs_for({name: shapes[name]}, {split_name(name)[1]: len(a)})
+            m = self.magnitudes.get(name)
+            spec, = specs_for({name: shapes[name]}, {split_name(name)[1]: len(a)}, dora=m is not None)
             if (spec.n_in, spec.n_out) != (a.shape[1], b.shape[1]):
                 raise LoraFastError(f"the adapter's pair for {name} fits a tensor of shape {(b.shape[1], a.shape[1])}, "
                                     f"but this model's is {(spec.n_out, spec.n_in)}; it belongs to another one")
+            if m is not None and m.shape != (spec.n_magnitudes,):
+                raise LoraFastError(f"the adapter has magnitudes of shape {m.shape} for {name}, but this model needs "
+                                    f"{(spec.n_magnitudes,)}; it belongs to another one")
             specs.append(spec)
         alpha, r = (1.0, 1) if self.alpha is None else (self.alpha, self.r)
         adapter = Adapter(specs, alpha, r)
         for name, (a, b) in self.pairs.items():
             adapter.A(name)[:] = a
             adapter.B(name)[:] = b
+        for name, m in self.magnitudes.items():
+            adapter.magnitudes[name][:] = m
         return adapter
 
 
@@ -108,6 +121,13 @@ def fold(b: np.ndarray, numerator: float, denominator: float) -> np.ndarray:
     """B · (numerator / denominator); B itself where that is 1."""
     factor = np.float32(numerator / denominator)
     return b if factor == 1 else b * factor
+
+
+def refuse_magnitudes(adapter: AdapterFile, form: Form) -> None:
+    """LoraFastError for an adapter of DoRA."""
+    if adapter.magnitudes:
+        raise LoraFastError(f"{cannot_carry_magnitudes(form)}; write a PEFT folder (NAME/), or have it merged into the model "
+                            "(lorafast merge)")
 
 
 def refuse_norms(names: Iterable[str], form: str) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 
 from ..atomic import atomic_write
 from ..errors import FormatError, LoraFastError
+from ..files import Form
 from ..lora import Pair, split_name
-from .adapter_file import AdapterFile
+from .adapter_file import AdapterFile, refuse_magnitudes
 
 MAGIC = 0x67676C61
 VERSION = 1
@@ -30,7 +31,10 @@ TYPES = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 
 
 def write_ggla(path: str | os.PathLike, adapter: AdapterFile) -> None:
-    """Writes a ggla file atomically. LoraFastError for an alpha that is no whole number: the header cannot hold it."""
+    """Writes a ggla file atomically. LoraFastError for an alpha that is no whole number, and for DoRA's magnitudes: the file
+    has no place for them.
+    """
+    refuse_magnitudes(adapter, Form.GGLA)
     header, tensors = _layout(adapter)
     with atomic_write(path) as file:
         file.write(header)

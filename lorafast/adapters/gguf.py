@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, LoraFastError
+from ..files import Form
 from ..ggml_types import GGMLType, GGUFValueType
 from ..gguf import GGUFFile
 from ..gguf_writer import TensorToWrite, ValueType, write_gguf
 from ..lora import split_name
-from .adapter_file import AdapterFile, BaseModel, fold, refuse_norms
+from .adapter_file import AdapterFile, BaseModel, fold, refuse_magnitudes, refuse_norms
 
 TOKEN_EMBD = "token_embd.weight"
 
@@ -27,14 +28,15 @@ TOKEN_EMBD = "token_embd.weight"
 def write_gguf_adapter(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -> None:
     """Writes a GGUF adapter in F32, atomically.
 
-    LoraFastError for what the format cannot carry: pairs of norms, and a pair of the token embedding on a model whose
-    embedding serves as output matrix too (llama.cpp would load it, then abort at the output product).
+    LoraFastError for what the format cannot carry: pairs of norms, DoRA's magnitudes, and a pair of the token embedding on a
+    model whose embedding serves as output matrix too (llama.cpp would load it, then abort at the output product).
     """
     write_gguf(path, *_contents(adapter, base))
 
 
 def _contents(adapter: AdapterFile, base: BaseModel) -> tuple[list[tuple[str, ValueType, Any]], list[TensorToWrite]]:
     refuse_norms(adapter.pairs, "GGUF adapter")
+    refuse_magnitudes(adapter, Form.GGUF)
     if base.tied and TOKEN_EMBD in adapter.pairs:
         raise LoraFastError("a GGUF adapter cannot carry the pair of token_embd for a model that uses this matrix for "
                             "its output too: llama.cpp aborts; leave it out with --targets, or write a PEFT folder or "

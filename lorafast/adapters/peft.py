@@ -2,11 +2,12 @@
 
 Per pair `<module>.lora_A.weight` (r, n_in) and `<module>.lora_B.weight` (n_out, r); for the embedding
 `<module>.lora_embedding_A` (r, n_vocab) and `.lora_embedding_B` (n_embd, r). The scale is alpha / r with the pair's own
-rank, or alpha / sqrt(r) with rsLoRA.
+rank, or alpha / sqrt(r) with rsLoRA. With DoRA (`use_dora`) each pair has a `<module>.lora_magnitude_vector` (n_out,), the
+embedding's (n_embd,).
 
 **q and k.** RoPE turns pairs of components of a head: GGUF files of architecture `llama` store the rows of attn_q and
-attn_k so that the two of a pair are neighbours, Hugging Face so that they are half a head apart. The rows of W are B's,
-so B is permuted, A is not.
+attn_k so that the two of a pair are neighbours, Hugging Face so that they are half a head apart. The rows of W are B's and
+the magnitudes', so these are permuted, A is not.
 
 Source: huggingface/peft, src/peft/tuners/lora and utils/save_and_load.py; llama.cpp, convert_hf_to_gguf.py (the
 permutation).
@@ -40,6 +41,7 @@ MODULES = {
 
 ROLE_OF_MODULE = {module: role for role, module in MODULES.items()}
 PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
 PERMUTED_ARCHITECTURES = ("llama",)
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
 
@@ -57,6 +59,8 @@ def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -
         else:
             tensors[f"{module}.lora_A.weight"] = a
             tensors[f"{module}.lora_B.weight"] = _rows_to_hf(b.T, role, base)
+        if name in adapter.magnitudes:
+            tensors[f"{module}.{MAGNITUDE}"] = _rows_to_hf(adapter.magnitudes[name], role, base)
     modules = _shortest_modules(adapter.pairs, base.n_layer)
     config = {
         "peft_type": "LORA",
@@ -77,7 +81,7 @@ def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": bool(adapter.magnitudes),
     }
     with atomic_dir(path) as folder:
         (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -105,7 +109,7 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
     base  the model it will be used with: its architecture and heads are needed to permute q and k
 
     Where scales differ, the difference is folded into B. Raises FormatError for a broken adapter or one that plain
-    pairs cannot express (DoRA, trained biases, whole modules), LoraFastError where q or k are adapted without `base`.
+    pairs and magnitudes cannot express (trained biases, whole modules), LoraFastError where q or k are adapted without `base`.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -113,6 +117,7 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
     if not (folder / PEFT_WEIGHTS).exists():
         raise LoraFastError(f"{folder}: lacks {PEFT_WEIGHTS}; save the adapter with peft's save_pretrained")
     parts: dict[str, dict[str, np.ndarray]] = {}
+    magnitudes: dict[str, np.ndarray] = {}
     warnings = []
     for key, values in read_safetensors(folder / PEFT_WEIGHTS).items():
         if re.search(r"(embed_tokens|lm_head)(\.base_layer)?\.weight$", key):
@@ -120,6 +125,9 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
             continue
         module, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         name = _base_tensor(module)
+        if name is not None and part == MAGNITUDE and values.ndim == 1:
+            magnitudes[name] = values
+            continue
         if name is None or not part.startswith("lora_") or values.ndim != 2:
             raise FormatError(f"{folder}: tensor {key!r} of shape {values.shape} is no part of an adapter that "
                               "lorafast knows")
@@ -128,6 +136,7 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
     if not pairs:
         raise FormatError(f"{folder}: {PEFT_WEIGHTS} holds no pairs")
     adapter = _with_one_scale(folder, config, pairs)
+    adapter.magnitudes = _magnitudes(folder, config, pairs, magnitudes, base)
     adapter.warnings = warnings
     return adapter
 
@@ -146,12 +155,10 @@ def _pair(folder: Path, name: str, parts: dict[str, np.ndarray], base: BaseModel
     role = split_name(name)[1]
     if set(parts) == {"lora_A", "lora_B"}:
         a, rows = parts["lora_A"], parts["lora_B"]
-        if role in ("attn_q", "attn_k"):
-            if base is None:
-                raise LoraFastError(f"{folder}: adapts q or k, whose rows GGUF and Hugging Face order differently; "
-                                    "name the base model as well")
-            rows = _rows_to_gguf(rows, role, base)
-        b = rows.T
+        if role in ("attn_q", "attn_k") and base is None:
+            raise LoraFastError(f"{folder}: adapts q or k, whose rows GGUF and Hugging Face order differently; "
+                                "name the base model as well")
+        b = _rows_to_gguf(rows, role, base).T
     elif set(parts) == {"lora_embedding_A", "lora_embedding_B"}:
         a, b = parts["lora_embedding_B"].T, parts["lora_embedding_A"]
     else:
@@ -159,6 +166,18 @@ def _pair(folder: Path, name: str, parts: dict[str, np.ndarray], base: BaseModel
     if len(a) != len(b):
         raise FormatError(f"{folder}: '{name}' has rank {len(a)} in its A, {len(b)} in its B; the file is broken")
     return a, b
+
+
+def _magnitudes(folder: Path, config: Mapping[str, Any], pairs: Mapping[str, Pair], stored: Mapping[str, np.ndarray],
+                base: BaseModel | None) -> dict[str, np.ndarray]:
+    """DoRA's, in GGUF's order of rows: of all pairs or of none, as the config says."""
+    wanted = pairs.keys() if config.get("use_dora") else set()
+    for name in pairs.keys() | stored.keys():
+        if (name in stored) != (name in wanted):
+            has, says = ("has", "does not use") if name in stored else ("lacks", "uses")
+            raise FormatError(f"{folder}: '{_module(name)}' {has} magnitudes, but {PEFT_CONFIG} {says} DoRA; the files do not "
+                              "belong together")
+    return {name: _rows_to_gguf(stored[name], split_name(name)[1], base) for name in wanted}
 
 
 def _with_one_scale(folder: Path, config: Mapping[str, Any], pairs: dict[str, Pair]) -> AdapterFile:
@@ -199,7 +218,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key in ("r", "lora_alpha"):
         if not isinstance(config.get(key), (int, float)) or config[key] <= 0:
             raise FormatError(f"{path}: {key} is {config.get(key)!r}, but should be a number above 0")
-    for key in ("use_dora", "lora_bias", "modules_to_save", "use_qalora", "layer_replication", "target_parameters"):
+    for key in ("lora_bias", "modules_to_save", "use_qalora", "layer_replication", "target_parameters"):
         if config.get(key):
             raise FormatError(f"{path}: uses {key}, which lorafast does not support")
     if config.get("bias", "none") != "none":
@@ -212,19 +231,19 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _rows_to_hf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
-    """`rows` (n_out, r) from GGUF's order to Hugging Face's: pairs of a head from neighbours to half a head apart."""
+    """`rows` (n_out, r) or (n_out,) from GGUF's order to Hugging Face's: pairs of a head from neighbours to half a head apart."""
     heads = _permuted_heads(role, base)
-    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
 
 
 def _rows_to_gguf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
-    """The inverse of `_rows_to_hf`."""
+    """The inverse of `_rows_to_hf`; base may be None for all but q and k."""
     heads = _permuted_heads(role, base)
-    return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
 
 
-def _permuted_heads(role: str, base: BaseModel) -> int:
+def _permuted_heads(role: str, base: BaseModel | None) -> int:
     """How many heads the rows of that role hold; 0 where the two orders are the same."""
-    if base.architecture not in PERMUTED_ARCHITECTURES:
+    if role not in ("attn_q", "attn_k") or base.architecture not in PERMUTED_ARCHITECTURES:
         return 0
-    return {"attn_q": base.n_head, "attn_k": base.n_head_kv}.get(role, 0)
+    return base.n_head if role == "attn_q" else base.n_head_kv

@@ -15,33 +15,29 @@ def gelu(z):
     return z * (1 + tanh) / 2, (1 + tanh) / 2 + z * (1 - tanh**2) / 2 * k * (1 + 3 * 0.044715 * z**2)
 
 
+def set_or_add(dgate, dup, gate_gradient, up_gradient, accumulate):
+    if accumulate:
+        dgate += gate_gradient
+        dup += up_gradient
+    else:
+        dgate[:], dup[:] = gate_gradient, up_gradient
+
+
 def swiglu_forward(h, gate, up, n_threads):
     h[:] = silu(gate)[0] * up
 
 
-def swiglu_backward(dgate, dup, dh, gate, up, n_threads):
+def swiglu_backward(dgate, dup, dh, gate, up, accumulate, n_threads):
     # forward: h = silu(gate) * up
     value, slope = silu(gate)
-    dgate += dh * up * slope
-    dup += dh * value
-
-
-def swiglu_backward_in_place(gate, up, dh, n_threads):
-    value, slope = silu(gate)
-    gate[:], up[:] = dh * up * slope, dh * value
+    set_or_add(dgate, dup, dh * up * slope, dh * value, accumulate)
 
 
 def geglu_forward(h, gate, up, n_threads):
     h[:] = gelu(gate)[0] * up
 
 
-def geglu_backward(dgate, dup, dh, gate, up, n_threads):
+def geglu_backward(dgate, dup, dh, gate, up, accumulate, n_threads):
     # forward: h = gelu(gate) * up
     value, slope = gelu(gate)
-    dgate += dh * up * slope
-    dup += dh * value
-
-
-def geglu_backward_in_place(gate, up, dh, n_threads):
-    value, slope = gelu(gate)
-    gate[:], up[:] = dh * up * slope, dh * value
+    set_or_add(dgate, dup, dh * up * slope, dh * value, accumulate)

@@ -116,7 +116,7 @@ def test_scales_of_the_config_are_folded(tmp_path, change, scales):
     ({"peft_type": "LOHA"}, "peft_type is not LORA"),
     ({"r": 0}, "r is 0"),
     ({"lora_alpha": None}, "lora_alpha is None"),
-    ({"use_dora": True}, "uses use_dora"),
+    ({"use_dora": True}, "lacks magnitudes, but adapter_config.json uses DoRA"),
     ({"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
     ({"bias": "all"}, "trained biases"),
     ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base model"),

@@ -91,11 +91,11 @@ def gated_forward(rng, T, F):
 
 
 def gated_backward(rng, T, F):
-    return {name: normal(rng, T, F) for name in ("dgate", "dup", "dh", "gate", "up")}
+    return {name: normal(rng, T, F) for name in ("dgate", "dup", "dh", "gate", "up")} | dict(accumulate=True)
 
 
-def gated_in_place(rng, T, F):
-    return {name: normal(rng, T, F) for name in ("gate", "up", "dh")}
+def gated_overwriting(rng, T, F):
+    return gated_backward(rng, T, F) | dict(dgate=new(T, F), dup=new(T, F), accumulate=False)
 
 
 def targets(rng, T, V):
@@ -207,10 +207,10 @@ OPS = [
     Op("rope", "rope_backward", rope_backward, accumulated=("dx",), widths=EVEN),
     Op("swiglu", "swiglu_forward", gated_forward, out=("h",)),
     Op("swiglu", "swiglu_backward", gated_backward, accumulated=("dgate", "dup")),
-    Op("swiglu", "swiglu_backward_in_place", gated_in_place, changed=("gate", "up")),
+    Op("swiglu", "swiglu_backward", gated_overwriting, out=("dgate", "dup")),
     Op("swiglu", "geglu_forward", gated_forward, out=("h",)),
     Op("swiglu", "geglu_backward", gated_backward, accumulated=("dgate", "dup")),
-    Op("swiglu", "geglu_backward_in_place", gated_in_place, changed=("gate", "up")),
+    Op("swiglu", "geglu_backward", gated_overwriting, out=("dgate", "dup")),
     Op("cross_entropy", "cross_entropy_forward", cross_entropy_forward, out=("loss",), free_width=("logits",)),
     Op("cross_entropy", "cross_entropy_backward", cross_entropy_backward, accumulated=("dlogits",)),
     Op("cross_entropy", "cross_entropy_forward_backward", cross_entropy_forward_backward, out=("loss",),

@@ -19,7 +19,7 @@ def test_twin_gradients(rng, op):
         getattr(twin, f"{op}_forward")(h, gate, up, 1)
         return np.sum(weight * h)
 
-    getattr(twin, f"{op}_backward")(dgate, dup, weight, gate, up, 1)
+    getattr(twin, f"{op}_backward")(dgate, dup, weight, gate, up, True, 1)
     assert gradient_error(dgate, loss, gate) < GRADIENT_LIMIT
     assert gradient_error(dup, loss, up) < GRADIENT_LIMIT
 
@@ -33,10 +33,10 @@ def test_kernel_equals_twin(isa, rng, op, T, F):
     exact_h, exact_dgate, exact_dup = np.empty((T, F)), dgate.astype(np.float64), dup.astype(np.float64)
     inputs = gate.astype(np.float64), up.astype(np.float64)
     getattr(twin, f"{op}_forward")(exact_h, *inputs, 1)
-    getattr(twin, f"{op}_backward")(exact_dgate, exact_dup, dh.astype(np.float64), *inputs, 1)
+    getattr(twin, f"{op}_backward")(exact_dgate, exact_dup, dh.astype(np.float64), *inputs, True, 1)
 
     getattr(swiglu, f"{op}_forward")(h, gate, up, 2)
-    getattr(swiglu, f"{op}_backward")(dgate, dup, dh, gate, up, 2)
+    getattr(swiglu, f"{op}_backward")(dgate, dup, dh, gate, up, True, 2)
     assert nmse(h, exact_h) < FORWARD_LIMIT
     assert nmse(dgate, exact_dgate) < DGATE_LIMIT
     assert nmse(dup, exact_dup) < DUP_LIMIT
@@ -49,12 +49,19 @@ def test_far_from_zero(isa, op):
     getattr(swiglu, f"{op}_forward")(h, gate, ones, 1)
     np.testing.assert_allclose(h, np.maximum(gate, 0), atol=1e-35)
     dgate, dup = np.zeros_like(gate), np.zeros_like(gate)
-    getattr(swiglu, f"{op}_backward")(dgate, dup, ones, gate, ones, 1)
+    getattr(swiglu, f"{op}_backward")(dgate, dup, ones, gate, ones, True, 1)
     np.testing.assert_allclose(dgate, gate > 0, atol=1e-35)
 
 
-def test_in_place(rng):
-    gate, up = rng.standard_normal((2, 3, 50), dtype=np.float32)
+def test_in_place(isa, rng):
+    """Results in the place of what they are made of: as the trainer does it, without DoRA and with it."""
+    gate, up, dh = rng.standard_normal((3, 3, 50), dtype=np.float32)
+    dgate, dup, act, d_act = np.empty_like(gate), np.empty_like(gate), np.empty_like(gate), dh.copy()
+    swiglu.swiglu_backward(dgate, dup, dh, gate, up, False, 1)
+    swiglu.swiglu_backward(act, d_act, d_act, gate, up, False, 1)
+    in_place = gate.copy(), up.copy()
+    swiglu.swiglu_backward(*in_place, dh, *in_place, False, 1)
+    np.testing.assert_array_equal(np.array([dgate, dup] * 2), np.array([*in_place, act, d_act]))
     h = np.empty_like(gate)
     swiglu.swiglu_forward(h, gate, up, 1)
     swiglu.swiglu_forward(gate, gate, up, 1)

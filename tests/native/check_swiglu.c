@@ -35,11 +35,11 @@ static void check(int F, int is_gelu) {
     if (is_gelu) {
         DISPATCH(geglu_row)(h, gate, up, F);
         DISPATCH(geglu_backward_row)(dgate, dup, dh, gate, up, F);
-        DISPATCH(geglu_in_place_row)(gate, up, dh, gate, up, F);
+        DISPATCH(geglu_overwrite_row)(gate, up, dh, gate, up, F);
     } else {
         DISPATCH(swiglu_row)(h, gate, up, F);
         DISPATCH(swiglu_backward_row)(dgate, dup, dh, gate, up, F);
-        DISPATCH(swiglu_in_place_row)(gate, up, dh, gate, up, F);
+        DISPATCH(swiglu_overwrite_row)(gate, up, dh, gate, up, F);
     }
     expect(is_gelu ? "geglu h" : "swiglu h", h, h_exact, F, SWIGLU_LIMIT);
     expect(is_gelu ? "geglu dgate" : "swiglu dgate", dgate, dgate_exact, F, SWIGLU_LIMIT);
