@@ -42,10 +42,9 @@ class Saver:
 
     def check_disk(self, iteration: int, n_iter: int, keep_best: bool) -> None:
         """LoraFastError if the files of the run do not fit."""
-        n_params, n_pairs = self.adapter.n_params, len(self.adapter.specs)
-        outputs = [(output, sizes.adapter_bound(n_params, n_pairs)) for output in self.config.adapter_outputs]
+        outputs = [(output, sizes.adapter_bound(self.adapter.specs)) for output in self.config.adapter_outputs]
         if self.config.checkpoint_output:
-            outputs.append((self.config.checkpoint_output, sizes.checkpoint_bound(n_params, n_pairs)))
+            outputs.append((self.config.checkpoint_output, sizes.checkpoint_bound(self.adapter.specs)))
         check_disk(outputs, iteration=iteration, n_iter=n_iter, save_every=self.config.save_every, keep_best=keep_best)
 
     def save_options(self, seed: int) -> None:

@@ -21,13 +21,18 @@ def pad(n: int, alignment: int = ALIGNMENT) -> int:
 
 
 def data_size(specs: Sequence[PairSpec]) -> int:
-    """Every A and B in float32, each padded."""
-    return sum(pad(4 * spec.rank * n) for spec in specs for n in (spec.n_in, spec.n_out))
+    """Every A, B and magnitude in float32, each padded."""
+    return sum(pad(4 * n) for spec in specs for n in (spec.rank * spec.n_in, spec.rank * spec.n_out, spec.n_magnitudes))
+
+
+def n_tensors(specs: Sequence[PairSpec]) -> int:
+    """A, B and with DoRA a magnitude of each."""
+    return sum(3 if spec.n_magnitudes else 2 for spec in specs)
 
 
 def lora_size(specs: Sequence[PairSpec]) -> int:
-    """The adapter's context: A, B and their gradients, tensors and data, and the slack to align the buffer."""
-    return 2 * (2 * len(specs) * TENSOR + data_size(specs)) + ALIGNMENT
+    """The adapter's context: parameters and their gradients, tensors and data, and the slack to align the buffer."""
+    return 2 * (n_tensors(specs) * TENSOR + data_size(specs)) + ALIGNMENT
 
 
 def opt_size(n_params: int, past: int) -> int:
@@ -48,11 +53,15 @@ def work_size(n_threads: int, n_vocab: int) -> int:
     return 4 * n_threads * (n_vocab + 1) + 64 * (n_threads - 1) + ALIGNMENT
 
 
-def checkpoint_bound(n_params: int, n_pairs: int) -> int:
+def checkpoint_bound(specs: Sequence[PairSpec]) -> int:
     """No checkpoint is larger: weights, two moments, 128 bytes for each tensor's name, shape and padding, metadata."""
-    return 3 * 4 * n_params + 2 * n_pairs * 128 + 65536
+    return 3 * 4 * _n_params(specs) + 128 * n_tensors(specs) + 65536
 
 
-def adapter_bound(n_params: int, n_pairs: int) -> int:
+def adapter_bound(specs: Sequence[PairSpec]) -> int:
     """No adapter of any form is larger: weights, 256 bytes for each tensor's name, shape and padding, metadata."""
-    return 4 * n_params + 2 * n_pairs * 256 + 65536
+    return 4 * _n_params(specs) + 256 * n_tensors(specs) + 65536
+
+
+def _n_params(specs: Sequence[PairSpec]) -> int:
+    return sum(spec.n_params for spec in specs)

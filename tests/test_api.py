@@ -14,7 +14,7 @@ from lorafast.errors import LoraFastError, UsageError
 from lorafast.files import Form
 from lorafast.gguf import open_model
 from lorafast.hparams import read_hparams
-from lorafast.lora import ROLES, Adapter, specs_for
+from lorafast.lora import ROLES, Adapter, default_ranks, specs_for
 from lorafast.sample import generate
 from lorafast.use_options import GenerateConfig
 
@@ -85,6 +85,20 @@ def test_stack_joins_along_the_rank(path):
     np.testing.assert_allclose(b.T @ a, wanted, atol=1e-7)
     np.testing.assert_allclose(both.pairs["blk.1.attn_k.weight"][1], second.pairs["blk.1.attn_k.weight"][1])
     assert stack([]).pairs == {}
+
+
+def test_magnitudes_are_no_part_of_a_sum():
+    def file(*roles, dora=False):
+        specs = specs_for({f"blk.0.{role}.weight": (8, 8) for role in roles}, default_ranks(2), dora=dora)
+        return AdapterFile.of(Adapter(specs, 2, 2))
+
+    dora = file("attn_q", dora=True)
+    both = stack([(dora, 1.0), (file("attn_k"), 0.5)])
+    assert both.pairs.keys() == {"blk.0.attn_q.weight", "blk.0.attn_k.weight"} and both.magnitudes.keys() == {"blk.0.attn_q.weight"}
+    with pytest.raises(LoraFastError, match="not times 0.5.*lorafast merge"):
+        stack([(dora, 0.5)])
+    with pytest.raises(LoraFastError, match="two adapters change blk.0.attn_q.weight.*lorafast merge"):
+        stack([(file("attn_q", "attn_k"), 1.0), (dora, 1.0)])
 
 
 def test_generation_is_the_likeliest_path_and_reads_what_is_new_only(path):

@@ -31,6 +31,11 @@ def test_card_of_a_gguf_adapter():
     assert "llama-cli -m model.gguf --lora a.gguf" in card and "lorafast generate --model-base model.gguf" in card
 
 
+def test_card_of_an_adapter_with_magnitudes():
+    dora = random_adapter(llama_shapes(16, 24, 2, 40), targets=BLOCK_MATRICES, dora=True)
+    assert "| Magnitudes | trained (DoRA) |" in model_card(dora, BASE, "a/") and "DoRA" not in model_card(adapter(), BASE, "a/")
+
+
 def test_card_of_a_peft_folder():
     card = model_card(adapter(), BASE, "out/a/")
     assert "library_name: peft" in card and 'AutoModelForCausalLM.from_pretrained("some/tiny")' in card

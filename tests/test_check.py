@@ -136,6 +136,15 @@ def test_other_forms_are_named_with_the_way_out(tmp_path, form, name, what):
     assert f"lorafast convert {tmp_path}/{name} {tmp_path}/a-adapter.gguf --model-base {model}" in lines[0]
 
 
+def test_magnitudes_lead_to_merging(tmp_path):
+    model = make_tiny(tmp_path / "model.gguf")
+    shapes = {tensor.name: tensor.shape for tensor in GGUFFile(model).tensors.values()}
+    adapter = random_adapter(shapes, targets=BLOCK_MATRICES, dora=True)
+    write_adapter(Form.PEFT, tmp_path / "a", adapter, BaseModel.from_gguf(GGUFFile(model)))
+    status, lines = lines_of(tmp_path / "a", model)
+    assert status == 1 and "DoRA's magnitudes" in lines[0] and f"lorafast merge --model-base {model} --lora {tmp_path}/a" in lines[0]
+
+
 def test_a_model_and_a_broken_file(tmp_path):
     model = make_tiny(tmp_path / "model.gguf")
     status, lines = lines_of(model, model)

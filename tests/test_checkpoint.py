@@ -39,9 +39,9 @@ def load(path, shapes=TINYMHA, past=0):
     return checkpoint, adapter, checkpoint.load_training_state(adapter, past)
 
 
-def small_adapter(seed=0, targets=None, shapes=SMALL):
+def small_adapter(seed=0, targets=None, shapes=SMALL, dora=False):
     """Every parameter and moment random, second moments positive."""
-    adapter = Adapter(specs_for(shapes, default_ranks(3), targets), 3, 3, training=True)
+    adapter = Adapter(specs_for(shapes, default_ranks(3), targets, dora=dora), 3, 3, training=True)
     rng = np.random.default_rng(seed)
     for store in (adapter.params, adapter.m, adapter.v):
         store[:] = rng.standard_normal(adapter.n_params)
@@ -70,10 +70,12 @@ def test_the_originals_checkpoint_is_written_back_byte_for_byte(golden, tmp_path
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("targets, shapes", [(None, SMALL), (BLOCK_MATRICES, SMALL), (["blk.1.*"], SMALL),
-                                             (None, llama_shapes(8, 24, 2, 40, n_embd_gqa=4, tied=True))])
-def test_everything_comes_back(tmp_path, order, targets, shapes):
-    adapter = small_adapter(targets=targets, shapes=shapes)
+@pytest.mark.parametrize("targets, shapes, dora", [
+    (None, SMALL, False), (BLOCK_MATRICES, SMALL, False), (["blk.1.*"], SMALL, False),
+    (None, llama_shapes(8, 24, 2, 40, n_embd_gqa=4, tied=True), False),
+    ((*BLOCK_MATRICES, "token_embd", "output"), SMALL, True)])
+def test_everything_comes_back(tmp_path, order, targets, shapes, dora):
+    adapter = small_adapter(targets=targets, shapes=shapes, dora=dora)
     sampler = SamplerState(2**63 + 5, MT19937(3).state_text(), 100, 12, 3, 312)
     state = TrainState(7, 448, sampler, np.float32([3, 2, 1]), 1.5, 2.5, 4, order)
     extras = {"loss_before": 2.25, "shuffled": True, "note": "text", "best": -3, "list": ["a", "b"],
@@ -100,6 +102,28 @@ def test_own_keys_follow_the_originals(tmp_path):
     assert len(plain.metadata) == 43
     assert list(own.metadata)[43:] == ["lorafast.alpha", "lorafast.r", "lorafast.moments_order"]
     assert list(own.metadata)[:43] == list(plain.metadata)
+
+
+def test_magnitudes_add_a_key_and_a_tensor_each(tmp_path):
+    adapter = small_adapter(targets=["attn_q"], dora=True)
+    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, TrainState(), {})
+    file = GGUFFile(tmp_path / "c.gguf")
+    assert list(file.metadata)[-4:] == ["lorafast.alpha", "lorafast.r", "lorafast.moments_order", "lorafast.dora"]
+    assert list(file.tensors)[:3] == [f"blk.0.attn_q.weight.lora_{part}" for part in ("a", "b", "magnitude")]
+    m = file.tensors["optimizer.adam.first_moments"].to_float32()
+    np.testing.assert_array_equal(m[-16:], adapter.m[-16:])
+    rewrite(tmp_path / "c.gguf", tmp_path / "a.gguf", drop=["blk.1.attn_q.weight.lora_magnitude"])
+    rewrite(tmp_path / "c.gguf", tmp_path / "b.gguf", drop=["lorafast.dora"])
+    assert "lacks tensor 'blk.1.attn_q.weight.lora_magnitude'" in refusal(read_checkpoint, tmp_path / "a.gguf")
+    assert "lora_magnitude', and lorafast.dora is False" in refusal(read_checkpoint, tmp_path / "b.gguf")
+
+
+def test_dora_and_lora_do_not_go_on_from_each_other(tmp_path):
+    for dora, message in ((True, "was trained with DoRA, this run is without; pass --dora"),
+                          (False, "was trained without DoRA, this run is with; leave out --dora")):
+        write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, small_adapter(targets=["attn_q"], dora=dora), TrainState(), {})
+        other = small_adapter(targets=["attn_q"], dora=not dora)
+        assert message in refusal(read_checkpoint(tmp_path / "c.gguf").load_adapter, other, SMALL_GEOMETRY)
 
 
 def refusal(action, *args, **kwargs):

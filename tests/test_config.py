@@ -154,6 +154,7 @@ def test_rank_fields_are_all_roles_in_order():
     ("", SEVEN),
     ("--lora-out a.bin --lora-out b.gguf", SEVEN),
     ("--lora-out a/", SEVEN),
+    ("--lora-out '' --dora", SEVEN),
     ("--rank-out 3 --rank-wq 0", {**SEVEN, "output": 3, "attn_q": 0}),
     ("--lora-out a.bin --rank-att-norm 0 --rank-wo 2", {**default_ranks(4), "attn_norm": 0, "attn_output": 2}),
     ("--targets attn", {role: 4 if role in ATTENTION else 0 for role in ROLES}),
@@ -188,6 +189,25 @@ def test_what_cannot_be_had_is_refused(line, tied, parts):
     with pytest.raises(UsageError) as error:
         config.check_adapted(roles, tied=tied)
     assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+@pytest.mark.parametrize("line, parts", [
+    ("--dora", ("--dora: --lora-out ggml-lora-ITERATION-f32.gguf: a GGUF adapter cannot carry", "--lora-out NAME/", "lorafast merge")),
+    ("--dora --lora-out a/ --lora-out b.bin", ("--dora: --lora-out b.bin: a ggla file cannot carry DoRA's magnitudes",)),
+    ("--dora --lora-out a/ --targets all", ("--dora: output_norm is no matrix", "leave norms out")),
+    ("--dora --lora-out a/ --rank-att-norm 1", ("--dora: attn_norm is no matrix",)),
+    ("--dora --lora-out a/ --init-lora b/", ("--dora: --init-lora brings its own",)),
+])
+def test_where_dora_makes_no_sense(line, parts):
+    with pytest.raises(UsageError) as error:
+        finetune(line)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_an_adapter_with_magnitudes_to_start_from_needs_a_form_that_carries_them():
+    with pytest.raises(UsageError, match="--init-lora a/: --lora-out b.gguf: a GGUF adapter cannot carry DoRA's magnitudes"):
+        finetune("--init-lora a/ --lora-out b.gguf").check_adapted(ATTENTION, tied=False, dora=True)
+    finetune("--init-lora a/ --lora-out b/").check_adapted(ATTENTION, tied=False, dora=True)
 
 
 @pytest.mark.parametrize("line, tied", [

@@ -65,6 +65,25 @@ def test_there_and_back_changes_no_bit(folder, start, there):
         assert (folder / NAMES[start]).read_bytes() == (folder / f"back-{NAMES[start]}").read_bytes()
 
 
+def test_magnitudes_go_between_peft_and_checkpoint(folder):
+    adapter = adapter_for(targets=MATRICES, dora=True)
+    make("a/", adapter)
+    convert("a/ c.gguf --to checkpoint -m model.gguf")
+    assert convert("c.gguf b/ -m model.gguf")[-1] == "wrote b/: PEFT adapter, 16 pairs of rank 3 with magnitudes (DoRA), alpha 6"
+    assert (folder / "a/adapter_model.safetensors").read_bytes() == (folder / "b/adapter_model.safetensors").read_bytes()
+    convert("a/ d/ -m model.gguf --drop ffn,token_embd")
+    left = read_adapter("d/", BaseModel.from_gguf(GGUFFile("model.gguf")))
+    assert left.magnitudes.keys() == left.pairs.keys() and len(left.pairs) == 9
+
+
+@pytest.mark.parametrize("out", ["b.gguf", "b.bin"])
+def test_magnitudes_go_nowhere_else(folder, out):
+    make("a/", adapter_for(targets=BLOCK_MATRICES, dora=True))
+    with pytest.raises(LoraFastError, match="cannot carry DoRA's magnitudes.*PEFT folder.*lorafast merge"):
+        convert(f"a/ {out} -m model.gguf")
+    assert not list(folder.glob("b*"))
+
+
 def test_norms_and_embeddings_go_between_ggla_and_checkpoint(folder):
     adapter = adapter_for(targets=ROLES, ranks=default_ranks(3) | {"attn_v": 5})
     make("a.bin", adapter)

@@ -52,6 +52,19 @@ def test_an_adapter_of_any_form(tmp_path, form, name, targets):
     assert any(line.startswith("blk.1.attn_q.weight ") for line in inspect_file(f"{tmp_path}/{name}", everything=True))
 
 
+def test_magnitudes(tmp_path):
+    model = GGUFFile(make_tiny(tmp_path / "model.gguf"))
+    shapes = {key: tensor.shape for key, tensor in model.tensors.items()}
+    adapter = random_adapter(shapes, targets=["attn_q", "ffn_down"], dora=True)
+    write_adapter(Form.PEFT, tmp_path / "a", adapter, BaseModel.from_gguf(model))
+    lines = text_of(tmp_path / "a").splitlines()
+    n_params = sum(part.size for name in adapter.pairs for part in adapter.parts(name))
+    assert lines[1].startswith(f"4 pairs with magnitudes (DoRA), {n_params / 1e6:.3f} million parameters")
+    row, = (line.split() for line in lines if line.startswith("ffn_down "))
+    mean = np.mean([adapter.magnitudes[f"blk.{layer}.ffn_down.weight"] for layer in range(2)])
+    assert float(row[-1]) == pytest.approx(mean, rel=1e-3)
+
+
 def test_values_that_are_not_finite_are_told(tmp_path):
     adapter = random_adapter({"blk.0.attn_q.weight": (8, 8)}, targets=["attn_q"])
     adapter.pairs["blk.0.attn_q.weight"][1][0, 0] = np.nan

@@ -94,6 +94,23 @@ def test_which_parameters_decay():
     assert adapter.n_decayed(3) == 0
 
 
+def test_magnitudes_stand_at_the_end_and_never_decay():
+    shapes = llama_shapes(8, 24, 2, 40, n_embd_gqa=4)
+    adapter = Adapter(specs_for(shapes, default_ranks(3), dora=True), 6, 3, training=True)
+    plain = Adapter(specs_for(shapes, default_ranks(3)), 6, 3)
+    assert {name: len(m) for name, m in adapter.magnitudes.items()} == {
+        name: shape[name == "token_embd.weight"] for name, shape in shapes.items() if name in adapter and len(shape) == 2}
+    assert adapter.n_params - plain.n_params == adapter.n_magnitudes == sum(map(len, adapter.magnitudes.values()))
+    for value, m in enumerate(adapter.magnitudes.values(), 1):
+        m += value
+    assert not adapter.params[:plain.n_params].any() and (np.diff(adapter.params[plain.n_params:]) >= 0).all()
+    adapter.d_magnitudes["blk.1.attn_k.weight"][3] = 5
+    assert adapter.grads.sum() == 5
+    adapter.initialise(1), plain.initialise(1)
+    np.testing.assert_array_equal(adapter.params[:plain.n_params], plain.params)      # an adapter without them is laid out as ever
+    assert [adapter.n_decayed(n) for n in (0, 1, 2, 3)] == [plain.n_decayed(n) for n in (0, 1, 2, 3)]
+
+
 def test_initialisation_is_the_originals(tmp_path):
     """After 10 steps no A of the original's run can be further from its start than the sum of the learning rates."""
     checkpoint = read_checkpoint(unpack("tinymha-seed1-10.gguf", tmp_path))

@@ -21,20 +21,24 @@ from make_models import make_tiny
 OF_256 = dict(n_embd=256, n_ff=512, n_layer=1)
 
 
-def model_and_adapter(folder, *, targets=MATRICES, size=0.02, **kwargs):
+def model_and_adapter(folder, *, targets=MATRICES, size=0.02, dora=False, **kwargs):
     model = GGUFFile(make_tiny(folder / "model.gguf", **kwargs))
     shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
     return model, random_adapter(shapes, targets=[target for target in targets if f"{target}.weight" in shapes
-                                                  or f"blk.0.{target}.weight" in shapes], size=size)
+                                                  or f"blk.0.{target}.weight" in shapes], size=size, dora=dora)
 
 
 def expected(model, adapters, name):
-    w = model.tensors[name].to_float32().astype(np.float64)
+    w, changes = model.tensors[name].to_float32().astype(np.float64), []
     for adapter, factor in adapters:
         if name in adapter.pairs:
             a, b = adapter.pairs[name]
-            w += factor * adapter.scale * (b.T.astype(np.float64) @ a).reshape(w.shape)
-    return w
+            v = w + adapter.scale * (b.T.astype(np.float64) @ a).reshape(w.shape)
+            if name in adapter.magnitudes:
+                m = adapter.magnitudes[name]
+                v *= m / np.linalg.norm(v, axis=0) if name == "token_embd.weight" else (m / np.linalg.norm(v, axis=1))[:, None]
+            changes.append(factor * (v - w))
+    return w + sum(changes)
 
 
 def test_float32_is_exact_norms_included(tmp_path):
@@ -45,6 +49,29 @@ def test_float32_is_exact_norms_included(tmp_path):
     for name, tensor in merged.tensors.items():
         np.testing.assert_allclose(tensor.to_float32(), expected(model, [(adapter, 1)], name), rtol=1e-5, atol=1e-6)
     assert report.total.tensors == len(adapter.pairs) and report.total.survived == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_magnitudes_are_merged(tmp_path, monkeypatch, tied):
+    """Beside a plain adapter, each with a factor; the embedding's columns in two passes, whatever the chunks."""
+    monkeypatch.setattr(lorafast.merge, "CHUNK", 7 * 64)
+    model, dora = model_and_adapter(tmp_path, type="F32", tied=tied, dora=True)
+    _, plain = model_and_adapter(tmp_path, type="F32", tied=tied, targets=["attn_q", "ffn_up"])
+    for adapters in ([(dora, 1.0)], [(dora, 0.5), (plain, 2.0)]):
+        report = merge_model(tmp_path / "merged.gguf", model, adapters, n_threads=2)
+        merged = GGUFFile(tmp_path / "merged.gguf").tensors
+        for name, tensor in model.tensors.items():
+            np.testing.assert_allclose(merged[name].to_float32(), expected(model, adapters, name), rtol=1e-5, atol=1e-6)
+        assert report.total.survived == pytest.approx(1, abs=1e-3)
+    if tied:
+        np.testing.assert_array_equal(merged["output.weight"].data, model.tensors["token_embd.weight"].data)
+
+
+def test_magnitudes_of_another_model_are_refused(tmp_path):
+    model, dora = model_and_adapter(tmp_path, type="F32", dora=True, targets=["token_embd"])
+    dora.magnitudes["token_embd.weight"] = np.ones(384, np.float32)
+    with pytest.raises(LoraFastError, match=r"magnitudes of shape \(384,\) for token_embd.weight"):
+        merge_model(tmp_path / "merged.gguf", model, [(dora, 1.0)])
 
 
 @pytest.mark.parametrize("type", list(MERGE_TYPES.values()), ids=lambda type: type.label)

@@ -109,6 +109,15 @@ def test_groups_cover_an_adapter_once():
     assert all((a == 1).all() and (b == ("norm" not in name)).all() for name, (a, b) in decaying.items())
 
 
+def test_magnitudes_learn_as_fast_as_a_and_do_not_decay():
+    adapter = Adapter(specs_for({"blk.0.attn_q.weight": (6, 8)}, default_ranks(2), dora=True), 2, 2)
+    pairs = 2 * (6 + 8)
+    for min_ndim in (1, 2):
+        assert parameter_groups(adapter, min_ndim, 1.0) == [Group(0, pairs, True), Group(pairs, pairs + 6, False)]
+        assert parameter_groups(adapter, min_ndim, 16.0) == [Group(0, 16, True), Group(16, pairs, True, 16.0),
+                                                             Group(pairs, pairs + 6, False)]
+
+
 @pytest.mark.parametrize("shape, expected", [
     ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
     ("linear", [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0]),

@@ -61,6 +61,11 @@ def test_past_losses_are_counted():
 ], ids=["7b", "tiny"])
 def test_bounds_are_above_the_real_sizes_but_not_far(geometry, checkpoint, adapter):
     specs = multi_head_specs(*geometry)
-    n_params = sum(spec.n_params for spec in specs)
-    assert checkpoint <= sizes.checkpoint_bound(n_params, len(specs)) <= checkpoint * 1.02 + 65536
-    assert adapter <= sizes.adapter_bound(n_params, len(specs)) <= adapter * 1.02 + 4 * 65536
+    assert checkpoint <= sizes.checkpoint_bound(specs) <= checkpoint * 1.02 + 65536
+    assert adapter <= sizes.adapter_bound(specs) <= adapter * 1.02 + 4 * 65536
+
+
+def test_magnitudes_are_counted():
+    plain, dora = (specs_for({"output.weight": (40, 8)}, {"output": 3}, dora=dora) for dora in (False, True))
+    assert sizes.lora_size(dora) - sizes.lora_size(plain) == 2 * (sizes.TENSOR + 4 * 40)
+    assert sizes.checkpoint_bound(dora) - sizes.checkpoint_bound(plain) == 3 * 4 * 40 + 128

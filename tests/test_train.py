@@ -33,6 +33,7 @@ ITERATION = re.compile(r"iter= *(\d+) sample=(\S+) sched=(\S+) loss=(\S+)(?: dt=
 TEXT = "the love of thy sweet all and not to thou that in my love with is " * 20
 TINY = ["--train-data", "text.txt", "--ctx", "16", "--batch", "2", "--warmup", "2", "--threads", "1", "-s", "7",
         "--checkpoint-in", "", "--checkpoint-out", "c-ITERATION.gguf", "--lora-out", "a-ITERATION.bin"]
+DORA = [*TINY[:-1], "a-ITERATION/", "--dora"]
 
 
 def iterations(log: str) -> list[tuple[str, ...]]:
@@ -185,6 +186,24 @@ def test_ten_and_ten_are_twenty(folder, tiny, train, options):
     assert {name: data for name, data in files(folder, "[ca]-*.[bg]*").items() if "10" not in name} == expected
 
 
+@pytest.mark.parametrize("options", [
+    "",
+    "--lora-dropout 0.3 --lora-plus 16 --rslora --use-checkpointing --grad-acc 2 --micro-batch 1",
+    "--targets attn_v,ffn_down,output,token_embd --adam-decay-min-ndim 1 --valid-split 0.1 --eval-every 5 --sample-prompt the",
+])
+def test_ten_and_ten_are_twenty_with_dora(folder, tiny, train, options):
+    def written() -> dict[str, bytes]:
+        return files(folder, "c-*.gguf") | {path.parent.name: path.read_bytes() for path in folder.glob("a-*/*.safetensors")}
+
+    run = ["--model-base", tiny, *DORA, *shlex.split(options), "--save-every", 10]
+    train(*run, "--adam-iter", 20)
+    whole = written()
+    assert "a-20" in whole and "c-20.gguf" in whole
+    train(*run, "--adam-iter", 10)
+    train(*run, "--adam-iter", 10, "--checkpoint-in", "c-LATEST.gguf", "--threads", 2)
+    assert written() == whole
+
+
 def test_an_epochs_end_is_no_place_to_lose_the_way(folder, tiny, train):
     run = ["--model-base", tiny, *TINY, "--sample-start", "the", "--save-every", 0]     # 20 samples: 10 batches an epoch
     for path, parts in (("whole", [23]), ("parts", [10, 1, 12])):
@@ -335,6 +354,7 @@ def truncated(folder: Path, model: Path) -> str:
     ("--lora-out {model}", 2, r"would overwrite the base model"),
     ("--checkpoint-out text.txt", 2, r"would overwrite the training data"),
     ("--lora-out a.doc", 2, r"--lora-out a.doc: end the name in"),
+    ("--checkpoint-in good.gguf --dora --targets attn --lora-out ''", 2, r"--dora: --lora-out a-ITERATION.bin: a ggla file cannot"),
     ("--ctx 1x", 2, r"--ctx 1x: must be a whole number"),
 ])
 def test_what_cannot_be_is_one_line_and_changes_nothing(folder, tiny, train, capsys, monkeypatch, options, status, message):
@@ -440,6 +460,32 @@ def test_the_last_evaluation_does_not_disturb_a_resumed_run(folder, tiny, train)
 def test_patience_needs_something_to_evaluate_on(folder, tiny, capsys):
     assert cli.main(["finetune", "--model-base", str(tiny), *TINY, "--patience", "3"]) == 2
     assert "--patience 3: there is no data to evaluate on" in capsys.readouterr().err
+
+
+def test_dora_trains_magnitudes_from_those_of_the_model(folder, tiny, train):
+    train("--model-base", tiny, *DORA, "--adam-iter", 0)
+    adapter = read_adapter("c-0.gguf")
+    model = open_model(tiny)
+    assert adapter.magnitudes.keys() == adapter.pairs.keys() and len(adapter.pairs) == 14
+    for name, m in adapter.magnitudes.items():
+        np.testing.assert_allclose(m, np.linalg.norm(model.tensors[name].to_float32(), axis=1), rtol=1e-6)
+    losses = [float(loss) for *_, loss, _ in iterations(train("--model-base", tiny, *DORA, "--adam-alpha", 0.02, "--adam-iter", 60))]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[1:6])
+    trained = read_adapter("c-60.gguf")
+    assert all(np.any(trained.magnitudes[name] != m) for name, m in adapter.magnitudes.items())
+
+
+@pytest.mark.parametrize("name, start", [("a-3", "start"), ("c-3.gguf", "start.gguf")])
+def test_starting_from_an_adapter_with_magnitudes(folder, tiny, train, name, start):
+    train("--model-base", tiny, *DORA, "--adam-alpha", 0.05, "--adam-iter", 3, "--warmup", 0)
+    expected = Path("a-3/adapter_model.safetensors").read_bytes()
+    Path(name).rename(start)
+    run = ["--model-base", tiny, *DORA[:-1], "--init-lora", start]
+    train(*run, "--adam-iter", 0)
+    assert Path("a-0/adapter_model.safetensors").read_bytes() == expected
+    train(*run, "--adam-iter", 1)
+    train(*run, "--adam-iter", 1, "--checkpoint-in", "c-1.gguf")
+    assert read_checkpoint("c-2.gguf").magnitudes and Path("a-2/adapter_model.safetensors").read_bytes() != expected
 
 
 @pytest.mark.parametrize("form", ["i-1.bin", "i-1.gguf", "i-1/", "checkpoint.gguf"])

@@ -1,4 +1,4 @@
-"""Logits of transformers and PEFT in float32, from a process of its own."""
+"""Logits and gradients of transformers and PEFT in float32, from a process of its own."""
 from __future__ import annotations
 
 import argparse
@@ -17,14 +17,28 @@ HF_NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernor
 def transformers_logits(folder: Path, model: Path, tokens: np.ndarray, adapter: Path | None = None) -> np.ndarray:
     """float32 (n, n_vocab) for tokens int32 (n,), of the GGUF `model` and a PEFT folder. `folder` takes the process's files."""
     np.save(folder / "hf_tokens.npy", tokens.astype(np.int64))
-    command = [sys.executable, __file__, model, folder / "hf_tokens.npy", folder / "hf_out.npy"]
-    command += ["--adapter", adapter] if adapter else []
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}      # it uses lorafast to read the model
-    subprocess.run([str(part) for part in command], check=True, stderr=subprocess.DEVNULL, env=environment)
+    options = ["--adapter", adapter] if adapter else []
+    _run(model, folder / "hf_tokens.npy", folder / "hf_out.npy", *options)
     return np.load(folder / "hf_out.npy")
 
 
-def main(model: str, tokens: str, out: str, adapter: str | None) -> None:
+def peft_gradients(folder: Path, model: Path, adapter: Path, tokens: np.ndarray, targets: np.ndarray) -> Path:
+    """The gradients of the mean cross entropy over targets that are not -1, int32 (rows, ctx) as the tokens, in training mode:
+    a PEFT folder like `adapter` with gradients in the place of its values.
+    """
+    np.save(folder / "hf_tokens.npy", tokens.astype(np.int64))
+    np.save(folder / "hf_targets.npy", targets.astype(np.int64))
+    _run(model, folder / "hf_tokens.npy", folder / "gradients", "--adapter", adapter, "--targets", folder / "hf_targets.npy")
+    return folder / "gradients"
+
+
+def _run(*arguments: object) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}      # it uses lorafast to read the model
+    command = [sys.executable, __file__, *map(str, arguments)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env=environment)
+
+
+def main(model: str, tokens: str, out: str, adapter: str | None, targets: str | None) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -56,10 +70,18 @@ def main(model: str, tokens: str, out: str, adapter: str | None) -> None:
     if adapter:
         from peft import PeftModel
 
-        network = PeftModel.from_pretrained(network, adapter)
-    network.eval()
-    with torch.no_grad():
-        np.save(out, network(torch.from_numpy(np.load(tokens))[None]).logits[0].numpy())
+        network = PeftModel.from_pretrained(network, adapter, is_trainable=targets is not None)
+    ids = torch.from_numpy(np.load(tokens))
+    if targets is None:
+        with torch.no_grad():
+            np.save(out, network.eval()(ids[None]).logits[0].numpy())
+        return
+    logits = network.train()(ids).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(np.load(targets)).flatten(), ignore_index=-1).backward()
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.grad
+    network.save_pretrained(out)
 
 
 if __name__ == "__main__":
@@ -67,4 +89,5 @@ if __name__ == "__main__":
     for name in ("model", "tokens", "out"):
         parser.add_argument(name)
     parser.add_argument("--adapter")
+    parser.add_argument("--targets")
     main(**vars(parser.parse_args()))

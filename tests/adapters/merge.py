@@ -7,14 +7,19 @@ from lorafast.gguf_writer import TensorToWrite, write_gguf
 
 
 def merge(model_path, adapter, merged_path):
-    """Writes W + s·Bᵀ·A for every pair, all tensors in F32. On a tied model the embedding's pair acts on the input
-    only: the merged model gets an output.weight of its own, the unchanged embedding.
+    """Writes V = W + s·Bᵀ·A for every pair, with DoRA its rows (the embedding's columns) brought to their magnitudes, all
+    tensors in F32. On a tied model the embedding's pair acts on the input only: the merged model gets an output.weight of its
+    own, the unchanged embedding.
     """
     model = GGUFFile(model_path)
     weights = {name: tensor.to_float32() for name, tensor in model.tensors.items()}
     weights.setdefault("output.weight", weights["token_embd.weight"])
     for name, (a, b) in adapter.pairs.items():
-        weights[name] = (weights[name] + adapter.scale * (b.T.astype(np.float64) @ a)).astype(np.float32)
+        v = weights[name] + adapter.scale * (b.T.astype(np.float64) @ a)
+        if name in adapter.magnitudes:
+            m = adapter.magnitudes[name]
+            v *= m / np.linalg.norm(v, axis=0) if name == "token_embd.weight" else (m / np.linalg.norm(v, axis=1))[:, None]
+        weights[name] = v.astype(np.float32)
     metadata = [(key, model.value_types[key], 0 if key == "general.file_type" else value)
                 for key, value in model.metadata.items()]
     write_gguf(merged_path, metadata, [TensorToWrite(name, GGMLType.F32, w.shape, w) for name, w in weights.items()])

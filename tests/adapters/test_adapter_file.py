@@ -64,6 +64,14 @@ def test_an_adapter_of_another_model_is_refused():
         adapter.to_adapter(llama_shapes(16, 24, 2, 40))
 
 
+def test_magnitudes_of_another_model_are_refused():
+    adapter = random_adapter(SHAPES, targets=["attn_q", "token_embd"], dora=True)
+    assert adapter.to_adapter(SHAPES).magnitudes.keys() == adapter.pairs.keys()
+    adapter.magnitudes["token_embd.weight"] = np.ones(40, np.float32)
+    with pytest.raises(LoraFastError, match=r"magnitudes of shape \(40,\) for token_embd.weight, but this model needs \(16,\)"):
+        adapter.to_adapter(SHAPES)
+
+
 def test_base_model_needs_a_models_keys(tmp_path):
     write_adapter(Form.GGUF, tmp_path / "a.gguf", random_adapter(SHAPES, targets=BLOCK_MATRICES), BASE)
     with pytest.raises(FormatError, match="llama.block_count"):

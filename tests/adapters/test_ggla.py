@@ -32,6 +32,13 @@ def test_the_originals_file_is_written_back_byte_for_byte(golden, tmp_path):
     assert (tmp_path / "again.bin").read_bytes() == golden.read_bytes()
 
 
+def test_magnitudes_are_refused(tmp_path):
+    adapter = Adapter(specs_for(llama_shapes(8, 24, 2, 40), default_ranks(3), dora=True), 3, 3)
+    with pytest.raises(LoraFastError, match=r"a ggla file cannot carry DoRA's magnitudes.*PEFT folder.*lorafast merge"):
+        write_ggla(tmp_path / "a.bin", AdapterFile.of(adapter))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_originals_file_equals_its_checkpoint(golden, tmp_path):
     checkpoint = read_checkpoint(unpack("tinymha-seed1-10.gguf", tmp_path))
     adapter = read_adapter(golden)

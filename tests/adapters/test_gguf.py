@@ -23,9 +23,12 @@ MATRICES = (*BLOCK_MATRICES, "token_embd", "output")
 STRING, F32 = GGUFValueType.STRING, GGUFValueType.FLOAT32
 
 
-def random_adapter(shapes, *, targets=MATRICES, ranks=None, alpha=6.0, r=3, size=1.0):
-    adapter = Adapter(specs_for(shapes, ranks or default_ranks(r), targets), alpha, r)
-    adapter.params[:] = size * np.random.default_rng(0).standard_normal(adapter.n_params)
+def random_adapter(shapes, *, targets=MATRICES, ranks=None, alpha=6.0, r=3, size=1.0, dora=False):
+    rng = np.random.default_rng(0)
+    adapter = Adapter(specs_for(shapes, ranks or default_ranks(r), targets, dora=dora), alpha, r)
+    adapter.params[:] = size * rng.standard_normal(adapter.n_params)
+    for m in adapter.magnitudes.values():
+        m[:] = rng.uniform(0.5, 1.5, m.size)
     return AdapterFile.of(adapter)
 
 
@@ -55,6 +58,12 @@ def test_keys_and_shapes(tmp_path):
     a, b = adapter.pairs["token_embd.weight"]                                          # turned round
     np.testing.assert_array_equal(tensors["token_embd.weight.lora_a"], b.T)            # (n_vocab, r)
     np.testing.assert_array_equal(tensors["token_embd.weight.lora_b"], a.T)            # (n_embd, r)
+
+
+def test_magnitudes_are_refused(tmp_path):
+    with pytest.raises(LoraFastError, match=r"a GGUF adapter cannot carry DoRA's magnitudes.*PEFT folder.*lorafast merge"):
+        write_gguf_adapter(tmp_path / "a.gguf", random_adapter(llama_shapes(8, 24, 2, 40), dora=True), BASE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_equal_ranks_come_back_bit_for_bit(tmp_path):

@@ -83,6 +83,32 @@ def test_only_q_and_k_of_llama_are_permuted(tmp_path):
                                   rows[[0, 2, 4, 6, 1, 3, 5, 7]])
 
 
+def test_magnitudes(tmp_path):
+    """A vector beside each pair, in the order of its rows; the config says so."""
+    adapter = random_adapter(SHAPES, dora=True)
+    write_peft(tmp_path / "peft", adapter, BASE)
+    assert config_of(tmp_path / "peft")["use_dora"] is True
+    stored = read_safetensors(tmp_path / "peft" / "adapter_model.safetensors")
+    assert len(stored) == 3 * len(adapter.pairs)
+    for module, name in (("model.layers.1.mlp.down_proj", "blk.1.ffn_down.weight"), ("lm_head", "output.weight"),
+                         ("model.embed_tokens", "token_embd.weight")):
+        np.testing.assert_array_equal(stored[f"base_model.model.{module}.lora_magnitude_vector"], adapter.magnitudes[name])
+    k = "base_model.model.model.layers.0.self_attn.k_proj.lora_magnitude_vector"
+    np.testing.assert_array_equal(stored[k], adapter.magnitudes["blk.0.attn_k.weight"][[0, 2, 1, 3, 4, 6, 5, 7]])    # heads of 4
+    again = read_peft(tmp_path / "peft", BASE)
+    assert again.magnitudes.keys() == adapter.magnitudes.keys() == adapter.pairs.keys()
+    for name, m in adapter.magnitudes.items():
+        np.testing.assert_array_equal(again.magnitudes[name], m)
+
+
+def test_magnitudes_that_do_not_fit_the_config_are_refused(tmp_path):
+    folder = tmp_path / "peft"
+    write_peft(folder, random_adapter(SHAPES, targets=["attn_v"], dora=True), BASE)
+    (folder / "adapter_config.json").write_text(json.dumps(config_of(folder) | {"use_dora": False}))
+    with pytest.raises(FormatError, match=r"'model.layers.\d.self_attn.v_proj' has magnitudes, but .* does not use DoRA"):
+        read_peft(folder)
+
+
 def test_the_base_model_is_needed_for_q_and_k_only(tmp_path):
     write_peft(tmp_path / "q", random_adapter(SHAPES), BASE)
     with pytest.raises(LoraFastError, match="name the base model"):
@@ -188,17 +214,18 @@ def transformers_logits(model_path, adapter_folder, tokens):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied, targets", [
-    (False, MATRICES),
-    (True, (*BLOCK_MATRICES, "token_embd")),
-    (False, ["attn_q", "blk.1.attn_k", "blk.0.ffn_up"]),
+@pytest.mark.parametrize("tied, targets, dora", [
+    (False, MATRICES, False),
+    (True, (*BLOCK_MATRICES, "token_embd"), False),
+    (False, ["attn_q", "blk.1.attn_k", "blk.0.ffn_up"], False),
+    (False, MATRICES, True),
 ])
 @pytest.mark.filterwarnings("error:.*missing adapter keys")
-def test_peft_applies_the_adapter_as_meant(tmp_path, tied, targets):
+def test_peft_applies_the_adapter_as_meant(tmp_path, tied, targets, dora):
     pytest.importorskip("peft"), pytest.importorskip("transformers")
     model = make_tiny(tmp_path / "model.gguf", type="F32", tied=tied)
     shapes = {name: tensor.shape for name, tensor in GGUFFile(model).tensors.items()}
-    adapter = random_adapter(shapes, targets=targets, ranks=default_ranks(3) | {"attn_k": 5, "ffn_up": 2}, size=0.1)
+    adapter = random_adapter(shapes, targets=targets, ranks=default_ranks(3) | {"attn_k": 5, "ffn_up": 2}, size=0.1, dora=dora)
     write_peft(tmp_path / "peft", adapter, BaseModel.from_gguf(GGUFFile(model)))
     tokens = [1, 300, 17, 263, 5, 101]
     base, adapted, merged = (transformers_logits(*which, tokens) for which in (
@@ -208,7 +235,8 @@ def test_peft_applies_the_adapter_as_meant(tmp_path, tied, targets):
 
 
 @pytest.mark.slow
-def test_peft_writes_what_we_read(tmp_path):
+@pytest.mark.parametrize("dora", [False, True])
+def test_peft_writes_what_we_read(tmp_path, dora):
     """The other direction: an adapter that peft itself initialised and saved, with ranks and alphas by module."""
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
@@ -216,7 +244,7 @@ def test_peft_writes_what_we_read(tmp_path):
     hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=12, init_lora_weights=False, use_rslora=True,
                              target_modules=["q_proj", "k_proj", "down_proj", "embed_tokens", "lm_head"],
-                             rank_pattern={"k_proj": 2}, alpha_pattern={"lm_head": 3})
+                             rank_pattern={"k_proj": 2}, alpha_pattern={"lm_head": 3}, use_dora=dora)
     torch.manual_seed(0)
     adapted = peft.get_peft_model(hf, config).eval()
     adapted.save_pretrained(tmp_path / "peft")
@@ -224,6 +252,7 @@ def test_peft_writes_what_we_read(tmp_path):
     with torch.no_grad():
         expected = adapted(torch.tensor([tokens])).logits[0].numpy()
     adapter = read_peft(tmp_path / "peft", BaseModel.from_gguf(GGUFFile(model)))
+    assert len(adapter.magnitudes) == dora * len(adapter.pairs)
     assert len(adapter.warnings) == 2                  # the embedding and lm_head, which peft saves along
     merged = transformers_logits(merge(model, adapter, tmp_path / "merged.gguf"), None, tokens)
     assert np.mean((expected - merged) ** 2) / np.var(merged) < 1e-9
