@@ -110,7 +110,8 @@ def gated_forward(T: int) -> Arguments:
 
 
 def gated_backward(T: int) -> Arguments:
-    return dict(dgate=zeros(T, F), dup=zeros(T, F), dh=normal(T, F), gate=normal(T, F), up=normal(T, F), accumulate=True)
+    return dict(dgate=zeros(T, F), dup=zeros(T, F), dh=normal(T, F), gate=normal(T, F), up=normal(T, F),
+                accumulate=True)
 
 
 def gated_in_place(T: int) -> Arguments:
@@ -183,6 +184,7 @@ def causal_products(n: int) -> Callable[[Arguments], float]:
 
 GATED = {"read": ("gate", "up"), "out": ("h",)}
 GATED_BACKWARD = {"read": ("dh", "gate", "up"), "gradients": ("dgate", "dup")}
+GATED_IN_PLACE = {"read": ("dh",), "changed": ("dgate", "dup"), "label": "in place"}
 
 OPS = [
     Op("rms_norm", "rms_norm_forward", norm_forward, 4096, ("x",), "memory scale", out=("y",)),
@@ -191,10 +193,10 @@ OPS = [
     Op("rope", "rope_backward", rope_gradient, 4096, ("dy", "cos", "sin"), "memory update", gradients=("dx",)),
     Op("swiglu", "swiglu_forward", gated_forward, 2048, peak="memory scale", **GATED),
     Op("swiglu", "swiglu_backward", gated_backward, 2048, peak="memory update", **GATED_BACKWARD),
-    Op("swiglu", "swiglu_backward", gated_in_place, 2048, ("dh",), "memory update", changed=("dgate", "dup"), label="in place"),
+    Op("swiglu", "swiglu_backward", gated_in_place, 2048, peak="memory update", **GATED_IN_PLACE),
     Op("swiglu", "geglu_forward", gated_forward, 2048, peak="memory scale", **GATED),
     Op("swiglu", "geglu_backward", gated_backward, 2048, peak="memory update", **GATED_BACKWARD),
-    Op("swiglu", "geglu_backward", gated_in_place, 2048, ("dh",), "memory update", changed=("dgate", "dup"), label="in place"),
+    Op("swiglu", "geglu_backward", gated_in_place, 2048, peak="memory update", **GATED_IN_PLACE),
     Op("cross_entropy", "cross_entropy_forward", loss_forward, 1024, ("logits",), "memory read", out=("loss",)),
     Op("cross_entropy", "cross_entropy_backward", loss_backward, 1024, ("logits",), "memory update",
        gradients=("dlogits",)),

@@ -1,7 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The gain of each output of a linear layer, in which DoRA's magnitude stands (Liu et al., DoRA, 2024): y = g · z with g = m / c.
+"""DoRA's gain of each output of a linear layer (Liu et al., DoRA, 2024): y = g · z with g = m / c.
 
-z = x Vᵀ is the product with V = W + s·B A, and c the norm of V's row, which is a constant for the gradient.
+m is the trained magnitude, z = x Vᵀ the product with V = W + s·B A, and c the norm of V's row, a constant for the
+gradient.
 """
 from cython.parallel cimport prange
 
@@ -25,8 +26,8 @@ cdef extern from *:
     columns_type dora_backward_columns "DISPATCH(dora_backward_columns)"
 
 
-def dora_forward(float[:, ::1] y not None, float[:, ::1] out, const float[:, ::1] z not None, const float[::1] gain not None,
-                 const float[:, ::1] residual, int n_threads):
+def dora_forward(float[:, ::1] y not None, float[:, ::1] out, const float[:, ::1] z not None,
+                 const float[::1] gain not None, const float[:, ::1] residual, int n_threads):
     """y = gain · z, saved for backward, and out = residual + y where there is a residual.
 
     y         float32 (T, N), OUT; may be z itself
@@ -51,7 +52,8 @@ def dora_forward(float[:, ::1] y not None, float[:, ::1] out, const float[:, ::1
 
 
 def dora_backward(float[:, ::1] dz not None, float[::1] dm not None, const float[:, ::1] dy not None,
-                  const float[:, ::1] y not None, const float[::1] m not None, const float[::1] gain not None, int n_threads):
+                  const float[:, ::1] y not None, const float[::1] m not None, const float[::1] gain not None,
+                  int n_threads):
     """Differentiates y = gain · z with gain = m / c, c constant:
 
     dz  = gain · dy

@@ -61,19 +61,21 @@ def swiglu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, 
 
 
 def swiglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, const float[:, ::1] dh not None,
-                    const float[:, ::1] gate not None, const float[:, ::1] up not None, bint accumulate, int n_threads):
+                    const float[:, ::1] gate not None, const float[:, ::1] up not None, bint accumulate,
+                    int n_threads):
     """Differentiates h = gate σ(gate) · up:
 
     dgate  += dh · up · σ(gate) (1 + gate (1 - σ(gate)))
     dup    += dh · gate σ(gate)
 
-    dgate, dup    float32 (T, F), accumulated; or OUT, overwritten, where accumulate is false: then they may be gate and up,
-                  or one of them dh, itself
+    dgate, dup    float32 (T, F), accumulated; or OUT, overwritten, where accumulate is false: then they may be gate
+                  and up, or one of them dh, itself
     dh            float32 (T, F)
     gate, up      float32 (T, F), as in forward
     Raises ValueError for a shape that does not fit. Twin: lorafast.reference.swiglu.
     """
-    gated_backward("swiglu_backward", swiglu_backward_row if accumulate else swiglu_overwrite_row, dgate, dup, dh, gate, up, n_threads)
+    gated_backward("swiglu_backward", swiglu_backward_row if accumulate else swiglu_overwrite_row, dgate, dup, dh,
+                   gate, up, n_threads)
 
 
 def geglu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, const float[:, ::1] up not None,
@@ -86,7 +88,8 @@ def geglu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, c
 
 
 def geglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, const float[:, ::1] dh not None,
-                   const float[:, ::1] gate not None, const float[:, ::1] up not None, bint accumulate, int n_threads):
+                   const float[:, ::1] gate not None, const float[:, ::1] up not None, bint accumulate,
+                   int n_threads):
     """Differentiates h = gate σ(s(gate)) · up:
 
     dgate  += dh · up · σ(s) (1 + gate (1 - σ(s)) s'(gate)) with s'(z) = 2 √(2/π) (1 + 3 · 0.044715 z²)
@@ -94,4 +97,5 @@ def geglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, con
 
     Arguments as in swiglu_backward. Twin: lorafast.reference.swiglu.
     """
-    gated_backward("geglu_backward", geglu_backward_row if accumulate else geglu_overwrite_row, dgate, dup, dh, gate, up, n_threads)
+    gated_backward("geglu_backward", geglu_backward_row if accumulate else geglu_overwrite_row, dgate, dup, dh, gate,
+                   up, n_threads)

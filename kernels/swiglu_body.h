@@ -27,7 +27,8 @@ VF_INLINE void FN(gated_gradients)(vf *dgate, vf *dup, vf dh, vf z, vf up, int g
     *dup += dh * z * sigmoid;
 }
 
-/* Adds to dgate and dup; or overwrites them, which may then be gate, up or dh: each value is read before it is written. */
+/* Adds to dgate and dup; or overwrites them, which may then be gate, up or dh: each value is read before it is
+ * written. */
 VF_INLINE void FN(gated_backward_row)(float *dgate, float *dup, const float *dh, const float *gate, const float *up,
                                       ptrdiff_t F, int gelu, int accumulate) {
     ptrdiff_t i = 0;

@@ -59,8 +59,9 @@ def _advice(kind: FileKind, options: CheckOptions) -> str:
         return "Pass it to --model-base, and the adapter as ADAPTER"
     adapter = read_adapter(options.adapter, BaseModel.from_gguf(open_model(options.model_base)))
     if adapter.magnitudes:
-        return ("It has DoRA's magnitudes, which no adapter for llama.cpp can carry: have it merged into the model "
-                f"(lorafast merge --model-base {options.model_base} --lora {options.adapter} --output merged.gguf --type f16)")
+        return ("It has DoRA's magnitudes, which no adapter for llama.cpp can carry. Have it merged into the model: "
+                f"lorafast merge --model-base {options.model_base} --lora {options.adapter} --output merged.gguf "
+                "--type f16")
     name = options.adapter.rstrip("/").removesuffix(".bin").removesuffix(".gguf")
     return f"Convert it: lorafast convert {options.adapter} {name}-adapter.gguf --model-base {options.model_base}"
 

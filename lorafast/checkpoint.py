@@ -3,8 +3,8 @@
 The file is the original's, byte for byte: GGUF v3 with the keys of `_metadata` and the float32 tensors of `_tensors`.
 Keys `lorafast.*` may follow, which the original ignores; they hold what it expected on the command line again (alpha
 and r), the element order of the moments (moments.py), and whatever else an exact resume needs. With DoRA the key
-`lorafast.dora` is among them, a tensor `<base>.lora_magnitude` follows each pair, and the magnitudes' moments those of all
-pairs; the original could not go on from that.
+`lorafast.dora` is among them, a tensor `<base>.lora_magnitude` follows each pair, and the magnitudes' moments those of
+all pairs; the original could not go on from that.
 
 Where an adapter is not the original's full set, the tensors that are not adapted are absent, and a role that is adapted
 nowhere has rank 0.
@@ -351,7 +351,8 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
         else:
             raise FormatError(f"{path}: lorafast.moments_order is {recorded!r}, but should be one of "
                               f"{' and '.join(moments.ORDERS)}")
-    return Checkpoint(file.path, _read_geometry(keys), ranks, pairs, alpha, r, state, m, v, evidence, extras, magnitudes)
+    geometry = _read_geometry(keys)
+    return Checkpoint(file.path, geometry, ranks, pairs, alpha, r, state, m, v, evidence, extras, magnitudes)
 
 
 _ADVICE = {
@@ -415,8 +416,9 @@ def _read_pairs(file: GGUFFile, ranks: Mapping[str, int]) -> tuple[dict[str, Pai
     dora = bool(file.metadata.get("lorafast.dora"))
     for base in parts.keys() | magnitudes.keys():
         if (base in magnitudes) != (dora and base in parts):
-            raise FormatError(f"{file.path}: {'has a' if base in magnitudes else 'lacks'} tensor '{base}.{MAGNITUDE}', and "
-                              f"lorafast.dora is {dora}; the file is broken")
+            has = "has a" if base in magnitudes else "lacks"
+            raise FormatError(f"{file.path}: {has} tensor '{base}.{MAGNITUDE}', and lorafast.dora is {dora}; the file "
+                              "is broken")
     return ({base: (parts[base]["lora_a"], parts[base]["lora_b"]) for base in names},
             {base: magnitudes[base] for base in names if dora})
 

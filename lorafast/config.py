@@ -207,8 +207,8 @@ class FinetuneConfig(ModelOptions):
         f"names with * and ? such as blk.1?.ffn_*, or the groups {', '.join(TARGET_GROUPS)}",
         shown_default="attn,ffn; all if only .bin is written")
     layers: int = option(0, ADAPTER, "N", "adapt only the last N blocks and what follows them; 0: all", allowed=AT_LEAST_0)
-    dora: bool = option(False, ADAPTER, "", "adapt the direction of each row of a matrix by the pair, and its length by a number "
-                        "of its own (DoRA, Liu et al., 2024); for PEFT folders and merged models")
+    dora: bool = option(False, ADAPTER, "", "adapt the direction of each row of a matrix by the pair, and its length by "
+                        "a number of its own (DoRA, Liu et al., 2024); for PEFT folders and merged models")
     rslora: bool = option(False, ADAPTER, "", "scale by alpha / sqrt(--lora-r) instead (Kalajdzievski, 2023)")
     lora_dropout: float = option(0.0, ADAPTER, "X", "share of its inputs that each pair of matrices does not see, others in "
                                  "each iteration (Lin et al., 2024)", allowed=BELOW_1)
@@ -284,7 +284,8 @@ class FinetuneConfig(ModelOptions):
         if self.dora:
             norm = next((role for role in NORMS if ranks[role]), None)
             if norm:
-                raise UsageError(f"--dora: {norm} is no matrix, it has no directions to adapt apart from lengths; leave norms out")
+                raise UsageError(f"--dora: {norm} is no matrix, it has no directions to adapt apart from lengths; "
+                                 "leave norms out")
             self._check_dora_outputs("--dora")
         given = [field for field in _ADAPTER_FIELDS if getattr(self, field) != type(self).__dataclass_fields__[field].default]
         if self.init_lora and given:
@@ -379,12 +380,14 @@ class FinetuneConfig(ModelOptions):
         """Rank of every role, in the original's order; 0 for those that are left out.
 
         Adapted are the roles of --targets; else all twelve if every adapter asked for is a ggla file, as in the
-        original (but for DoRA); else the seven matrices of a block, which every runtime applies. A rank given for a role adds it, or
-        leaves it out if 0. UsageError where --targets and the ranks contradict each other or leave nothing.
+        original, and there is no --dora; else the seven matrices of a block, which every runtime applies. A rank given
+        for a role adds it, or leaves it out if 0. UsageError where --targets and the ranks contradict each other or
+        leave nothing.
         """
         targets = self.target_list()
         if targets is None:
-            targets = TARGET_GROUPS["all"] if self.forms() <= {Form.GGLA} and not self.dora else ATTENTION + FEED_FORWARD
+            as_original = self.forms() <= {Form.GGLA} and not self.dora
+            targets = TARGET_GROUPS["all"] if as_original else ATTENTION + FEED_FORWARD
         ranks = {}
         for role, field in RANK_FIELDS.items():
             given = getattr(self, field)
@@ -400,8 +403,8 @@ class FinetuneConfig(ModelOptions):
     def check_adapted(self, roles: Collection[str], *, tied: bool, dora: bool = False) -> None:
         """Refuses what the user asked for and cannot have. UsageError names the option and the way out.
 
-        roles: those that will be adapted, of the tensors this model has; tied: it has no output matrix of its own; dora: the
-        adapter has magnitudes.
+        roles: those that will be adapted, of the tensors this model has; tied: it has no output matrix of its own;
+        dora: the adapter has magnitudes.
         """
         if dora:
             self._check_dora_outputs("--dora" if self.dora else f"--init-lora {self.init_lora}")
@@ -420,9 +423,9 @@ class FinetuneConfig(ModelOptions):
         for output in self.adapter_outputs:
             form = form_of(output.name)
             if form is not Form.PEFT:
-                raise UsageError(f"{cause}: --lora-out {output.name}: {cannot_carry_magnitudes(form)}. Write a PEFT folder "
-                                 "(--lora-out NAME/), or none (--lora-out '') and have the checkpoint merged into the model "
-                                 "(lorafast merge)")
+                raise UsageError(f"{cause}: --lora-out {output.name}: {cannot_carry_magnitudes(form)}. Write a PEFT "
+                                 "folder (--lora-out NAME/), or none (--lora-out '') and have the checkpoint merged "
+                                 "into the model (lorafast merge)")
 
     def resume_command(self, checkpoint: str, iterations: int | None, epochs: int = -1) -> str:
         """The shell command that goes on from `checkpoint` for so many `iterations` (None: as --epochs says) and epochs."""

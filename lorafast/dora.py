@@ -2,13 +2,13 @@
 
     y = g · (x Wᵀ + s·(x Aᵀ) B),    g_n = m_n / c_n,    c_n = ‖V_n‖
 
-m starts as ‖W_n‖, so that with B = 0 this is the base model. For the gradient c is a constant (section 4.3 of the paper):
-dm_n = Σ_t dy[t, n] y[t, n] / m_n, and below g everything is as for LoRA. V is never formed:
+m starts as ‖W_n‖, so that with B = 0 this is the base model. For the gradient c is a constant (section 4.3 of the
+paper): dm_n = Σ_t dy[t, n] y[t, n] / m_n, and below g everything is as for LoRA. V is never formed:
 
     c_n² = ‖W_n‖² + 2s·Σ_k B[k, n] P[k, n]    with P = A Wᵀ + (s/2)·(A Aᵀ) B,
 
-the layer's own forward pass, at half the scale, of r "tokens" that are the rows of A. What the embedding puts out are its
-columns, so there all of this is turned round: c_j = ‖column j of E + s·Bᵀ A‖, P = B E + (s/2)·(B Bᵀ) A.
+the layer's own forward pass, at half the scale, of r "tokens" that are the rows of A. What the embedding puts out are
+its columns, so there all of this is turned round: c_j = ‖column j of E + s·Bᵀ A‖, P = B E + (s/2)·(B Bᵀ) A.
 
 Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation" (2024); PEFT's `use_dora`, which does the same.
 """
@@ -59,7 +59,8 @@ class Gain:
             return None
         if self.value is None:
             change = change_of_columns if self.of_columns else change_of_rows
-            squares = self.base_squares(n_threads) + change(self.tensor, self.read, *adapter.pairs[name], adapter.scale, n_threads)
+            A, B = adapter.pairs[name]
+            squares = self.base_squares(n_threads) + change(self.tensor, self.read, A, B, adapter.scale, n_threads)
             c = np.sqrt(np.maximum(squares, 0))
             m = adapter.magnitudes[name]
             self.value = np.divide(m, c, out=np.zeros_like(c), where=c > 0)     # a row of zeros stays what it is
@@ -104,7 +105,8 @@ def squared_norms(tensor: Tensor, read: ReadRows, of_columns: bool, n_threads: i
     return squares.astype(np.float32)
 
 
-def change_of_rows(tensor: Tensor, read: ReadRows, A: np.ndarray, B: np.ndarray, scale: float, n_threads: int) -> np.ndarray:
+def change_of_rows(tensor: Tensor, read: ReadRows, A: np.ndarray, B: np.ndarray, scale: float,
+                   n_threads: int) -> np.ndarray:
     """‖W_n + s·B_n A‖² - ‖W_n‖² for each row, float32 (N,); A (r, K), B (r, N)."""
     r, N = B.shape
     change = empty(N)
@@ -120,7 +122,8 @@ def change_of_rows(tensor: Tensor, read: ReadRows, A: np.ndarray, B: np.ndarray,
     return change
 
 
-def change_of_columns(tensor: Tensor, read: ReadRows, A: np.ndarray, B: np.ndarray, scale: float, n_threads: int) -> np.ndarray:
+def change_of_columns(tensor: Tensor, read: ReadRows, A: np.ndarray, B: np.ndarray, scale: float,
+                      n_threads: int) -> np.ndarray:
     """‖column j of E + s·Bᵀ A‖² - ‖column j of E‖², float32 (C,); E (V, C), A (r, C), B (r, V)."""
     r, V = B.shape
     low_rank = (_half_gram(B, scale, n_threads), A)
@@ -128,8 +131,9 @@ def change_of_columns(tensor: Tensor, read: ReadRows, A: np.ndarray, B: np.ndarr
     step = max(64, min(VALUES // r, TABLE_VALUES // tensor.shape[1]))
     for begin in range(0, V, step):
         end = min(begin + step, V)
+        B_rows = np.ascontiguousarray(B[:, begin:end])
         weight = Weight(read(begin, end), int(tensor.type), tensor.shape[1])
-        linear_backward(P, [np.ascontiguousarray(B[:, begin:end])], [weight], [None if begin else low_rank], True, n_threads)
+        linear_backward(P, [B_rows], [weight], [None if begin else low_rank], True, n_threads)
     return np.float32(2 * scale) * np.einsum("rc,rc->c", A, P)
 
 

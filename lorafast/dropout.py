@@ -21,7 +21,8 @@ class Dropout:
     def __init__(self, adapter: Adapter, rate: float, seed: int) -> None:
         self.adapter, self.rate, self.seed = adapter, rate, seed
         self.thinned = Adapter(adapter.specs, adapter.alpha, adapter.r)
-        self.thinned.grads, self.thinned.d_pairs, self.thinned.d_magnitudes = adapter.grads, adapter.d_pairs, adapter.d_magnitudes
+        self.thinned.grads, self.thinned.d_pairs = adapter.grads, adapter.d_pairs
+        self.thinned.d_magnitudes = adapter.d_magnitudes
         self.masks: dict[str, np.ndarray] = {}
 
     def draw(self, iteration: int) -> None:

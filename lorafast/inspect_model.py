@@ -116,12 +116,12 @@ def type_lines(tensors: Iterable[Tensor]) -> Iterator[str]:
 # ---- adapters ----
 
 def adapter_lines(adapter: AdapterFile, everything: bool = False) -> Iterator[str]:
-    """Scale, and for each role (or, with `everything`, each tensor): ranks, the norms of A, B and s·Bᵀ·A, and the mean of DoRA's
-    magnitudes.
+    """Scale, and for each role (or, with `everything`, each tensor): ranks, norms of A, B and s·Bᵀ·A, and the mean of
+    DoRA's magnitudes.
     """
     for warning in adapter.warnings:
         yield f"note: {warning}"
-    n_params = sum(a.size + b.size for a, b in adapter.pairs.values()) + sum(m.size for m in adapter.magnitudes.values())
+    n_params = sum(part.size for name in adapter.pairs for part in adapter.parts(name))
     scale = "none in the file, scale 1"
     if adapter.alpha is not None:
         scale = f"{adapter.alpha:g} / {adapter.r} = {adapter.scale:g}"

@@ -130,7 +130,8 @@ class Projections:
             if name in adapter:
                 lora_forward(_of_rank(h_i, adapter.A(name)), x, adapter.A(name), adapter.scale, n_threads)
 
-    def recompute(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter, n_threads: int) -> None:
+    def recompute(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter,
+                  n_threads: int) -> None:
         """All that backward needs of forward: h, and ys if there are gains."""
         if self.has_gains(adapter):
             self.forward(ys, h, x, adapter, n_threads)
@@ -139,7 +140,7 @@ class Projections:
 
     def forward(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter, n_threads: int,
                 residual: np.ndarray | None = None, y: np.ndarray | None = None) -> None:
-        """With a residual there is one matrix, and residual + y is put out; where it has a gain, y (T, N) is kept apart."""
+        """With a residual there is one matrix, and residual + y is put out; if it has a gain, y (T, N) is kept too."""
         if self.residency is not None:
             self.residency.wait_for(self)
         self.project(h, x, adapter, n_threads)

@@ -195,7 +195,7 @@ class Adapter:
                 for spec, a, b in self.spans()}
 
     def magnitude_views(self, store: np.ndarray) -> dict[str, np.ndarray]:
-        """DoRA's magnitudes (n_magnitudes of the spec,) by base tensor, for those that have any, as views of `store`."""
+        """DoRA's magnitudes (n_magnitudes of the spec,) by base tensor, where there are any, as views of `store`."""
         views, at = {}, self.n_params - self.n_magnitudes
         for spec in self.specs:
             if spec.n_magnitudes:

@@ -283,8 +283,8 @@ class Planner:
         n_threads, hp, size = self.job.n_threads, self.model.hparams, self.model.hparams.sizes
         C, F, V, heads = size["C"], size["F"], size["V"], size["H*D"]
         shapes = [(C, V), (C, heads), (size["H*DV"], C), (C, F), (F, C)]
-        rows = max(T, *(spec.rank for spec in self.adapter.specs if spec.n_magnitudes), 0)      # DoRA: those of A are tokens too
-        return (max(linear_scratch_bytes(rows, K, N, n_threads) for K, N in shapes)
+        dora_tokens = [spec.rank for spec in self.adapter.specs if spec.n_magnitudes]       # the rows of A
+        return (max(linear_scratch_bytes(max(T, *dora_tokens, 0), K, N, n_threads) for K, N in shapes)
                 + attention_scratch_bytes(T, hp.n_head, hp.n_embd_head_k, hp.n_embd_head_v, n_threads))
 
     @property

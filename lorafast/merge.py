@@ -1,7 +1,7 @@
 """`lorafast merge`: base model and adapters into one GGUF file, W + Σ s·Bᵀ·A for every adapted tensor.
 
-Of an adapter with DoRA's magnitudes m it takes f·(W' - W) instead of s·Bᵀ·A, f being its factor and W' the matrix with the
-rows m·V / ‖V‖ of V = W + s·Bᵀ·A.
+Of an adapter with DoRA's magnitudes m it takes f·(W' - W) instead of s·Bᵀ·A, f being its factor and W' the matrix with
+the rows m·V / ‖V‖ of V = W + s·Bᵀ·A.
 
 It streams: a few rows of a tensor at a time are dequantised, changed, quantised again and written, so that memory does
 not depend on the model's size. Requantising is where an adapter can get lost: a change smaller than half the distance
@@ -156,7 +156,8 @@ class _Plan:
     changes: Sequence[ChangeOfRows] = field(default=())
 
 
-def _changes_by_tensor(model: GGUFFile, adapters: Sequence[tuple[AdapterFile, float]]) -> Mapping[str, Sequence[ChangeOfRows]]:
+def _changes_by_tensor(model: GGUFFile,
+                       adapters: Sequence[tuple[AdapterFile, float]]) -> Mapping[str, Sequence[ChangeOfRows]]:
     """For each tensor the changes that the adapters make, each times its factor."""
     tied = OUTPUT not in model.tensors
     changes: dict[str, list[ChangeOfRows]] = {}
@@ -194,8 +195,8 @@ def _change(adapter: AdapterFile, factor: float, name: str, tensor: Tensor) -> C
         return of_pair
     of_columns = name == TOKEN_EMBD
     if m.shape != (tensor.shape[of_columns],):
-        raise LoraFastError(f"the adapter has magnitudes of shape {m.shape} for {name}, which is {tensor.shape}; it belongs to "
-                            "another model")
+        raise LoraFastError(f"the adapter has magnitudes of shape {m.shape} for {name}, which is {tensor.shape}; it "
+                            "belongs to another model")
     if not of_columns:
         return of_rows
     squares = np.zeros(len(m))
@@ -212,7 +213,8 @@ def _gain(m: np.ndarray, c: np.ndarray) -> np.ndarray:
     return np.divide(m, c, out=np.zeros_like(c), where=c > 0)
 
 
-def _plan(model: GGUFFile, changes: Mapping[str, Sequence[ChangeOfRows]], type: GGMLType | None, notes: list[str]) -> list[_Plan]:
+def _plan(model: GGUFFile, changes: Mapping[str, Sequence[ChangeOfRows]], type: GGMLType | None,
+          notes: list[str]) -> list[_Plan]:
     plans = [_Plan(name, _type_of(tensor, type), tensor, changes.get(name, ()))
              for name, tensor in model.tensors.items()]
     if OUTPUT not in model.tensors and (TOKEN_EMBD in changes or OUTPUT in changes):

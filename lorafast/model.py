@@ -141,12 +141,13 @@ class Trainer:
         model, adapter, n_threads = self.model, self.adapter, self.n_threads
         C, V = model.hparams.n_embd, model.hparams.n_vocab
         need_dx = self.buffers.lowest < len(model.blocks) or model.output_norm.name in adapter
+        dora_widths = model.head.dora_widths(adapter)
         total = 0.0
         counted = np.flatnonzero(targets >= 0)
         for first in range(0, len(counted), self.strategy.head_tokens):
             index = counted[first:first + self.strategy.head_tokens]
             n = len(index)
-            logits, normed, d_normed, x_head, dx_head, y = self.scratch.arrays(n, V, C, C, C, C, *model.head.dora_widths(adapter))
+            logits, normed, d_normed, x_head, dx_head, y = self.scratch.arrays(n, V, C, C, C, C, *dora_widths)
             np.take(x, index, axis=0, out=x_head)
             model.output_norm.forward(normed, rstd[:n], x_head, n_threads)
             h, loss = [empty(n, rank) for rank in model.head.ranks(adapter)], empty(n)

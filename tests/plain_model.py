@@ -14,16 +14,19 @@ def base_weights(gguf: GGUFFile) -> dict[str, np.ndarray]:
 
 def norms_of_adapted(weights: dict, pairs: dict, scale: float, names) -> dict[str, np.ndarray]:
     """c of DoRA for these tensors: the norms of the rows of W + s·Bᵀ A, of the embedding's columns."""
-    return {name: np.linalg.norm(weights[name] + scale * pairs[name][1].T @ pairs[name][0], axis=int(name != "token_embd.weight"))
-            for name in names}
+    def norms(name: str) -> np.ndarray:
+        A, B = pairs[name]
+        return np.linalg.norm(weights[name] + scale * B.T @ A, axis=int(name != "token_embd.weight"))
+
+    return {name: norms(name) for name in names}
 
 
 def plain_loss(weights: dict, pairs: dict, scale: float, hp: HParams, tokens: np.ndarray, targets: np.ndarray, xp=np,
                magnitudes: dict = {}, norms: dict = {}):
     """Mean cross entropy in nats over the targets that are not -1.
 
-    weights  base tensors by name; pairs  (A (r, K), B (r, N)) by name; tokens, targets  (rows, ctx); magnitudes, norms  DoRA's
-    m and c by name
+    weights  base tensors by name; pairs  (A (r, K), B (r, N)) by name; tokens, targets  (rows, ctx)
+    magnitudes, norms  DoRA's m and c by name
     """
     def merged(name: str):
         w = weights[name]

@@ -142,7 +142,8 @@ def test_magnitudes_lead_to_merging(tmp_path):
     adapter = random_adapter(shapes, targets=BLOCK_MATRICES, dora=True)
     write_adapter(Form.PEFT, tmp_path / "a", adapter, BaseModel.from_gguf(GGUFFile(model)))
     status, lines = lines_of(tmp_path / "a", model)
-    assert status == 1 and "DoRA's magnitudes" in lines[0] and f"lorafast merge --model-base {model} --lora {tmp_path}/a" in lines[0]
+    assert status == 1 and "DoRA's magnitudes" in lines[0]
+    assert f"lorafast merge --model-base {model} --lora {tmp_path}/a" in lines[0]
 
 
 def test_a_model_and_a_broken_file(tmp_path):

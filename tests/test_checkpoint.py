@@ -121,8 +121,8 @@ def test_magnitudes_add_a_key_and_a_tensor_each(tmp_path):
 def test_dora_and_lora_do_not_go_on_from_each_other(tmp_path):
     for dora, message in ((True, "was trained with DoRA, this run is without; pass --dora"),
                           (False, "was trained without DoRA, this run is with; leave out --dora")):
-        write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, small_adapter(targets=["attn_q"], dora=dora), TrainState(), {})
-        other = small_adapter(targets=["attn_q"], dora=not dora)
+        one, other = (small_adapter(targets=["attn_q"], dora=flag) for flag in (dora, not dora))
+        write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, one, TrainState(), {})
         assert message in refusal(read_checkpoint(tmp_path / "c.gguf").load_adapter, other, SMALL_GEOMETRY)
 
 

@@ -1,4 +1,4 @@
-"""DoRA in the network: gains, loss and gradients against a plain float64 network and PEFT, and what must not change a bit."""
+"""DoRA in the network: gains, loss and gradients against a plain float64 network and PEFT, and what changes no bit."""
 import numpy as np
 import pytest
 from make_models import make_tiny
@@ -23,7 +23,8 @@ MATRICES = (*BLOCK_MATRICES, "output", "token_embd")
 
 def dora_case(path, targets=None, **options) -> Case:
     """Every matrix that the model has, or `targets`; no norms, which have no direction."""
-    return Case(path, targets=targets or [t for t in MATRICES if t != "output" or not options.get("tied")], dora=True, **options)
+    matrices = [name for name in MATRICES if name != "output" or not options.get("tied")]
+    return Case(path, targets=targets or matrices, dora=True, **options)
 
 
 @pytest.mark.parametrize("type", ["F32", "Q8_0", "Q5_1"])
@@ -65,8 +66,8 @@ def test_loss_and_gradients(tmp_path, name):
         return plain_loss(weights, pairs, scale, case.hp, case.tokens, case.targets, magnitudes=magnitudes, norms=norms)
 
     assert case.train() == pytest.approx(exact(case.pairs(), magnitudes), rel=LOSS_LIMIT)
-    gradients = {(pair, part): gradient for pair, parts in case.adapter.d_pairs.items() for part, gradient in enumerate(parts)}
-    gradients |= {(pair, 2): gradient for pair, gradient in case.adapter.d_magnitudes.items()}
+    gradients = {(pair, part): gradient for pair in case.adapter.pairs
+                 for part, gradient in enumerate((*case.adapter.d_pairs[pair], case.adapter.d_magnitudes[pair]))}
     assert len(gradients) == 3 * len(case.adapter.specs)
     for (pair, part), gradient in gradients.items():
         direction = gradient.astype(np.float64)
@@ -118,22 +119,23 @@ def test_b_of_zeros_is_the_base_model(tmp_path):
 def test_threads_and_checkpointing_change_nothing(tmp_path):
     case = dora_case(tmp_path / "model.gguf")
     loss, gradients = case.train(), case.adapter.grads.copy()
-    for options in (dict(n_threads=1), dict(n_threads=3), dict(checkpointing=True), dict(checkpointing=True, n_threads=1)):
+    for options in (dict(n_threads=1), dict(n_threads=3), dict(checkpointing=True)):
         case.adapter.grads.fill(0)
         case.model.merge(case.adapter)
         assert case.train(**options) == loss
         np.testing.assert_array_equal(case.adapter.grads, gradients, str(options))
 
 
-@pytest.mark.parametrize("targets", [["blk.1.attn_k"], ["blk.1.ffn_down"], ["blk.0.ffn_up"], ["blk.0.ffn_gate", "blk.1.attn_output"],
-                                     ["output"], ["token_embd"]], ids=str)
+@pytest.mark.parametrize("targets", [["blk.1.attn_k"], ["blk.1.ffn_down"], ["blk.0.ffn_up"], ["output"], ["token_embd"],
+                                     ["blk.0.ffn_gate", "blk.1.attn_output"]], ids=str)
 def test_a_part_of_the_tensors_gets_the_gradient_of_the_whole(tmp_path, targets):
     """The others have a pair of zeros and the magnitudes of the base model."""
     part, whole = dora_case(tmp_path / "part.gguf", targets), dora_case(tmp_path / "whole.gguf")
     whole.adapter.params.fill(0)
     initialise(whole.adapter, whole.model.dora_gains(), 1, lambda: None)
     for name, m in part.adapter.magnitudes.items():
-        whole.adapter.A(name)[:], whole.adapter.B(name)[:], whole.adapter.magnitudes[name][:] = *part.adapter.pairs[name], m
+        whole.adapter.A(name)[:], whole.adapter.B(name)[:] = part.adapter.pairs[name]
+        whole.adapter.magnitudes[name][:] = m
     whole.model.merge(whole.adapter)
     part.train(), whole.train()
     for name in part.adapter.pairs:
@@ -156,7 +158,8 @@ def test_beside_plain_pairs(tmp_path):
     weights = base_weights(case.gguf)
     norms = norms_of_adapted(weights, case.pairs(), adapter.scale, adapter.magnitudes)
     assert len(norms) == 2
-    wanted = plain_loss(weights, case.pairs(), adapter.scale, case.hp, case.tokens, case.targets, magnitudes=adapter.magnitudes, norms=norms)
+    wanted = plain_loss(weights, case.pairs(), adapter.scale, case.hp, case.tokens, case.targets,
+                        magnitudes=adapter.magnitudes, norms=norms)
     case.model.merge(adapter)
     assert case.train() == pytest.approx(wanted, rel=LOSS_LIMIT)
     assert all(np.any(adapter.dB(name)) for name in adapter.pairs)

@@ -103,7 +103,8 @@ def test_sizes_without_memory_are_those_with_it(tmp_path, strategy, dora):
     T = strategy.max_tokens(*case.tokens.shape)
     trainer = Trainer(case.model, case.adapter, T, strategy, n_threads=1)
     assert Activations(case.model, case.adapter, T, strategy, sized).nbytes == trainer.buffers.nbytes
-    assert trainer.nbytes == trainer.buffers.nbytes + 4 * scratch_floats(case.model, case.adapter, T, strategy.head_tokens)
+    scratch = 4 * scratch_floats(case.model, case.adapter, T, strategy.head_tokens)
+    assert trainer.nbytes == trainer.buffers.nbytes + scratch
     array = sized(1000, 1000, 1000)
     assert (array.shape, array.nbytes) == ((1000, 1000, 1000), 4 * 10**9)
 

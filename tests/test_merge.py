@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 import lorafast.merge
+from adapters.merge import with_magnitudes
 from adapters.test_gguf import MATRICES, llama_cpp_logits, random_adapter
 from lorafast.adapters import AdapterFile, BaseModel, write_adapter
 from lorafast.errors import LoraFastError, UsageError
@@ -35,8 +36,7 @@ def expected(model, adapters, name):
             a, b = adapter.pairs[name]
             v = w + adapter.scale * (b.T.astype(np.float64) @ a).reshape(w.shape)
             if name in adapter.magnitudes:
-                m = adapter.magnitudes[name]
-                v *= m / np.linalg.norm(v, axis=0) if name == "token_embd.weight" else (m / np.linalg.norm(v, axis=1))[:, None]
+                v = with_magnitudes(v, adapter.magnitudes[name], name)
             changes.append(factor * (v - w))
     return w + sum(changes)
 

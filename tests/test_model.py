@@ -39,7 +39,8 @@ class Case:
         self.gguf = open_model(make_tiny(path, **model))
         self.hp = read_hparams(self.gguf)
         ranks = dict.fromkeys(ROLES, 3) | {"attn_norm": 1, "ffn_norm": 2, "output_norm": 1}
-        self.adapter = Adapter(specs_for(self.hp.tensor_shapes(), ranks, targets, dora=dora), alpha=6, r=3, training=True)
+        specs = specs_for(self.hp.tensor_shapes(), ranks, targets, dora=dora)
+        self.adapter = Adapter(specs, alpha=6, r=3, training=True)
         rng = np.random.default_rng(5)
         self.adapter.params[:] = 0.05 * rng.standard_normal(self.adapter.n_params)
         for name, m in self.adapter.magnitudes.items():

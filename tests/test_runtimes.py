@@ -21,14 +21,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, np.ndarray]:
-    """The folder of a model.gguf, an adapter in two forms (a.gguf, the folder a) and one with magnitudes (the folder dora, merged
-    into dora.gguf), trained for a few steps; and tokens.
+    """The folder of a model.gguf, an adapter in two forms (a.gguf, the folder a) and one with magnitudes (the folder
+    dora, merged into dora.gguf), trained for a few steps; and tokens.
     """
     folder = tmp_path_factory.mktemp("run")
     make_tiny(folder / "model.gguf", type="F32", n_layer=3)
     (folder / "text.txt").write_text("the love of thy sweet all is not my love that with thou for " * 40)
-    options = dict(model_base=f"{folder}/model.gguf", train_data=(f"{folder}/text.txt",), checkpoint_in="", checkpoint_out="",
-                   ctx=32, batch=4, adam_iter=8, warmup=0, adam_alpha=0.02, lora_alpha=8, seed=1)
+    options = dict(model_base=f"{folder}/model.gguf", train_data=(f"{folder}/text.txt",), checkpoint_in="",
+                   checkpoint_out="", ctx=32, batch=4, adam_iter=8, warmup=0, adam_alpha=0.02, lora_alpha=8, seed=1)
     lorafast.finetune(options | dict(lora_out=(f"{folder}/a.gguf", f"{folder}/a/")))
     lorafast.finetune(options | dict(lora_out=(f"{folder}/dora/",), dora=True, targets="attn,ffn,output,token_embd"))
     model = open_model(folder / "model.gguf")
@@ -75,9 +75,7 @@ def test_transformers_and_peft(run, adapter):
 
 
 def test_magnitudes_merged(run):
-    """llama.cpp takes them merged only; that model is the one that lorafast makes of adapter and base, and does something else
-    than the base.
-    """
+    """llama.cpp takes them merged only: that model is the one that lorafast makes of base and adapter."""
     pytest.importorskip("llama_cpp")
     folder, tokens = run
     adapted = logits(folder, tokens, "dora")

@@ -23,12 +23,13 @@ def transformers_logits(folder: Path, model: Path, tokens: np.ndarray, adapter: 
 
 
 def peft_gradients(folder: Path, model: Path, adapter: Path, tokens: np.ndarray, targets: np.ndarray) -> Path:
-    """The gradients of the mean cross entropy over targets that are not -1, int32 (rows, ctx) as the tokens, in training mode:
-    a PEFT folder like `adapter` with gradients in the place of its values.
+    """The gradients of the mean cross entropy over targets that are not -1, int32 (rows, ctx) as the tokens, in
+    training mode: a PEFT folder like `adapter` with gradients in the place of its values.
     """
     np.save(folder / "hf_tokens.npy", tokens.astype(np.int64))
     np.save(folder / "hf_targets.npy", targets.astype(np.int64))
-    _run(model, folder / "hf_tokens.npy", folder / "gradients", "--adapter", adapter, "--targets", folder / "hf_targets.npy")
+    options = ["--adapter", adapter, "--targets", folder / "hf_targets.npy"]
+    _run(model, folder / "hf_tokens.npy", folder / "gradients", *options)
     return folder / "gradients"
 
 
@@ -76,8 +77,8 @@ def main(model: str, tokens: str, out: str, adapter: str | None, targets: str | 
         with torch.no_grad():
             np.save(out, network.eval()(ids[None]).logits[0].numpy())
         return
-    logits = network.train()(ids).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(np.load(targets)).flatten(), ignore_index=-1).backward()
+    logits, wanted = network.train()(ids).logits, torch.from_numpy(np.load(targets))
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1).backward()
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.grad

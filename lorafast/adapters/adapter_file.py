@@ -126,8 +126,8 @@ def fold(b: np.ndarray, numerator: float, denominator: float) -> np.ndarray:
 def refuse_magnitudes(adapter: AdapterFile, form: Form) -> None:
     """LoraFastError for an adapter of DoRA."""
     if adapter.magnitudes:
-        raise LoraFastError(f"{cannot_carry_magnitudes(form)}; write a PEFT folder (NAME/), or have it merged into the model "
-                            "(lorafast merge)")
+        raise LoraFastError(f"{cannot_carry_magnitudes(form)}; write a PEFT folder (NAME/), or have it merged into the "
+                            "model (lorafast merge)")
 
 
 def refuse_norms(names: Iterable[str], form: str) -> None:

@@ -31,7 +31,7 @@ TYPES = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 
 
 def write_ggla(path: str | os.PathLike, adapter: AdapterFile) -> None:
-    """Writes a ggla file atomically. LoraFastError for an alpha that is no whole number, and for DoRA's magnitudes: the file
+    """Writes a ggla file atomically. LoraFastError for an alpha that is no whole number, and for DoRA's magnitudes: it
     has no place for them.
     """
     refuse_magnitudes(adapter, Form.GGLA)

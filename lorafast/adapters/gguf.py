@@ -28,8 +28,8 @@ TOKEN_EMBD = "token_embd.weight"
 def write_gguf_adapter(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -> None:
     """Writes a GGUF adapter in F32, atomically.
 
-    LoraFastError for what the format cannot carry: pairs of norms, DoRA's magnitudes, and a pair of the token embedding on a
-    model whose embedding serves as output matrix too (llama.cpp would load it, then abort at the output product).
+    LoraFastError for what the format cannot carry: pairs of norms, DoRA's magnitudes, and a pair of the token embedding
+    on a model whose embedding serves as output matrix too (llama.cpp would load it, then abort at the output product).
     """
     write_gguf(path, *_contents(adapter, base))
 

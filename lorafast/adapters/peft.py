@@ -2,12 +2,12 @@
 
 Per pair `<module>.lora_A.weight` (r, n_in) and `<module>.lora_B.weight` (n_out, r); for the embedding
 `<module>.lora_embedding_A` (r, n_vocab) and `.lora_embedding_B` (n_embd, r). The scale is alpha / r with the pair's own
-rank, or alpha / sqrt(r) with rsLoRA. With DoRA (`use_dora`) each pair has a `<module>.lora_magnitude_vector` (n_out,), the
-embedding's (n_embd,).
+rank, or alpha / sqrt(r) with rsLoRA. With DoRA (`use_dora`) each pair has a `<module>.lora_magnitude_vector` (n_out,),
+the embedding's (n_embd,).
 
 **q and k.** RoPE turns pairs of components of a head: GGUF files of architecture `llama` store the rows of attn_q and
-attn_k so that the two of a pair are neighbours, Hugging Face so that they are half a head apart. The rows of W are B's and
-the magnitudes', so these are permuted, A is not.
+attn_k so that the two of a pair are neighbours, Hugging Face so that they are half a head apart. The rows of W are B's
+and the magnitudes', so these are permuted, A is not.
 
 Source: huggingface/peft, src/peft/tuners/lora and utils/save_and_load.py; llama.cpp, convert_hf_to_gguf.py (the
 permutation).
@@ -109,7 +109,8 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
     base  the model it will be used with: its architecture and heads are needed to permute q and k
 
     Where scales differ, the difference is folded into B. Raises FormatError for a broken adapter or one that plain
-    pairs and magnitudes cannot express (trained biases, whole modules), LoraFastError where q or k are adapted without `base`.
+    pairs and magnitudes cannot express (trained biases, whole modules), LoraFastError where q or k are adapted without
+    `base`.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -175,8 +176,8 @@ def _magnitudes(folder: Path, config: Mapping[str, Any], pairs: Mapping[str, Pai
     for name in pairs.keys() | stored.keys():
         if (name in stored) != (name in wanted):
             has, says = ("has", "does not use") if name in stored else ("lacks", "uses")
-            raise FormatError(f"{folder}: '{_module(name)}' {has} magnitudes, but {PEFT_CONFIG} {says} DoRA; the files do not "
-                              "belong together")
+            raise FormatError(f"{folder}: '{_module(name)}' {has} magnitudes, but {PEFT_CONFIG} {says} DoRA; the files "
+                              "do not belong together")
     return {name: _rows_to_gguf(stored[name], split_name(name)[1], base) for name in wanted}
 
 
@@ -231,7 +232,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _rows_to_hf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
-    """`rows` (n_out, r) or (n_out,) from GGUF's order to Hugging Face's: pairs of a head from neighbours to half a head apart."""
+    """`rows` (n_out, ...) from GGUF's order to Hugging Face's: pairs of a head from neighbours to half a head apart."""
     heads = _permuted_heads(role, base)
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
 

@@ -23,15 +23,15 @@ def stack(adapters: Iterable[tuple[AdapterFile, float]]) -> AdapterFile:
     warnings: list[str] = []
     for file, factor in adapters:
         if file.magnitudes and factor != 1:
-            raise LoraFastError(f"an adapter with DoRA's magnitudes is used as it is, not times {factor:g}; a model into which "
-                                f"it is merged times {factor:g} can be had (lorafast merge)")
+            raise LoraFastError(f"an adapter with DoRA's magnitudes is used as it is, not times {factor:g}; times a "
+                                "factor it can be merged into the model (lorafast merge)")
         magnitudes |= file.magnitudes
         warnings += file.warnings
         for name, (a, b) in file.pairs.items():
             parts.setdefault(name, []).append((a, fold(b, file.scale * factor, 1)))
     shared = [name for name in magnitudes if len(parts[name]) > 1]
     if shared:
-        raise LoraFastError(f"two adapters change {shared[0]}, and one has DoRA's magnitudes for it, which is more than a sum; "
-                            "have both merged into the model (lorafast merge)")
+        raise LoraFastError(f"two adapters change {shared[0]}, and one has DoRA's magnitudes for it, which is more than "
+                            "a sum; have both merged into the model (lorafast merge)")
     pairs = {name: tuple(map(np.concatenate, zip(*pairs))) for name, pairs in parts.items()}
     return AdapterFile(pairs, warnings=warnings, magnitudes=magnitudes)

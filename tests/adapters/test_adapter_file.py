@@ -68,7 +68,7 @@ def test_magnitudes_of_another_model_are_refused():
     adapter = random_adapter(SHAPES, targets=["attn_q", "token_embd"], dora=True)
     assert adapter.to_adapter(SHAPES).magnitudes.keys() == adapter.pairs.keys()
     adapter.magnitudes["token_embd.weight"] = np.ones(40, np.float32)
-    with pytest.raises(LoraFastError, match=r"magnitudes of shape \(40,\) for token_embd.weight, but this model needs \(16,\)"):
+    with pytest.raises(LoraFastError, match=r"magnitudes of shape \(40,\) for token_embd.weight, but .* needs \(16,\)"):
         adapter.to_adapter(SHAPES)
 
 

@@ -92,9 +92,10 @@ def test_magnitudes(tmp_path):
     assert len(stored) == 3 * len(adapter.pairs)
     for module, name in (("model.layers.1.mlp.down_proj", "blk.1.ffn_down.weight"), ("lm_head", "output.weight"),
                          ("model.embed_tokens", "token_embd.weight")):
-        np.testing.assert_array_equal(stored[f"base_model.model.{module}.lora_magnitude_vector"], adapter.magnitudes[name])
-    k = "base_model.model.model.layers.0.self_attn.k_proj.lora_magnitude_vector"
-    np.testing.assert_array_equal(stored[k], adapter.magnitudes["blk.0.attn_k.weight"][[0, 2, 1, 3, 4, 6, 5, 7]])    # heads of 4
+        m = stored[f"base_model.model.{module}.lora_magnitude_vector"]
+        np.testing.assert_array_equal(m, adapter.magnitudes[name])
+    k = stored["base_model.model.model.layers.0.self_attn.k_proj.lora_magnitude_vector"]            # heads of 4
+    np.testing.assert_array_equal(k, adapter.magnitudes["blk.0.attn_k.weight"][[0, 2, 1, 3, 4, 6, 5, 7]])
     again = read_peft(tmp_path / "peft", BASE)
     assert again.magnitudes.keys() == adapter.magnitudes.keys() == adapter.pairs.keys()
     for name, m in adapter.magnitudes.items():
@@ -105,7 +106,7 @@ def test_magnitudes_that_do_not_fit_the_config_are_refused(tmp_path):
     folder = tmp_path / "peft"
     write_peft(folder, random_adapter(SHAPES, targets=["attn_v"], dora=True), BASE)
     (folder / "adapter_config.json").write_text(json.dumps(config_of(folder) | {"use_dora": False}))
-    with pytest.raises(FormatError, match=r"'model.layers.\d.self_attn.v_proj' has magnitudes, but .* does not use DoRA"):
+    with pytest.raises(FormatError, match=r"'model.layers.\d.self_attn.v_proj' has magnitudes, but .* not use DoRA"):
         read_peft(folder)
 
 
@@ -225,7 +226,8 @@ def test_peft_applies_the_adapter_as_meant(tmp_path, tied, targets, dora):
     pytest.importorskip("peft"), pytest.importorskip("transformers")
     model = make_tiny(tmp_path / "model.gguf", type="F32", tied=tied)
     shapes = {name: tensor.shape for name, tensor in GGUFFile(model).tensors.items()}
-    adapter = random_adapter(shapes, targets=targets, ranks=default_ranks(3) | {"attn_k": 5, "ffn_up": 2}, size=0.1, dora=dora)
+    ranks = default_ranks(3) | {"attn_k": 5, "ffn_up": 2}
+    adapter = random_adapter(shapes, targets=targets, ranks=ranks, size=0.1, dora=dora)
     write_peft(tmp_path / "peft", adapter, BaseModel.from_gguf(GGUFFile(model)))
     tokens = [1, 300, 17, 263, 5, 101]
     base, adapted, merged = (transformers_logits(*which, tokens) for which in (

@@ -41,7 +41,7 @@ def test_kernel_equals_twin(isa, rng):
 
 
 def test_in_place(isa, rng):
-    """As the trainer calls it: y in the place of z, and then dz in that of y; with or without a residual y is the same."""
+    """As the trainer calls it: y in the place of z, then dz in that of y; with or without a residual y is the same."""
     z, dy, residual = rng.standard_normal((3, 5, 517), dtype=np.float32)
     m, gain = rng.uniform(0.1, 2, (2, 517)).astype(np.float32)
     y, out, dz, dm, dm_in_place = (np.zeros(shape, np.float32) for shape in (*[(5, 517)] * 3, 517, 517))

@@ -9,7 +9,8 @@
 #define DORA_MAGNITUDE_LIMIT 1e-12
 
 static void check(int T, int N) {
-    const float *z = take_random(T * N), *residual = take_random(T * N), *dy = take_random(T * N), *gain = take_random(N);
+    const float *z = take_random(T * N), *residual = take_random(T * N), *dy = take_random(T * N);
+    const float *gain = take_random(N);
     float *y = take_floats(T * N), *out = take_floats(T * N), *m = take_random(N);
     double *y_exact = take_zeros(T * N), *out_exact = take_zeros(T * N), *dz_exact = take_zeros(T * N), *dm_exact;
     float *dm = take_gradient(N, &dm_exact);
