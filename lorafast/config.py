@@ -207,8 +207,8 @@ class FinetuneConfig(ModelOptions):
         f"names with * and ? such as blk.1?.ffn_*, or the groups {', '.join(TARGET_GROUPS)}",
         shown_default="attn,ffn; all if only .bin is written")
     layers: int = option(0, ADAPTER, "N", "adapt only the last N blocks and what follows them; 0: all", allowed=AT_LEAST_0)
-    dora: bool = option(False, ADAPTER, "", "adapt the direction of each row of a matrix by the pair, and its length by "
-                        "a number of its own (DoRA, Liu et al., 2024); for PEFT folders and merged models")
+    dora: bool = option(False, ADAPTER, "", "adapt the direction of each row of a matrix by the pair, and its length "
+                        "by a number of its own (DoRA, Liu et al., 2024); for PEFT folders and merged models")
     rslora: bool = option(False, ADAPTER, "", "scale by alpha / sqrt(--lora-r) instead (Kalajdzievski, 2023)")
     lora_dropout: float = option(0.0, ADAPTER, "X", "share of its inputs that each pair of matrices does not see, others in "
                                  "each iteration (Lin et al., 2024)", allowed=BELOW_1)

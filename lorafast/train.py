@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from . import sizes
+from . import dora, sizes
 from .adapters import BaseModel
 from .checkpoint import TrainState
 from .config import FinetuneConfig
 from .course import Course, plan_course
 from .data import Data
-from .dora import initialise
 from .dropout import Dropout
 from .errors import LoraFastError
 from .evaluation import Best, continued, mean_loss
@@ -87,7 +86,7 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
     if checkpoint is None:
         if not config.init_lora:
             adapter.initialise(seed)
-            initialise(adapter, model.dora_gains(), config.n_threads, after_each=files.let_go_pages)
+            dora.initialise(adapter, model.dora_gains(), config.n_threads, after_each=files.let_go_pages)
     else:
         checkpoint.load_adapter(adapter, geometry_of(hparams))
         if config.only_write_lora:

@@ -14,7 +14,7 @@ from lorafast.budget import Budget
 from lorafast.errors import LoraFastError
 from lorafast.gguf import open_model
 from lorafast.hparams import read_hparams
-from lorafast.lora import Adapter, default_ranks, specs_for
+from lorafast.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
 from lorafast.memory import CACHE, Forced, Job, Plan, Planner
 from lorafast.model import Model
 from lorafast.residency import ModelFiles
@@ -31,10 +31,11 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def planner(model):
-    def make(limit: float, cgroup: float | None = None, **job) -> Planner:
+    def make(limit: float, cgroup: float | None = None, dora: bool = False, **job) -> Planner:
         gguf = open_model(model)
         hparams = read_hparams(gguf)
-        adapter = Adapter(specs_for(hparams.tensor_shapes(), default_ranks(4)), 4, 4, training=True)
+        specs = specs_for(hparams.tensor_shapes(), default_ranks(4), BLOCK_MATRICES if dora else None, dora=dora)
+        adapter = Adapter(specs, 4, 4, training=True)
         job = Job(**{**dict(batch=4, ctx=32, passes=1, iterations=10, n_threads=1), **job})
         budget = Budget(int(limit * MIB), "--mem-limit", cgroup and int(cgroup * MIB))
         return Planner(gguf, ModelFiles(gguf), Model(gguf, hparams, 2048), adapter, job, budget, base_bytes=30 * MIB)
@@ -51,6 +52,14 @@ def test_the_fastest_where_memory_is_enough(planner):
     assert plan.items[-1].nbytes == plan.model_bytes
     assert plan.timing.seconds > 0 and plan.timing.bytes_read == 0
     assert "\n".join(plan.table()).count("whole model") == 1
+
+
+def test_magnitudes_are_counted(planner):
+    plain, dora = ({item.name: item.nbytes for item in planner(1000, dora=dora).plan().items} for dora in (False, True))
+    rows = 10 * (256 + 2 * 128 + 256 + 2 * 1024 + 256)          # q, k and v, output, gate and up, down of ten blocks
+    assert dora["norms and gains of the rows"] == 2 * 4 * rows and "norms and gains of the rows" not in plain
+    kept = "activations kept for backward"
+    assert dora[kept] - plain[kept] == 4 * 10 * (4 * 32) * 2 * 256
 
 
 def test_less_memory_is_traded_for_time(planner):

@@ -172,13 +172,15 @@ def _pair(folder: Path, name: str, parts: dict[str, np.ndarray], base: BaseModel
 def _magnitudes(folder: Path, config: Mapping[str, Any], pairs: Mapping[str, Pair], stored: Mapping[str, np.ndarray],
                 base: BaseModel | None) -> dict[str, np.ndarray]:
     """DoRA's, in GGUF's order of rows: of all pairs or of none, as the config says."""
-    wanted = pairs.keys() if config.get("use_dora") else set()
+    dora = bool(config.get("use_dora"))
     for name in pairs.keys() | stored.keys():
-        if (name in stored) != (name in wanted):
-            has, says = ("has", "does not use") if name in stored else ("lacks", "uses")
+        if name not in pairs:
+            raise FormatError(f"{folder}: '{_module(name)}' has magnitudes, but no pair")
+        if (name in stored) != dora:
+            has, says = ("lacks", "uses") if dora else ("has", "does not use")
             raise FormatError(f"{folder}: '{_module(name)}' {has} magnitudes, but {PEFT_CONFIG} {says} DoRA; the files "
                               "do not belong together")
-    return {name: _rows_to_gguf(stored[name], split_name(name)[1], base) for name in wanted}
+    return {name: _rows_to_gguf(stored[name], split_name(name)[1], base) for name in pairs if dora}
 
 
 def _with_one_scale(folder: Path, config: Mapping[str, Any], pairs: dict[str, Pair]) -> AdapterFile:

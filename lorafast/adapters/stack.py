@@ -31,7 +31,7 @@ def stack(adapters: Iterable[tuple[AdapterFile, float]]) -> AdapterFile:
             parts.setdefault(name, []).append((a, fold(b, file.scale * factor, 1)))
     shared = [name for name in magnitudes if len(parts[name]) > 1]
     if shared:
-        raise LoraFastError(f"two adapters change {shared[0]}, and one has DoRA's magnitudes for it, which is more than "
-                            "a sum; have both merged into the model (lorafast merge)")
+        raise LoraFastError(f"two adapters change {shared[0]}, and one has DoRA's magnitudes for it, which is more "
+                            "than a sum; have both merged into the model (lorafast merge)")
     pairs = {name: tuple(map(np.concatenate, zip(*pairs))) for name, pairs in parts.items()}
     return AdapterFile(pairs, warnings=warnings, magnitudes=magnitudes)

@@ -105,8 +105,15 @@ def test_magnitudes(tmp_path):
 def test_magnitudes_that_do_not_fit_the_config_are_refused(tmp_path):
     folder = tmp_path / "peft"
     write_peft(folder, random_adapter(SHAPES, targets=["attn_v"], dora=True), BASE)
-    (folder / "adapter_config.json").write_text(json.dumps(config_of(folder) | {"use_dora": False}))
+    config = config_of(folder)
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": False}))
     with pytest.raises(FormatError, match=r"'model.layers.\d.self_attn.v_proj' has magnitudes, but .* not use DoRA"):
+        read_peft(folder)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    stored = {name: values.copy() for name, values in read_safetensors(folder / "adapter_model.safetensors").items()}
+    stored["base_model.model.lm_head.lora_magnitude_vector"] = np.ones(40, np.float32)
+    write_safetensors(folder / "adapter_model.safetensors", stored)
+    with pytest.raises(FormatError, match="'lm_head' has magnitudes, but no pair"):
         read_peft(folder)
 
 
@@ -182,7 +189,8 @@ def test_unknown_tensors_are_refused(tmp_path):
     write_peft(folder, random_adapter(SHAPES, targets=["attn_v"]), BASE)
     a = np.ones((3, 16), np.float32)
     for name, message in (("base_model.model.model.layers.0.mlp.experts.lora_A.weight", "no part of an adapter"),
-                          ("base_model.model.lm_head.lora_A.weight", "but a pair is lora_A and lora_B")):
+                          ("base_model.model.lm_head.lora_A.weight", "but a pair is lora_A and lora_B"),
+                          ("base_model.model.lm_head.lora_magnitude_vector", "but a pair is lora_A and lora_B")):
         write_safetensors(folder / "adapter_model.safetensors", {name: a})
         with pytest.raises(FormatError, match=message):
             read_peft(folder, BASE)

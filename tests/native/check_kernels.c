@@ -45,8 +45,8 @@ void expect(const char *what, const float *got, const double *exact, ptrdiff_t n
 }
 
 int main(void) {
-    void (*const checks[])(void) = { check_unpack, check_linear, check_lora, check_dora, check_attention, check_rms_norm,
-                                     check_rope, check_swiglu, check_cross_entropy, check_adam };
+    void (*const checks[])(void) = { check_unpack, check_linear, check_lora, check_dora, check_attention,
+                                     check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_adam };
     for (int isa = ISA_SCALAR; isa <= simd_best_isa(); isa++) {
         setenv("LORAFAST_ISA", simd_isa_name(isa), 1);
         for (size_t i = 0; i < sizeof checks / sizeof *checks; i++) {
