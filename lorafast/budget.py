@@ -1,12 +1,18 @@
 """How much memory a run may take: what --mem-limit says, or what there is."""
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UsageError
+from .mounts import read_mounts
 from .process import resident_bytes
+
+V1_LIMITS, V2_LIMITS = ["memory.limit_in_bytes"], ["memory.max", "memory.high"]
+"""Files of a cgroup, by version: what it may take at most, and (high) above what it is held up until it takes less."""
 
 NO_LIMIT = 2**60
 """Version 1 of cgroups writes a number above this where there is no limit."""
@@ -52,27 +58,40 @@ def parse_limit(text: str, there_is: int) -> int:
 
 
 def cgroup_limit(root: Path = Path("/")) -> int | None:
-    """The lowest memory limit of the cgroups around this process (versions 1 and 2), bytes; None if there is none."""
+    """The lowest memory limit of the cgroups around this process (versions 1 and 2), bytes; None if there is none.
+
+    Where both versions are mounted, memory belongs to one of them; in the other there are no such files.
+    """
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
+    mounts = read_mounts(root)
     limits = []
     for line in memberships:
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        group = top / path.lstrip("/")
-        # In a container the path may be the host's; what holds there is then mounted at the top.
-        for folder in (group, *group.parents):
+        type, names = ("cgroup", V1_LIMITS) if controllers else ("cgroup2", V2_LIMITS)
+        for mount in mounts:
+            if mount.type == type and (not controllers or "memory" in mount.options):
+                limits += _limits_upwards(root / mount.point.lstrip("/"), mount.root, path, names)
+    return min((limit for limit in limits if limit < NO_LIMIT), default=None)
+
+
+def _limits_upwards(top: Path, shown: str, path: str, names: Sequence[str]) -> Iterator[int]:
+    """The limits of a group and of all above it, up to `top`, where the hierarchy is mounted from its group `shown` on."""
+    # In a container the path may be one of the host's, that is not to be seen; what holds there is mounted at the top.
+    inside = os.path.relpath(path, shown) if os.path.commonpath([path, shown]) == os.path.normpath(shown) else "."
+    group = top / os.path.normpath(inside)
+    for folder in (group, *group.parents):
+        for name in names:
             try:
-                limits.append(int((folder / ("memory.limit_in_bytes" if controllers else "memory.max")).read_text()))
+                yield int((folder / name).read_text())
             except (OSError, ValueError):           # no such group, or "max"
                 pass
-            if folder == top:
-                break
-    return min((limit for limit in limits if limit < NO_LIMIT), default=None)
+        if folder == top:
+            break
 
 
 def _available(root: Path) -> int | None:
