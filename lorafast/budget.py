@@ -29,6 +29,11 @@ class Budget:
     source: str
     cgroup: int | None = None
 
+    @property
+    def is_asked(self) -> bool:
+        """It is what --mem-limit says."""
+        return self.source.startswith("--mem-limit")
+
 
 def read_budget(limit: str = "", root: Path = Path("/")) -> Budget:
     """The budget by --mem-limit (`1.5G`, `800M`, `50%` of what there is); without one, what there is.

@@ -31,11 +31,17 @@ SHORTEST_RECORD = 24
 
 @dataclass(frozen=True)
 class DataMemory:
-    """Bytes during the whole run, bytes while files are read, and how it is known."""
+    """Bytes during the whole run, bytes while files are read, and how it is known.
+
+    sample_tokens  mean length of a sample of records, at most the context; None for text, whose samples fill it
+    overlaps       a sample begins at every token of a text
+    """
 
     kept: int = 0
     reading: int = 0
     note: str = ""
+    sample_tokens: float | None = None
+    overlaps: bool = False
 
 
 def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int) -> DataMemory:
@@ -56,15 +62,17 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
     if len(head) < sizes[largest]:
         head = head[:head.rfind(b"\n") + 1] or head
     begins_everywhere = is_text and not options.sample_start
-    n_samples = sum(sizes.values()) * _samples_per_byte(head, options, tokenizer, metadata, ctx, is_text)
+    per_byte, sample_tokens = _sampled(head, options, tokenizer, metadata, ctx, is_text)
+    n_samples = sum(sizes.values()) * per_byte
     is_array = not is_text and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     return DataMemory(int(n_samples * (BYTES_PER_SAMPLE if begins_everywhere else BYTES_PER_CUT_SAMPLE)),
-                      BYTES_PER_ARRAY_BYTE * sizes[largest] * is_array, f"about {n_samples:.0f} samples")
+                      BYTES_PER_ARRAY_BYTE * sizes[largest] * is_array, f"about {n_samples:.0f} samples", sample_tokens,
+                      overlaps=begins_everywhere and options.stride == 1)
 
 
-def _samples_per_byte(head: bytes, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
-                      is_text: bool) -> float:
-    """Opens the beginning of a file as if it were all."""
+def _sampled(head: bytes, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
+             is_text: bool) -> tuple[float, float | None]:
+    """Samples a byte, and DataMemory.sample_tokens, by opening the beginning of a file as if it were all."""
     with tempfile.NamedTemporaryFile(prefix="lorafast-") as file:
         file.write(head)
         file.flush()
@@ -73,6 +81,8 @@ def _samples_per_byte(head: bytes, options: DataOptions, tokenizer: Tokenizer, m
         try:
             samples = open_data(options, tokenizer, metadata, ctx).train
         except LoraFastError:       # the beginning of an array is no array; a line may be bad, a text too short for a sample
-            return 1 / options.stride if is_text else 1 / SHORTEST_RECORD
-    n = len(samples.tokens) / options.stride if is_text and not options.sample_start else len(samples)
-    return n / len(head)
+            return 1 / options.stride if is_text else 1 / SHORTEST_RECORD, None
+    if is_text:
+        n = len(samples) if options.sample_start else len(samples.tokens) / options.stride
+        return n / len(head), None
+    return len(samples) / len(head), float(samples.size.mean()) - 1

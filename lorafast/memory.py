@@ -8,6 +8,8 @@ that follow from shapes, and by times that are measured (speed.py).
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -72,6 +74,14 @@ class Forced:
     head_tokens: int | None = None
     micro_batch: int | None = None
 
+    @property
+    def options(self) -> dict[str, str]:
+        """By field, what the user wrote."""
+        kept = {True: "--no-checkpointing", False: "--use-checkpointing"}
+        numbers = {"input_every": "--checkpoint-every", "head_tokens": "--head-tokens", "micro_batch": "--micro-batch"}
+        return ({"kept": kept[self.kept]} if self.kept is not None else {}) | {
+            field: f"{option} {getattr(self, field)}" for field, option in numbers.items() if getattr(self, field)}
+
 
 def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenizer: Tokenizer, model: Model,
              adapter: Adapter) -> Plan:
@@ -81,8 +91,9 @@ def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenize
     """
     data = data_memory(data_options(config), tokenizer, gguf.metadata, config.ctx)
     base_bytes = files.resident_bytes_without() - (adapter.params.nbytes if config.init_lora else 0)
-    job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data,
-              copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt))
+    job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data, config.pack,
+              copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt),
+              may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)))
     forced = Forced(None if config.use_checkpointing is None else not config.use_checkpointing, config.checkpoint_every,
                     config.head_tokens, config.micro_batch)
     return Planner(gguf, files, model, adapter, job, read_budget(config.mem_limit), base_bytes).plan(forced)
@@ -102,10 +113,10 @@ class Planner:
     def plan(self, forced: Forced = Forced()) -> Plan:
         """The fastest strategy that fits. LoraFastError, with what would fit, if there is none."""
         candidates = list(self._candidates(forced))
-        best = self._fitting(candidates)[0]
+        best = self._fitting(candidates, forced)[0]
         if best != candidates[0] or self._capacity(best) is not None:
             self._speed()
-            shortlist = sorted(self._fitting(candidates), key=self._estimate)[:SHORTLIST]
+            shortlist = sorted(self._fitting(candidates, forced), key=self._estimate)[:SHORTLIST]
             best = min(shortlist, key=lambda strategy: self._timing(strategy, SLOW_DISK * self._disk()).seconds)
         capacity = self._capacity(best)
         timing = self._timing(best, self._disk() if capacity is not None else 0.0)
@@ -227,37 +238,36 @@ class Planner:
     def _reasons(self, chosen: Strategy, forced: Forced, capacity: int | None) -> Iterator[str]:
         """Each choice that is not the fastest one, or that an option made, and why."""
         n_blocks, samples = max(1, len(self._trained)), chosen.micro_batch or self.job.batch
+        given = forced.options
         usual = min(HEAD_TOKENS[0], self._tokens(chosen))
 
-        def because(option: str, **fastest: int | None) -> str:
-            return option or f"saves {megabytes(self._bytes(replace(chosen, **fastest)) - self._bytes(chosen))}"
+        def why(field: str, **fastest: int | None) -> str:
+            saved = self._bytes(replace(chosen, **fastest)) - self._bytes(chosen)
+            return given.get(field, f"saves {megabytes(saved)}")
 
-        if forced.micro_batch or chosen.micro_batch:
-            option = f"--micro-batch {forced.micro_batch}" if forced.micro_batch else ""
+        if "micro_batch" in given or chosen.micro_batch:
             yield (f"of the {self.job.batch} samples of a pass, {samples} are worked on at a time: "
-                   + because(option, micro_batch=None))
-        if forced.kept is not None or chosen.n_kept < n_blocks and chosen.input_every == 1:
-            option = {None: "", True: "--no-checkpointing", False: "--use-checkpointing"}[forced.kept]
-            yield (f"activations of {chosen.n_kept} of {n_blocks} blocks are kept"
-                   + ", the others are computed again" * (chosen.n_kept < n_blocks) + ": " + because(option, n_kept=n_blocks))
+                   + why("micro_batch", micro_batch=None))
+        if "kept" in given or chosen.n_kept < n_blocks and chosen.input_every == 1:
+            others = ", the others are computed again" if chosen.n_kept < n_blocks else ""
+            yield (f"activations of {chosen.n_kept} of {n_blocks} blocks are kept{others}: "
+                   + why("kept", n_kept=n_blocks))
         if chosen.input_every > 1:
-            option = f"--checkpoint-every {forced.input_every}" if forced.input_every else ""
             yield (f"of {chosen.input_every} blocks one keeps its input, the others compute even that again: "
-                   + because(option, input_every=1, n_kept=n_blocks))
-        if forced.head_tokens or chosen.head_tokens < usual:
-            option = f"--head-tokens {forced.head_tokens}" if forced.head_tokens else ""
-            yield f"logits exist of {chosen.head_tokens} tokens at a time: " + because(option, head_tokens=usual)
+                   + why("input_every", input_every=1, n_kept=n_blocks))
+        if "head_tokens" in given or chosen.head_tokens < usual:
+            yield f"logits exist of {chosen.head_tokens} tokens at a time: " + why("head_tokens", head_tokens=usual)
         if capacity is not None:
             yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the rest is "
                    f"read when it is needed: that is what is left of {megabytes(self.budget.nbytes)} ({self.budget.source})")
             if kept := self.files.kept_by_system():
                 yield f"but the system has all of {kept} in memory anyway: a limit saves memory if the model is on a disk"
 
-    def _fitting(self, candidates: Sequence[Strategy]) -> list[Strategy]:
+    def _fitting(self, candidates: Sequence[Strategy], forced: Forced) -> list[Strategy]:
         """Those that fit. LoraFastError, with what would fit, if none does."""
         fitting = [strategy for strategy in candidates if self._capacity(strategy) is not False]
         if not fitting:
-            raise LoraFastError(self._refusal(candidates))
+            raise LoraFastError(self._refusal(candidates, forced))
         return fitting
 
     # Times
@@ -284,7 +294,8 @@ class Planner:
 
     def _compute(self, strategy: Strategy) -> float:
         """Seconds of computing of a pass over one micro-batch."""
-        speed, T, n_blocks = self._speed(), self._tokens(strategy), len(self._trained)
+        speed, n_blocks = self._speed(), len(self._trained)
+        T = self.job.tokens / self._parts(strategy)
         again = n_blocks - min(strategy.n_kept, n_blocks)
         head = speed.head * (1 + UNPACKING_TOKENS / strategy.head_tokens) / (1 + UNPACKING_TOKENS / speed.head_tokens)
         lost = len(self._order(strategy)) - len(self._order(replace(strategy, input_every=1)))
@@ -292,16 +303,16 @@ class Planner:
         seconds = head + speed.forward * forward + speed.again * again + speed.backward * n_blocks
         return seconds * (T + UNPACKING_TOKENS) / (speed.tokens + UNPACKING_TOKENS)
 
-    def _passes(self, strategy: Strategy) -> int:
-        """In a step, over micro-batches."""
-        return -(-self.job.batch // (strategy.micro_batch or self.job.batch)) * self.job.passes
+    def _parts(self, strategy: Strategy) -> int:
+        """Micro-batches of a batch."""
+        return math.ceil(self.job.tokens / self._tokens(strategy))
 
     def _estimate(self, strategy: Strategy) -> float:
         """Seconds of a step, by sums: reading overlaps computing, and what is there at the turns need not be read."""
         capacity, seconds = self._capacity(strategy), self._compute(strategy)
         if capacity is not None:
             seconds = max(seconds, 2 * (self._weight_bytes - capacity) / (SLOW_DISK * self._disk()))
-        return seconds * self._passes(strategy)
+        return seconds * self._parts(strategy) * self.job.passes
 
     def _timing(self, strategy: Strategy, disk: float) -> Timing:
         """Of a step, by following the reader and the kernels place by place; disk: bytes a second."""
@@ -315,37 +326,54 @@ class Planner:
             window = Window([nbytes(group) for group in groups], [groups.index(group) for group in order], capacity)
             seconds, read = follow(window, [rate * nbytes(group) for group in order], disk)
             most_held = window.most_held
-        passes = self._passes(strategy)
+        passes = self._parts(strategy) * self.job.passes
         return Timing(seconds * passes + self._optimiser(), read * passes, most_held)
 
     # Refusal
 
-    def _refusal(self, candidates: Sequence[Strategy]) -> str:
-        least = max(min(map(self._bytes, candidates)) + self._least_capacity, self._while_reading)
-        text = (f"this run needs at least {megabytes(least)}, but may take {megabytes(self.budget.nbytes)} "
-                f"({self.budget.source})")
-        ways = [way for way, planner in self._smaller_jobs() if planner._fits()]
-        by_option = self.budget.source.startswith("--mem-limit")
-        ways.append(f"--mem-limit {-(-least // 2**20)}M" if by_option else "more memory")
-        return f"{text}. What would fit: {', or '.join(ways)}"
+    def _refusal(self, candidates: Sequence[Strategy], forced: Forced) -> str:
+        smallest = min(candidates, key=self._bytes)
+        items = [*self._items(smallest), Item("the least of weights in memory", self._least_capacity)]
+        least = max(sum(item.nbytes for item in items), self._while_reading)
+        largest = sorted(items, key=lambda item: -item.nbytes)[:3]
+        parts = "; ".join(f"{megabytes(item.nbytes)} {item.name}" for item in largest)
+        ways = list(self._ways_to_fit(forced))
+        ways.append(f"--mem-limit {-(-least // 2**20)}M" if self.budget.is_asked else f"{megabytes(least)} of memory")
+        return (f"this run needs at least {megabytes(least)} ({parts}; ...), but may take {megabytes(self.budget.nbytes)} "
+                f"({self.budget.source}). What would fit: {', or '.join(ways)}")
 
-    def _fits(self) -> bool:
-        return any(self._capacity(strategy) is not False for strategy in self._candidates(Forced()))
+    def _fits(self, forced: Forced) -> bool:
+        return any(self._capacity(strategy) is not False for strategy in self._candidates(forced))
 
-    def _smaller_jobs(self) -> Iterator[tuple[str, Planner]]:
-        """Option and planner of jobs that take less memory."""
-        yield "letting it choose (without --no-checkpointing, --head-tokens, --micro-batch)", self
+    def _ways_to_fit(self, forced: Forced) -> Iterator[str]:
+        """Changes of the options by which the run would fit, those of one kind only once."""
+        without = f" without {' and '.join(forced.options.values())}"
+        if self._fits(Forced()):
+            yield "the same" + without
+            without, least_forced = "", forced
+        else:
+            least_forced = Forced()
+        found = set()
+        for option, value, planner in self._smaller_jobs():
+            if option not in found and planner._fits(least_forced):
+                found.add(option)
+                yield f"{option} {value}" + without * (not planner._fits(forced))
+
+    def _smaller_jobs(self) -> Iterator[tuple[str, int | str, Planner]]:
+        """Option, value and planner of jobs that take less memory; of an option, the least change comes first."""
         for ctx in (n for n in _halves(self.job.ctx)[1:] if n >= 16):
-            smaller = self._with(job=replace(self.job, ctx=ctx))
-            if smaller._fits():
-                yield f"--ctx {ctx}", smaller
-                break
+            yield "--ctx", ctx, self._with(job=replace(self.job, ctx=ctx))
+        if self.job.data.overlaps:
+            data = replace(self.job.data, kept=self.job.data.kept // self.job.ctx)
+            yield "--stride", self.job.ctx, self._with(job=replace(self.job, data=data))
+        if not self.job.may_choose_pairs:
+            return
         fewer = [spec for spec in self.adapter.specs if spec.name not in ("token_embd.weight", "output.weight")]
         if 0 < len(fewer) < len(self.adapter.specs):
-            yield "--targets attn,ffn", self._with(adapter=Adapter(fewer, self.adapter.alpha, self.adapter.r))
-        if self.adapter.r > 1:
-            narrow = [replace(spec, rank=1) for spec in self.adapter.specs]
-            yield "--lora-r 1", self._with(adapter=Adapter(narrow, 1, 1))
+            yield "--targets", "attn,ffn", self._with(adapter=Adapter(fewer, self.adapter.alpha, self.adapter.r))
+        for r in _halves(self.adapter.r)[1:]:
+            narrow = [replace(spec, rank=min(r, spec.rank)) for spec in self.adapter.specs]
+            yield "--lora-r", r, self._with(adapter=Adapter(narrow, r, r))
 
     def _with(self, **changes: object) -> Planner:
         names = "gguf", "files", "model", "adapter", "job", "budget", "base_bytes"

@@ -28,8 +28,10 @@ class Job:
 
     iterations  of this run; None if that is not known yet
     data        what the training data takes
+    packs       short samples share rows
     copies      arrays of the size of the adapter: parameters, gradients, two moments, and more with dropout
     generates   texts are generated now and then
+    may_choose_pairs  the adapter is a new one, and not that of a file
     """
 
     batch: int
@@ -38,8 +40,16 @@ class Job:
     iterations: int | None
     n_threads: int
     data: DataMemory = DataMemory()
+    packs: bool = False
     copies: int = 4
     generates: bool = False
+    may_choose_pairs: bool = True
+
+    @property
+    def tokens(self) -> float:
+        """Of a pass, in the mean."""
+        row = self.ctx if self.packs or self.data.sample_tokens is None else self.data.sample_tokens
+        return self.batch * row
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.job.batch * self.job.ctx * self.job.passes / self.timing.seconds
+        return self.job.tokens * self.job.passes / self.timing.seconds
 
     def stream(self, files: ModelFiles, trainer: Trainer) -> Residency | None:
         """Starts what brings the weights into memory, where they do not fit; to be closed at the end of the run."""

@@ -318,8 +318,7 @@ class Run:
             self.dropout.restore()
         reason = None
         if self.data.valid is not None:
-            max_tokens = self.trainer.strategy.max_tokens(config.batch, config.ctx)
-            batches = evaluation_batches(self.data.valid, max_tokens, bos_id=self.tokenizer.bos_id,
+            batches = evaluation_batches(self.data.valid, config.batch * config.ctx, bos_id=self.tokenizer.bos_id,
                                          n_vocab=self.model.hparams.n_vocab)
             loss, n_tokens = mean_loss(self.trainer, batches, config.eval_batches)
             self.lowest_loss = min(loss, self.lowest_loss)
