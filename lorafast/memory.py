@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from .block import attention_outputs
 from .budget import Budget, read_budget
 from .buffers import sized
 from .config import FinetuneConfig
@@ -127,10 +128,11 @@ class Planner:
 
     def _items(self, strategy: Strategy) -> list[Item]:
         """Everything but the weights."""
-        job, params, T = self.job, 4 * self.adapter.n_params, self._tokens(strategy)
+        job, hp, params, T = self.job, self.model.hparams, 4 * self.adapter.n_params, self._tokens(strategy)
         inputs, block = self._activation_bytes(T, strategy.input_every)
         n_blocks = len(self._trained)
         n_kept = min(strategy.n_kept, n_blocks)
+        shared = 0 if strategy.keeps_attention else (n_kept - 1) * sum(a.nbytes for a in attention_outputs(hp, T, sized))
         of_blocks = f"of {n_kept} blocks of {n_blocks}" + ", the others compute them again" * (n_kept < n_blocks)
         items = [
             Item("Python, libraries, tokenizer", self.base_bytes),
@@ -139,7 +141,7 @@ class Planner:
             Item("its gradients", params),
             Item("its moments", 2 * params),
             Item("inputs of the blocks", inputs),
-            Item("activations kept for backward", n_kept * block, of_blocks),
+            Item("activations kept for backward", n_kept * block - shared, of_blocks),
             Item("working arrays, logits", 4 * scratch_floats(self.model, T, strategy) + self._row_bytes(T),
                  f"of {strategy.head_tokens} tokens at a time"),
             Item("packed operands and tiles of the kernels", self._kernel_bytes(max(T, self.measured_tokens))),
@@ -230,7 +232,10 @@ class Planner:
                 micro = micro_batch if micro_batch < job.batch else None
                 if (forced.input_every or 1) == 1:
                     kept = {None: range(max(1, n_blocks), 0, -1), True: [max(1, n_blocks)], False: [1]}[forced.kept]
-                    yield from (Strategy(n_kept, 1, head_tokens, micro) for n_kept in kept)
+                    for n_kept in kept:
+                        yield Strategy(n_kept, 1, head_tokens, micro)
+                        if n_kept > 1 and not forced.kept:
+                            yield Strategy(n_kept, 1, head_tokens, micro, keeps_attention=False)
                 if not forced.kept and forced.input_every != 1:
                     every = [forced.input_every] if forced.input_every else range(2, int(n_blocks**0.5) + 2)
                     yield from (Strategy(1, n, head_tokens, micro) for n in every)
@@ -252,6 +257,8 @@ class Planner:
             others = ", the others are computed again" if chosen.n_kept < n_blocks else ""
             yield (f"activations of {chosen.n_kept} of {n_blocks} blocks are kept{others}: "
                    + why("kept", n_kept=n_blocks))
+        if not chosen.keeps_attention:
+            yield "attention's outputs in these are computed again: " + why("", keeps_attention=True)
         if chosen.input_every > 1:
             yield (f"of {chosen.input_every} blocks one keeps its input, the others compute even that again: "
                    + why("input_every", input_every=1, n_kept=n_blocks))
@@ -300,7 +307,9 @@ class Planner:
         head = speed.head * (1 + UNPACKING_TOKENS / strategy.head_tokens) / (1 + UNPACKING_TOKENS / speed.head_tokens)
         lost = len(self._order(strategy)) - len(self._order(replace(strategy, input_every=1)))
         forward = len(self.model.blocks) + lost / len(self.model.blocks[0].groups)
-        seconds = head + speed.forward * forward + speed.again * again + speed.backward * n_blocks
+        attention = 0 if strategy.keeps_attention else strategy.n_kept - 1
+        seconds = (head + speed.attention * attention + speed.forward * forward + speed.again * again
+                   + speed.backward * n_blocks)
         return seconds * (T + UNPACKING_TOKENS) / (speed.tokens + UNPACKING_TOKENS)
 
     def _parts(self, strategy: Strategy) -> int:

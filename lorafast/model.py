@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .block import Block, KVCache, Rows, Saved, widest_ranks
+from .block import Block, KVCache, Rows, Saved, attention_outputs, widest_ranks
 from .buffers import Buffers, New, Scratch, empty, sized
 from .gguf import GGUFFile
 from .hparams import HParams
@@ -50,6 +50,7 @@ class Strategy:
     n_kept       blocks, counted from the top, whose forward pass is kept for backward. The others keep their input only and
                  are computed again: gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016)
     input_every  of those, each so-many-th keeps its input; between them even the inputs are computed again. Above 1, n_kept is 1
+    keeps_attention  of what is kept, attention's outputs too; else they are computed again, which is cheap for short sequences
     head_tokens  tokens whose logits exist at a time
     micro_batch  long sequences of a batch that are worked on at a time, or more that are shorter; None: all
     """
@@ -58,6 +59,7 @@ class Strategy:
     input_every: int = 1
     head_tokens: int = 128
     micro_batch: int | None = None
+    keeps_attention: bool = True
 
     def max_tokens(self, batch: int, ctx: int) -> int:
         """Tokens worked on at a time, at most, of batches of `batch` sequences of up to `ctx`."""
@@ -120,6 +122,9 @@ class Trainer:
                 model.blocks[below].forward(x(below + 1), x(below), saved(below), scratch, rows, adapter, n_threads)
             if buffers.is_recomputed(layer):
                 block.forward(None, x(layer), saved(layer), scratch, rows, adapter, n_threads)
+            elif buffers.shares_attention and layer < last:
+                s = saved(layer)
+                block.attend(s, s.k, s.v, rows, n_threads)
             block.backward(dx, x(layer), saved(layer), scratch, rows, adapter, n_threads,
                            need_dx=layer > buffers.lowest or model.embedding.name in adapter)
         model.embedding.backward(dx, tokens, adapter)
@@ -178,7 +183,10 @@ class Activations(Buffers):
         self.below = [new(T, hp.n_embd)] if self.lowest else []
         self.output = new(T, hp.n_embd)                                     # of the last block; then every dx
         ranks = widest_ranks(model.blocks, adapter)
-        self.saved = [Saved(hp, ranks, T, new) for _ in range(max(1, min(strategy.n_kept, hp.n_layer - self.lowest)))]
+        self.shares_attention = not strategy.keeps_attention
+        attention = attention_outputs(hp, T, new) if self.shares_attention else None
+        self.saved = [Saved(hp, ranks, T, new, attention)
+                      for _ in range(max(1, min(strategy.n_kept, hp.n_layer - self.lowest)))]
         self.rstd = new(T)
 
     def input(self, layer: int) -> np.ndarray:

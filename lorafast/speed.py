@@ -24,11 +24,12 @@ MEASURED_BYTES, MEASURED_SECONDS = 256 << 20, 0.5
 @dataclass(frozen=True)
 class Speed:
     """Seconds for a pass of `tokens` tokens: of one block forward, forward again for backward (without its last
-    product), and backward; of the output, both ways, `head_tokens` at a time.
+    product), backward, and its attention alone; of the output, both ways, `head_tokens` at a time.
     """
 
     tokens: int
     head_tokens: int
+    attention: float
     forward: float
     again: float
     backward: float
@@ -56,7 +57,9 @@ def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens:
     order = weight_order(small, buffers)
     residency = Residency(files, small.embedding, order, least_capacity(order)) if files else None
     small.embedding.forward(x, tokens, part, n_threads)
+    block.forward(out, x, saved, *common)
     seconds = [_least_time(run, residency) for run in (
+        lambda: block.attend(saved, saved.k, saved.v, common[1], n_threads),
         lambda: block.forward(out, x, saved, *common),
         lambda: block.forward(None, x, saved, *common),
         lambda: block.backward(out, x, saved, *common, need_dx=True),

@@ -107,7 +107,8 @@ def test_budget(tmp_path, monkeypatch, limit, cgroup, nbytes, source):
 
 
 STRATEGIES = [Strategy(4), Strategy(3), Strategy(1), Strategy(1, 2), Strategy(1, 3), Strategy(1, 4), Strategy(2, 1, 7),
-              Strategy(1, 2, 16, 2), Strategy(4, 1, 128, 1)]
+              Strategy(1, 2, 16, 2), Strategy(4, 1, 128, 1), Strategy(4, keeps_attention=False),
+              Strategy(3, keeps_attention=False)]
 
 
 @pytest.mark.parametrize("targets", [None, ["blk.2.attn_q", "blk.3.ffn_up"], ["output"]], ids=str)
@@ -168,7 +169,7 @@ def test_measuring_leaves_the_adapter_alone(tmp_path):
     before = case.adapter.params.copy()
     speed = measure_speed(case.model, case.adapter, 39, 13, 8, 1)
     assert isinstance(speed, Speed) and speed.tokens == 39
-    assert all(seconds > 0 for seconds in (speed.forward, speed.again, speed.backward, speed.head))
+    assert all(seconds > 0 for seconds in (speed.attention, speed.forward, speed.again, speed.backward, speed.head))
     np.testing.assert_array_equal(case.adapter.params, before)
     assert not case.adapter.grads.any()
     assert all(group.residency is None for block in case.model.blocks for group in block.groups)
