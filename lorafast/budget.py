@@ -1,9 +1,7 @@
 """How much memory a run may take: what --mem-limit says, or what there is."""
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,23 +78,16 @@ def cgroup_limit(root: Path = Path("/")) -> int | None:
         type, names = ("cgroup", V1_LIMITS) if controllers else ("cgroup2", V2_LIMITS)
         for mount in mounts:
             if mount.type == type and (not controllers or "memory" in mount.options):
-                limits += _limits_upwards(root / mount.point.lstrip("/"), mount.root, path, names)
+                limits += [_number(folder / name) for folder in mount.upwards(path, root) for name in names]
     return min((limit for limit in limits if limit < NO_LIMIT), default=None)
 
 
-def _limits_upwards(top: Path, shown: str, path: str, names: Sequence[str]) -> Iterator[int]:
-    """The limits of a group and of all above it, up to `top`, where the hierarchy is mounted from its group `shown` on."""
-    # In a container the path may be one of the host's, that is not to be seen; what holds there is mounted at the top.
-    inside = os.path.relpath(path, shown) if os.path.commonpath([path, shown]) == os.path.normpath(shown) else "."
-    group = top / os.path.normpath(inside)
-    for folder in (group, *group.parents):
-        for name in names:
-            try:
-                yield int((folder / name).read_text())
-            except (OSError, ValueError):           # no such group, or "max"
-                pass
-        if folder == top:
-            break
+def _number(path: Path) -> int:
+    """What a file of a cgroup says; NO_LIMIT for "max", and where there is no such group."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return NO_LIMIT
 
 
 def _available(root: Path) -> int | None:

@@ -17,6 +17,17 @@ class Mount:
     type: str
     options: tuple[str, ...]
 
+    def upwards(self, path: str, root: Path = Path("/")) -> list[Path]:
+        """Where a folder of the file system is found, and the folders above it, up to where the system is mounted.
+
+        In a container the path may be one of the host's that is not shown; then that is the only one.
+        """
+        top = root / self.point.lstrip("/")
+        shown = os.path.normpath(self.root)
+        inside = os.path.relpath(path, shown) if os.path.commonpath([path, shown]) == shown else "."
+        folder = top / inside
+        return [folder, *(above for above in folder.parents if above == top or top in above.parents)]
+
 
 def read_mounts(root: Path = Path("/")) -> list[Mount]:
     """All mounts that this process sees; none where the system does not tell. root: the folder that holds proc."""
