@@ -38,6 +38,7 @@ bench bench-full: build
 	$(BIN)/python bench/bench_kernels.py $(FULL)
 	$(BIN)/python bench/bench_train.py $(FULL) --peer-python $(PEER_PYTHON)
 	$(BIN)/python bench/bench_generate.py $(FULL)
+	$(BIN)/python bench/bench_memory.py $(FULL)
 	$(BIN)/python bench/plots.py
 
 build: $(VENV)/editable

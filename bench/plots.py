@@ -1,4 +1,4 @@
-"""The page of plots that the README shows, from the result files: bench/results/plots.svg.
+"""The plots that the README shows, from the result files: bench/results/plots.svg (speed) and memory.svg.
 
     python bench/plots.py [--results FOLDER]
 
@@ -21,6 +21,9 @@ from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 OURS, PEER = "#2166ac", "#b2b2b2"
+KINDS = {"libraries": ("libraries", "#d9d9d9"), "anonymous": ("adapter, activations, Python", "#2166ac"),
+         "weights": ("weights", "#92c5de")}
+"""What a process holds, by its name in a result file: what it is, and its colour."""
 Rows = list[dict[str, Any]]
 
 
@@ -96,6 +99,38 @@ def generation(axes: Axes, rows: Rows) -> None:
     axes.set(title="Generation: weights read, of the memory's bandwidth", xlabel="percent")
 
 
+def memory_through_two_steps(axes: Axes, rows: Rows) -> None:
+    """What a process holds, stacked by kind, under its limit; of one row."""
+    row, = rows
+    held = row["through_two_steps"]
+    axes.stackplot(held["seconds"], [held[kind] for kind in KINDS], labels=[label for label, _ in KINDS.values()],
+                   colors=[colour for _, colour in KINDS.values()], linewidth=0)
+    axes.axhline(row["limit"], color="black", linewidth=1)
+    axes.annotate(f"the limit, {row['limit']} MB", (0, row["limit"]), xytext=(2, 2), textcoords="offset points")
+    for end in held["ends"][:-1]:
+        axes.axvline(end, color="black", linewidth=0.5, linestyle=":")
+    axes.set_xlim(0, held["ends"][-1])
+    axes.set_ylim(0, 1.45 * row["limit"])
+    axes.set(title=f"{row['model']}, batch {row['batch']}, ctx {row['ctx']}: two steps", xlabel="seconds", ylabel="MB resident")
+    axes.legend(loc="upper right", ncols=3, fontsize=6, frameon=False, reverse=True)
+
+
+def price_of_less_memory(axes: Axes, rows: Rows) -> None:
+    """The time of a step against the memory that it may take, both in shares of a run without a limit."""
+    for case in dict.fromkeys((row["model"], row["batch"], row["ctx"]) for row in rows):
+        of_case = [row for row in rows if (row["model"], row["batch"], row["ctx"]) == case]
+        whole = next((row for row in of_case if not row["limit"]), None)
+        if whole:
+            points = sorted((100 * row["limit"] * 2**20 / whole["peak_rss"], row["seconds"] / whole["seconds"])
+                            for row in of_case if row["limit"])
+            axes.plot(*zip(*points, (100, 1)), marker="o", label=f"{case[0]}, {case[1]} × {case[2]}")
+    axes.set(title="The price of less memory", xlabel="limit, percent of the memory of a run without one",
+             ylabel="time of a step, of that without a limit")
+    axes.set_xlim(0, 105)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+
+
 def horizontal(axes: Axes, bars: list[tuple[str, float, str]], form: str) -> None:
     drawn = axes.barh(range(len(bars)), [value for _, value, _ in bars], color=[colour for *_, colour in bars])
     axes.bar_label(drawn, [form.format(value) for _, value, _ in bars], padding=2, fontsize=6)
@@ -130,25 +165,39 @@ def panels(results: dict[str, dict[str, Any]]) -> list[tuple[Callable[[Axes, Row
     ) if panel[1]]
 
 
+def memory_panels(results: dict[str, dict[str, Any]]) -> list[tuple[Callable[[Axes, Rows], None], Rows]]:
+    """The tightest run of each model, then all of them."""
+    rows = results["memory"]["rows"] if "memory" in results else []
+    watched = [(memory_through_two_steps, [row]) for row in rows if "through_two_steps" in row]
+    return [*watched, (price_of_less_memory, rows)] if rows else []
+
+
+def draw_page(panels: list[tuple[Callable[[Axes, Rows], None], Rows]], machine: dict[str, Any], path: Path) -> None:
+    """Two panels in a row."""
+    n_rows = -(-len(panels) // 2)
+    figure, grid = pyplot.subplots(n_rows, 2, figsize=(12, 4 * n_rows), squeeze=False)
+    for axes, (draw, rows) in zip(grid.flat, panels):
+        draw(axes, rows)
+    for axes in grid.flat[len(panels):]:
+        axes.remove()
+    figure.suptitle(f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}, commit {machine['commit']}")
+    figure.savefig(path, metadata={"Date": None})
+    print(f"wrote {path}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     args = parser.parse_args()
-    files = [args.results / f"{bench}.json" for bench in ("kernels", "train", "generate")]
+    files = [args.results / f"{bench}.json" for bench in ("kernels", "train", "generate", "memory")]
     results = {path.stem: read_results(path) for path in files if path.exists()}
-    drawn = panels(results)
-    if not drawn:
+    pages = {"plots": panels(results), "memory": memory_panels(results)}
+    if not any(pages.values()):
         raise SystemExit(f"no results in {args.results}: run the benches first")
-    n_rows = -(-len(drawn) // 2)
-    figure, grid = pyplot.subplots(n_rows, 2, figsize=(12, 4 * n_rows), squeeze=False)
-    for axes, (draw, rows) in zip(grid.flat, drawn):
-        draw(axes, rows)
-    for axes in grid.flat[len(drawn):]:
-        axes.remove()
-    machine = next(iter(results.values()))["machine"]
-    figure.suptitle(f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}, commit {machine['commit']}")
-    figure.savefig(args.results / "plots.svg", metadata={"Date": None})
-    print(f"wrote {args.results / 'plots.svg'}")
+    for name, drawn in pages.items():
+        if drawn:
+            machine = results["memory" if name == "memory" else next(iter(results))]["machine"]
+            draw_page(drawn, machine, args.results / f"{name}.svg")
 
 
 if __name__ == "__main__":

@@ -45,11 +45,15 @@ class Saved(Buffers):
     backward uses it up: it leaves the gradients of gate and up in their place.
     """
 
-    def __init__(self, hp: HParams, widths: Widths, T: int, new: New = empty) -> None:
+    def __init__(self, hp: HParams, widths: Widths, T: int, new: New = empty,
+                 attention: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+        """
+        attention  o and lse, if they are shared with other blocks: then Block.attend must come before backward
+        """
         size = hp.sizes
         self.rstd1, self.rstd2 = new(T), new(T)
         self.q, self.k, self.v = new(T, size["H*D"]), new(T, size["HKV*D"]), new(T, size["HKV*DV"])
-        self.o, self.lse = new(T, size["H*DV"]), new(T, hp.n_head)
+        self.o, self.lse = attention or attention_outputs(hp, T, new)
         self.x1 = new(T, hp.n_embd)
         self.gate, self.up = new(T, hp.n_ff), new(T, hp.n_ff)
         self.h_qkv, self.h_output, self.h_gate_up, self.h_down = (
@@ -75,6 +79,11 @@ class Widths:
         return Widths([[max(column) for column in zip(*group)] for group in zip(*ranks)],
                       max(block.output.dora_widths(adapter)[0] for block in blocks),
                       max(block.down.dora_widths(adapter)[0] for block in blocks))
+
+
+def attention_outputs(hp: HParams, T: int, new: New = empty) -> tuple[np.ndarray, np.ndarray]:
+    """Attention's output o, and lse, the logarithm of its softmax's denominators."""
+    return new(T, hp.sizes["H*DV"]), new(T, hp.n_head)
 
 
 class KVCache:
@@ -134,7 +143,7 @@ class Block:
             n = int(rows.k_begin[-1])
             cache.k[n - T:n], cache.v[n - T:n] = k, v
             k, v = cache.k[:n], cache.v[:n]
-        attention_forward(s.o, s.lse, s.q, k, v, rows.q_begin, rows.k_begin, self.scale, 0, hp.n_head, hp.n_head_kv, n_threads)
+        self.attend(s, k, v, rows, n_threads)
         self.output.forward([s.x1], s.h_output, s.o, adapter, n_threads, residual=x, y=s.y_output)
 
         normed, = scratch.arrays(T, hp.n_embd)
@@ -146,6 +155,11 @@ class Block:
             self.down.recompute([s.y_down], s.h_down, act, adapter, n_threads)
         else:
             self.down.forward([out], s.h_down, act, adapter, n_threads, residual=s.x1, y=s.y_down)
+
+    def attend(self, s: Saved, k: np.ndarray, v: np.ndarray, rows: Rows, n_threads: int) -> None:
+        """s.o and s.lse from s.q, keys and values."""
+        hp = self.hparams
+        attention_forward(s.o, s.lse, s.q, k, v, rows.q_begin, rows.k_begin, self.scale, 0, hp.n_head, hp.n_head_kv, n_threads)
 
     def backward(self, dx: np.ndarray, x: np.ndarray, s: Saved, scratch: Scratch, rows: Rows, adapter: Adapter, n_threads: int,
                  need_dx: bool) -> None:

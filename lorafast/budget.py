@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UsageError
+from .mounts import read_mounts
 from .process import resident_bytes
+
+V1_LIMITS, V2_LIMITS = ["memory.limit_in_bytes"], ["memory.max", "memory.high"]
+"""Files of a cgroup, by version: what it may take at most, and (high) above what it is held up until it takes less."""
 
 NO_LIMIT = 2**60
 """Version 1 of cgroups writes a number above this where there is no limit."""
@@ -22,6 +26,11 @@ class Budget:
     nbytes: int
     source: str
     cgroup: int | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """It is what --mem-limit says."""
+        return self.source.startswith("--mem-limit")
 
 
 def read_budget(limit: str = "", root: Path = Path("/")) -> Budget:
@@ -52,27 +61,33 @@ def parse_limit(text: str, there_is: int) -> int:
 
 
 def cgroup_limit(root: Path = Path("/")) -> int | None:
-    """The lowest memory limit of the cgroups around this process (versions 1 and 2), bytes; None if there is none."""
+    """The lowest memory limit of the cgroups around this process (versions 1 and 2), bytes; None if there is none.
+
+    Where both versions are mounted, memory belongs to one of them; in the other there are no such files.
+    """
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
+    mounts = read_mounts(root)
     limits = []
     for line in memberships:
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        group = top / path.lstrip("/")
-        # In a container the path may be the host's; what holds there is then mounted at the top.
-        for folder in (group, *group.parents):
-            try:
-                limits.append(int((folder / ("memory.limit_in_bytes" if controllers else "memory.max")).read_text()))
-            except (OSError, ValueError):           # no such group, or "max"
-                pass
-            if folder == top:
-                break
+        type, names = ("cgroup", V1_LIMITS) if controllers else ("cgroup2", V2_LIMITS)
+        for mount in mounts:
+            if mount.type == type and (not controllers or "memory" in mount.options):
+                limits += [_number(folder / name) for folder in mount.upwards(path, root) for name in names]
     return min((limit for limit in limits if limit < NO_LIMIT), default=None)
+
+
+def _number(path: Path) -> int:
+    """What a file of a cgroup says; NO_LIMIT for "max", and where there is no such group."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return NO_LIMIT
 
 
 def _available(root: Path) -> int | None:

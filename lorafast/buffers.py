@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
@@ -43,7 +43,8 @@ class Buffers:
 
     @property
     def nbytes(self) -> int:
-        return _nbytes(list(vars(self).values()))
+        """What several attributes share counts once."""
+        return sum({id(array): array.nbytes for array in _arrays(list(vars(self).values()))}.values())
 
 
 class Scratch:
@@ -78,7 +79,9 @@ def _first(value: Any, T: int) -> Any:
     return value[:T] if isinstance(value, np.ndarray) else value
 
 
-def _nbytes(value: Any) -> int:
-    if isinstance(value, list):
-        return sum(map(_nbytes, value))
-    return value.nbytes if isinstance(value, (np.ndarray, Buffers)) else 0
+def _arrays(value: Any) -> Iterator[np.ndarray]:
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, (list, Buffers)):
+        for item in value if isinstance(value, list) else vars(value).values():
+            yield from _arrays(item)

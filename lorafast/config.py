@@ -155,7 +155,7 @@ class FinetuneConfig(ModelOptions):
     head_tokens: int | None = option(None, RUN, "N", "tokens whose logits exist at a time", allowed=AT_LEAST_1,
                                      shown_default="128, or fewer if memory needs it")
     micro_batch: int | None = option(
-        None, RUN, "N", "samples of a pass that are worked on at a time", allowed=AT_LEAST_1,
+        None, RUN, "N", "samples of a pass that are worked on at a time, or more that are shorter than --ctx", allowed=AT_LEAST_1,
         shown_default="all, or fewer if memory needs it")
     use_flash: bool = option(False, RUN, "", "accepted, without effect: attention is always fused", off=["--no-flash"])
     n_gpu_layers: int = option(0, RUN, "N", "accepted, without effect: there is no GPU path",

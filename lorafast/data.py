@@ -79,11 +79,11 @@ def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str,
     LoraFastError in one line, with file and line number, for what cannot be read; UsageError for options that
     contradict each other.
     """
-    train, valid, test = _sources(options)
-    kinds = {path: _is_json(path, options.data_format) for path in (*train, *valid, *test)}
+    train, valid, test = data_files(options)
+    kinds = {path: has_records(path, options.data_format) for path in (*train, *valid, *test)}
     if len(set(kinds.values())) > 1:
-        text = next(path for path, has_records in kinds.items() if not has_records)
-        records = next(path for path, has_records in kinds.items() if has_records)
+        text = next(path for path, is_records in kinds.items() if not is_records)
+        records = next(path for path, is_records in kinds.items() if is_records)
         raise LoraFastError(f"{text} is text and {records} has records: train on one or the other")
     reader = _RecordReader if kinds[train[0]] else _TextReader
     return reader(options, tokenizer, metadata, ctx).read(train, valid, test)
@@ -95,7 +95,7 @@ _ROLE = re.compile(r"(train|valid|validation|val|dev|test)([-_.][^/]*)?\.(jsonl|
 _VALID_NAMES = ("valid", "validation", "val", "dev")
 
 
-def _sources(options: DataOptions) -> tuple[list[str], list[str], list[str]]:
+def data_files(options: DataOptions) -> tuple[list[str], list[str], list[str]]:
     """The files to train on, to evaluate on, and to test on."""
     folders = [path for path in options.train if os.path.isdir(path)]
     if not folders:
@@ -128,7 +128,8 @@ def _folder(folder: str) -> tuple[list[str], list[str], list[str]]:
     return files["train"], files["valid"], files["test"]
 
 
-def _is_json(path: str, data_format: str) -> bool:
+def has_records(path: str, data_format: str) -> bool:
+    """Whether a file holds records, and not text."""
     return is_json(path) if data_format == "auto" else data_format == "jsonl"
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from .errors import FormatError, LoraFastError
 from .ggml_types import GGMLType, GGUFValueType
+from .mounts import file_system
 from .quants import dequantize
 
 DEFAULT_ALIGNMENT = 32
@@ -75,6 +76,7 @@ class GGUFFile:
 
     path       as given
     mapping    the whole file
+    mappings   by path, of all files that `open_model` merged
     version    2 or 3
     alignment  of the tensor data, bytes
     nbytes     size of the file (of all parts, if `open_model` merged several)
@@ -89,6 +91,7 @@ class GGUFFile:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.mapping = _map(self.path)
+        self.mappings = {self.path: self.mapping}
         self.nbytes = len(self.mapping)
         self.metadata: dict[str, Any] = {}
         self.value_types: dict[str, tuple[GGUFValueType, GGUFValueType | None]] = {}
@@ -173,6 +176,7 @@ def open_model(path: str | os.PathLike) -> GGUFFile:
         for name, tensor in part.tensors.items():
             if model.tensors.setdefault(name, tensor) is not tensor:
                 raise FormatError(f"{part.path}: tensor '{name}' is also in {model.tensors[name].path.name}")
+        model.mappings.update(part.mappings)
         model.nbytes += part.nbytes
     expected = model.metadata.get("split.tensors.count", len(model.tensors))
     if len(model.tensors) != expected:
@@ -188,7 +192,11 @@ def _map(path: Path) -> mmap.mmap:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise FormatError(f"{path}: is empty, not a GGUF file")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise LoraFastError(f"cannot map {path} into memory: {error.strerror}; its file system "
+                                    f"({file_system(path) or 'unknown'}) may not be able to: copy it to another disk") from error
     except OSError as error:
         raise LoraFastError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -20,7 +20,7 @@ from .kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from .lora import Adapter
 
 if TYPE_CHECKING:
-    from .residency import Residency
+    from .residency import ModelFiles, Residency
 
 
 def as_weight(tensor: Tensor) -> Weight:
@@ -54,24 +54,27 @@ class Norm:
 
 
 class Embedding:
-    """x[t] = E[token] + s·Σ_k B[k, token]·A[k], with DoRA times a gain."""
+    """x[t] = E[token] + s·Σ_k B[k, token]·A[k], with DoRA times a gain.
+
+    reader  reads the rows of a batch's tokens from the file, so that no others come into memory; None: they are mapped
+    """
 
     def __init__(self, tensor: Tensor) -> None:
         self.name, self.tensor = tensor.name, tensor
         self.gain = Gain(tensor, of_columns=True, read=self.read)
-        self.residency: Residency | None = None
+        self.reader: ModelFiles | Residency | None = None
 
     def read(self, begin: int, end: int) -> np.ndarray:
         """Rows as stored."""
-        if self.residency is None:
+        if self.reader is None:
             return self.tensor.data[begin:end]
-        return self.residency.read_rows(self.tensor, np.arange(begin, end))
+        return self.reader.read_rows(self.tensor, np.arange(begin, end))
 
     def forward(self, x: np.ndarray, tokens: np.ndarray, adapter: Adapter, n_threads: int) -> None:
         table, rows = self.tensor.data, tokens
-        if self.residency is not None:                  # only the rows of these tokens come into memory
+        if self.reader is not None:
             different, rows = np.unique(tokens, return_inverse=True)
-            table, rows = self.residency.read_rows(self.tensor, different), rows.astype(np.int32)
+            table, rows = self.reader.read_rows(self.tensor, different), rows.astype(np.int32)
         embedding_forward(x, rows, table, int(self.tensor.type), n_threads)
         if self.name in adapter:
             A, s_B = adapter.A(self.name), np.float32(adapter.scale) * adapter.B(self.name)[:, tokens]

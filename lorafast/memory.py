@@ -8,14 +8,17 @@ that follow from shapes, and by times that are measured (speed.py).
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from .block import attention_outputs
 from .budget import Budget, read_budget
 from .buffers import sized
 from .config import FinetuneConfig
+from .data_memory import data_memory
 from .errors import LoraFastError
 from .files import megabytes
 from .gguf import GGUFFile
@@ -23,19 +26,19 @@ from .kernels.attention import attention_scratch_bytes
 from .kernels.linear import linear_scratch_bytes
 from .layers import Projections
 from .lora import Adapter
-from .model import Activations, Model, Strategy, Trainer, lowest_block, scratch_floats, sequence_bytes, weight_order
-from .residency import ModelFiles, Residency, Window, least_capacity, nbytes
-from .speed import Speed, follow, measure_disk, measure_optimiser, measure_speed
+from .model import Activations, Model, Strategy, lowest_block, scratch_floats, sequence_bytes, weight_order
+from .plan import CACHE, Item, Job, Plan, Timing
+from .prepare import data_options
+from .residency import ModelFiles, Window, least_capacity, nbytes
+from .speed import MEASURED_TOKENS, Speed, follow, measure_disk, measure_optimiser, measure_speed
+from .tokenizer import Tokenizer
 
-RESERVE = 12 << 20
-"""Bytes for what is too small to be listed: what libraries take when they are used, short-lived arrays, page edges."""
+RESERVE = 6 << 20
+"""Bytes for what is too small to be listed: what libraries take when they are used, short-lived arrays, page edges. Runs
+of models from 135 to 1100 million parameters took 2 to 4 MB of it."""
 
-CACHE = "the system's cache beside the weights"
 CACHE_RESERVE = 24 << 20
 """Under a cgroup's limit, bytes that reading leaves in the system's cache around the weights (see residency.py)."""
-
-DATA_BYTES = 15
-"""Memory for a byte of text: at about 3 bytes a token, 4 bytes for it and up to 40 for a sample that begins there."""
 
 HEAD_TOKENS = (128, 64, 32, 16)
 """Tokens whose logits exist at a time, to choose from. More than the first bring no time, fewer cost some."""
@@ -64,35 +67,6 @@ def cached(method: Callable[..., Result]) -> Callable[..., Result]:
 
 
 @dataclass(frozen=True)
-class Item:
-    """A line of the table: what takes so many bytes."""
-
-    name: str
-    nbytes: int
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run is asked to do, as far as memory and time depend on it.
-
-    iterations  of this run; None if that is not known yet
-    data_bytes  size of the training data's files
-    copies      arrays of the size of the adapter: parameters, gradients, two moments, and more with dropout
-    generates   texts are generated now and then
-    """
-
-    batch: int
-    ctx: int
-    passes: int
-    iterations: int | None
-    n_threads: int
-    data_bytes: int = 0
-    copies: int = 4
-    generates: bool = False
-
-
-@dataclass(frozen=True)
 class Forced:
     """What the options decide (see Strategy); None leaves it to the plan. kept: all blocks, or (False) one."""
 
@@ -101,97 +75,26 @@ class Forced:
     head_tokens: int | None = None
     micro_batch: int | None = None
 
-
-@dataclass(frozen=True)
-class Timing:
-    """Of a step: seconds in all, seconds of computing alone, bytes read from disk."""
-
-    seconds: float
-    compute: float
-    bytes_read: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was chosen and what follows from it.
-
-    items     where the bytes go, the last one the weights in memory
-    capacity  bytes of weights in memory at a time, where they stream; None where the whole model stays
-    reasons   why the strategy is not the fastest one; empty if it is
-    """
-
-    job: Job
-    budget: Budget
-    strategy: Strategy
-    items: tuple[Item, ...]
-    capacity: int | None
-    model_bytes: int
-    reasons: tuple[str, ...]
-    timing: Timing
-
-    def for_iterations(self, n: int) -> Plan:
-        """The same, once it is known how many iterations the run has."""
-        return replace(self, job=replace(self.job, iterations=n))
-
     @property
-    def nbytes(self) -> int:
-        return sum(item.nbytes for item in self.items)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.job.batch * self.job.ctx * self.job.passes / self.timing.seconds
-
-    def stream(self, files: ModelFiles, trainer: Trainer) -> Residency | None:
-        """Starts what brings the weights into memory, where they do not fit; to be closed at the end of the run."""
-        if self.capacity is None:
-            return None
-        return Residency(files, trainer.model.embedding, weight_order(trainer.model, trainer.buffers), self.capacity)
-
-    def table(self) -> list[str]:
-        """The plan in full, in lines."""
-        lines = [f"Memory, of at most {megabytes(self.budget.nbytes)} ({self.budget.source}):"]
-        items = *self.items, Item("in all", self.nbytes)
-        lines += [f"  {item.name:<44}{megabytes(item.nbytes):>12}   {item.note}".rstrip() for item in items]
-        lines += ["Choices:", *(f"  {reason}" for reason in self.reasons or ["the fastest ones fit"])]
-        lines += ["Time, measured on this machine just now:", *(f"  {line}" for line in self._times())]
-        return lines
-
-    def summary(self) -> list[str]:
-        """The plan in a few lines."""
-        times = self._times()
-        return [f"memory: {megabytes(self.nbytes)} of at most {megabytes(self.budget.nbytes)} ({self.budget.source})",
-                *self.reasons, "; ".join(times)]
-
-    def _times(self) -> list[str]:
-        timing = self.timing
-        lines = [f"{_duration(timing.seconds)} a step, {self.tokens_per_second:.1f} tokens/s"]
-        if self.job.iterations is not None:
-            lines.append(f"{_duration(timing.seconds * self.job.iterations)} for {self.job.iterations} steps")
-        if timing.bytes_read:
-            lines.append(f"{timing.bytes_read / 1e9:.2f} GB read from disk a step")
-        return lines
-
-    def comparison(self, peak: int, seconds: float | None, bytes_read: int | None) -> str:
-        """What was measured beside what was planned."""
-        resident = sum(item.nbytes for item in self.items if item.name != CACHE)
-        text = f"memory {megabytes(peak)} (planned {megabytes(resident)})"
-        if seconds:
-            text += f", a step {_duration(seconds)} (planned {_duration(self.timing.seconds)})"
-        if bytes_read is not None and self.timing.bytes_read:
-            text += f", read {bytes_read / 1e9:.2f} GB a step (planned {self.timing.bytes_read / 1e9:.2f})"
-        return text
+    def options(self) -> dict[str, str]:
+        """By field, what the user wrote."""
+        kept = {True: "--no-checkpointing", False: "--use-checkpointing"}
+        numbers = {"input_every": "--checkpoint-every", "head_tokens": "--head-tokens", "micro_batch": "--micro-batch"}
+        return ({"kept": kept[self.kept]} if self.kept is not None else {}) | {
+            field: f"{option} {getattr(self, field)}" for field, option in numbers.items() if getattr(self, field)}
 
 
-def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, model: Model, adapter: Adapter,
-             base_bytes: int) -> Plan:
+def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenizer: Tokenizer, model: Model,
+             adapter: Adapter) -> Plan:
     """The plan for `lorafast finetune` with these options. LoraFastError, which says what would fit, if there is none.
 
-    adapter     may still be without values
-    base_bytes  what the process took before model and adapter were made
+    adapter  without values yet, unless they are those of --init-lora
     """
-    job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads,
-              data_bytes=sum(os.path.getsize(path) for path in config.train_data if os.path.isfile(path)),
-              copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt))
+    data = data_memory(data_options(config), tokenizer, gguf.metadata, config.ctx)
+    base_bytes = files.resident_bytes_without() - (adapter.params.nbytes if config.init_lora else 0)
+    job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data, config.pack,
+              copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt),
+              may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)))
     forced = Forced(None if config.use_checkpointing is None else not config.use_checkpointing, config.checkpoint_every,
                     config.head_tokens, config.micro_batch)
     return Planner(gguf, files, model, adapter, job, read_budget(config.mem_limit), base_bytes).plan(forced)
@@ -205,64 +108,68 @@ class Planner:
         """base_bytes: what this process takes already, pages of the model not counted."""
         self.gguf, self.files, self.model, self.adapter = gguf, files, model, adapter
         self.job, self.budget, self.base_bytes = job, budget, base_bytes
+        self.measured_tokens = 0
+        """Of the passes that were measured: what the kernels then took they keep."""
 
     def plan(self, forced: Forced = Forced()) -> Plan:
         """The fastest strategy that fits. LoraFastError, with what would fit, if there is none."""
         candidates = list(self._candidates(forced))
-        self._fitting(candidates)
-        best = candidates[0]
-        if self._capacity(best) is not None:
-            before = self.files.resident_bytes_without()
-            self._speed(), self._disk()
-            left_behind = self.files.resident_bytes_without() - before
-            self.base_bytes += max(0, left_behind)
-            shortlist = sorted(self._fitting(candidates), key=self._estimate)[:SHORTLIST]
+        best = self._fitting(candidates, forced)[0]
+        if best != candidates[0] or self._capacity(best) is not None:
+            self._speed()
+            shortlist = sorted(self._fitting(candidates, forced), key=self._estimate)[:SHORTLIST]
             best = min(shortlist, key=lambda strategy: self._timing(strategy, SLOW_DISK * self._disk()).seconds)
         capacity = self._capacity(best)
-        items = (*self._items(best), self._weights(capacity))
-        reasons = tuple(self._reasons(candidates[0], best, capacity))
         timing = self._timing(best, self._disk() if capacity is not None else 0.0)
-        return Plan(self.job, self.budget, best, items, capacity, self.gguf.nbytes, reasons, timing)
+        items = (*self._items(best), self._weights(capacity, timing.most_held))
+        return Plan(self.job, self.budget, best, items, capacity, tuple(self._reasons(best, forced, capacity)), timing)
 
     # Bytes
 
     def _items(self, strategy: Strategy) -> list[Item]:
         """Everything but the weights."""
-        job, params, T = self.job, 4 * self.adapter.n_params, self._tokens(strategy)
+        job, hp, params, T = self.job, self.model.hparams, 4 * self.adapter.n_params, self._tokens(strategy)
         inputs, block = self._activation_bytes(T, strategy.input_every)
         n_blocks = len(self._trained)
         n_kept = min(strategy.n_kept, n_blocks)
+        shared = 0 if strategy.keeps_attention else (n_kept - 1) * sum(a.nbytes for a in attention_outputs(hp, T, sized))
         of_blocks = f"of {n_kept} blocks of {n_blocks}" + ", the others compute them again" * (n_kept < n_blocks)
         items = [
             Item("Python, libraries, tokenizer", self.base_bytes),
-            Item("training data", DATA_BYTES * job.data_bytes, "estimate"),
+            Item("training data", job.data.kept, job.data.note),
             Item("adapter", params * (job.copies - 3)),
             Item("its gradients", params),
             Item("its moments", 2 * params),
             Item("norms and gains of the rows", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
-            Item("activations kept for backward", n_kept * block, of_blocks),
-            Item("working arrays, logits", self._scratch_bytes(T, strategy.head_tokens),
+            Item("activations kept for backward", n_kept * block - shared, of_blocks),
+            Item("working arrays, logits", self._scratch_bytes(T, strategy.head_tokens) + self._row_bytes(T),
                  f"of {strategy.head_tokens} tokens at a time"),
-            Item("packed operands and tiles of the kernels", self._kernel_bytes(T)),
+            Item("packed operands and tiles of the kernels", self._kernel_bytes(max(T, self.measured_tokens))),
             Item("generating texts", sequence_bytes(self.model, self.adapter) if job.generates else 0),
             Item("reserve", RESERVE),
             Item(CACHE, CACHE_RESERVE if self._counts_cache else 0, "counts in the cgroup, not as resident"),
         ]
-        return [item for item in items if item.nbytes]
+        return [item for item in items if item.nbytes or item.note == job.data.note]
 
-    def _weights(self, capacity: int | None) -> Item:
-        size, name = self.gguf.nbytes, "weights in memory"
-        if capacity is None:
-            return Item(name, size, "the whole model")
-        return Item(name, capacity, f"of {megabytes(size)}, the rest is read when it is needed")
+    def _bytes(self, strategy: Strategy) -> int:
+        return sum(item.nbytes for item in self._items(strategy))
+
+    def _weights(self, capacity: int | None, most_held: int) -> Item:
+        name, size = "weights in memory", f"of {megabytes(self.gguf.nbytes)}"
+        if capacity is not None:
+            return Item(name, most_held, f"{size}, the rest is read when it is needed")
+        tied = self.model.hparams.tied
+        return Item(name, self._weight_bytes, "the whole model" if tied else f"{size}, but for the embedding, which is read by rows")
 
     def _capacity(self, strategy: Strategy) -> int | None | Literal[False]:
         """Bytes that are left for weights; None if all find room, False if there is not enough for them to stream."""
-        left = self.budget.nbytes - sum(item.nbytes for item in self._items(strategy))
-        if left >= self.gguf.nbytes:
+        left = self.budget.nbytes - self._bytes(strategy)
+        if self.budget.nbytes < self._while_reading:
+            return False
+        if left >= self._weight_bytes:
             return None
-        return min(left, self._streamed_bytes) if left >= self._least_capacity else False
+        return left if left >= self._least_capacity else False
 
     def _tokens(self, strategy: Strategy) -> int:
         return strategy.max_tokens(self.job.batch, self.job.ctx)
@@ -287,6 +194,16 @@ class Planner:
         return (max(linear_scratch_bytes(max(T, *dora_tokens, 0), K, N, n_threads) for K, N in shapes)
                 + attention_scratch_bytes(T, hp.n_head, hp.n_embd_head_k, hp.n_embd_head_v, n_threads))
 
+    def _row_bytes(self, T: int) -> int:
+        """Of the embedding's rows for T tokens, as stored."""
+        tensor = self.model.embedding.tensor
+        return min(T, tensor.shape[0]) * tensor.data.shape[1]
+
+    @property
+    def _while_reading(self) -> int:
+        """Bytes in memory while the data is read, when the buffers are still empty."""
+        return self.base_bytes + 4 * self.adapter.n_params + self.job.data.reading
+
     @property
     def _counts_cache(self) -> bool:
         return self.budget.cgroup is not None and self.budget.nbytes > self.budget.cgroup - CACHE_RESERVE
@@ -297,10 +214,11 @@ class Planner:
 
     @property
     def _least_capacity(self) -> int:
-        return min(self.gguf.nbytes, least_capacity(self._order(Strategy(1))))
+        return min(self._weight_bytes, least_capacity(self._order(Strategy(1))))
 
     @property
-    def _streamed_bytes(self) -> int:
+    def _weight_bytes(self) -> int:
+        """Of all that products are computed with."""
         return sum(nbytes(group) for group in set(self._order(Strategy(1))))
 
     @property
@@ -320,33 +238,49 @@ class Planner:
                 micro = micro_batch if micro_batch < job.batch else None
                 if (forced.input_every or 1) == 1:
                     kept = {None: range(max(1, n_blocks), 0, -1), True: [max(1, n_blocks)], False: [1]}[forced.kept]
-                    yield from (Strategy(n_kept, 1, head_tokens, micro) for n_kept in kept)
+                    for n_kept in kept:
+                        yield Strategy(n_kept, 1, head_tokens, micro)
+                        if n_kept > 1 and not forced.kept:
+                            yield Strategy(n_kept, 1, head_tokens, micro, keeps_attention=False)
                 if not forced.kept and forced.input_every != 1:
                     every = [forced.input_every] if forced.input_every else range(2, int(n_blocks**0.5) + 2)
                     yield from (Strategy(1, n, head_tokens, micro) for n in every)
 
-    def _reasons(self, fastest: Strategy, chosen: Strategy, capacity: int | None) -> Iterator[str]:
-        limit = f"{megabytes(self.budget.nbytes)} ({self.budget.source})"
-        if chosen.micro_batch != fastest.micro_batch:
-            yield f"of the {self.job.batch} samples of a pass, {chosen.micro_batch} are worked on at a time"
-        if chosen.n_kept < fastest.n_kept:
-            _, block = self._activation_bytes(self._tokens(chosen), 1)
-            more = megabytes((fastest.n_kept - chosen.n_kept) * block)
-            yield (f"activations of {chosen.n_kept} of {fastest.n_kept} blocks are kept, the others are computed again: "
-                   f"all of them would take {more} more")
-        if chosen.input_every != fastest.input_every:
-            yield f"of {chosen.input_every} blocks one keeps its input, and the others compute even that again"
-        if chosen.head_tokens < min(fastest.head_tokens, self._tokens(chosen)):
-            yield f"logits exist of {chosen.head_tokens} tokens at a time"
-        if capacity is not None:
-            yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the "
-                   f"rest is read when it is needed: that is what is left of {limit}")
+    def _reasons(self, chosen: Strategy, forced: Forced, capacity: int | None) -> Iterator[str]:
+        """Each choice that is not the fastest one, or that an option made, and why."""
+        n_blocks, samples = max(1, len(self._trained)), chosen.micro_batch or self.job.batch
+        given = forced.options
+        usual = min(HEAD_TOKENS[0], self._tokens(chosen))
 
-    def _fitting(self, candidates: Sequence[Strategy]) -> list[Strategy]:
+        def why(field: str, **fastest: int | None) -> str:
+            saved = self._bytes(replace(chosen, **fastest)) - self._bytes(chosen)
+            return given.get(field, f"saves {megabytes(saved)}")
+
+        if "micro_batch" in given or chosen.micro_batch:
+            yield (f"of the {self.job.batch} samples of a pass, {samples} are worked on at a time: "
+                   + why("micro_batch", micro_batch=None))
+        if "kept" in given or chosen.n_kept < n_blocks and chosen.input_every == 1:
+            others = ", the others are computed again" if chosen.n_kept < n_blocks else ""
+            yield (f"activations of {chosen.n_kept} of {n_blocks} blocks are kept{others}: "
+                   + why("kept", n_kept=n_blocks))
+        if not chosen.keeps_attention:
+            yield "attention's outputs in these are computed again: " + why("", keeps_attention=True)
+        if chosen.input_every > 1:
+            yield (f"of {chosen.input_every} blocks one keeps its input, the others compute even that again: "
+                   + why("input_every", input_every=1, n_kept=n_blocks))
+        if "head_tokens" in given or chosen.head_tokens < usual:
+            yield f"logits exist of {chosen.head_tokens} tokens at a time: " + why("head_tokens", head_tokens=usual)
+        if capacity is not None:
+            yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the rest is "
+                   f"read when it is needed: that is what is left of {megabytes(self.budget.nbytes)} ({self.budget.source})")
+            if kept := self.files.kept_by_system():
+                yield f"but the system has all of {kept} in memory anyway: a limit saves memory if the model is on a disk"
+
+    def _fitting(self, candidates: Sequence[Strategy], forced: Forced) -> list[Strategy]:
         """Those that fit. LoraFastError, with what would fit, if none does."""
         fitting = [strategy for strategy in candidates if self._capacity(strategy) is not False]
         if not fitting:
-            raise LoraFastError(self._refusal(candidates))
+            raise LoraFastError(self._refusal(candidates, forced))
         return fitting
 
     # Times
@@ -360,6 +294,7 @@ class Planner:
         speed = measure_speed(self.model, self.adapter, T, self.job.ctx, min(128, T), self.job.n_threads,
                               self.files if is_tight else None)
         self.files.let_go_pages()
+        self.measured_tokens = min(T, MEASURED_TOKENS)
         return speed
 
     @cached
@@ -372,28 +307,32 @@ class Planner:
 
     def _compute(self, strategy: Strategy) -> float:
         """Seconds of computing of a pass over one micro-batch."""
-        speed, T, n_blocks = self._speed(), self._tokens(strategy), len(self._trained)
+        speed, n_blocks = self._speed(), len(self._trained)
+        T = self.job.tokens / self._parts(strategy)
         again = n_blocks - min(strategy.n_kept, n_blocks)
+        head = speed.head * (1 + UNPACKING_TOKENS / strategy.head_tokens) / (1 + UNPACKING_TOKENS / speed.head_tokens)
         lost = len(self._order(strategy)) - len(self._order(replace(strategy, input_every=1)))
         forward = len(self.model.blocks) + lost / len(self.model.blocks[0].groups)
-        seconds = speed.head + speed.forward * forward + speed.again * again + speed.backward * n_blocks
+        attention = 0 if strategy.keeps_attention else strategy.n_kept - 1
+        seconds = (head + speed.attention * attention + speed.forward * forward + speed.again * again
+                   + speed.backward * n_blocks)
         return seconds * (T + UNPACKING_TOKENS) / (speed.tokens + UNPACKING_TOKENS)
 
-    def _passes(self, strategy: Strategy) -> int:
-        """In a step, over micro-batches."""
-        return -(-self.job.batch // (strategy.micro_batch or self.job.batch)) * self.job.passes
+    def _parts(self, strategy: Strategy) -> int:
+        """Micro-batches of a batch."""
+        return math.ceil(self.job.tokens / self._tokens(strategy))
 
     def _estimate(self, strategy: Strategy) -> float:
         """Seconds of a step, by sums: reading overlaps computing, and what is there at the turns need not be read."""
         capacity, seconds = self._capacity(strategy), self._compute(strategy)
         if capacity is not None:
-            seconds = max(seconds, 2 * (self._streamed_bytes - capacity) / (SLOW_DISK * self._disk()))
-        return seconds * self._passes(strategy)
+            seconds = max(seconds, 2 * (self._weight_bytes - capacity) / (SLOW_DISK * self._disk()))
+        return seconds * self._parts(strategy) * self.job.passes
 
     def _timing(self, strategy: Strategy, disk: float) -> Timing:
         """Of a step, by following the reader and the kernels place by place; disk: bytes a second."""
         compute, capacity = self._compute(strategy), self._capacity(strategy)
-        seconds, read = compute, 0
+        seconds, read, most_held = compute, 0, self._weight_bytes
         if capacity is not None:
             order = self._order(strategy)
             groups = list(dict.fromkeys(order))
@@ -401,38 +340,55 @@ class Planner:
             rate = compute / sum(nbytes(group) for group in order)
             window = Window([nbytes(group) for group in groups], [groups.index(group) for group in order], capacity)
             seconds, read = follow(window, [rate * nbytes(group) for group in order], disk)
-        passes = self._passes(strategy)
-        return Timing(seconds * passes + self._optimiser(), compute * passes + self._optimiser(), read * passes)
+            most_held = window.most_held
+        passes = self._parts(strategy) * self.job.passes
+        return Timing(seconds * passes + self._optimiser(), read * passes, most_held)
 
     # Refusal
 
-    def _refusal(self, candidates: Sequence[Strategy]) -> str:
-        needs = [sum(item.nbytes for item in self._items(strategy)) for strategy in candidates]
-        least = min(needs) + self._least_capacity
-        text = (f"this run needs at least {megabytes(least)}, but may take {megabytes(self.budget.nbytes)} "
-                f"({self.budget.source})")
-        ways = [way for way, planner in self._smaller_jobs() if planner._fits()]
-        by_option = self.budget.source.startswith("--mem-limit")
-        ways.append(f"--mem-limit {-(-least // 2**20)}M" if by_option else "more memory")
-        return f"{text}. What would fit: {', or '.join(ways)}"
+    def _refusal(self, candidates: Sequence[Strategy], forced: Forced) -> str:
+        smallest = min(candidates, key=self._bytes)
+        items = [*self._items(smallest), Item("the least of weights in memory", self._least_capacity)]
+        least = max(sum(item.nbytes for item in items), self._while_reading)
+        largest = sorted(items, key=lambda item: -item.nbytes)[:3]
+        parts = "; ".join(f"{megabytes(item.nbytes)} {item.name}" for item in largest)
+        ways = list(self._ways_to_fit(forced))
+        ways.append(f"--mem-limit {-(-least // 2**20)}M" if self.budget.is_asked else f"{megabytes(least)} of memory")
+        return (f"this run needs at least {megabytes(least)} ({parts}; ...), but may take {megabytes(self.budget.nbytes)} "
+                f"({self.budget.source}). What would fit: {', or '.join(ways)}")
 
-    def _fits(self) -> bool:
-        return any(self._capacity(strategy) is not False for strategy in self._candidates(Forced()))
+    def _fits(self, forced: Forced) -> bool:
+        return any(self._capacity(strategy) is not False for strategy in self._candidates(forced))
 
-    def _smaller_jobs(self) -> Iterator[tuple[str, Planner]]:
-        """Option and planner of jobs that take less memory."""
-        yield "letting it choose (without --no-checkpointing, --head-tokens, --micro-batch)", self
+    def _ways_to_fit(self, forced: Forced) -> Iterator[str]:
+        """Changes of the options by which the run would fit, those of one kind only once."""
+        without = f" without {' and '.join(forced.options.values())}"
+        if self._fits(Forced()):
+            yield "the same" + without
+            without, least_forced = "", forced
+        else:
+            least_forced = Forced()
+        found = set()
+        for option, value, planner in self._smaller_jobs():
+            if option not in found and planner._fits(least_forced):
+                found.add(option)
+                yield f"{option} {value}" + without * (not planner._fits(forced))
+
+    def _smaller_jobs(self) -> Iterator[tuple[str, int | str, Planner]]:
+        """Option, value and planner of jobs that take less memory; of an option, the least change comes first."""
         for ctx in (n for n in _halves(self.job.ctx)[1:] if n >= 16):
-            smaller = self._with(job=replace(self.job, ctx=ctx))
-            if smaller._fits():
-                yield f"--ctx {ctx}", smaller
-                break
+            yield "--ctx", ctx, self._with(job=replace(self.job, ctx=ctx))
+        if self.job.data.overlaps:
+            data = replace(self.job.data, kept=self.job.data.kept // self.job.ctx)
+            yield "--stride", self.job.ctx, self._with(job=replace(self.job, data=data))
+        if not self.job.may_choose_pairs:
+            return
         fewer = [spec for spec in self.adapter.specs if spec.name not in ("token_embd.weight", "output.weight")]
         if 0 < len(fewer) < len(self.adapter.specs):
-            yield "--targets attn,ffn", self._with(adapter=Adapter(fewer, self.adapter.alpha, self.adapter.r))
-        if self.adapter.r > 1:
-            narrow = [replace(spec, rank=1) for spec in self.adapter.specs]
-            yield "--lora-r 1", self._with(adapter=Adapter(narrow, 1, 1))
+            yield "--targets", "attn,ffn", self._with(adapter=Adapter(fewer, self.adapter.alpha, self.adapter.r))
+        for r in _halves(self.adapter.r)[1:]:
+            narrow = [replace(spec, rank=min(r, spec.rank)) for spec in self.adapter.specs]
+            yield "--lora-r", r, self._with(adapter=Adapter(narrow, r, r))
 
     def _with(self, **changes: object) -> Planner:
         names = "gguf", "files", "model", "adapter", "job", "budget", "base_bytes"
@@ -445,12 +401,3 @@ def _halves(n: int) -> list[int]:
     while halves[-1] > 1:
         halves.append(-(-halves[-1] // 2))
     return halves
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .block import Block, KVCache, Rows, Saved, Widths
+from .block import Block, KVCache, Rows, Saved, Widths, attention_outputs
 from .buffers import Buffers, New, Scratch, empty, sized
 from .dora import Gain
 from .gguf import GGUFFile
@@ -59,14 +59,16 @@ class Strategy:
     n_kept       blocks, counted from the top, whose forward pass is kept for backward. The others keep their input only and
                  are computed again: gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016)
     input_every  of those, each so-many-th keeps its input; between them even the inputs are computed again. Above 1, n_kept is 1
+    keeps_attention  of what is kept, attention's outputs too; else they are computed again, which is cheap for short sequences
     head_tokens  tokens whose logits exist at a time
-    micro_batch  sequences of a batch that are worked on at a time; None: all
+    micro_batch  long sequences of a batch that are worked on at a time, or more that are shorter; None: all
     """
 
     n_kept: int
     input_every: int = 1
     head_tokens: int = 128
     micro_batch: int | None = None
+    keeps_attention: bool = True
 
     def max_tokens(self, batch: int, ctx: int) -> int:
         """Tokens worked on at a time, at most, of batches of `batch` sequences of up to `ctx`."""
@@ -74,10 +76,14 @@ class Strategy:
 
 
 class Trainer:
-    """Loss and gradients of batches; at most `max_tokens` tokens are worked on at a time, with buffers allocated once."""
+    """Loss and gradients of batches; at most `max_tokens` tokens are worked on at a time, with buffers allocated once.
+
+    No sequence may have more.
+    """
 
     def __init__(self, model: Model, adapter: Adapter, max_tokens: int, strategy: Strategy, n_threads: int) -> None:
         self.model, self.adapter, self.strategy, self.n_threads = model, adapter, strategy, n_threads
+        self.max_tokens = max_tokens
         self.buffers = Activations(model, adapter, max_tokens, strategy)
         self.scratch = Scratch(scratch_floats(model, adapter, max_tokens, strategy.head_tokens))
 
@@ -87,21 +93,27 @@ class Trainer:
         return self.buffers.nbytes + self.scratch.memory.nbytes
 
     def loss(self, batch: Batch) -> float:
-        """Sum of the losses in nats of the targets that count, without gradients. At most max_tokens tokens."""
+        """Sum of the losses in nats of the targets that count, without gradients."""
         n_layer = len(self.model.blocks)
-        buffers = self._forward(batch.tokens, Rows.of(batch.begin))
-        return self.head(buffers.input(n_layer), buffers.rstd, batch.targets, None)
+        loss = 0.0
+        for tokens, targets, begin in self._parts(batch):
+            buffers = self._forward(tokens, Rows.of(begin))
+            loss += self.head(buffers.input(n_layer), buffers.rstd, targets, None)
+        return loss
 
     def loss_and_gradients(self, batch: Batch, token_weight: float) -> float:
         """Sum of the losses in nats of the targets that count; adds `token_weight` times its gradients to the adapter's."""
-        n = len(batch.begin) - 1
-        size = self.strategy.micro_batch or n
-        loss = 0.0
-        for first in range(0, n, size):
-            begin = batch.begin[first:first + size + 1]
+        return sum((self._pass(*part, token_weight) for part in self._parts(batch)), 0.0)
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Tokens, targets and begins of as many sequences at a time as can be worked on."""
+        first = 0
+        while first + 1 < len(batch.begin):
+            end = max(first + 2, int(np.searchsorted(batch.begin, batch.begin[first] + self.max_tokens, side="right")))
+            begin = batch.begin[first:end]
             rows = slice(begin[0], begin[-1])
-            loss += self._pass(batch.tokens[rows], batch.targets[rows], begin - begin[0], token_weight)
-        return loss
+            yield batch.tokens[rows], batch.targets[rows], begin - begin[0]
+            first = end - 1
 
     def _pass(self, tokens: np.ndarray, targets: np.ndarray, begin: np.ndarray, token_weight: float) -> float:
         model, adapter, n_threads, scratch = self.model, self.adapter, self.n_threads, self.scratch
@@ -119,6 +131,9 @@ class Trainer:
                 model.blocks[below].forward(x(below + 1), x(below), saved(below), scratch, rows, adapter, n_threads)
             if buffers.is_recomputed(layer):
                 block.forward(None, x(layer), saved(layer), scratch, rows, adapter, n_threads)
+            elif buffers.shares_attention and layer < last:
+                s = saved(layer)
+                block.attend(s, s.k, s.v, rows, n_threads)
             block.backward(dx, x(layer), saved(layer), scratch, rows, adapter, n_threads,
                            need_dx=layer > buffers.lowest or model.embedding.name in adapter)
         model.embedding.backward(dx, tokens, x(0), adapter, n_threads)
@@ -180,7 +195,10 @@ class Activations(Buffers):
         self.below = [new(T, hp.n_embd)] if self.lowest else []
         self.output = new(T, hp.n_embd)                                     # of the last block; then every dx
         widths = Widths.of(model.blocks, adapter)
-        self.saved = [Saved(hp, widths, T, new) for _ in range(max(1, min(strategy.n_kept, hp.n_layer - self.lowest)))]
+        self.shares_attention = not strategy.keeps_attention
+        attention = attention_outputs(hp, T, new) if self.shares_attention else None
+        self.saved = [Saved(hp, widths, T, new, attention)
+                      for _ in range(max(1, min(strategy.n_kept, hp.n_layer - self.lowest)))]
         self.rstd = new(T)
 
     def input(self, layer: int) -> np.ndarray:

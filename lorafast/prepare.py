@@ -64,13 +64,18 @@ def find_checkpoint(config: FinetuneConfig, log: Log) -> Checkpoint | None:
     return None
 
 
+def data_options(config: FinetuneConfig) -> DataOptions:
+    """How the data is to be read."""
+    return DataOptions(
+        config.train_data, config.valid_data, config.valid_split, config.data_format, config.chat_template,
+        config.train_on_prompt, config.skip_bad, config.data_cache, config.stride, config.start_text,
+        config.include_sample_start, config.overlapping_samples)
+
+
 def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, gguf: GGUFFile) -> Data:
     """The data to train and to evaluate on, read and tokenised."""
     log.tokenizing(os.pathsep.join(config.train_data), config.start_text, config.include_sample_start)
-    data = open_data(DataOptions(
-        config.train_data, config.valid_data, config.valid_split, config.data_format, config.chat_template,
-        config.train_on_prompt, config.skip_bad, config.data_cache, config.stride, config.start_text,
-        config.include_sample_start, config.overlapping_samples), tokenizer, gguf.metadata, config.ctx)
+    data = open_data(data_options(config), tokenizer, gguf.metadata, config.ctx)
     if isinstance(data.train, Sequences) or data.valid is not None:
         for note in data.notes:
             log.note(note)

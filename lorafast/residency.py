@@ -11,11 +11,13 @@ page, nothing is copied, and a page that was let go too early would be read agai
 """
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ import numpy as np
 from .errors import LoraFastError
 from .gguf import GGUFFile, Tensor
 from .kernels.pages import let_go, on_bus_error, populate
+from .mounts import file_system
 from .process import resident_bytes
 
 if TYPE_CHECKING:
@@ -32,18 +35,21 @@ if TYPE_CHECKING:
 MAPPED_AROUND = 2 << 20
 """Bytes on each side of a part of a file that reading it may map: the system caches and maps pieces of up to this."""
 
+IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
+"""File systems whose files lie in memory themselves."""
+
 READ_AHEAD = 4 << 20
 """Bytes around a part of a file that reading it may leave in the system's cache."""
 
 
 class ModelFiles:
-    """The files behind a model's mappings, watched while a run depends on them.
+    """The files behind a model's mappings, watched while a run depends on them. To be closed at the end.
 
     Raises LoraFastError when a file is not the one that was mapped.
     """
 
     def __init__(self, gguf: GGUFFile) -> None:
-        self.mappings = {tensor.path: tensor.mapping for tensor in gguf.tensors.values()}
+        self.mappings = gguf.mappings
         self.files = {}
         try:
             for path in self.mappings:
@@ -73,7 +79,8 @@ class ModelFiles:
             populate(tensor.data.reshape(-1))
         except OSError as error:
             self.check()
-            raise LoraFastError(f"cannot read tensor '{tensor.name}' of {tensor.path}: {error.strerror}") from error
+            reason = "its disk or file system fails to" if error.errno == errno.EFAULT else error.strerror
+            raise LoraFastError(f"cannot read tensor '{tensor.name}' of {tensor.path}: {reason}") from error
 
     def unmap(self, path: Path, begin: int, end: int) -> None:
         """Takes the pages between two places in a file out of this process."""
@@ -84,7 +91,7 @@ class ModelFiles:
         self.unmap(path, begin, end)
         # Its cache has read ahead of what was asked for. What is mapped stays.
         begin = max(0, begin - READ_AHEAD)
-        self._drop(path, begin, end + READ_AHEAD - begin)
+        self.drop(path, begin, end + READ_AHEAD - begin)
 
     def let_go_pages(self) -> None:
         """Takes all pages out of this process: opening the model has mapped some here and there."""
@@ -95,7 +102,7 @@ class ModelFiles:
         """Takes all pages out of both."""
         self.let_go_pages()
         for path, mapping in self.mappings.items():
-            self._drop(path, 0, len(mapping))
+            self.drop(path, 0, len(mapping))
 
     def read_rows(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
         """Those rows of a matrix, as stored, copied from the file: uint8 (len(rows), bytes a row)."""
@@ -104,16 +111,22 @@ class ModelFiles:
         for row, into in zip(rows.tolist(), copy):
             if os.preadv(self.files[tensor.path], [into], tensor.offset + row * row_bytes) != row_bytes:
                 raise self._changed(tensor.path)
-        self._drop(tensor.path, tensor.offset, tensor.nbytes)
         return copy
+
+    def kept_by_system(self) -> str:
+        """The file system of a file that is in memory whatever is let go, and its path; empty if there is none."""
+        types = ((file_system(path), path) for path in self.files)
+        return next((f"{path} ({type})" for type, path in types if type in IN_MEMORY), "")
 
     def close(self) -> None:
         for file in self.files.values():
             os.close(file)
 
-    def _drop(self, path: Path, offset: int, nbytes: int) -> None:
+    def drop(self, path: Path, offset: int, nbytes: int) -> None:
+        """Takes what no process maps out of the system's cache."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.files[path], offset, nbytes, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):             # of a file system that takes no advice
+                os.posix_fadvise(self.files[path], offset, nbytes, os.POSIX_FADV_DONTNEED)
 
     def _stamp(self, path: Path) -> tuple[int, int]:
         try:
@@ -144,6 +157,8 @@ class Window:
         """Place in the order of the unit that is in use."""
         self.held: set[int] = set()
         """Units in memory, or being read."""
+        self.most_held = 0
+        """Bytes of them, at most so far."""
 
     def use(self, unit: int) -> None:
         """Moves on to the next place where the order has this unit; using a unit several times is one use."""
@@ -174,6 +189,7 @@ class Window:
             room += self.sizes[held]
         self.held -= set(leaving)
         self.held.add(unit)
+        self.most_held = max(self.most_held, sum(self.sizes[held] for held in self.held))
         return unit, leaving
 
 
@@ -204,9 +220,10 @@ class Residency:
         for unit, group in enumerate(self.groups):
             for tensor in group.tensors:
                 insort(self.places[tensor.path], (tensor.offset, tensor.offset + tensor.nbytes, unit))
-        self.parts = (embedding, *self.groups)
-        for part in self.parts:
-            part.residency = self
+        self.embedding, self.other_reader = embedding, embedding.reader
+        embedding.reader = self
+        for group in self.groups:
+            group.residency = self
         self.reader = threading.Thread(target=self._read, name="lorafast reader", daemon=True)
         self.reader.start()
 
@@ -226,15 +243,19 @@ class Residency:
                 raise self.failure
 
     def read_rows(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
-        return self.files.read_rows(tensor, rows)
+        """Those rows of a matrix; what reading them brought into the system's cache goes as well."""
+        copy = self.files.read_rows(tensor, rows)
+        self.files.drop(tensor.path, tensor.offset, tensor.nbytes)
+        return copy
 
     def close(self) -> None:
         with self.changed:
             self.closed = True
             self.changed.notify_all()
         self.reader.join()
-        for part in self.parts:
-            part.residency = None
+        self.embedding.reader = self.other_reader
+        for group in self.groups:
+            group.residency = None
 
     def _read(self) -> None:
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
+from numpy import random
 
 from lorafast.errors import FormatError
 
@@ -35,7 +36,7 @@ class MT19937:
         self._set_state(np.array(words, np.uint32), STATE_WORDS)
 
     def _set_state(self, words: np.ndarray, position: int) -> None:
-        self._generator = np.random.MT19937(0)
+        self._generator = random.MT19937(0)
         self._generator.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": position}}
 
     def draw(self, n: int) -> np.ndarray:

@@ -90,11 +90,14 @@ class ShuffledEpochs:
         self._rng_state = rng.state_text()
         self._next_rng = rng
         count = len(self._samples)
+        self._order = self._offset_draws = None     # makes room: there may be very many
         # (number, index) pairs in one word: sorting them breaks ties by index, and is quicker than an argsort.
-        keys = rng.draw(count).astype(np.uint64) << np.uint64(32)
-        keys |= np.arange(count, dtype=np.uint64)
+        keys = rng.draw(count).astype(np.uint64)
+        keys <<= np.uint64(32)
+        keys |= np.arange(count, dtype=np.uint32)
         keys.sort()
         self._order = keys.astype(np.uint32)   # keeps the lower half: the index
+        del keys
         self._offset_draws = rng.draw(count)   # drawn in any case: the next epoch's order depends on it
 
     def _advance(self, n_used: int) -> bool:
@@ -152,6 +155,7 @@ class Sampler(ShuffledEpochs):
         tokens[:, 0] = self._bos
         tokens[:, 1:] = targets[:, :-1]
         begin = np.arange(0, targets.size + 1, self._ctx, dtype=np.int32)
+        self._samples.let_go()
         return Batch(tokens.ravel(), targets.ravel(), begin, n_used, self._advance(n_used))
 
     def _open(self, place: int | np.ndarray, at_begin: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -217,7 +221,9 @@ class SequenceSampler(ShuffledEpochs):
             n = int(np.searchsorted(np.cumsum(sizes), n * self._ctx, side="right"))
         order = self._order[self._next_sample:self._next_sample + n]
         rows = [self._samples.stored(sample) for sample in order]
-        return _concatenated(rows, self._n_vocab, len(order), self._advance(len(order)))
+        batch = _concatenated(rows, self._n_vocab, len(order), self._advance(len(order)))
+        self._samples.let_go()
+        return batch
 
 
 def evaluation_batches(samples: Samples, max_tokens: int, *, bos_id: int, n_vocab: int) -> Iterator[Batch]:
@@ -230,6 +236,7 @@ def evaluation_batches(samples: Samples, max_tokens: int, *, bos_id: int, n_voca
     for row in _evaluation_rows(samples, bos_id):
         if n_tokens + len(row) - 1 > max_tokens:
             yield _concatenated(rows, n_vocab, len(rows), False)
+            samples.let_go()
             rows, n_tokens = [], 0
         rows.append(row)
         n_tokens += len(row) - 1

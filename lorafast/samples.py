@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-_PIECE = 1 << 20   # tokens
+from . import token_store
+
+_PIECE = 1 << 16   # tokens
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,15 @@ class Samples:
     @property
     def n_unique_tokens(self) -> int:
         """How many different tokens occur. Reads the array piece by piece."""
-        pieces = (self.tokens[begin:begin + _PIECE] for begin in range(0, self.tokens.size, _PIECE))
-        return len(set().union(*(np.unique(plain(piece)).tolist() for piece in pieces)))
+        unique = np.zeros(0, np.int32)
+        for begin in range(0, self.tokens.size, _PIECE):
+            unique = np.union1d(unique, plain(self.tokens[begin:begin + _PIECE]))
+        self.let_go()
+        return len(unique)
+
+    def let_go(self) -> None:
+        """Takes the tokens out of this process's memory, where they are mapped. They come back when they are read."""
+        token_store.let_go(self.tokens)
 
     def subset(self, index: np.ndarray) -> Samples:
         """Only the samples of these numbers."""

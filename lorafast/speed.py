@@ -24,10 +24,13 @@ MEASURED_BYTES, MEASURED_SECONDS = 256 << 20, 0.5
 @dataclass(frozen=True)
 class Speed:
     """Seconds for a pass of `tokens` tokens: of one block forward, with what follows from the adapter's present values;
-    forward again for backward (without what that does not need), and backward; of the output, both ways.
+    forward again for backward (without what that does not need), backward, and its attention alone; of the output, both
+    ways, `head_tokens` at a time.
     """
 
     tokens: int
+    head_tokens: int
+    attention: float
     forward: float
     again: float
     backward: float
@@ -66,14 +69,16 @@ def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens:
         small.merge(part)
         trainer.head(out, buffers.rstd, tokens, 1e-6)
 
+    forward()
     seconds = [_least_time(run, residency) for run in (
+        lambda: block.attend(saved, saved.k, saved.v, common[1], n_threads),
         forward,
         lambda: block.forward(None, x, saved, *common),
         lambda: block.backward(out, x, saved, *common, need_dx=True),
         head)]
     if residency:
         residency.close()
-    return Speed(T, *(T / len(tokens) * each for each in seconds))
+    return Speed(T, head_tokens, *(T / len(tokens) * each for each in seconds))
 
 
 def measure_optimiser(n_params: int, n_threads: int) -> float:
@@ -114,7 +119,9 @@ def _least_time(run: Callable[[], object], residency: Residency | None = None) -
 def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float, int]:
     """Seconds and bytes read of the second of two passes, in which kernels wait for what the reader has not read yet.
 
-    compute: seconds at each place of the window's order; rate: bytes a second that the reader reads.
+    window    a new one; afterwards it knows the most that it has held
+    compute:   seconds at each place of the window's order
+    rate      bytes a second that the reader reads
     """
     clock = reader = 0.0                # when the kernels, and when the reader, are done with what they do
     ready: dict[int, float] = {}        # when each unit has been read

@@ -23,8 +23,8 @@ from .token_store import StoredTokens, TokenWriter, store_tokens
 # reach 45 %; Western European text in Latin-1 stays below 10 %.
 _MAX_INVALID_SHARE = 0.25
 
-_BYTES_PER_SAMPLE = 32
-"""Memory that shuffling takes: place, a random number with the index, order, offset."""
+BYTES_PER_SAMPLE = 20
+"""Memory, while they are shuffled: place, a random number with the index, order."""
 
 _PIECE = 1 << 20    # bytes
 
@@ -143,7 +143,7 @@ def _windows(path: str, first: int, n_tokens: int, ctx: int, stride: int) -> np.
     # With stride 1 the window that ends with the last token is left out, as in the original, unless it is the only one.
     end = max(1, n_tokens - ctx + (stride > 1))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if end // stride * _BYTES_PER_SAMPLE > memory:
+    if end // stride * BYTES_PER_SAMPLE > memory:
         raise LoraFastError(f"'{path}' has {n_tokens} tokens, too many for this machine's memory if a sample begins at "
                             f"every {'token' if stride == 1 else f'{stride} tokens'}: give --stride {ctx}")
     return np.arange(first, first + end, stride, dtype=np.int64)

@@ -7,6 +7,7 @@ with the process, or one that the user names, to be found again by the next run.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import tempfile
 from array import array
@@ -79,6 +80,15 @@ def store_tokens(fill: Callable[[TokenWriter], dict[str, Any]], path: str = "", 
     with atomic_write(path) as file:
         _write(file, fill, key)
     return _open(path)[1]
+
+
+def let_go(tokens: np.ndarray) -> None:
+    """Takes the pages of mapped tokens out of this process; those that are read again come back. Others stay as they are."""
+    owner = tokens
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def _write(file: BinaryIO, fill: Callable[[TokenWriter], dict[str, Any]], key: str) -> None:

@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,10 +30,11 @@ from .evaluation import Best, continued, mean_loss
 from .events import Continuation, Ended, Evaluation, Event, Observer, Started, Step
 from .log import IterationRecord, Log
 from .lora import Adapter
-from .memory import Plan, plan_run
+from .memory import plan_run
 from .metrics import open_observers
 from .model import Model, Trainer
 from .optim import Adam, EpochLimit, LossHistory, StopTests, parameter_groups
+from .plan import Measured, Plan
 from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, open_sampler, open_training_data
 from .process import peak_resident_bytes
 from .report import write_report
@@ -65,6 +66,16 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
     Raises LoraFastError, in one line, for whatever stands in the way; what was saved stays.
     """
     log = log or Log()
+    with ExitStack() as stack:
+        result = _train(config, log, observers, stack)
+    if config.report and not config.only_write_lora:    # only now: plotting takes memory, and that of the run is free again
+        for path in write_report(config.metrics_path, config.report):
+            log.note(f"report: {path}")
+    return result
+
+
+def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stack: ExitStack) -> Result:
+    """All but the report. stack: closes what the run has opened."""
     check_writing(config)
     seed = config.resolve_seed()
     log.seed(seed)
@@ -72,7 +83,7 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
     gguf, hparams = open_base(config)
     tokenizer = load_tokenizer(gguf)
     files = ModelFiles(gguf)
-    base_bytes = files.resident_bytes_without()
+    stack.callback(files.close)
     log.loader(gguf, tokenizer, hparams)
     if 0 < hparams.n_ctx_train < config.ctx:
         log.warning(f"--ctx {config.ctx} is more than the {hparams.n_ctx_train} tokens that the model was trained on")
@@ -81,7 +92,9 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
     checkpoint = find_checkpoint(config, log)
     adapter = new_adapter(config, hparams, base, log)
     model = Model(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
-    memory_plan = None if config.only_write_lora else plan_run(config, gguf, files, model, adapter, base_bytes)
+    if not hparams.tied:
+        model.embedding.reader = files
+    memory_plan = None if config.only_write_lora else plan_run(config, gguf, files, tokenizer, model, adapter)
     state, history, extras = TrainState(), None, {}
     if checkpoint is None:
         if not config.init_lora:
@@ -97,6 +110,7 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
             # The original begins its stop tests afresh on resuming; its last save has seen one loss too many to go on exactly.
             if state.iteration and not checkpoint.is_originals:
                 history = LossHistory(state.best_loss, state.previous_loss, state.no_improvement, state.past_losses)
+    del checkpoint                                      # it is mapped
 
     log.params(hparams)
     log.lora_params({spec.role: spec.rank for spec in adapter.specs}, adapter.n_params)
@@ -125,23 +139,18 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
     for line in memory_plan.summary():
         log.note(line)
 
-    with ExitStack() as stack:
-        residency = memory_plan.stream(files, trainer)
-        if residency:
-            stack.callback(residency.close)
-        observers = [*observers, *open_observers(config, state.iteration, stack)]
-        saver.save_options(seed)
-        log.begin(sizes.work_size(config.n_threads, hparams.n_vocab), n_iter=course.n_iter,
-                  tokens_per_iter=config.n_acc * config.batch * config.ctx, folder=saver.folder)
-        interrupted = stack.enter_context(_interrupts(log))
-        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
-        run = Run(config, log, tokenizer, model, files, adapter, trainer, dropout, data, sampler, state, history, extras, course,
-                  memory_plan, residency, saver, observers, interrupted)
-        result = run.loop()
-    if config.report:
-        for path in write_report(config.metrics_path, config.report):
-            log.note(f"report: {path}")
-    return result
+    residency = memory_plan.stream(files, trainer)
+    if residency:
+        stack.callback(residency.close)
+    observers = [*observers, *open_observers(config, state.iteration, stack)]
+    saver.save_options(seed)
+    log.begin(sizes.work_size(config.n_threads, hparams.n_vocab), n_iter=course.n_iter,
+              tokens_per_iter=config.n_acc * config.batch * config.ctx, folder=saver.folder)
+    interrupted = stack.enter_context(_interrupts(log))
+    stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
+    run = Run(config, log, tokenizer, model, files, adapter, trainer, dropout, data, sampler, state, history, extras, course,
+              memory_plan, residency, saver, observers, interrupted)
+    return run.loop()
 
 
 @dataclass
@@ -184,7 +193,7 @@ class Run:
         self.evaluates = self.data.valid is not None or bool(config.sample_prompt)
         self.lowest_loss = self.best.loss
         self.loss = self.gradient_norm = 0.0
-        self.seconds_of_steps = 0.0
+        self.measured = Measured()
         self.n_tokens = 0
         """Of the newest batch, all passes together."""
 
@@ -192,6 +201,11 @@ class Run:
     def done(self) -> int:
         """Iterations of this run."""
         return self.state.iteration - self.first_iteration
+
+    @property
+    def bytes_read(self) -> int:
+        """Of weights that stream."""
+        return self.residency.bytes_read if self.residency else 0
 
     @property
     def has_saved(self) -> bool:
@@ -216,7 +230,7 @@ class Run:
             save_is_due = config.save_every > 0 and state.iteration - self.saved_at >= config.save_every
             if not save_is_due:
                 log.iteration(record)
-            step_began = time.perf_counter()
+            step_began, read_before = time.perf_counter(), self.bytes_read
             reason = reason or self.end_reason(step_began - began) or self.step()
             saving_began = time.perf_counter()
             if save_is_due:     # only now: parameters whose loss is not finite must not replace the last good ones
@@ -228,7 +242,7 @@ class Run:
             if reason is None:
                 self.update(schedule)
                 step_seconds = time.perf_counter() - step_began
-                self.seconds_of_steps += step_seconds
+                self.measured.add(step_seconds, self.bytes_read - read_before)
                 self.tell(Step(state.iteration, self.loss, config.adam_alpha * schedule, self.gradient_norm, self.n_tokens,
                                state.sampler.epochs, step_seconds))
         seconds = time.perf_counter() - began
@@ -238,8 +252,7 @@ class Run:
         if state.iteration > self.saved_at or not self.course.n_iter:
             self.save()
         if self.done:
-            log.note(self.plan.comparison(peak_resident_bytes(), self.seconds_of_steps / self.done,
-                                          self.residency and self.residency.bytes_read / self.done))
+            log.note(self.plan.comparison(peak_resident_bytes(), self.measured))
         self.tell(Ended(state.iteration, reason, seconds))
         log.finished(reason, self.resume_command())
         return Result(state.iteration, self.loss if state.iteration else math.nan, reason, bool(self.interrupted),
@@ -264,7 +277,6 @@ class Run:
             reason = self.epoch_limit.check(self.sampler.state.epochs, state.iteration)
             if reason:
                 return reason
-        self.files.check()
         if self.dropout:
             self.dropout.draw(state.iteration)
         self.model.merge(adapter)
@@ -272,6 +284,7 @@ class Run:
         self.n_tokens = sum(len(batch.tokens) for batch in batches)
         token_weight = 1 / sum(np.count_nonzero(batch.targets >= 0) for batch in batches)
         loss = token_weight * sum(self.trainer.loss_and_gradients(batch, token_weight) for batch in batches)
+        self.files.check()          # before anything is made of it
         if self.dropout:
             self.dropout.backward()
         if not math.isfinite(loss):
@@ -306,8 +319,7 @@ class Run:
             self.dropout.restore()
         reason = None
         if self.data.valid is not None:
-            max_tokens = self.trainer.strategy.max_tokens(config.batch, config.ctx)
-            batches = evaluation_batches(self.data.valid, max_tokens, bos_id=self.tokenizer.bos_id,
+            batches = evaluation_batches(self.data.valid, config.batch * config.ctx, bos_id=self.tokenizer.bos_id,
                                          n_vocab=self.model.hparams.n_vocab)
             loss, n_tokens = mean_loss(self.trainer, batches, config.eval_batches)
             self.lowest_loss = min(loss, self.lowest_loss)
@@ -383,11 +395,11 @@ def plan(config: FinetuneConfig, write: Callable[[str], None]) -> None:
     gguf, hparams = open_base(config)
     tokenizer = load_tokenizer(gguf)
     files = ModelFiles(gguf)
-    base_bytes = files.resident_bytes_without()
-    adapter = new_adapter(config, hparams, BaseModel.from_gguf(gguf), Log())
-    model = Model(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
-    for line in plan_run(config, gguf, files, model, adapter, base_bytes).table():
-        write(line)
+    with closing(files):
+        adapter = new_adapter(config, hparams, BaseModel.from_gguf(gguf), Log())
+        model = Model(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
+        for line in plan_run(config, gguf, files, tokenizer, model, adapter).table():
+            write(line)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lorafast.ggml_types import GGMLType, GGUFValueType
+from lorafast.gguf import GGUFFile
 from lorafast.gguf_writer import TensorToWrite, write_gguf
 from lorafast.quants import quantize
 
@@ -105,6 +106,22 @@ def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_h
     values = [replaced.pop(item[0], item) for item in values] + list(replaced.values())
     write_gguf(path, values, tensors)
     return Path(path)
+
+
+def split_model(path: Path, n_parts: int) -> Path:
+    """Divides a model as llama.cpp's gguf-split --no-tensor-first-split does, beside it; returns the first part."""
+    model = GGUFFile(path)
+    metadata = [(key, types if types[1] is not None else types[0], model.metadata[key])
+                for key, types in model.value_types.items()]
+    tensors = [TensorToWrite(tensor.name, tensor.type, tensor.shape, tensor.data) for tensor in model.tensors.values()]
+    share = -(-len(tensors) // (n_parts - 1))
+    for number in range(n_parts):
+        split = [("split.no", GGUFValueType.UINT16, number), ("split.count", GGUFValueType.UINT16, n_parts),
+                 ("split.tensors.count", GGUFValueType.INT32, len(tensors))]
+        first = (number - 1) * share
+        write_gguf(path.with_name(f"{path.stem}-{number + 1:05}-of-{n_parts:05}.gguf"),
+                   [*(metadata if number == 0 else []), *split], tensors[first:first + share] if number else [])
+    return path.with_name(f"{path.stem}-00001-of-{n_parts:05}.gguf")
 
 
 def random_blocks(rng: np.random.Generator, type: GGMLType, rows: int, columns: int, std: float = 1.0) -> np.ndarray:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_memory import HYBRID, PURE_V2, system
 
 BENCH = Path(__file__).parent.parent / "bench"
 
@@ -68,6 +69,37 @@ def test_train_and_compare(peaks, tmp_path):
     pytest.importorskip("matplotlib")
     run("plots.py", "--results", tmp_path)
     assert (tmp_path / "plots.svg").stat().st_size > 10000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="watches by /proc")
+def test_memory(tmp_path):
+    out = tmp_path / "memory.json"
+    shown = run("bench_memory.py", "--case", "tiny,2,32,0", "--case", "tiny,2,32,120", "--no-cgroup", "--steps", 3,
+                "--models-folder", tmp_path, "--out", out)
+    assert "losses bit-equal" in shown
+    whole, limited = rows(out)
+    assert whole["limit"] is None and limited["peak_rss"] < 120 * 2**20 and limited["losses"] == whole["losses"]
+    assert 0.8 * whole["planned_bytes"] < whole["peak_rss"] < 1.2 * whole["planned_bytes"] and whole["planned_seconds"] > 0
+    pytest.importorskip("matplotlib")
+    run("plots.py", "--results", tmp_path)
+    assert (tmp_path / "memory.svg").stat().st_size > 5000
+
+
+def test_group_to_limit(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    from cgroup import parent_group
+
+    def parent(cgroup: str, hands_down: list[str]) -> str:
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        mounts = PURE_V2 if cgroup.startswith("0:") else HYBRID
+        system(root, cgroup=cgroup, mounts=mounts, files={f"{group}cgroup.subtree_control": "cpu memory" for group in hands_down})
+        return str(parent_group(root)[1].relative_to(root / "sys/fs/cgroup"))
+
+    assert parent("4:memory:/a/b\n0::/\n", []) == "memory/a/b"
+    assert parent("0::/a/b\n", ["", "a/"]) == "a"
+    assert parent("0::/a/b\n", [""]) == "."
+    with pytest.raises(OSError, match="no group hands the memory controller down"):
+        parent("0::/a/b\n", [])
 
 
 def test_generate(peaks, tmp_path):

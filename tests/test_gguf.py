@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from make_models import make_tiny
+from make_models import make_tiny, split_model
 
 from lorafast.errors import FormatError, LoraFastError
 from lorafast.ggml_types import FILE_TYPE_NAMES, GGMLType, GGUFValueType
@@ -134,7 +134,20 @@ def test_broken_splits_are_explained(tmp_path):
         open_model(write_parts(tmp_path, promised=4))
 
 
+def test_first_part_without_tensors(tmp_path):
+    whole = make_tiny(tmp_path / "m.gguf")
+    model = open_model(split_model(whole, 3))
+    assert list(model.tensors) == list(GGUFFile(whole).tensors) and model.metadata["general.name"] == "tiny Q8_0"
+    assert [path.name for path in model.mappings] == [f"m-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+
+
 # ---- files that are something else ----
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/uevent_seqnum"), reason="wants a file system that maps nothing")
+def test_a_file_that_cannot_be_mapped():
+    with pytest.raises(LoraFastError, match="cannot map .* into memory: .*; its file system .sysfs. may not be able to: copy it"):
+        GGUFFile("/sys/kernel/uevent_seqnum")
+
 
 @pytest.mark.parametrize("contents, message", [
     (b"", "is empty, not a GGUF file"),

@@ -8,6 +8,7 @@ from test_model import Case, batch_of
 from lorafast.budget import cgroup_limit, parse_limit, read_budget
 from lorafast.buffers import Scratch, empty, sized
 from lorafast.errors import UsageError
+from lorafast.mounts import Mount, read_mounts
 from lorafast.model import Activations, Strategy, Trainer, scratch_floats
 from lorafast.residency import Window
 from lorafast.speed import Speed, follow, measure_speed
@@ -28,10 +29,20 @@ def test_what_is_no_limit(text):
         parse_limit(text, 8 * GIB)
 
 
-def system(root: Path, available: int = 8 * GIB, cgroup: str = "", files: dict[str, str] = {}) -> Path:
+PURE_V1 = {"cpu": ("/sys/fs/cgroup/cpu", "cgroup", "cpu"), "memory": ("/sys/fs/cgroup/memory", "cgroup", "memory")}
+PURE_V2 = {"": ("/sys/fs/cgroup", "cgroup2", "nsdelegate")}
+HYBRID = {**PURE_V1, "": ("/sys/fs/cgroup/unified", "cgroup2", "rw")}
+
+
+def system(root: Path, available: int = 8 * GIB, cgroup: str = "", files: dict[str, str] = {}, mounts=PURE_V2,
+           shown: str = "/") -> Path:
+    """A folder with proc and sys as this process would see them. shown: the group that is mounted at the top."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {available // 1024} kB\n")
     (root / "proc/self/cgroup").write_text(cgroup)
+    lines = [f"{20 + i} 1 0:{20 + i} {shown} {point} rw,nosuid shared:9 - {type} {type} rw,{options}"
+             for i, (point, type, options) in enumerate(mounts.values())]
+    (root / "proc/self/mountinfo").write_text("\n".join(["19 1 0:19 / /a\\040b rw - tmpfs tmpfs rw", *lines, ""]))
     for name, text in files.items():
         path = root / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,20 +51,44 @@ def system(root: Path, available: int = 8 * GIB, cgroup: str = "", files: dict[s
 
 
 V1 = "5:cpu:/a\n4:memory:/a/b\n"
+V1_NONE = "9223372036854771712"
+V1_FILE, V2_FILE = "memory.limit_in_bytes", "memory.max"
 
 
-@pytest.mark.parametrize("cgroup, files, limit", [
-    ("", {}, None),
-    ("0::/a/b\n", {"a/b/memory.max": "max"}, None),
-    ("0::/a/b\n", {"a/b/memory.max": str(GIB)}, GIB),
-    ("0::/a/b\n", {"a/b/memory.max": str(2 * GIB), "a/memory.max": str(GIB), "memory.max": "max"}, GIB),
-    ("0::/host/path\n", {"memory.max": str(GIB)}, GIB),
-    (V1, {"memory/a/b/memory.limit_in_bytes": "9223372036854771712"}, None),
-    (V1, {"memory/a/b/memory.limit_in_bytes": "9223372036854771712", "memory/a/memory.limit_in_bytes": str(GIB)}, GIB),
-    (V1 + "0::/\n", {"memory/a/b/memory.limit_in_bytes": str(GIB), "memory.max": str(2 * GIB)}, GIB),
+@pytest.mark.parametrize("mounts, cgroup, files, limit", [
+    (PURE_V2, "", {}, None),
+    ({}, "0::/a\n", {"a/memory.max": str(GIB)}, None),
+    (PURE_V2, "0::/a/b\n", {"a/b/memory.max": "max"}, None),
+    (PURE_V2, "0::/a/b\n", {"a/b/memory.max": str(GIB)}, GIB),
+    (PURE_V2, "0::/a/b\n", {"a/b/memory.max": str(2 * GIB), "a/memory.max": str(GIB), "memory.max": "max"}, GIB),
+    (PURE_V2, "0::/a/b\n", {"a/b/memory.max": "max", "a/b/memory.high": str(GIB)}, GIB),
+    (PURE_V2, "0::/a\n", {"a/b/memory.max": str(GIB)}, None),
+    (PURE_V2, "0::/\n", {}, None),
+    (PURE_V2, "0::/host/path\n", {"memory.max": str(GIB)}, GIB),
+    (PURE_V1, V1, {f"memory/a/b/{V1_FILE}": V1_NONE}, None),
+    (PURE_V1, V1, {f"memory/a/b/{V1_FILE}": V1_NONE, f"memory/a/{V1_FILE}": str(GIB)}, GIB),
+    (PURE_V1, V1, {f"cpu/a/{V1_FILE}": str(GIB)}, None),
+    (HYBRID, V1 + "0::/\n", {f"memory/a/b/{V1_FILE}": str(GIB), "unified/cgroup.controllers": ""}, GIB),
+    (HYBRID, V1 + "0::/\n", {f"memory/a/b/{V1_FILE}": str(GIB), "memory.max": str(MIB)}, GIB),
+    (HYBRID, "5:cpu:/a\n0::/a\n", {"unified/a/memory.max": str(GIB)}, GIB),
+    ({"": PURE_V2[""], "other": ("/sys/fs/cgroup/x", "cgroup2", "rw")}, "0::/a\n", {"x/a/memory.max": str(GIB)}, GIB),
 ])
-def test_limit_of_the_cgroup(tmp_path, cgroup, files, limit):
-    assert cgroup_limit(system(tmp_path, cgroup=cgroup, files=files)) == limit
+def test_limit_of_the_cgroup(tmp_path, mounts, cgroup, files, limit):
+    assert cgroup_limit(system(tmp_path, cgroup=cgroup, files=files, mounts=mounts)) == limit
+
+
+@pytest.mark.parametrize("path, limit", [("/docker/1", 3 * GIB), ("/docker/1/job", GIB), ("/docker/2/job", 3 * GIB), ("/", 3 * GIB),
+                                         ("/../2", 3 * GIB)])
+def test_limit_of_a_container_that_sees_its_own_group_at_the_top(tmp_path, path, limit):
+    files = {V2_FILE: str(3 * GIB), f"job/{V2_FILE}": str(GIB)}
+    assert cgroup_limit(system(tmp_path, cgroup=f"0::{path}\n", files=files, shown="/docker/1")) == limit
+
+
+def test_mounts(tmp_path):
+    mounts = read_mounts(system(tmp_path, mounts=PURE_V1))
+    assert mounts[0] == Mount("0:19", "/", "/a b", "tmpfs", ("rw",))
+    assert mounts[2] == Mount("0:21", "/", "/sys/fs/cgroup/memory", "cgroup", ("rw", "memory"))
+    assert read_mounts(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize("limit, cgroup, nbytes, source", [
@@ -72,7 +107,8 @@ def test_budget(tmp_path, monkeypatch, limit, cgroup, nbytes, source):
 
 
 STRATEGIES = [Strategy(4), Strategy(3), Strategy(1), Strategy(1, 2), Strategy(1, 3), Strategy(1, 4), Strategy(2, 1, 7),
-              Strategy(1, 2, 16, 2), Strategy(4, 1, 128, 1)]
+              Strategy(1, 2, 16, 2), Strategy(4, 1, 128, 1), Strategy(4, keeps_attention=False),
+              Strategy(3, keeps_attention=False)]
 
 
 @pytest.mark.parametrize("targets, dora", [
@@ -137,7 +173,7 @@ def test_measuring_leaves_the_adapter_alone(tmp_path):
     before = case.adapter.params.copy()
     speed = measure_speed(case.model, case.adapter, 39, 13, 8, 1)
     assert isinstance(speed, Speed) and speed.tokens == 39
-    assert all(seconds > 0 for seconds in (speed.forward, speed.again, speed.backward, speed.head))
+    assert all(seconds > 0 for seconds in (speed.attention, speed.forward, speed.again, speed.backward, speed.head))
     np.testing.assert_array_equal(case.adapter.params, before)
     assert not case.adapter.grads.any()
     assert all(group.residency is None for block in case.model.blocks for group in block.groups)

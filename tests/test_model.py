@@ -1,7 +1,7 @@
 """Loss and gradients of the whole network against a plain float64 one, and generation against training's forward pass."""
 import numpy as np
 import pytest
-from make_models import make_tiny
+from make_models import make_tiny, split_model
 from plain_model import base_weights, plain_loss
 
 from lorafast.gguf import open_model
@@ -35,8 +35,10 @@ def batch_of(tokens: np.ndarray, targets: np.ndarray) -> Batch:
 class Case:
     """A tiny model with a random adapter on everything, and a batch with targets that do not count."""
 
-    def __init__(self, path, rows: int = 3, ctx: int = 13, targets=None, dora: bool = False, **model) -> None:
-        self.gguf = open_model(make_tiny(path, **model))
+    def __init__(self, path, rows: int = 3, ctx: int = 13, targets=None, dora: bool = False, n_parts: int = 1,
+                 **model) -> None:
+        path = make_tiny(path, **model)
+        self.gguf = open_model(split_model(path, n_parts) if n_parts > 1 else path)
         self.hp = read_hparams(self.gguf)
         ranks = dict.fromkeys(ROLES, 3) | {"attn_norm": 1, "ffn_norm": 2, "output_norm": 1}
         specs = specs_for(self.hp.tensor_shapes(), ranks, targets, dora=dora)

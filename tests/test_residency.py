@@ -1,4 +1,5 @@
 """Weights that stream: what the window holds, that results are those of the whole model, and what happens to a broken file."""
+import errno
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from make_models import make_tiny
+from make_models import make_tiny, split_model
 from test_model import Case, batch_of
 
 from lorafast.errors import LoraFastError
@@ -63,15 +64,16 @@ def test_window_follows_another_order_than_announced():
         assert window.order[window.now] == unit and unit in window.held
 
 
-@pytest.mark.parametrize("tied, dora", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("tied, dora, n_parts", [(False, False, 1), (True, False, 1), (True, True, 1), (False, False, 4)])
 @pytest.mark.parametrize("strategy", [Strategy(n_kept=4), Strategy(n_kept=1),
                                       Strategy(1, input_every=2, head_tokens=8, micro_batch=2)], ids=str)
-def test_results_are_those_of_the_whole_model(tmp_path, tied, dora, strategy):
-    case = Case(tmp_path / "model.gguf", n_layer=4, tied=tied, dora=dora)
+def test_results_are_those_of_the_whole_model(tmp_path, tied, dora, n_parts, strategy):
+    case = Case(tmp_path / "model.gguf", n_layer=4, tied=tied, dora=dora, n_parts=n_parts)
     batch = batch_of(case.tokens, case.targets)
     trainer = Trainer(case.model, case.adapter, case.tokens.size, strategy, n_threads=2)
     expected = trainer.loss_and_gradients(batch, 0.1), case.adapter.grads.copy(), trainer.loss(batch)
     files = ModelFiles(case.gguf)
+    assert len(files.files) == n_parts
     order = weight_order(case.model, trainer.buffers)
     residency = Residency(files, case.model.embedding, order, least_capacity(order))
     for _ in range(2):
@@ -94,17 +96,19 @@ def test_rows_are_read_from_the_file(tmp_path):
     files.close()
 
 
+@pytest.mark.parametrize("n_parts, changed", [(1, "model.gguf"), (3, "model-00003-of-00003.gguf")])
 @pytest.mark.parametrize("change", [
     lambda path: os.truncate(path, os.path.getsize(path) - 1),
     lambda path: path.open("r+b").write(b"GGUF"),
 ], ids=["shorter", "written to"])
-def test_a_changed_model_is_noticed(tmp_path, change):
+def test_a_changed_model_is_noticed(tmp_path, change, n_parts, changed):
     path = make_tiny(tmp_path / "model.gguf")
-    os.utime(path, (1, 1))
+    path = split_model(path, n_parts) if n_parts > 1 else path
+    os.utime(tmp_path / changed, (1, 1))
     files = ModelFiles(open_model(path))
     files.check()
-    change(path)
-    with pytest.raises(LoraFastError, match="model.gguf was changed while it was in use"):
+    change(tmp_path / changed)
+    with pytest.raises(LoraFastError, match=f"{changed} was changed while it was in use"):
         files.check()
     files.close()
 
@@ -137,6 +141,38 @@ def test_a_model_cut_short_is_one_line_and_no_bus_error(tmp_path, then):
         """)], capture_output=True, text=True)
     assert run.returncode == 1, run.stderr
     assert run.stderr.startswith("lorafast: error: ") and run.stderr.count("\n") == 1 and "model.gguf was c" in run.stderr
+
+
+def test_a_tensor_that_the_disk_does_not_give(tmp_path, monkeypatch):
+    gguf = open_model(make_tiny(tmp_path / "model.gguf"))
+    files = ModelFiles(gguf)
+
+    def fails(data):
+        raise OSError(errno.EFAULT, "Bad address")
+
+    monkeypatch.setattr("lorafast.residency.populate", fails)
+    with pytest.raises(LoraFastError, match="cannot read tensor 'output.weight' of .*: its disk or file system fails to"):
+        files.populate(gguf.tensors["output.weight"])
+    files.close()
+
+
+def test_read_only_files(tmp_path):
+    path = make_tiny(tmp_path / "model.gguf")
+    path.chmod(0o444)
+    gguf = open_model(path)
+    files = ModelFiles(gguf)
+    files.populate(gguf.tensors["output.weight"])
+    files.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="by Linux's list of mounts")
+def test_a_model_in_a_file_system_in_memory_is_told(tmp_path, monkeypatch):
+    files = ModelFiles(open_model(make_tiny(tmp_path / "model.gguf")))
+    monkeypatch.setattr("lorafast.residency.file_system", lambda path: "ext4")
+    assert files.kept_by_system() == ""
+    monkeypatch.setattr("lorafast.residency.file_system", lambda path: "tmpfs")
+    assert files.kept_by_system() == f"{tmp_path / 'model.gguf'} (tmpfs)"
+    files.close()
 
 
 def test_a_failing_reader_ends_the_run(tmp_path, monkeypatch):
