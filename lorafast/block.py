@@ -1,4 +1,4 @@
-"""A decoder block: x1 = x + Wo·attention(norm(x)), out = x1 + Wdown·swiglu(norm(x1)), and its backward pass read upwards.
+"""A decoder block: x1 = x + Wo·attention(norm(x)), out = x1 + Wdown·swiglu(norm(x1)); its backward pass goes upwards.
 
 Source: Touvron et al., LLaMA (2023); grouped-query attention: Ainslie et al. (2023).
 """
@@ -120,7 +120,8 @@ class Block:
 
     def forward(self, out: np.ndarray | None, x: np.ndarray, s: Saved, scratch: Scratch, rows: Rows, adapter: Adapter,
                 n_threads: int, cache: KVCache | None = None) -> None:
-        """out (T, C) from x (T, C). With out None only `s` is filled, which spares the last product: recomputing for backward."""
+        """out (T, C) from x (T, C). With out None only `s` is filled, for backward: without the last product, unless DoRA
+        needs it."""
         hp = self.hparams
         T = x.shape[0]
 
@@ -134,7 +135,8 @@ class Block:
             n = int(rows.k_begin[-1])
             cache.k[n - T:n], cache.v[n - T:n] = k, v
             k, v = cache.k[:n], cache.v[:n]
-        attention_forward(s.o, s.lse, s.q, k, v, rows.q_begin, rows.k_begin, self.scale, 0, hp.n_head, hp.n_head_kv, n_threads)
+        attention_forward(s.o, s.lse, s.q, k, v, rows.q_begin, rows.k_begin, self.scale, 0, hp.n_head, hp.n_head_kv,
+                          n_threads)
         self.output.forward([s.x1], s.h_output, s.o, adapter, n_threads, residual=x, y=s.y_output)
 
         normed, = scratch.arrays(T, hp.n_embd)
@@ -147,9 +149,9 @@ class Block:
         else:
             self.down.forward([out], s.h_down, act, adapter, n_threads, residual=s.x1, y=s.y_down)
 
-    def backward(self, dx: np.ndarray, x: np.ndarray, s: Saved, scratch: Scratch, rows: Rows, adapter: Adapter, n_threads: int,
-                 need_dx: bool) -> None:
-        """dx (T, C) holds the gradient of out and becomes that of x, unless `need_dx` is false: then nothing below is adapted."""
+    def backward(self, dx: np.ndarray, x: np.ndarray, s: Saved, scratch: Scratch, rows: Rows, adapter: Adapter,
+                 n_threads: int, need_dx: bool) -> None:
+        """dx (T, C) holds the gradient of out and, if `need_dx`, becomes that of x; else nothing below is adapted."""
         hp = self.hparams
         T = x.shape[0]
 
@@ -200,4 +202,5 @@ class Block:
 
     def rotate(self, heads: np.ndarray, n_head: int, sin: np.ndarray, rows: Rows, n_threads: int) -> None:
         """RoPE in place."""
-        rope_forward(heads, heads, self.cos, sin, rows.positions, n_head, self.hparams.architecture.rope_interleaved, n_threads)
+        interleaved = self.hparams.architecture.rope_interleaved
+        rope_forward(heads, heads, self.cos, sin, rows.positions, n_head, interleaved, n_threads)
