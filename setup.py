@@ -1,4 +1,4 @@
-"""Builds the kernels: one extension module for each kernels/*.pyx, placed in lorafast/kernels. All else is in pyproject.toml.
+"""Builds the kernels: an extension module for each kernels/*.pyx, in lorafast/kernels. All else is in pyproject.toml.
 
 LORAFAST_NO_OPENMP=1   build without OpenMP (single-threaded); otherwise a compiler without it is an error
 LORAFAST_ONLY=a,b      build only these kernels

@@ -7,10 +7,10 @@
  * tokens. What has to be transposed is x, once for all rows of W (and for all projections that share x), and the
  * finished tiles of y.
  *
- * A core (gemm_f32_body.h, gemm_i16_body.h, gemm_amx.h) is a table of functions: pack x, compute a panel of rows of y,
- * pack dy, and compute a slice of columns of dx. linear.pyx deals them out to threads. Each output element belongs to
- * one thread and its sum runs in an order that depends on nothing but its own indices and the constants below, so
- * results do not depend on the number of threads. */
+ * A core (gemm_f32_body.h, gemm_i16_body.h, gemm_amx.h; gemv_body.h for forward alone) is a table of functions: pack x,
+ * compute a panel of rows of W (columns of y), pack dy, and compute a slice of columns of dx. linear.pyx deals them out
+ * to threads. Each output element belongs to one thread, and its sum runs in an order that depends on nothing but its
+ * own indices and the core's tiles, so results do not depend on the number of threads. */
 #ifndef LORAFAST_GEMM_H
 #define LORAFAST_GEMM_H
 
@@ -35,20 +35,26 @@ typedef struct {
     const float *v;         /* (R, N) forward, (R, K) backward */
 } projection;
 
-/* Sizes are in floats. x has tokens in tiles of token_tile, packed one at a time; rows of W come in panels of at most
- * panel_rows, a multiple of panel_unit; columns of W in slices of at most slice_columns, a multiple of every block
- * size. */
+/* Tokens come in tiles of token_tile, of which a call packs one; rows of W in panels of at most panel_rows, a multiple
+ * of panel_unit but for the last; columns of W in slices of at most slice_columns, a multiple of every block size. */
 struct gemm_core {
     int token_tile, panel_rows, panel_unit, slice_columns;
+
+    /* In floats: packed x, packed n columns of dy, and what a thread works in. */
     ptrdiff_t (*packed_x)(int T, int K);
-    ptrdiff_t (*packed_dy)(int T, int N);       /* NULL with pack_dy, where dy is read as it lies */
-    ptrdiff_t (*forward_scratch)(int T);        /* a thread's */
+    ptrdiff_t (*packed_dy)(int T, int n);       /* NULL as pack_dy is, where dy is read as it lies */
+    ptrdiff_t (*forward_scratch)(int T);
     ptrdiff_t (*backward_scratch)(int T);
+
+    /* y[0 .. T][n0 .. n0+n_rows] from packed x, with residual and rank-R update. */
     void (*pack_x)(float *packed, const float *x, int T, int K, int tile);
     void (*forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch);
+
+    /* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W, without the rank-R update, from these columns of dy,
+     * packed for all T tokens. */
     void (*pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile);
-    void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns, int t0,
-                           int t1, float *scratch);
+    void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n,
+                           int k0, int n_columns, int t0, int t1, float *scratch);
 };
 
 #define ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))

@@ -1,10 +1,9 @@
-/* What every core does around its tiles: fetching ahead, the rank-R update, and the turn from y^T to y. */
+/* What cores share around their tiles: fetching ahead, the rank-R update, and the turn from y^T to y. */
 
 /* Part `part` of `parts` of fetching `bytes` of each of n_rows rows into the second-level cache: what comes next, while
  * this is computed with. Rows lie far apart, where the processor's own prefetching does not follow; and few lines can
  * be on their way at a time, so the work is spread. */
-static inline __attribute__((always_inline)) void FN(prefetch_rows)(const void *rows, ptrdiff_t row_bytes, int n_rows,
-                                                                    int bytes, int part, int parts) {
+VF_INLINE void FN(prefetch_rows)(const void *rows, ptrdiff_t row_bytes, int n_rows, int bytes, int part, int parts) {
     for (int i = n_rows * part / parts; i < n_rows * (part + 1) / parts; i++) {
         const uint8_t *row = (const uint8_t *)rows + i * row_bytes;
         for (int b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
@@ -12,16 +11,16 @@ static inline __attribute__((always_inline)) void FN(prefetch_rows)(const void *
     }
 }
 
-/* out[j] += sum_r c[r] v[r][j], j < n; v has rows of ldv floats. */
-static inline __attribute__((always_inline)) void FN(add_low_rank_row)(float *out, int n, int R, const float *c, const float *v,
-                                                                       ptrdiff_t ldv) {
+/* out[j] += sum_r c[r] v[r][j], j < n; v has rows of ldv floats. The tail has the arithmetic of whole vectors, because
+ * it depends on the number of threads where a row is cut. */
+VF_INLINE void FN(add_low_rank_row)(float *out, int n, int R, const float *c, const float *v, ptrdiff_t ldv) {
     int j = 0;
     for (; j + VF_WIDTH <= n; j += VF_WIDTH) {
         vf sum = vf_load(out + j);
         for (int r = 0; r < R; r++) sum += c[r] * vf_load(v + r * ldv + j);
         vf_store(out + j, sum);
     }
-    if (j < n) {                /* with the arithmetic of whole vectors, for it depends on n_threads where a row is cut */
+    if (j < n) {
         vf sum = vf_load_part(out + j, n - j);
         for (int r = 0; r < R; r++) sum += c[r] * vf_load_part(v + r * ldv + j, n - j);
         vf_store_part(out + j, sum, n - j);
@@ -58,7 +57,8 @@ static void FN(write_outputs)(const projection *p, const float *c, ptrdiff_t ldc
 }
 
 /* dx[t][k0 .. k0+n] += the rank-R updates of all projections, for tokens t0 .. t1. */
-static void FN(add_low_rank_columns)(float *dx, int K, const projection *p, int n_projections, int k0, int n, int t0, int t1) {
+static void FN(add_low_rank_columns)(float *dx, int K, const projection *p, int n_projections, int k0, int n,
+                                     int t0, int t1) {
     for (int i = 0; i < n_projections; i++)
         if (p[i].R)
             for (ptrdiff_t t = t0; t < t1; t++)

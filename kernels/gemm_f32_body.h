@@ -1,7 +1,8 @@
-/* The float32 core: any weight type, any instruction set. Weights are unpacked to float32 a panel at a time, in cache.
+/* The float32 core: any weight type, any instruction set. Weights are unpacked to float32 a piece at a time, in cache.
  *
- * One register tile serves both directions:   c[i][lanes] += sum_d a[i][d] b[d][lanes]
- *   forward   a = rows of W (broadcast), b = x^T, lanes = tokens          backward   a = rows of dy (broadcast), b = rows of W, lanes = columns
+ * One register tile serves both directions:   c[i][lane] += sum_d a[i][d] b[d][lane]
+ *   forward    a = rows of W (broadcast)     b = x^T          lanes = tokens
+ *   backward   a = rows of dy (broadcast)    b = rows of W    lanes = columns
  */
 #if VF_WIDTH == 16
 #define MR 12                   /* 24 accumulators, 2 vectors of b: 26 of 32 registers */
@@ -19,8 +20,8 @@
 #define F32_LDC (F32_COLUMNS + 16)  /* floats from row to row of the sums of dx (backward) */
 
 /* c (MR x LANES, row stride ldc) += a (MR x depth, row stride lda) . b (depth x LANES, row stride ldb). */
-static void FN(f32_tile)(float *restrict c, ptrdiff_t ldc, const float *restrict a, ptrdiff_t lda, const float *restrict b,
-                         ptrdiff_t ldb, int depth) {
+static void FN(f32_tile)(float *restrict c, ptrdiff_t ldc, const float *restrict a, ptrdiff_t lda,
+                         const float *restrict b, ptrdiff_t ldb, int depth) {
     vf acc[MR][2];
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++) {
@@ -28,7 +29,7 @@ static void FN(f32_tile)(float *restrict c, ptrdiff_t ldc, const float *restrict
         acc[i][1] = vf_load(c + i * ldc + VF_WIDTH);
     }
     int d = 0;
-#if SIMD_IS_NEON                /* multiplies by any element of a vector: 4 values of a row of a take one load, and no broadcast */
+#if SIMD_IS_NEON                /* multiplies by any element of a vector: 4 values of a take one load, no broadcast */
     for (; d + 4 <= depth; d += 4, b += 4 * ldb) {
         float32x4_t b0[4], b1[4];
 #pragma GCC unroll 4
@@ -89,10 +90,13 @@ static void FN(f32_pack_tokens)(float *packed, const float *x, int T, int K, int
     }
 }
 
-static ptrdiff_t FN(f32_forward_scratch)(int T) { return F32_ROWS * F32_LDW + (ptrdiff_t)F32_ROWS * (ROUND_UP(T, LANES) + 16); }
+static ptrdiff_t FN(f32_forward_scratch)(int T) {
+    return F32_ROWS * F32_LDW + (ptrdiff_t)F32_ROWS * (ROUND_UP(T, LANES) + 16);
+}
 
 /* Rows n0 .. n0+n_rows (at most F32_ROWS) of W times all T tokens. */
-static void FN(f32_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch) {
+static void FN(f32_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows,
+                                  float *scratch) {
     const ggml_format *format = &ggml_formats[p->type];
     const int padded = ROUND_UP(n_rows, MR), tiles = ROUND_UP(T, LANES) / LANES, ldc = tiles * LANES + 16;
     float *w = scratch, *c = scratch + F32_ROWS * F32_LDW;
@@ -102,7 +106,8 @@ static void FN(f32_forward_panel)(const projection *p, const float *packed, int 
         for (int i = 0; i < padded; i++)
             if (i < n_rows) FN(unpack_to_f32)(p->type, p->weight + (n0 + i) * p->row_bytes, k0, depth, w + i * F32_LDW);
             else memset(w + i * F32_LDW, 0, sizeof(float) * depth);
-        const uint8_t *next = p->weight + n0 * p->row_bytes + (ptrdiff_t)(k0 + depth) / format->block_size * format->type_size;
+        const uint8_t *next = p->weight + n0 * p->row_bytes +
+                              (ptrdiff_t)(k0 + depth) / format->block_size * format->type_size;
         const int next_bytes = MIN(F32_DEPTH, K - k0 - depth) / format->block_size * format->type_size;
         for (int tile = 0; tile < tiles; tile++) {
             FN(prefetch_rows)(next, p->row_bytes, n_rows, next_bytes, tile, tiles);
@@ -123,11 +128,12 @@ static ptrdiff_t FN(f32_backward_scratch)(int T) {
 /* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection; n_columns is at most F32_COLUMNS. All
  * that a tile touches is copied together first: rows of dx and dy often lie a power of two apart and would fall on the
  * same cache sets. */
-static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
-                                   int t0, int t1, float *scratch) {
+static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n,
+                                   int k0, int n_columns, int t0, int t1, float *scratch) {
     float *w = scratch, *row = w + F32_CHUNK * F32_COLUMNS, *a = row + F32_COLUMNS, *c = a + MR * F32_CHUNK;
     const ggml_format *format = &ggml_formats[p->type];
-    const int tiles = ROUND_UP(n_columns, LANES) / LANES, T = t1 - t0, bytes = n_columns / format->block_size * format->type_size;
+    const int tiles = ROUND_UP(n_columns, LANES) / LANES, T = t1 - t0;
+    const int bytes = n_columns / format->block_size * format->type_size;
     memset(c, 0, sizeof(float) * ROUND_UP(T, MR) * F32_LDC);
     memset(row, 0, sizeof(float) * F32_COLUMNS);
     memset(a, 0, sizeof(float) * MR * F32_CHUNK);
@@ -140,12 +146,13 @@ static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const 
                 memcpy(w + (tile * F32_CHUNK + i) * LANES, row + tile * LANES, sizeof(float) * LANES);
         }
         for (int t = 0; t < T; t += MR) {
-            FN(prefetch_rows)(blocks + depth * p->row_bytes, p->row_bytes, next_rows, bytes, t / MR, ROUND_UP(T, MR) / MR);
+            FN(prefetch_rows)(blocks + depth * p->row_bytes, p->row_bytes, next_rows, bytes, t / MR,
+                              ROUND_UP(T, MR) / MR);
             for (int i = 0; i < MIN(MR, T - t); i++)
                 memcpy(a + i * F32_CHUNK, p->dy + (ptrdiff_t)(t0 + t + i) * p->N + n0, sizeof(float) * depth);
             for (int tile = 0; tile < tiles; tile++)
-                FN(f32_tile)(c + (ptrdiff_t)t * F32_LDC + tile * LANES, F32_LDC, a, F32_CHUNK, w + tile * F32_CHUNK * LANES, LANES,
-                             depth);
+                FN(f32_tile)(c + (ptrdiff_t)t * F32_LDC + tile * LANES, F32_LDC, a, F32_CHUNK,
+                             w + tile * F32_CHUNK * LANES, LANES, depth);
         }
     }
     for (int t = 0; t < T; t++)
@@ -156,6 +163,7 @@ static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const 
 
 static const gemm_core FN(f32_core) = {
     .token_tile = 2 * VF_WIDTH, .panel_rows = F32_ROWS, .panel_unit = 12, .slice_columns = F32_COLUMNS,
-    .packed_x = FN(f32_packed_floats), .forward_scratch = FN(f32_forward_scratch), .backward_scratch = FN(f32_backward_scratch),
-    .pack_x = FN(f32_pack_tokens), .forward_panel = FN(f32_forward_panel), .backward_slice = FN(f32_backward_slice),
+    .packed_x = FN(f32_packed_floats), .pack_x = FN(f32_pack_tokens),
+    .forward_scratch = FN(f32_forward_scratch), .forward_panel = FN(f32_forward_panel),
+    .backward_scratch = FN(f32_backward_scratch), .backward_slice = FN(f32_backward_slice),
 };

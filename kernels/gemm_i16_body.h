@@ -1,19 +1,22 @@
-/* The int16 core: integer weights times activations rounded to int16, summed exactly in int32. A multiply-add of int16
- * pairs does twice the work of a float32 FMA, and more precisely than it sounds: NMSE about 1e-9 (kernels/README.md).
+/* The int16 core: integer weights times activations or gradients rounded to int16, summed exactly in int32. A
+ * multiply-add of int16 pairs does twice the work of a float32 FMA, and more precisely than it sounds: NMSE about 1e-9
+ * (kernels/README.md).
  *
- * One register tile serves both directions:   acc[i][lane] = sum_d a[i][d] b[d][lane],   d < 256, in int32
+ * One register tile serves both directions:   acc[i][lane] = sum_d a[i][d] b[d][lane],   in int32
  *
- *   forward    a = q of rows of W, as unpacked   b = x^T rounded, lanes = tokens
+ *   forward    a = q of rows of W, as unpacked    b = x^T rounded        lanes = tokens
  *              Summed over blocks of 32 values of k, which share a scale of x and one of W:
  *              y[t][n] = sum_blocks (scale of x[t]) (scale of W[n]) acc - (min of W[n]) (sum of x[t] over the block)
- *   backward   a = dy d rounded                  b = q of rows of W, lanes = columns
- *              Summed over up to 256 rows n of W. Its scale d[n][k / 32] changes along this sum, so it goes into dy:
- *              dy[t][n] / S and d[n][k / 32] / D are rounded to 16 bits each, S being the largest |dy[t][n]| of the
- *              256 rows and D the largest |d|, and a is their product, rounded again, anew for every 32 columns.
- *              dx[t][k] += S (D acc - sum_n (dy[t][n] / S) min[n][k / 32])
+ *   backward   a = dy d rounded                   b = q of rows of W     lanes = columns
+ *              Summed over chunks of 256 rows n of W. Their scales d[n][k / 32] change along this sum, so they go into
+ *              a = (dy[t][n] / S) (d[n][k / 32] / D), S being the largest |dy[t][n]| of the chunk over 32767 and D the
+ *              largest |d|. dy / S is rounded to int16 once for all columns, d / D to a 16-bit fraction for every 32
+ *              columns, and their product is rounded again:
+ *              dx[t][k] += sum_chunks S (D acc - sum_n (dy[t][n] / S) min[n][k / 32])
+ * (Q2_K has a min for every 16 values of k.)
  *
- * The sums fit: |q| <= q_max, and activations are rounded to +-32767; sums of 32 stay below 2^31 for q_max <= 2048,
- * sums of 256 for q_max <= 256. For Q6_K (q_max = 4096) +-16383 are used, and backward goes to float32 after every 32.
+ * The sums fit: |q| <= q_max, and x and dy are rounded to +-32767; sums of 32 stay below 2^31 for q_max <= 2048, sums
+ * of 256 for q_max <= 256. For Q6_K (q_max = 4096) +-16383 are used, and backward goes to float32 after every 32.
  *
  * b has two values of d for each lane side by side, as the multiply-add wants them: b[d / 2][lane][2]. (NEON multiplies
  * by a single value: b[d][lane].)
@@ -24,7 +27,7 @@
 #define MR 4                    /* 8 int32 sums, 2 vectors of b, a broadcast, a product: 12 of 16; float32 sums in L1 */
 #endif
 #define LANES (2 * VF_WIDTH)
-#define DEPTH 256               /* values of d that a tile of a and b holds: forward k, backward n */
+#define DEPTH 256               /* values along the sum unpacked at a time: forward k, backward n, a chunk */
 #define LDA (DEPTH + 32)        /* int16 values from row to row of a: padded, to spread rows over cache sets */
 #define PANEL_ROWS 96           /* rows of W in a panel (forward): a multiple of MR */
 #define COLUMNS MAX(256, 32 * VF_WIDTH)     /* columns of W in a slice (backward) */
@@ -35,7 +38,7 @@
 #define X_BLOCK (19 * LANES)    /* floats of packed x for 32 k: LANES times 16 pairs, a scale, sums over both halves */
 
 #define ROUND_MAGIC 12582912.0f /* 1.5 * 2^23: added to |v| < 2^22, it leaves v rounded in the lower bits */
-#define TINY 1e-30f             /* activations that are all smaller count as zero, for 32767 / max must be finite */
+#define TINY 1e-30f             /* values that are all smaller are rounded to zero, for 32767 / max must be finite */
 
 #define I16_INLINE static inline __attribute__((always_inline))
 
@@ -56,7 +59,7 @@ I16_INLINE vi FN(i16_multiply_add)(vi sum, vi a, vi b) {
 #endif
 }
 
-/* acc (MR x LANES) = a (MR x 2 pairs, row stride LDA) . b (2 pairs x LANES); pairs is a multiple of 16. */
+/* acc (MR x LANES) = a (MR x 2*pairs, row stride LDA) . b (2*pairs x LANES); pairs is a multiple of 16. */
 I16_INLINE void FN(i16_tile)(vi acc[MR][2], const int16_t *a, const int16_t *b, int pairs) {
 #if SIMD_IS_NEON
 #pragma GCC unroll 8
@@ -97,7 +100,7 @@ I16_INLINE void FN(i16_tile)(vi acc[MR][2], const int16_t *a, const int16_t *b, 
 #endif
 }
 
-/* Larger of the magnitudes as int32: orders floats, and a NaN counts as the largest, so that it is not lost. */
+/* The larger of max and |v|, as bits: as int32 they have the order of float32, with NaN above all, so none is lost. */
 I16_INLINE vi FN(i16_larger)(vi max, vf v) {
     const vi bits = (vi)v & 0x7fffffff;
 #if SIMD_IS_AVX512
@@ -111,7 +114,7 @@ I16_INLINE vi FN(i16_larger)(vi max, vf v) {
 #endif
 }
 
-/* Element-wise rounded values whose int16 is in the lower half of each element become pairs [lane][2]. */
+/* The lower halves of the elements, which are rounded values, become pairs [lane][2]. */
 #if !SIMD_IS_NEON
 I16_INLINE vi FN(i16_pair)(vi first, vi second) {
 #if SIMD_IS_AVX512
@@ -171,7 +174,8 @@ static void FN(i16_wide_pack_tokens)(float *packed, const float *x, int T, int K
     FN(i16_pack)(packed, x, T, K, tile, 16383);
 }
 
-/* c (MR x LANES, row stride ldc) += MR rows of W times LANES tokens, over n_blocks blocks of 32 k and n_min minima. */
+/* c (MR x LANES, row stride ldc) += MR rows of W times LANES tokens, over n_blocks blocks of 32 k; a block has
+ * n_min minima. */
 I16_INLINE void FN(i16_forward_tile)(float *restrict c, ptrdiff_t ldc, const int16_t *restrict w,
                                      const float *restrict scale, const float *restrict min, const float *restrict x,
                                      int n_blocks, int n_min) {
@@ -260,13 +264,13 @@ static void FN(i16_forward_panel)(const projection *p, const float *packed, int 
 
 /* ---- backward ---- */
 
-/* Rounded dy: a row for each token, of n int16 in chunks of DEPTH, each with zeros up to 32, and then S / 32767 of each
- * chunk, S being the largest |dy| of the chunk. */
+/* Packed dy: a row for each token, of dy / S as n int16 in chunks of DEPTH, the last one with zeros up to a multiple of
+ * 32, and then S of each chunk, which is its largest |dy| / 32767 (or 16383). */
 #define MAX_CHUNKS (DY_COLUMNS / DEPTH)
-static ptrdiff_t FN(i16_dy_stride)(int n) { return ROUND_UP(n, DEPTH) / 2 + MAX_CHUNKS; }
-static ptrdiff_t FN(i16_packed_dy_floats)(int T, int N) { return (T + TOKENS) * FN(i16_dy_stride)(N); }
+static ptrdiff_t FN(i16_dy_stride)(int n) { return ROUND_UP(n, DEPTH) / 2 + MAX_CHUNKS; }      /* floats of a row */
+static ptrdiff_t FN(i16_packed_dy_floats)(int T, int n) { return (T + TOKENS) * FN(i16_dy_stride)(n); }
 
-/* n values (up to 32 zeros more are written) times inverse, rounded. */
+/* n values times inverse, rounded, and zeros up to a multiple of 32. */
 I16_INLINE void FN(i16_round_row)(int16_t *to, const float *from, int n, float inverse) {
     for (int j = 0; j < ROUND_UP(n, 32); j += VF_WIDTH) {
         const vf v = j + VF_WIDTH <= n ? vf_load(from + j) : vf_load_part(from + j, MAX(0, n - j));
@@ -276,6 +280,7 @@ I16_INLINE void FN(i16_round_row)(int16_t *to, const float *from, int n, float i
     }
 }
 
+/* The largest magnitude of n values; NaN if there is one. */
 I16_INLINE float FN(i16_largest)(const float *from, int n) {
     vi largest = {0};
     int j = 0;
@@ -288,7 +293,7 @@ I16_INLINE float FN(i16_largest)(const float *from, int n) {
     return max;
 }
 
-/* Columns n0 .. n0+n of dy (T, N), for tokens tile * LANES .. ; behind the last token come TOKENS rows of zeros. */
+/* Tokens tile * LANES .. of dy (T, N), columns n0 .. n0+n. Behind the last token come TOKENS rows of zeros. */
 I16_INLINE void FN(i16_pack_rows)(float *packed, const float *dy, int T, int N, int n0, int n, int tile, float limit) {
     const ptrdiff_t stride = FN(i16_dy_stride)(n);
     const int end = MIN(T, (tile + 1) * LANES);
@@ -313,21 +318,21 @@ static void FN(i16_wide_pack_dy)(float *packed, const float *dy, int T, int N, i
 
 /* What a slice works on, in a thread's scratch memory. */
 typedef struct {
-    int16_t w[COLUMNS / LANES * LDB];                   /* [column / LANES][row pair][LANES][2] */
-    int16_t a[TOKENS * LDA];                            /* dy d / (S D), rounded */
-    int16_t d[COLUMNS / 32 * DEPTH];                    /* d / D, rounded: [column / 32][row] */
+    int16_t w[COLUMNS / LANES * LDB];                   /* q[column / LANES][row pair][LANES][2] */
+    int16_t a[TOKENS * LDA];                            /* dy d / (S D), rounded: [token][row] */
+    int16_t d[COLUMNS / 32 * DEPTH];                    /* d / D in units of 2^-15, rounded: [column / 32][row] */
     float scale[COLUMNS / 32 * DEPTH];                  /* d[column / 32][row] */
-    float D[COLUMNS / 32];                              /* the largest |d|, times 32768 / 32767 */
+    float D[COLUMNS / 32];                              /* the largest |d|, times 32768 / 32767: 32767 stands for it */
     float min[MINIMA * DEPTH];                          /* min[column / 32, or / 16][row] */
-    float dy[TOKENS * DEPTH];                           /* for the minima: dy / S, as rounded */
-    float minus[TOKENS * MINIMA];                       /* sum_n dy / S min */
+    float dy[TOKENS * DEPTH];                           /* dy / S as rounded, for the minima: [token][row] */
+    float minus[TOKENS * MINIMA];                       /* sum_n (dy / S) min: [token][column / 32, or / 16] */
 } __attribute__((aligned(64))) FN(i16_slice);
 
 static ptrdiff_t FN(i16_backward_scratch)(int T) {
     return sizeof(FN(i16_slice)) / sizeof(float) + (ptrdiff_t)ROUND_UP(T, TOKENS) * LDC;
 }
 
-/* Rows `row` and `row` + 1 of W become pairs. (NEON: they follow each other.) */
+/* q0 and q1, of rows `row` and `row` + 1 of W, become pairs. (NEON: they follow each other.) */
 I16_INLINE void FN(i16_store_rows)(int16_t *w, int row, const int16_t *q0, const int16_t *q1, int n_columns) {
     w += row * LANES;
 #if SIMD_IS_NEON
@@ -347,7 +352,7 @@ I16_INLINE void FN(i16_store_rows)(int16_t *w, int row, const int16_t *q0, const
 #endif
 }
 
-/* n_columns columns of n_rows rows of W, from `blocks` on, into the slice; up to `padded` rows of zeros follow. */
+/* n_columns columns of n_rows rows of W, from `blocks` on, into the slice; rows of zeros follow up to `padded`. */
 static void FN(i16_unpack_slice)(FN(i16_slice) *s, const projection *p, const uint8_t *blocks, int n_rows, int padded,
                                  int n_columns) {
     const ggml_format *format = &ggml_formats[p->type];
@@ -382,11 +387,12 @@ I16_INLINE vh FN(i16_fraction_product)(vh x, vh y) {
     return (vh)vqrdmulhq_s16((int16x8_t)x, (int16x8_t)y);
 #else
     typedef int32_t wide __attribute__((vector_size(2 * sizeof(vh))));
-    return __builtin_convertvector((__builtin_convertvector(x, wide) * __builtin_convertvector(y, wide) + 16384) >> 15, vh);
+    const wide product = __builtin_convertvector(x, wide) * __builtin_convertvector(y, wide);
+    return __builtin_convertvector((product + 16384) >> 15, vh);
 #endif
 }
 
-/* a[i][n] = dy[i][n] d[n], for the 32 columns of d and MR tokens. */
+/* a[i][n] = (dy[i][n] / S) (d[n] / D), for the columns that share d and MR tokens; dy has rows of `stride` int16. */
 I16_INLINE void FN(i16_scale_dy)(int16_t *restrict a, const int16_t *restrict dy, ptrdiff_t stride,
                                  const int16_t *restrict d, int depth) {
     for (int n = 0; n < depth; n += LANES) {
@@ -397,7 +403,8 @@ I16_INLINE void FN(i16_scale_dy)(int16_t *restrict a, const int16_t *restrict dy
     }
 }
 
-/* minus[i][b] = sum_n dy[i][n] min[b][n], for TOKENS tokens; n_min is a multiple of 4. */
+/* minus[i][b] = sum_n (dy[i][n] / S) min[b][n], for TOKENS tokens and b < n_min; for b up to a multiple of 4, where
+ * s->min is zero, minus is, too. */
 static void FN(i16_minima)(FN(i16_slice) *s, const int16_t *dy, ptrdiff_t stride, int depth, int n_min) {
     for (int i = 0; i < TOKENS; i++)
         for (int n = 0; n < depth; n += VF_WIDTH) vf_store(s->dy + i * DEPTH + n, FN(load_q)(dy + i * stride + n));
@@ -416,7 +423,8 @@ static void FN(i16_minima)(FN(i16_slice) *s, const int16_t *dy, ptrdiff_t stride
         }
 }
 
-/* c (MR x LANES) += S (D a . b - minus); the int32 sums become float32 after every `exact` rows. */
+/* c (MR x LANES, row stride LDC) += S (D a . b - minus). The int32 sums become float32 after every `exact` rows. S has
+ * `stride` floats from token to token; minus of the second VF_WIDTH lanes is next_minus further on. */
 I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict a, const int16_t *restrict b,
                                       int depth, int exact, const float *S, ptrdiff_t stride, float D,
                                       const float *minus, int next_minus) {
@@ -441,15 +449,15 @@ I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict
 
 /* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection. The sum is made in scratch: rows of dx
  * often lie a power of two apart and would fall on the same cache sets. */
-static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0,
-                                   int n_columns, int t0, int t1, float *scratch) {
+static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n,
+                                   int k0, int n_columns, int t0, int t1, float *scratch) {
     FN(i16_slice) *s = (FN(i16_slice) *)scratch;
     float *c = scratch + sizeof *s / sizeof(float);
     const ggml_format *format = &ggml_formats[p->type];
     const int limit = format->q_max > 2048 ? 16383 : 32767;
     const int exact = MIN(DEPTH, INT32_MAX / (format->q_max * limit) / 32 * 32);    /* rows whose sum fits an int32 */
     const int scale_columns = p->type == GGML_Q2_K || p->type == GGML_Q3_K || p->type == GGML_Q6_K ? QK : 32;
-    const int min_columns = p->type == GGML_Q2_K ? 16 : 32;
+    const int min_columns = p->type == GGML_Q2_K ? 16 : 32;         /* columns that share a minimum; above, a scale */
     const int column_tiles = n_columns / LANES, groups = ROUND_UP(t1 - t0, TOKENS) / TOKENS;
     const ptrdiff_t stride = FN(i16_dy_stride)(n);
     const float *S = packed + t0 * stride + ROUND_UP(n, DEPTH) / 2;
@@ -474,8 +482,8 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
                 for (int i = 0; i < TOKENS; i += MR) {
                     if (k % scale_columns == 0)
                         FN(i16_scale_dy)(s->a + i * LDA, dy + i * 2 * stride, 2 * stride, s->d + k / 32 * DEPTH, depth);
-                    FN(i16_backward_tile)(c + (group * TOKENS + i) * LDC + k, s->a + i * LDA, s->w + tile * LDB, depth, exact,
-                                          S + (group * TOKENS + i) * stride, stride, s->D[k / 32],
+                    FN(i16_backward_tile)(c + (group * TOKENS + i) * LDC + k, s->a + i * LDA, s->w + tile * LDB,
+                                          depth, exact, S + (group * TOKENS + i) * stride, stride, s->D[k / 32],
                                           s->minus + i * MINIMA + k / min_columns, VF_WIDTH / min_columns);
                 }
             }
@@ -495,8 +503,8 @@ static const gemm_core FN(i16_core) = {
     .packed_dy = FN(i16_packed_dy_floats), .pack_dy = FN(i16_pack_dy),
     .backward_scratch = FN(i16_backward_scratch), .backward_slice = FN(i16_backward_slice),
 };
-/* For q_max > 2048, with x rounded to one bit less: a core of its own, so that what a projection gives does not depend
- * on the types of others that share x. */
+/* For q_max > 2048, with x and dy rounded to one bit less: a core of its own, so that what a projection gives does not
+ * depend on the types of others that share x. */
 static const gemm_core FN(i16_wide_core) = {
     .token_tile = 2 * VF_WIDTH, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS,
     .packed_x = FN(i16_packed_floats), .pack_x = FN(i16_wide_pack_tokens),

@@ -1,15 +1,17 @@
 /* The core for few tokens, which generation has: y = x . W^T row by row.
  *
- * With one token each weight is used once, so the product takes as long as W takes to come from memory, if unpacking keeps
- * up. Tiles as the other cores have them would waste most of their lanes on tokens that are not there. Here lanes run along
- * K, in float32, and a row goes from its blocks to registers:
- *     y[t][n] = sum_blocks scale[n][block] (q[n][block] . x[t][block]) - sum_halves min[n][half] (sum of x[t] over the half)
- * Only integers other than Q8_0 make a stop on the way, as 256 int16 in the first-level cache.
+ * With one token each weight is used once, so the product takes as long as W takes to come from memory, if unpacking
+ * keeps up. Tiles as the other cores have them would waste most of their lanes on tokens that are not there. Here lanes
+ * run along K, in float32:
+ *     y[t][n] = sum_blocks scale[n][block] (q[n][block] . x[t][block])
+ *             - sum_halves min[n][half] (sum of x[t] over the half block)
+ * Rows of Q8_0 and F32 go straight from memory to registers; the other types make a stop on the way, as 256 int16 or
+ * float32 in the first-level cache.
  */
 #ifndef GEMV_BODY_H
 #define GEMV_BODY_H
 #define GEMV_TOKENS 4           /* at most; their sums stay in registers */
-#define GEMV_AHEAD 4096         /* bytes; half as many or twice as many are slower */
+#define GEMV_AHEAD 4096         /* bytes fetched ahead; half as many or twice as many are slower */
 #define GEMV_INLINE static inline __attribute__((always_inline, unused))
 
 /* Fetches the n bytes that come GEMV_AHEAD after p into the second-level cache. The processor's own prefetching stops
@@ -55,7 +57,7 @@ static void FN(gemv_pack)(float *packed, const float *x, int T, int K, int tile)
     }
 }
 
-/* sum[t] += scale (q . x[t]) over a block of 32, q being VF_WIDTH values each. x has rows of ldx floats. */
+/* sum[t] += scale (q . x[t]) over a block of 32 values. x has rows of ldx floats. */
 GEMV_INLINE void FN(gemv_block)(vf *sum, const vf q[32 / VF_WIDTH], float scale, const float *x, ptrdiff_t ldx, int T) {
     for (int t = 0; t < T; t++, x += ldx) {
         vf even = {0}, odd = {0};
@@ -91,12 +93,14 @@ GEMV_INLINE void FN(gemv_rows_q8_0)(const projection *p, const float *x, int T, 
                 FN(gemv_block_q8_0)(sum_b, b, x + i, PADDED(K), T);
             }
         }
-        for (ptrdiff_t t = 0; t < T; t++) p->y[t * p->N + n] = vf_sum(sum_a[t]), p->y[t * p->N + m] = vf_sum(sum_b[t]);
+        for (ptrdiff_t t = 0; t < T; t++)
+            p->y[t * p->N + n] = vf_sum(sum_a[t]), p->y[t * p->N + m] = vf_sum(sum_b[t]);
     }
 }
 
-/* Other integers. Beyond the end of a row of odd blocks, q and min are left-overs, and x is zero. */
-GEMV_INLINE void FN(gemv_row_int)(vf *sum, int type, const uint8_t *row, const float *x, const float *x_sums, int K, int T) {
+/* Other integers. Behind the last block of a row, min is left over from the 256 values before, and x_sums are zero. */
+GEMV_INLINE void FN(gemv_row_int)(vf *sum, int type, const uint8_t *row, const float *x, const float *x_sums, int K,
+                                  int T) {
     const ggml_format *format = &ggml_formats[type];
     int16_t values[QK];
     float scale[QK / 32], min[QK / 16] = {0};
@@ -114,7 +118,8 @@ GEMV_INLINE void FN(gemv_row_int)(vf *sum, int type, const uint8_t *row, const f
         if (!format->has_min) continue;
         for (int t = 0; t < T; t++)
 #pragma GCC unroll 4
-            for (int i = 0; i < QK / 16; i += VF_WIDTH) sum[t] -= vf_load(min + i) * vf_load(x_sums + t * PADDED(K) / 16 + i);
+            for (int i = 0; i < QK / 16; i += VF_WIDTH)
+                sum[t] -= vf_load(min + i) * vf_load(x_sums + t * PADDED(K) / 16 + i);
     }
 }
 
@@ -151,8 +156,9 @@ GEMV_INLINE void FN(gemv_rows)(const projection *p, const float *x, int T, int K
 }
 
 /* Rows n0 .. n0+n_rows of W times all T tokens. */
-static void FN(gemv_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch) {
-    switch (T) {                /* a constant, so that sum[T] are registers */
+static void FN(gemv_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows,
+                                   float *scratch) {
+    switch (T) {                /* constants, so that sum[T] are registers */
     case 1: FN(gemv_rows)(p, packed, 1, K, n0, n_rows); break;
     case 2: FN(gemv_rows)(p, packed, 2, K, n0, n_rows); break;
     case 3: FN(gemv_rows)(p, packed, 3, K, n0, n_rows); break;
@@ -170,7 +176,7 @@ static ptrdiff_t FN(gemv_forward_scratch)(int T) { return 0; }
 
 static const gemm_core FN(gemv_core) = {
     .token_tile = GEMV_TOKENS, .panel_rows = 64, .panel_unit = 16,
-    .packed_x = FN(gemv_packed_floats), .forward_scratch = FN(gemv_forward_scratch),
-    .pack_x = FN(gemv_pack), .forward_panel = FN(gemv_forward_panel),
+    .packed_x = FN(gemv_packed_floats), .pack_x = FN(gemv_pack),
+    .forward_scratch = FN(gemv_forward_scratch), .forward_panel = FN(gemv_forward_panel),
 };
 #undef PADDED

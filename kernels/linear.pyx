@@ -13,14 +13,15 @@ cdef extern from "linear.h" nogil:
     ctypedef struct gemm_core:
         int token_tile
         Py_ssize_t (*packed_x)(int T, int K) noexcept nogil
-        Py_ssize_t (*packed_dy)(int T, int N) noexcept nogil
+        Py_ssize_t (*packed_dy)(int T, int n) noexcept nogil
         Py_ssize_t (*forward_scratch)(int T) noexcept nogil
         Py_ssize_t (*backward_scratch)(int T) noexcept nogil
         void (*pack_x)(float *packed, const float *x, int T, int K, int tile) noexcept nogil
-        void (*forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch) noexcept nogil
+        void (*forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows,
+                              float *scratch) noexcept nogil
         void (*pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile) noexcept nogil
-        void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n, int k0, int n_columns,
-                               int t0, int t1, float *scratch) noexcept nogil
+        void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n,
+                               int k0, int n_columns, int t0, int t1, float *scratch) noexcept nogil
     ctypedef struct projection:
         const gemm_core *core
         const float *packed
@@ -41,7 +42,8 @@ cdef extern from "linear.h" nogil:
     int linear_panel_rows(const gemm_core *core, int N, int n_threads)
     int linear_slice_columns(const gemm_core *core, int K, int block, int n_threads)
     void linear_clear(float *dx, int K, int k0, int n_columns, int t0, int t1)
-    void linear_add_low_rank(float *dx, int K, const projection *p, int n_projections, int k0, int n_columns, int t0, int t1)
+    void linear_add_low_rank(float *dx, int K, const projection *p, int n_projections, int k0, int n_columns,
+                             int t0, int t1)
     int GGML_N_TYPES
     bint ggml_is_known(int type)
     ctypedef struct ggml_format:
@@ -98,7 +100,7 @@ cdef int set_projection(projection *p, name, Weight w, Py_ssize_t T, Py_ssize_t 
 
 def linear_forward(list ys not None, const float[:, ::1] x not None, list weights not None, list low_rank not None,
                    const float[:, ::1] residual, int n_threads):
-    """y_i = x W_iᵀ + c_i v_i (+ residual), for the projections i that share the input x (query, key and value; gate and up).
+    """y_i = x W_iᵀ + c_i v_i (+ residual), for projections i that share an input: query, key and value; gate and up.
 
     ys         list of float32 (T, N_i), OUT
     x          float32 (T, K)
@@ -163,7 +165,8 @@ def linear_forward(list ys not None, const float[:, ::1] x not None, list weight
             p[i].packed = packed + packed_size
             packed_size += p[i].core.packed_x(tokens, K)
             tiles = (tokens + p[i].core.token_tile - 1) // p[i].core.token_tile
-            for tile in prange(tiles, nogil=True, num_threads=threads_for_rows(tiles, p[i].core.token_tile * K, n_threads), schedule="static"):
+            for tile in prange(tiles, nogil=True, schedule="static",
+                               num_threads=threads_for_rows(tiles, p[i].core.token_tile * K, n_threads)):
                 p[i].core.pack_x(<float *>p[i].packed, &x[t0, 0], tokens, K, tile)
         for panel in prange(first_panel[n], nogil=True, num_threads=n_threads, schedule="dynamic", chunksize=1):
             forward_panel(p, first_panel, rows, panel, tokens, K, scratch + threadid() * thread_size)
@@ -174,7 +177,9 @@ def linear_forward(list ys not None, const float[:, ::1] x not None, list weight
                 p[i].residual += <Py_ssize_t>tokens * p[i].N
 
 
-cdef void forward_panel(projection *p, int *first_panel, int *rows, int panel, int T, int K, float *scratch) noexcept nogil:
+cdef void forward_panel(projection *p, int *first_panel, int *rows, int panel, int T, int K,
+                        float *scratch) noexcept nogil:
+    """Panel `panel` of all projections' panels: projection i has them from first_panel[i] on, of rows[i] rows."""
     cdef int i = 0, n0
     while panel >= first_panel[i + 1]:
         i += 1
@@ -182,8 +187,8 @@ cdef void forward_panel(projection *p, int *first_panel, int *rows, int panel, i
     p[i].core.forward_panel(&p[i], p[i].packed, T, K, n0, min(rows[i], p[i].N - n0), scratch)
 
 
-def linear_backward(float[:, ::1] dx not None, list dys not None, list weights not None, list low_rank not None, bint accumulate,
-                    int n_threads):
+def linear_backward(float[:, ::1] dx not None, list dys not None, list weights not None, list low_rank not None,
+                    bint accumulate, int n_threads):
     """dx += sum_i (dy_i W_i + c_i v_i): differentiates y_i = x W_iᵀ + ... with respect to x.
 
     dx         float32 (T, K), accumulated; or OUT, overwritten, where accumulate is false (nobody else reads x)
@@ -220,29 +225,30 @@ def linear_backward(float[:, ::1] dx not None, list dys not None, list weights n
         tokens = min(T - t0, TOKENS_AT_ONCE)
         with nogil:
             for i in range(n):
-                backward_projection(&dx[t0, 0], K, p, n, i, tokens, accumulate, packed, packed + packed_size, thread_size,
-                                    n_threads)
+                backward_projection(&dx[t0, 0], K, p, n, i, tokens, accumulate, packed, packed + packed_size,
+                                    thread_size, n_threads)
         for i in range(n):      # on to the next tokens
             p[i].dy += <Py_ssize_t>tokens * p[i].N
             p[i].c += <Py_ssize_t>tokens * p[i].R
 
 
 cdef Py_ssize_t packed_dy(const gemm_core *core, int T, int N) noexcept nogil:
-    """Floats of packed dy; 0 where a core takes it as it is."""
+    """Floats of packed dy; 0 where a core takes it as it lies."""
     return core.packed_dy(T, min(N, DY_COLUMNS)) if core.packed_dy != NULL else 0
 
 
-cdef void backward_projection(float *dx, int K, projection *all, int n, int index, int T, bint accumulate, float *packed,
-                              float *scratch, Py_ssize_t thread_size, int n_threads) noexcept nogil:
+cdef void backward_projection(float *dx, int K, projection *all, int n, int index, int T, bint accumulate,
+                              float *packed, float *scratch, Py_ssize_t thread_size, int n_threads) noexcept nogil:
     """dx (T, K) += dy W of projection `index` of n: slices of columns are dealt out to threads.
 
-    The first one clears dx before, unless it accumulates, and the last one adds all rank-R updates, each slice while it is in cache.
+    The first projection clears dx before, unless it accumulates, and the last one adds the rank-R updates of all, each
+    slice while it is in cache.
     """
     cdef projection *p = &all[index]
     cdef int columns = linear_slice_columns(p.core, K, ggml_formats[p.type].block_size, n_threads)
     cdef int slices = (K + columns - 1) // columns, chunks = (p.N + DY_COLUMNS - 1) // DY_COLUMNS
     cdef int chunk, n0, width, tile, item, piece, k0, n_columns, t0, t1, pieces = 1
-    # slices that don't divide evenly: deal out tokens too, so that no thread waits (each piece unpacks the weights again)
+    # slices that don't divide evenly: deal out tokens too, so that no thread waits (each piece unpacks W again)
     while slices * pieces % n_threads and slices * pieces < 4 * n_threads and T // pieces >= 128:
         pieces *= 2
     piece = ((T + pieces - 1) // pieces + 31) // 32 * 32
@@ -251,7 +257,8 @@ cdef void backward_projection(float *dx, int K, projection *all, int n, int inde
         n0 = chunk * DY_COLUMNS
         width = min(DY_COLUMNS, p.N - n0)
         if p.core.pack_dy != NULL:
-            for tile in prange((T + p.core.token_tile - 1) // p.core.token_tile, num_threads=n_threads, schedule="static"):
+            for tile in prange((T + p.core.token_tile - 1) // p.core.token_tile, num_threads=n_threads,
+                               schedule="static"):
                 p.core.pack_dy(packed, p.dy, T, p.N, n0, width, tile)
         for item in prange(slices * pieces, num_threads=n_threads, schedule="dynamic", chunksize=1):
             k0 = item % slices * columns
@@ -260,7 +267,8 @@ cdef void backward_projection(float *dx, int K, projection *all, int n, int inde
             t1 = min(T, t0 + piece)
             if index == 0 and chunk == 0 and not accumulate:
                 linear_clear(dx, K, k0, n_columns, t0, t1)
-            p.core.backward_slice(dx, K, p, packed, n0, width, k0, n_columns, t0, t1, scratch + threadid() * thread_size)
+            p.core.backward_slice(dx, K, p, packed, n0, width, k0, n_columns, t0, t1,
+                                  scratch + threadid() * thread_size)
             if index == n - 1 and chunk == chunks - 1:
                 linear_add_low_rank(dx, K, all, n, k0, n_columns, t0, t1)
 

@@ -1,17 +1,18 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """LoRA's own products (Hu et al., LoRA, 2021): y = x Wᵀ + h B with h = s·x Aᵀ.
 
-A is (R, K) and B is stored as (R, N), so both are R long rows. What is left to linear.pyx is adding h B to y, and c A to dx.
+A is (R, K) and B is stored as (R, N), so both are R long rows. What is left to linear.pyx is adding h B to y, and c A
+to dx.
 """
 from cython.parallel cimport prange
 
 from parallel cimport threads_for
 from shapes cimport require_2d
 
-ctypedef void (*project_row_type)(float *h, const float *x, const float *V, Py_ssize_t R, Py_ssize_t J,
-                                  float scale) noexcept nogil
-ctypedef void (*outer_columns_type)(float *dV, const float *c, const float *u, Py_ssize_t T, Py_ssize_t R, Py_ssize_t J,
-                                    Py_ssize_t j0, Py_ssize_t n) noexcept nogil
+ctypedef void (*project_row_type)(float *h, const float *x, const float *V,
+                                  Py_ssize_t R, Py_ssize_t J, float scale) noexcept nogil
+ctypedef void (*outer_columns_type)(float *dV, const float *c, const float *u, Py_ssize_t T, Py_ssize_t R,
+                                    Py_ssize_t J, Py_ssize_t j0, Py_ssize_t n) noexcept nogil
 
 cdef extern from *:
     """
@@ -85,5 +86,6 @@ cdef void project(float[:, ::1] h, const float[:, ::1] x, const float[:, ::1] V,
 cdef void outer(float[:, ::1] dV, const float[:, ::1] c, const float[:, ::1] u, int n_threads):
     cdef outer_columns_type columns = lora_outer_columns
     cdef Py_ssize_t T = u.shape[0], J = u.shape[1], R = c.shape[1], i
-    for i in prange((J + COLUMNS - 1) // COLUMNS, nogil=True, num_threads=threads_for(T * J, n_threads), schedule="static"):
+    for i in prange((J + COLUMNS - 1) // COLUMNS, nogil=True, num_threads=threads_for(T * J, n_threads),
+                    schedule="static"):
         columns(&dV[0, 0], &c[0, 0], &u[0, 0], T, R, J, i * COLUMNS, min(<Py_ssize_t>COLUMNS, J - i * COLUMNS))

@@ -2,8 +2,8 @@
  * is loaded serves four of them. */
 
 /* h[r] = scale * x . V[r], r < R, for one token; V has rows of J floats. */
-static void FN(lora_project_row)(float *restrict h, const float *restrict x, const float *restrict V, ptrdiff_t R, ptrdiff_t J,
-                                 float scale) {
+static void FN(lora_project_row)(float *restrict h, const float *restrict x, const float *restrict V,
+                                 ptrdiff_t R, ptrdiff_t J, float scale) {
     ptrdiff_t r = 0;
     for (; r + 4 <= R; r += 4, V += 4 * J) {
         vf s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
@@ -14,7 +14,10 @@ static void FN(lora_project_row)(float *restrict h, const float *restrict x, con
             s2 += v * vf_load(V + 2 * J + j), s3 += v * vf_load(V + 3 * J + j);
         }
         float t0 = vf_sum(s0), t1 = vf_sum(s1), t2 = vf_sum(s2), t3 = vf_sum(s3);
-        for (; j < J; j++) t0 += x[j] * V[j], t1 += x[j] * V[J + j], t2 += x[j] * V[2 * J + j], t3 += x[j] * V[3 * J + j];
+        for (; j < J; j++) {
+            t0 += x[j] * V[j], t1 += x[j] * V[J + j];
+            t2 += x[j] * V[2 * J + j], t3 += x[j] * V[3 * J + j];
+        }
         h[r] = scale * t0, h[r + 1] = scale * t1, h[r + 2] = scale * t2, h[r + 3] = scale * t3;
     }
     for (; r < R; r++, V += J) {
@@ -34,8 +37,8 @@ static void FN(lora_project_row)(float *restrict h, const float *restrict x, con
 #endif
 
 /* dV[r][j] += sum_t c[t][r] u[t][j] for 4 ranks and LORA_VECTORS vectors of columns; u and dV have rows of J floats. */
-static void FN(lora_outer_tile)(float *restrict dV, const float *restrict c, const float *restrict u, ptrdiff_t T, ptrdiff_t R,
-                                ptrdiff_t J) {
+static void FN(lora_outer_tile)(float *restrict dV, const float *restrict c, const float *restrict u,
+                                ptrdiff_t T, ptrdiff_t R, ptrdiff_t J) {
     vf sum[4][LORA_VECTORS] = {{{0}}};
     for (ptrdiff_t t = 0; t < T; t++, c += R, u += J) {
 #pragma GCC unroll 4
@@ -48,12 +51,13 @@ static void FN(lora_outer_tile)(float *restrict dV, const float *restrict c, con
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < LORA_VECTORS; v++) vf_store(dV + r * J + v * VF_WIDTH, vf_load(dV + r * J + v * VF_WIDTH) + sum[r][v]);
+        for (int v = 0; v < LORA_VECTORS; v++)
+            vf_store(dV + r * J + v * VF_WIDTH, vf_load(dV + r * J + v * VF_WIDTH) + sum[r][v]);
 }
 
 /* dV[r][j0 .. j0+n] += sum_t c[t][r] u[t][j0 .. j0+n], all r < R. */
-static void FN(lora_outer_columns)(float *restrict dV, const float *restrict c, const float *restrict u, ptrdiff_t T, ptrdiff_t R,
-                                   ptrdiff_t J, ptrdiff_t j0, ptrdiff_t n) {
+static void FN(lora_outer_columns)(float *restrict dV, const float *restrict c, const float *restrict u,
+                                   ptrdiff_t T, ptrdiff_t R, ptrdiff_t J, ptrdiff_t j0, ptrdiff_t n) {
     const ptrdiff_t step = LORA_VECTORS * VF_WIDTH, end = j0 + n;
     const ptrdiff_t whole_r = R / 4 * 4, whole_j = j0 + n / step * step;
     for (ptrdiff_t j = j0; j < whole_j; j += step)

@@ -1,5 +1,5 @@
-/* Working memory that outlives a call, one block for each calling thread and module: taking it fresh from the system every time would
- * cost page faults that show. It grows to the largest need and is given back when the process ends. */
+/* Working memory that outlives a call, one block for each calling thread and module: taking it fresh from the system
+ * every time would cost page faults that show. It grows to the largest need and is given back when the process ends. */
 #ifndef LORAFAST_SCRATCH_H
 #define LORAFAST_SCRATCH_H
 

@@ -2,12 +2,12 @@
  *
  * A kernel's inner functions are written once, in a body header, with the vector type of vec.h:
  *
- *     #define SIMD_BODY "rms_norm_body.h"          // defines static functions named FN(something)
- *     #include "simd_foreach.h"                    // compiles them as something_scalar, _avx2, _avx512 (x86) or _scalar, _neon
- *     ...  DISPATCH(something)(arguments)          // calls the variant for this machine
+ *     #define SIMD_BODY "rms_norm_body.h"      // defines static functions named FN(something)
+ *     #include "simd_foreach.h"                // compiles something_scalar; _avx2, _avx512 on x86; _neon on AArch64
+ *     ...  DISPATCH(something)(arguments)      // calls the variant for this machine
  *
- * LORAFAST_ISA=scalar|avx2|avx512|amx|neon forces one. It is looked up at every call of an op (some 50 ns), so that a test can
- * compare variants within one process. lorafast.kernels refuses a name that this machine cannot run.
+ * LORAFAST_ISA=scalar|avx2|avx512|amx|neon forces one. It is looked up at every call of an op (some 50 ns), so that a
+ * test can compare variants within one process. lorafast.kernels refuses a name that this machine cannot run.
  */
 #ifndef LORAFAST_SIMD_H
 #define LORAFAST_SIMD_H
@@ -51,7 +51,8 @@ enum { ISA_SCALAR = 0, ISA_NEON = 1, ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_AMX = 3 }
 #if SIMD_X86 && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
-/* Tile registers are large, so Linux wants a process to ask before it uses them: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA). */
+/* Tile registers are large, so Linux wants a process to ask before it uses them:
+ * arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA). */
 static inline int simd_request_tiles(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 #else
 static inline int simd_request_tiles(void) { return 0; }
@@ -82,8 +83,9 @@ static inline int simd_best_isa(void) {
 #ifdef SIMD_AVX512_IN_C
         return best = ISA_AVX512;
 #endif
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("avx512vnni")) {
             isa = ISA_AVX512;
             if (__builtin_cpu_supports("avx512bf16") && simd_cpu_has_amx_bf16() && simd_request_tiles()) isa = ISA_AMX;
         }
@@ -128,8 +130,8 @@ static inline const char *simd_isa_name(int isa) {
 #define SIMD_PASTE(name, suffix) SIMD_PASTE_(name, suffix)
 #define FN(name) SIMD_PASTE(name, SIMD_SUFFIX)
 
-/* DISPATCH(name): the variant of a function compiled by simd_foreach.h for the running machine. AMX machines use the AVX-512
- * variant of everything that is not a matrix product. */
+/* DISPATCH(name): the variant of a function compiled by simd_foreach.h for the running machine. AMX machines use the
+ * AVX-512 variant of everything that is not a matrix product. */
 #if SIMD_X86
 #define DISPATCH(name) (simd_isa() >= ISA_AVX512 ? name##_avx512 : simd_isa() == ISA_AVX2 ? name##_avx2 : name##_scalar)
 #elif SIMD_NEON

@@ -51,7 +51,7 @@ VF_INLINE void vf_store_part(float *p, vf v, int n) { __builtin_memcpy(p, &v, si
 /* mask ? a : b, the mask being the result of a comparison (all ones or all zeros an element). */
 VF_INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
-/* One instruction each (a loop over the elements is two against a constant, in GCC 12). A NaN in b stays. */
+/* One instruction each (a loop over the elements is two where one side is constant, in GCC 12). A NaN in b stays. */
 #if SIMD_IS_AVX512
 VF_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 VF_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
@@ -69,13 +69,15 @@ VF_INLINE vf vf_max(vf a, vf b) { return vf_select(a > b, a, b); }
 VF_INLINE vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
 #endif
 
-/* VF_SHUFFLE(a, b, index): element i becomes element index(i) of a and b, numbered through; index is the name of a macro. */
+/* VF_SHUFFLE(a, b, index): element i becomes element index(i) of a and b, numbered through; index names a macro. */
 #undef VF_SHUFFLE
 #if VF_WIDTH == 16
-#define VF_SHUFFLE(a, b, index) SHUFFLE(vi, a, b, index(0), index(1), index(2), index(3), index(4), index(5), index(6), index(7), \
-                                        index(8), index(9), index(10), index(11), index(12), index(13), index(14), index(15))
+#define VF_SHUFFLE(a, b, index) \
+    SHUFFLE(vi, a, b, index(0), index(1), index(2), index(3), index(4), index(5), index(6), index(7), \
+            index(8), index(9), index(10), index(11), index(12), index(13), index(14), index(15))
 #elif VF_WIDTH == 8
-#define VF_SHUFFLE(a, b, index) SHUFFLE(vi, a, b, index(0), index(1), index(2), index(3), index(4), index(5), index(6), index(7))
+#define VF_SHUFFLE(a, b, index) \
+    SHUFFLE(vi, a, b, index(0), index(1), index(2), index(3), index(4), index(5), index(6), index(7))
 #else
 #define VF_SHUFFLE(a, b, index) SHUFFLE(vi, a, b, index(0), index(1), index(2), index(3))
 #endif
@@ -111,8 +113,8 @@ VF_INLINE float vf_maximum(vf v) {
     return v[0];
 }
 
-/* rows[i][j] <-> rows[j][i] for a square of VF_WIDTH vectors: log2(VF_WIDTH) perfect shuffles, which deal the elements of two
- * vectors out in turn: from their lower halves, and from their upper ones. */
+/* rows[i][j] <-> rows[j][i] for a square of VF_WIDTH vectors, by log2(VF_WIDTH) perfect shuffles: each deals out the
+ * elements of two vectors in turn, first from their lower halves, then from their upper ones. */
 #define VF_DEAL_LOW(i) ((i) / 2 + (i) % 2 * VF_WIDTH)
 #define VF_DEAL_HIGH(i) ((i) / 2 + (i) % 2 * VF_WIDTH + VF_WIDTH / 2)
 VF_INLINE void vf_transpose(vf *rows) {

@@ -1,4 +1,4 @@
-"""A decoder block: x1 = x + Wo·attention(norm(x)), out = x1 + Wdown·swiglu(norm(x1)), and its backward pass read upwards.
+"""A decoder block: x1 = x + Wo·attention(norm(x)), out = x1 + Wdown·swiglu(norm(x1)); its backward pass goes upwards.
 
 Source: Touvron et al., LLaMA (2023); grouped-query attention: Ainslie et al. (2023).
 """
@@ -129,7 +129,8 @@ class Block:
 
     def forward(self, out: np.ndarray | None, x: np.ndarray, s: Saved, scratch: Scratch, rows: Rows, adapter: Adapter,
                 n_threads: int, cache: KVCache | None = None) -> None:
-        """out (T, C) from x (T, C). With out None only `s` is filled, which spares the last product: recomputing for backward."""
+        """out (T, C) from x (T, C). With out None only `s` is filled, for backward: without the last product, unless DoRA
+        needs it."""
         hp = self.hparams
         T = x.shape[0]
 
@@ -159,11 +160,12 @@ class Block:
     def attend(self, s: Saved, k: np.ndarray, v: np.ndarray, rows: Rows, n_threads: int) -> None:
         """s.o and s.lse from s.q, keys and values."""
         hp = self.hparams
-        attention_forward(s.o, s.lse, s.q, k, v, rows.q_begin, rows.k_begin, self.scale, 0, hp.n_head, hp.n_head_kv, n_threads)
+        attention_forward(s.o, s.lse, s.q, k, v, rows.q_begin, rows.k_begin, self.scale, 0, hp.n_head, hp.n_head_kv,
+                          n_threads)
 
-    def backward(self, dx: np.ndarray, x: np.ndarray, s: Saved, scratch: Scratch, rows: Rows, adapter: Adapter, n_threads: int,
-                 need_dx: bool) -> None:
-        """dx (T, C) holds the gradient of out and becomes that of x, unless `need_dx` is false: then nothing below is adapted."""
+    def backward(self, dx: np.ndarray, x: np.ndarray, s: Saved, scratch: Scratch, rows: Rows, adapter: Adapter,
+                 n_threads: int, need_dx: bool) -> None:
+        """dx (T, C) holds the gradient of out and, if `need_dx`, becomes that of x; else nothing below is adapted."""
         hp = self.hparams
         T = x.shape[0]
 
@@ -214,4 +216,5 @@ class Block:
 
     def rotate(self, heads: np.ndarray, n_head: int, sin: np.ndarray, rows: Rows, n_threads: int) -> None:
         """RoPE in place."""
-        rope_forward(heads, heads, self.cos, sin, rows.positions, n_head, self.hparams.architecture.rope_interleaved, n_threads)
+        interleaved = self.hparams.architecture.rope_interleaved
+        rope_forward(heads, heads, self.cos, sin, rows.positions, n_head, interleaved, n_threads)

@@ -1,7 +1,7 @@
-"""The parts of the network that carry an adapter: gains, embedding and groups of projections, forward and backward side by side.
+"""The parts of the network that carry an adapter, forward and backward side by side: gains, embedding, projections.
 
-T tokens are the rows of a batch, flattened. All activations are float32. `adapter` may lack a tensor's pair; then the part is
-frozen and only passes gradients on.
+T tokens are the rows of a batch, flattened. All activations are float32. `adapter` may lack a tensor's pair; then the
+part is frozen and only passes gradients on.
 """
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class Norm:
     def forward(self, y: np.ndarray, rstd: np.ndarray, x: np.ndarray, n_threads: int) -> None:
         rms_norm_forward(y, rstd, x, self.gain, self.eps, n_threads)
 
-    def backward(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray, adapter: Adapter, n_threads: int) -> None:
+    def backward(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray, adapter: Adapter,
+                 n_threads: int) -> None:
         dgain = np.zeros_like(self.gain) if self.name in adapter else None
         rms_norm_backward(dx, dgain, dy, x, self.gain, rstd, n_threads)
         if dgain is not None:           # forward: gain = g + s·B.T @ A
@@ -96,7 +97,7 @@ class Embedding:
 
 
 class Projections:
-    """Matrices that share their input: y_i = x W_iᵀ + h_i B_i with h_i = s·x A_iᵀ, with DoRA times a gain (dora.py).
+    """Matrices that share their input: y_i = x W_iᵀ + h_i B_i, h_i = s·x A_iᵀ, with DoRA times a gain (dora.py).
 
     residency  brings the matrices into memory before they are used, where the model is larger than that; else None
     """
@@ -141,8 +142,8 @@ class Projections:
         else:
             self.project(h, x, adapter, n_threads)
 
-    def forward(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter, n_threads: int,
-                residual: np.ndarray | None = None, y: np.ndarray | None = None) -> None:
+    def forward(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter,
+                n_threads: int, residual: np.ndarray | None = None, y: np.ndarray | None = None) -> None:
         """With a residual there is one matrix, and residual + y is put out; if it has a gain, y (T, N) is kept too."""
         if self.residency is not None:
             self.residency.wait_for(self)

@@ -1,5 +1,5 @@
-/* Lets a machine without AVX-512 run what is compiled for it, slowly: the kernels' 512-bit vectors become pairs of AVX2's, and the
- * few intrinsics are spelled out. Compile with -include avx512_in_c.h. (AMX is not covered.) */
+/* Lets a machine without AVX-512 run what is compiled for it, slowly: the kernels' 512-bit vectors become pairs of
+ * AVX2's, and the few intrinsics are spelled out. Compile with -include avx512_in_c.h. (AMX is not covered.) */
 #ifndef AVX512_IN_C_H
 #define AVX512_IN_C_H
 
@@ -40,12 +40,19 @@ IN_C in_c_i16 in_c_blend(unsigned mask, in_c_i16 a, in_c_i16 b) {
 #define _mm512_mulhrs_epi16(a, b) in_c_mulhrs((in_c_i16)(a), (in_c_i16)(b))
 #define _mm512_mask_blend_epi16(mask, a, b) in_c_blend(mask, (in_c_i16)(a), (in_c_i16)(b))
 /* Conversions of 16 values as two of 8. */
-#define IN_C_TWICE(type, low, high) ({ union { type v; __m256i half[2]; } u; u.half[0] = (__m256i)(low); u.half[1] = (__m256i)(high); u.v; })
-#define _mm512_cvtepi8_epi32(v) IN_C_TWICE(in_c_i32, _mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))
+#define IN_C_TWICE(type, low, high) ({ \
+    union { type v; __m256i half[2]; } u; \
+    u.half[0] = (__m256i)(low); \
+    u.half[1] = (__m256i)(high); \
+    u.v; \
+})
+#define IN_C_LOW(v) _mm256_castsi256_si128(v)
+#define IN_C_HIGH(v) _mm256_extracti128_si256(v, 1)
+#define _mm512_cvtepi8_epi32(v) \
+    IN_C_TWICE(in_c_i32, _mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))
 #define _mm512_cvtepi16_epi32(v) \
-    IN_C_TWICE(in_c_i32, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(v)), _mm256_cvtepi16_epi32(_mm256_extracti128_si256(v, 1)))
-#define _mm512_cvtph_ps(v) \
-    IN_C_TWICE(in_c_f32, _mm256_cvtph_ps(_mm256_castsi256_si128(v)), _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1)))
+    IN_C_TWICE(in_c_i32, _mm256_cvtepi16_epi32(IN_C_LOW(v)), _mm256_cvtepi16_epi32(IN_C_HIGH(v)))
+#define _mm512_cvtph_ps(v) IN_C_TWICE(in_c_f32, _mm256_cvtph_ps(IN_C_LOW(v)), _mm256_cvtph_ps(IN_C_HIGH(v)))
 #define _mm512_cvtepi32_ps(v) __builtin_convertvector((in_c_i32)(v), in_c_f32)
 #define _mm512_storeu_ps(p, v) ({ const in_c_f32 stored = (v); memcpy(p, &stored, sizeof stored); })
 

@@ -1,12 +1,13 @@
-/* Random blocks of every trainable type, and what they mean: each value by its own index, as the format defines it. The kernels, which
- * unpack whole blocks with vectors, are written the other way round (kernels/unpack_body.h). */
+/* Random blocks of every trainable type, and what they mean: each value by its own index, as the format defines it. The
+ * kernels, which unpack whole blocks with vectors, are written the other way round (kernels/unpack_body.h). */
 #include "check.h"
 #include "ggml_blocks.h"
 
 const char *const type_names[GGML_N_TYPES] = {
-    [GGML_F32] = "F32", [GGML_F16] = "F16", [GGML_BF16] = "BF16", [GGML_Q8_0] = "Q8_0", [GGML_Q4_0] = "Q4_0", [GGML_Q4_1] = "Q4_1",
-    [GGML_Q5_0] = "Q5_0", [GGML_Q5_1] = "Q5_1", [GGML_Q2_K] = "Q2_K", [GGML_Q3_K] = "Q3_K", [GGML_Q4_K] = "Q4_K", [GGML_Q5_K] = "Q5_K",
-    [GGML_Q6_K] = "Q6_K", [GGML_IQ4_NL] = "IQ4_NL", [GGML_IQ4_XS] = "IQ4_XS",
+    [GGML_F32] = "F32", [GGML_F16] = "F16", [GGML_BF16] = "BF16",
+    [GGML_Q8_0] = "Q8_0", [GGML_Q4_0] = "Q4_0", [GGML_Q4_1] = "Q4_1", [GGML_Q5_0] = "Q5_0", [GGML_Q5_1] = "Q5_1",
+    [GGML_Q2_K] = "Q2_K", [GGML_Q3_K] = "Q3_K", [GGML_Q4_K] = "Q4_K", [GGML_Q5_K] = "Q5_K", [GGML_Q6_K] = "Q6_K",
+    [GGML_IQ4_NL] = "IQ4_NL", [GGML_IQ4_XS] = "IQ4_XS",
 };
 
 /* Where a block has its float16 scale and minimum, in bytes; a minimum at 0 is none. */
@@ -58,7 +59,8 @@ static void k4_scale(const uint8_t s[12], int j, int *scale, int *min) {
 double block_value(int type, const uint8_t *row, ptrdiff_t k) {
     static const int iq4_level[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 };
     const void *block = row + k / ggml_formats[type].block_size * ggml_formats[type].type_size;
-    const int i = k % ggml_formats[type].block_size, half = i / 128, part = i % 128 / 32, l = i % 32;   /* of 256 values */
+    const int i = k % ggml_formats[type].block_size;
+    const int half = i / 128, part = i % 128 / 32, l = i % 32;      /* of 256 values */
     int scale, min;
     switch (type) {
     case GGML_F32: { float x; memcpy(&x, block, 4); return x; }

@@ -1,5 +1,6 @@
-/* What the checks in this folder share. Each check_<op>.c includes a kernel's headers as <op>.pyx does, calls it on random numbers of small
- * and odd sizes, and compares with plain loops in double precision. check_kernels.c runs them all for every instruction set. */
+/* What the checks in this folder share. Each check_<op>.c includes a kernel's headers as <op>.pyx does, calls it on
+ * random numbers, in small and odd sizes, and compares with plain loops in double precision. check_kernels.c runs them
+ * all for every instruction set. */
 #ifndef CHECK_H
 #define CHECK_H
 
@@ -22,11 +23,11 @@ void check_rope(void);
 void check_swiglu(void);
 void check_unpack(void);
 
-/* Prints the normalised mean squared error, sum (got - exact)^2 / sum exact^2, and counts a failure where it isn't below the limit.
- * Rounding one result to float32 costs 1e-15. */
+/* Prints the normalised mean squared error, sum (got - exact)^2 / sum exact^2, and counts a failure where it is above
+ * the limit. Rounding one result to float32 costs 1e-15. */
 void expect(const char *what, const float *got, const double *exact, ptrdiff_t n, double limit);
 
-/* Memory until the end of the check: of bytes that spell NaN, of random floats between -1 and 1, or doubles that are 0. */
+/* Memory until the end of the check: bytes that spell NaN, random floats between -1 and 1, or doubles that are 0. */
 void *take(size_t bytes);
 float *take_random(ptrdiff_t n);
 double *take_zeros(ptrdiff_t n);

@@ -1,4 +1,4 @@
-/* Causal grouped-query attention over packed sequences, forward and backward: the loops of attention.pyx with one thread. */
+/* Causal grouped-query attention over packed sequences, forward and backward: attention.pyx with one thread. */
 #include <limits.h>
 #include <stdio.h>
 
@@ -14,7 +14,8 @@
 enum { MAX_KEYS = 512 };
 
 /* One query of one head, by the equations: o and lse, and what d_o adds to the gradients. */
-static void exact_query(const attention *a, int seq, int query, int head, double *o, double *lse, double *dq, double *dk, double *dv) {
+static void exact_query(const attention *a, int seq, int query, int head, double *o, double *lse,
+                        double *dq, double *dk, double *dv) {
     const int D = a->head_size, Dv = a->value_size, head_kv = head / a->group;
     const int last = attention_n_keys(a, seq) - attention_n_queries(a, seq) + query;
     const int first = last >= a->window ? last - a->window + 1 : 0;
@@ -40,7 +41,10 @@ static void exact_query(const attention *a, int seq, int query, int head, double
             dv[key * Dv + d] += p[j] * a->d_o[row * Dv + d];
         }
         const double ds = a->scale * p[j] * (dp - delta);
-        for (int d = 0; d < D; d++) dq[row * D + d] += ds * a->k[key * D + d], dk[key * D + d] += ds * a->q[row * D + d];
+        for (int d = 0; d < D; d++) {
+            dq[row * D + d] += ds * a->k[key * D + d];
+            dk[key * D + d] += ds * a->q[row * D + d];
+        }
     }
 }
 
@@ -66,18 +70,20 @@ static void backward(const attention *a, int n_seq) {
                     DISPATCH(attention_backward_block)(a, seq, head_kv, query, key, scratch);
 }
 
-static void check(const char *name, int n_seq, const int *q_begin, const int *k_begin, int n_head, int n_head_kv, int D, int Dv,
-                  int window) {
+static void check(const char *name, int n_seq, const int *q_begin, const int *k_begin, int n_head, int n_head_kv,
+                  int D, int Dv, int window) {
     const int T = q_begin[n_seq], S = k_begin[n_seq];
-    const int n_q = T * n_head * D, n_k = S * n_head_kv * D, n_v = S * n_head_kv * Dv, n_o = T * n_head * Dv, n_lse = T * n_head;
+    const int n_q = T * n_head * D, n_k = S * n_head_kv * D, n_v = S * n_head_kv * Dv;
+    const int n_o = T * n_head * Dv, n_lse = T * n_head;
     double *dq_exact, *dk_exact, *dv_exact, *o_exact = take_zeros(n_o), *lse_exact = take_zeros(n_lse);
     float *o = take_floats(n_o), *lse = take_floats(n_lse);
     const attention a = {
-        .q = take_random(n_q), .k = take_random(n_k), .v = take_random(n_v), .o_out = o, .lse_out = lse, .o = o, .lse = lse,
-        .d_o = take_random(n_o), .dq = take_gradient(n_q, &dq_exact), .dk = take_gradient(n_k, &dk_exact),
-        .dv = take_gradient(n_v, &dv_exact), .delta = take_floats(n_lse), .q_begin = q_begin, .k_begin = k_begin, .n_head = n_head,
-        .n_head_kv = n_head_kv, .group = n_head / n_head_kv, .head_size = D, .value_size = Dv, .window = window, .block = KEY_TILE,
-        .scale = 1.5f,
+        .q = take_random(n_q), .k = take_random(n_k), .v = take_random(n_v),
+        .o_out = o, .lse_out = lse, .o = o, .lse = lse, .d_o = take_random(n_o),
+        .dq = take_gradient(n_q, &dq_exact), .dk = take_gradient(n_k, &dk_exact), .dv = take_gradient(n_v, &dv_exact),
+        .delta = take_floats(n_lse), .q_begin = q_begin, .k_begin = k_begin,
+        .n_head = n_head, .n_head_kv = n_head_kv, .group = n_head / n_head_kv, .head_size = D, .value_size = Dv,
+        .window = window, .block = KEY_TILE, .scale = 1.5f,
     };
     for (int seq = 0; seq < n_seq; seq++)
         for (int query = 0; query < attention_n_queries(&a, seq); query++)

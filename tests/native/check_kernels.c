@@ -1,4 +1,5 @@
-/* Runs every check for every instruction set of this machine; ends with a line "N passed, M failed", and status 1 where M > 0. */
+/* Runs every check for every instruction set of this machine. Ends with a line "N passed, M failed", and with status 1
+ * where M > 0. */
 #include <stdio.h>
 
 #include "check.h"
@@ -9,7 +10,8 @@ static uint32_t seed;
 static void *taken[1024];
 static int n_taken;
 
-uint32_t random_bits(void) { return seed = seed * 1664525 + 1013904223; }       /* Numerical Recipes; the lowest bits hardly vary */
+/* The generator of Numerical Recipes; its lowest bits hardly vary. */
+uint32_t random_bits(void) { return seed = seed * 1664525 + 1013904223; }
 
 void *take(size_t bytes) {
     void *p = malloc(bytes ? bytes : 1);
@@ -40,13 +42,16 @@ void expect(const char *what, const float *got, const double *exact, ptrdiff_t n
     }
     const double nmse = size > 0 ? error / size : error;
     const int good = nmse <= limit;                     /* false for NaN */
-    printf("%-6s %-6s %-42s NMSE %8.1e, limit %8.1e\n", good ? "ok" : "FAILED", simd_isa_name(simd_isa()), what, nmse, limit);
+    printf("%-6s %-6s %-42s NMSE %8.1e, limit %8.1e\n", good ? "ok" : "FAILED", simd_isa_name(simd_isa()), what, nmse,
+           limit);
     *(good ? &passed : &failed) += 1;
 }
 
 int main(void) {
-    void (*const checks[])(void) = { check_unpack, check_linear, check_lora, check_dora, check_attention,
-                                     check_rms_norm, check_rope, check_swiglu, check_cross_entropy, check_adam };
+    void (*const checks[])(void) = {
+        check_unpack, check_linear, check_lora, check_dora, check_attention, check_rms_norm, check_rope,
+        check_swiglu, check_cross_entropy, check_adam,
+    };
     for (int isa = ISA_SCALAR; isa <= simd_best_isa(); isa++) {
         setenv("LORAFAST_ISA", simd_isa_name(isa), 1);
         for (size_t i = 0; i < sizeof checks / sizeof *checks; i++) {

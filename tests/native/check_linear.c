@@ -18,14 +18,16 @@ static void forward(projection *p, const float *x, int T, int K) {
     const gemm_core *core = p->core = linear_forward_core(p->type, T);
     float *packed = take_floats(core->packed_x(T, K)), *scratch = take_floats(core->forward_scratch(T));
     const int rows = linear_panel_rows(core, p->N, 1);
-    for (int tile = 0; tile < ROUND_UP(T, core->token_tile) / core->token_tile; tile++) core->pack_x(packed, x, T, K, tile);
+    for (int tile = 0; tile < ROUND_UP(T, core->token_tile) / core->token_tile; tile++)
+        core->pack_x(packed, x, T, K, tile);
     p->packed = packed;
     for (int n0 = 0; n0 < p->N; n0 += rows) core->forward_panel(p, packed, T, K, n0, MIN(rows, p->N - n0), scratch);
 }
 
 static void backward(projection *p, float *dx, int T, int K) {
     const gemm_core *core = p->core = linear_core(p->type);
-    float *packed = core->pack_dy ? take_floats(core->packed_dy(T, p->N)) : NULL, *scratch = take_floats(core->backward_scratch(T));
+    float *packed = core->pack_dy ? take_floats(core->packed_dy(T, p->N)) : NULL;
+    float *scratch = take_floats(core->backward_scratch(T));
     const int columns = linear_slice_columns(core, K, ggml_formats[p->type].block_size, 1);
     for (int n0 = 0; n0 < p->N; n0 += DY_COLUMNS) {
         const int n = MIN(DY_COLUMNS, p->N - n0);

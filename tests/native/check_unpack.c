@@ -18,7 +18,8 @@ void check_unpack(void) {
     }
 
     /* float16 by itself: subnormals, zeros and the largest, too. */
-    const f16_bits special[] = { 0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x0400, 0x83ff, 0x3c00, 0xbc00, 0x7bff, 0xfbff };
+    const f16_bits special[] = { 0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x0400, 0x83ff, 0x3c00, 0xbc00, 0x7bff,
+                                 0xfbff };
     enum { N = sizeof special / sizeof *special };
     float values[N];
     double exact[N];

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks the kernels on every instruction set within reach, without Python: this machine's, AVX-512 in any case (avx512_in_c.h), and
-# AArch64 under QEMU where a cross compiler and qemu-aarch64 are installed; clang's code, too, where it is installed. Threads are not
-# part of it.
+# Checks the kernels on every instruction set within reach, without Python: this machine's, on x86_64 AVX-512 in any
+# case (avx512_in_c.h), and AArch64 under QEMU where a cross compiler and qemu-aarch64 are installed; clang's code, too,
+# where it is installed. Threads are not part of it.
 #   CC             compiler for this machine
 #   WANT_AARCH64=1 to fail where AArch64 can't be checked
 set -euo pipefail
@@ -12,12 +12,14 @@ trap 'rm -rf "$build"' EXIT
 flags=(-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror
        -Wno-unused-function -Wno-unused-parameter -Wno-psabi -I../../kernels)
 
-compile() {     # name, compiler and its options: every instruction set of the architecture is compiled, whether it can run or not
+# name, compiler and its options: every instruction set of the architecture is compiled, whether it can run or not
+compile() {
     local name=$1; shift
     mkdir "$build/$name"
     for source in *.c; do "$@" "${flags[@]}" -c "$source" -o "$build/$name/${source%.c}.o"; done
 }
-check() {       # name, what runs it
+# name, what runs it
+check() {
     local name=$1; shift
     "$@" "$build/$name/check_kernels" >"$build/$name/log" || { cat "$build/$name/log"; exit 1; }
     echo "$name: $(tail -n 1 "$build/$name/log")"
