@@ -32,13 +32,14 @@ from .log import IterationRecord, Log
 from .lora import Adapter
 from .memory import Plan, plan_run
 from .metrics import open_observers
-from .model import Model, Trainer
+from .model import ORIGINALS_FLOOR, Model, Trainer
 from .optim import Adam, EpochLimit, LossHistory, StopTests, parameter_groups
 from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, open_sampler, open_training_data
 from .process import peak_resident_bytes
 from .report import write_report
 from .residency import ModelFiles, Residency
 from .sampler import Sampler, SequenceSampler, evaluation_batches
+from .samples import Sequences
 from .saving import Saver, check_writing, geometry_of
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -114,6 +115,7 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
               input_size=sizes.input_size(config.ctx, config.batch, hparams.n_vocab), compute_size=trainer.nbytes,
               order=state.moments_order)
     data = open_training_data(config, log, tokenizer, gguf)
+    trainer.floor = 0.0 if isinstance(data.train, Sequences) else ORIGINALS_FLOOR
     sampler = open_sampler(config, log, data, tokenizer, hparams, seed, state)
     course = plan_course(config, data.train, sampler.state, state.iteration, extras.get("schedule_end", 0))
     if config.schedule != "original" and course.warmup >= course.end > 0:
