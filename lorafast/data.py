@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import LoraFastError, UsageError
+from .live import Meter, Show, silent
 from .records import BadRecord, Chat, Completion, Text, is_json, read_records
 from .rng import MT19937
 from .samples import Samples, Sequences, targets_of
@@ -73,9 +74,11 @@ class Data:
     notes: list[str] = field(default_factory=list)
 
 
-def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int) -> Data:
+def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
+              progress: Show = silent) -> Data:
     """Reads and tokenises data for a model with this tokenizer and metadata; samples have at most `ctx` targets.
 
+    progress   is shown how far it is
     LoraFastError in one line, with file and line number, for what cannot be read; UsageError for options that
     contradict each other.
     """
@@ -86,7 +89,7 @@ def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str,
         records = next(path for path, has_records in kinds.items() if has_records)
         raise LoraFastError(f"{text} is text and {records} has records: train on one or the other")
     reader = _RecordReader if kinds[train[0]] else _TextReader
-    return reader(options, tokenizer, metadata, ctx).read(train, valid, test)
+    return reader(options, tokenizer, metadata, ctx, progress).read(train, valid, test)
 
 
 # ---------------------------------------------------------------------------------------------------- finding the files
@@ -137,8 +140,10 @@ def _is_json(path: str, data_format: str) -> bool:
 class _Reader:
     """What texts and records have in common."""
 
-    def __init__(self, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int) -> None:
+    def __init__(self, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
+                 progress: Show) -> None:
         self.options, self.tokenizer, self.metadata, self.ctx = options, tokenizer, metadata, ctx
+        self.progress = progress
 
     def cache_key(self, paths: Sequence[str], **more: Any) -> str:
         """Stands for all that the tokens follow from: files (by name, size and time), vocabulary, options."""
@@ -174,7 +179,7 @@ class _TextReader(_Reader):
                    overlapping_samples=options.overlapping_samples)
         cuts = {**how, "ctx": self.ctx} if options.sample_start else {}      # without, the tokens don't depend on them
         samples = tokenize_text(train, self.tokenizer, self.ctx, stride=options.stride, cache=options.cache,
-                                cache_key=self.cache_key(train, text=cuts), **how)
+                                cache_key=self.cache_key(train, text=cuts), progress=self.progress, **how)
         held_out = self.evaluation(valid)
         if options.valid_split:
             if options.sample_start:
@@ -186,7 +191,7 @@ class _TextReader(_Reader):
         return Data(samples, held_out, self.evaluation(test), [f"{path}: text" for path in train])
 
     def evaluation(self, paths: list[str]) -> Samples | None:
-        return evaluation_text(paths, self.tokenizer, self.ctx) if paths else None
+        return evaluation_text(paths, self.tokenizer, self.ctx, self.progress) if paths else None
 
 
 class _RecordReader(_Reader):
@@ -234,21 +239,22 @@ class _RecordReader(_Reader):
         for path in paths:
             kinds: Counter[str] = Counter()
             n_samples = 0
-            for line, record in read_records(path):
-                try:
-                    if isinstance(record, BadRecord):
-                        raise record
-                    sequences = encoder.encode(record)
-                except BadRecord as error:
-                    bad.append(f"{path}:{line}: {error}")
-                    if not self.options.skip_bad:
-                        raise LoraFastError(f"{bad[0]} (--skip-bad leaves such lines out)") from None
-                    continue
-                kinds[_KINDS[type(record)]] += 1
-                for sequence in sequences:
-                    writer.write(sequence)
-                    writer.end_sample(line)
-                n_samples += len(sequences)
+            with Meter(f"tokenising {path}", os.path.getsize(path), self.progress) as meter:
+                for line, record in read_records(path, meter.advance):
+                    try:
+                        if isinstance(record, BadRecord):
+                            raise record
+                        sequences = encoder.encode(record)
+                    except BadRecord as error:
+                        bad.append(f"{path}:{line}: {error}")
+                        if not self.options.skip_bad:
+                            raise LoraFastError(f"{bad[0]} (--skip-bad leaves such lines out)") from None
+                        continue
+                    kinds[_KINDS[type(record)]] += 1
+                    for sequence in sequences:
+                        writer.write(sequence)
+                        writer.end_sample(line)
+                    n_samples += len(sequences)
             samples_of_source.append(n_samples)
             found = ", ".join(f"{n} {_plural(kind, n)}" for kind, n in kinds.items()) or "nothing"
             recognised.append(f"{path}: {found}")

@@ -15,6 +15,7 @@ import numpy as np
 
 from .data import Data, DataOptions, open_data
 from .gguf import open_model
+from .live import show_live
 from .samples import Samples, Sequences, plain, targets_of
 from .tokenizer import Tokenizer, load_tokenizer
 from .tool_options import InspectOptions
@@ -33,7 +34,7 @@ def run_inspect_data(options: InspectOptions, out: TextIO) -> int:
         (options.file,), data_format=options.data_format, chat_template=options.chat_template,
         train_on_prompt=options.train_on_prompt, skip_bad=options.skip_bad, stride=options.stride,
         sample_start=options.start_text, include_sample_start=options.include_sample_start,
-        overlapping_samples=options.overlapping_samples), tokenizer, gguf.metadata, options.ctx)
+        overlapping_samples=options.overlapping_samples), tokenizer, gguf.metadata, options.ctx, show_live)
     inspect_data(data, tokenizer, out, ctx=options.ctx, batch=options.batch, numbers=list(map(int, options.samples.split(","))),
                  width=min(120, shutil.get_terminal_size().columns))
     return 0

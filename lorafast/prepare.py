@@ -70,7 +70,7 @@ def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, g
     data = open_data(DataOptions(
         config.train_data, config.valid_data, config.valid_split, config.data_format, config.chat_template,
         config.train_on_prompt, config.skip_bad, config.data_cache, config.stride, config.start_text,
-        config.include_sample_start, config.overlapping_samples), tokenizer, gguf.metadata, config.ctx)
+        config.include_sample_start, config.overlapping_samples), tokenizer, gguf.metadata, config.ctx, log.progress)
     if isinstance(data.train, Sequences) or data.valid is not None:
         for note in data.notes:
             log.note(note)

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from .files import megabytes
+from .live import show_live
 from .log import STOPPING, IterationRecord, Log, Progress, duration
 from .model_summary import describe_size, file_type, special_tokens
 from .process import bytes_read, resident_bytes
@@ -32,7 +33,7 @@ class TerminalLog(Log):
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
-        self.progress = Progress(0)
+        self.course = Progress(0)
         self.record: IterationRecord | None = None
         self.newest_evaluation: Evaluation | None = None
         self.best_evaluation: Evaluation | None = None
@@ -105,6 +106,9 @@ class TerminalLog(Log):
         start = f", samples {'from' if include_sample_start else 'after'} {sample_start!r}" if sample_start else ""
         self._row("Data", path + start)
 
+    def progress(self, text: str) -> None:
+        show_live(text)
+
     def data(self, n_samples: int, n_tokens: int, n_unique: int, warnings: Sequence[str]) -> None:
         self._row("", f"{n_samples} samples, {n_tokens} tokens, {n_unique} different ones")
         for warning in warnings:
@@ -114,7 +118,7 @@ class TerminalLog(Log):
         self._row("", "shuffled anew as asked" if forced else "new to this adapter: shuffled from the seed")
 
     def begin(self, work_size: int, *, n_iter: int, tokens_per_iter: int, folder: str = ".") -> None:
-        self.progress, self.folder = Progress(n_iter), folder
+        self.course, self.folder = Progress(n_iter), folder
         self._row("Training", f"{n_iter} iterations of {tokens_per_iter} tokens")
         self.live.start()
 
@@ -134,7 +138,7 @@ class TerminalLog(Log):
     def iteration(self, record: IterationRecord) -> None:
         self.record = record
         self._flush_saved()
-        self.progress.update(record)
+        self.course.update(record)
         self.live.refresh()
 
     def _lines(self) -> Text:
@@ -147,7 +151,7 @@ class TerminalLog(Log):
         return Text("\n").join(Text(fitting(row, self.console.width), no_wrap=True, overflow="crop") for row in rows if row)
 
     def _how_far(self) -> list[str]:
-        record, progress = self.record, self.progress
+        record, progress = self.record, self.course
         facts = [f"{record.done}/{progress.n_iter}"]
         if progress.eta_ms is not None:
             facts.append(f"ETA {duration(progress.eta_ms)}")
@@ -155,7 +159,7 @@ class TerminalLog(Log):
         return facts
 
     def _how_good(self) -> list[str]:
-        record, progress = self.record, self.progress
+        record, progress = self.record, self.course
         if not record.done:
             return []
         facts = [f"loss {record.loss:.4f}", f"smoothed {progress.smoothed_loss:.4f}"]
@@ -166,7 +170,7 @@ class TerminalLog(Log):
         return [*facts, f"first {progress.first_loss:.4f}", f"gradient {record.gradient_norm:.3g}"]
 
     def _how_fast(self) -> list[str]:
-        record, progress = self.record, self.progress
+        record, progress = self.record, self.course
         facts = []
         if progress.step_ms:
             rate = 1000 * record.n_tokens / progress.step_ms

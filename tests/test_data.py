@@ -10,6 +10,7 @@ from make_models import STRING, bpe_vocabulary
 from lorafast import data as data_module
 from lorafast.data import DataOptions, open_data
 from lorafast.errors import LoraFastError, UsageError
+from lorafast.live import Meter
 from lorafast.samples import Samples, Sequences, targets_of
 from lorafast.tokenizer import load_tokenizer
 
@@ -269,3 +270,14 @@ def test_missing_files():
 def test_everything_is_mapped():
     write("a.jsonl", *texts(50))
     assert isinstance(opened("a.jsonl").train, Samples) and not opened("a.jsonl").train.tokens.flags.owndata
+
+
+@pytest.mark.parametrize("name, options", [("a.jsonl", {}), ("a.json", {}), ("a.txt", {}), ("a.txt", {"sample_start": "love"})])
+def test_progress_is_shown(monkeypatch, name, options):
+    records = [json.dumps(record) for record in texts(50)]
+    write(name, {"jsonl": "\n".join(records), "json": f"[{', '.join(records)}]", "txt": "the love of thee\n" * 40}[name[2:]])
+    monkeypatch.setattr(Meter, "FIRST", 0.0)
+    monkeypatch.setattr(Meter, "INTERVAL", 0.0)
+    shown = []
+    open_data(DataOptions((name,), **options), TOKENIZER, METADATA, 16, shown.append)
+    assert shown[-2:] == [f"tokenising {name}: 100%, 0:00 left", ""]

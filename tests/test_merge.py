@@ -12,6 +12,7 @@ from lorafast.ggml_types import GGMLType
 from lorafast.gguf import GGUFFile
 from lorafast.gguf_writer import TensorToWrite, write_gguf
 from lorafast.hparams import read_hparams
+from lorafast.live import Meter
 from lorafast.lora import BLOCK_MATRICES, ROLES
 from lorafast.merge import Change, merge_model, report_lines, run_merge
 from lorafast.options import parse
@@ -118,6 +119,15 @@ def test_rows_that_are_no_whole_blocks(tmp_path):
     merged = GGUFFile(tmp_path / "merged.gguf").tensors
     assert merged["blk.0.ffn_down.weight"].type is GGMLType.Q4_K and merged["blk.0.attn_q.weight"].type is GGMLType.Q5_0
     assert "no multiple of the 256 values in a block of q4_K; they are stored as q5_0" in report.notes[0]
+
+
+def test_progress_is_shown(tmp_path, monkeypatch):
+    model, adapter = model_and_adapter(tmp_path, targets=["attn_q"])
+    monkeypatch.setattr(Meter, "FIRST", 0.0)
+    monkeypatch.setattr(Meter, "INTERVAL", 0.0)
+    shown = []
+    merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)], progress=shown.append)
+    assert shown[-2:] == [f"writing {tmp_path / 'merged.gguf'}: 100%, 0:00 left", ""]
 
 
 def test_several_adapters_add_up(tmp_path):
