@@ -26,12 +26,13 @@ from .sequences import SequenceEncoder
 from .text_data import evaluation_text, hold_out_end, tokenize_text
 from .token_store import TokenWriter, store_tokens
 from .tokenizer import Tokenizer
+from .words import count
 
 FORMATS = ("auto", "text", "jsonl")
 _CACHE_VERSION = 1      # to be raised when the same data gives other tokens than before
 _SPLIT_SEED = 0         # fixed, so that a resumed run holds out the same samples whatever its seed
 _N_SHOWN = 3
-_KINDS = {Text: "text", Completion: "prompt and completion", Chat: "chat"}
+_KINDS = {Text: ("text",), Completion: ("prompt and completion", "prompts and completions"), Chat: ("chat",)}
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class _RecordReader(_Reader):
         held_out = self.evaluation(valid, notes)
         if options.valid_split:
             samples, held_out = hold_out(samples, options.valid_split)
-            notes.append(f"{len(held_out)} of these samples are held out to evaluate on")
+            notes.append(f"held out to evaluate on: {len(held_out)} of these samples")
         return Data(samples, held_out, self.evaluation(test, notes), notes)
 
     def evaluation(self, paths: list[str], notes: list[str]) -> Sequences | None:
@@ -237,7 +238,7 @@ class _RecordReader(_Reader):
         encoder = SequenceEncoder(self.tokenizer, self.load_template, train_on_prompt=self.options.train_on_prompt)
         recognised, samples_of_source, bad = [], [], []
         for path in paths:
-            kinds: Counter[str] = Counter()
+            kinds: Counter[tuple[str, ...]] = Counter()
             n_samples = 0
             with Meter(f"tokenising {path}", os.path.getsize(path), self.progress) as meter:
                 for line, record in read_records(path, meter.advance):
@@ -256,12 +257,12 @@ class _RecordReader(_Reader):
                         writer.end_sample(line)
                     n_samples += len(sequences)
             samples_of_source.append(n_samples)
-            found = ", ".join(f"{n} {_plural(kind, n)}" for kind, n in kinds.items()) or "nothing"
+            found = ", ".join(count(n, *kind) for kind, n in kinds.items()) or "nothing"
             recognised.append(f"{path}: {found}")
-        warnings = [f"{sentence}: {count}" for sentence, count in encoder.notes.items() if count]
+        warnings = [f"{sentence}: {n}" for sentence, n in encoder.notes.items() if n]
         if bad:
             more = f"; and {len(bad) - _N_SHOWN} more" if len(bad) > _N_SHOWN else ""
-            warnings.append(f"{len(bad)} bad {_plural('line', len(bad))} left out: {'; '.join(bad[:_N_SHOWN])}{more}")
+            warnings.append(f"{count(len(bad), 'bad line')} left out: {'; '.join(bad[:_N_SHOWN])}{more}")
         return {"recognised": recognised, "samples_of_source": samples_of_source, "warnings": warnings}
 
     def load_template(self):
@@ -295,9 +296,3 @@ def hold_out(samples: Samples, share: float) -> tuple[Samples, Samples]:
     order = np.argsort(MT19937(_SPLIT_SEED).draw(n), kind="stable")
     held_out = samples.subset(np.sort(order[:n_held_out]))
     return samples.subset(np.sort(order[n_held_out:])), replace(held_out, warnings=[])
-
-
-def _plural(kind: str, n: int) -> str:
-    if n == 1:
-        return kind
-    return " ".join(f"{word}s" if word != "and" else word for word in kind.split())

@@ -18,6 +18,7 @@ from .live import show_live
 from .log import STOPPING, IterationRecord, Log, Progress, duration
 from .model_summary import describe_size, file_type, special_tokens
 from .process import bytes_read, resident_bytes
+from .words import count
 
 if TYPE_CHECKING:
     from .events import Continuation, Evaluation
@@ -71,10 +72,10 @@ class TerminalLog(Log):
         self._row("Model", path)
 
     def loader(self, gguf: GGUFFile, tokenizer: Tokenizer, hparams: HParams) -> None:
-        count = Counter(tensor.type for tensor in gguf.tensors.values())
+        types = Counter(tensor.type for tensor in gguf.tensors.values())
         self._row("", f"{gguf.metadata.get('general.name', 'no name')}: {hparams.arch} {hparams.model_type} "
                       f"{file_type(gguf)}, {describe_size(gguf)}")
-        self._row("", "tensors: " + ", ".join(f"{n} {kind.label}" for kind, n in sorted(count.items())))
+        self._row("", "tensors: " + ", ".join(f"{n} {kind.label}" for kind, n in sorted(types.items())))
         self._row("Tokens", f"{tokenizer.vocab_type}, vocabulary {hparams.n_vocab}, merges {tokenizer.n_merges}, "
                   + ", ".join(f"{name} {token} {text}" for name, token, text in special_tokens(gguf, tokenizer)))
 
@@ -93,7 +94,8 @@ class TerminalLog(Log):
 
     def counters(self, iterations: int, samples: int, tokens: int, epochs: int) -> None:
         if iterations:
-            self._row("So far", f"{iterations} iterations, {samples} samples, {tokens} tokens, {epochs} epochs")
+            self._row("So far", f"{count(iterations, 'iteration')}, {count(samples, 'sample')}, "
+                                f"{count(tokens, 'token')}, {count(epochs, 'epoch')}")
 
     def lora_size(self, nbytes: int) -> None:
         self.adapter_size = nbytes
@@ -110,7 +112,7 @@ class TerminalLog(Log):
         show_live(text)
 
     def data(self, n_samples: int, n_tokens: int, n_unique: int, warnings: Sequence[str]) -> None:
-        self._row("", f"{n_samples} samples, {n_tokens} tokens, {n_unique} different ones")
+        self._row("", f"{count(n_samples, 'sample')}, {count(n_tokens, 'token')}, {n_unique:,} different ones")
         for warning in warnings:
             self.warning(warning)
 
@@ -119,7 +121,7 @@ class TerminalLog(Log):
 
     def begin(self, work_size: int, *, n_iter: int, tokens_per_iter: int, folder: str = ".") -> None:
         self.course, self.folder = Progress(n_iter), folder
-        self._row("Training", f"{n_iter} iterations of {tokens_per_iter} tokens")
+        self._row("Training", f"{count(n_iter, 'iteration')} of {count(tokens_per_iter, 'token')}")
         self.live.start()
 
     def saving(self, kind: str, path: str) -> None:

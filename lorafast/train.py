@@ -249,11 +249,12 @@ class Run:
     def end_reason(self, seconds: float) -> str | None:
         """Why the run is to end before the next step, or None."""
         if self.done == self.course.limit:
-            return f"all {self.done} iterations are done (--adam-iter)"
+            return f"{'the one iteration is' if self.done == 1 else f'all {self.done} iterations are'} done (--adam-iter)"
         if self.interrupted:
             return f"stopped by {signal.Signals(self.interrupted[0]).name}"
         if 0 < self.config.max_minutes <= seconds / 60:
-            return f"{self.config.max_minutes:g} minutes have passed (--max-minutes)"
+            minutes = self.config.max_minutes
+            return f"{minutes:g} {'minute has' if minutes == 1 else 'minutes have'} passed (--max-minutes)"
         return None
 
     def step(self) -> str | None:

@@ -129,7 +129,7 @@ def test_split_of_records_is_random_and_always_the_same():
     lines = data.valid.line.tolist()
     assert len(lines) == 10 and lines == again.valid.line.tolist() == sorted(lines) != list(range(91, 101))
     assert sorted(lines + data.train.line.tolist()) == list(range(1, 101))
-    assert "10 of these samples are held out" in data.notes[-1]
+    assert "held out to evaluate on: 10 of these samples" == data.notes[-1]
     write("b.jsonl", *texts(1))
     with pytest.raises(LoraFastError, match="too few samples for --valid-split 0.1: 1"):
         opened("b.jsonl", valid_split=0.1)
