@@ -73,8 +73,8 @@ class TerminalLog(Log):
 
     def loader(self, gguf: GGUFFile, tokenizer: Tokenizer, hparams: HParams) -> None:
         types = Counter(tensor.type for tensor in gguf.tensors.values())
-        self._row("", f"{gguf.metadata.get('general.name', 'no name')}: {hparams.arch} {hparams.model_type} "
-                      f"{file_type(gguf)}, {describe_size(gguf)}")
+        kind = f"{hparams.arch} {hparams.model_type}".removesuffix(" ?B")
+        self._row("", f"{gguf.metadata.get('general.name', 'no name')}: {kind} {file_type(gguf)}, {describe_size(gguf)}")
         self._row("", "tensors: " + ", ".join(f"{n} {kind.label}" for kind, n in sorted(types.items())))
         self._row("Tokens", f"{tokenizer.vocab_type}, vocabulary {hparams.n_vocab}, merges {tokenizer.n_merges}, "
                   + ", ".join(f"{name} {token} {text}" for name, token, text in special_tokens(gguf, tokenizer)))
@@ -112,12 +112,12 @@ class TerminalLog(Log):
         show_live(text)
 
     def data(self, n_samples: int, n_tokens: int, n_unique: int, warnings: Sequence[str]) -> None:
-        self._row("", f"{count(n_samples, 'sample')}, {count(n_tokens, 'token')}, {n_unique:,} different ones")
+        self._row("Samples", f"{n_samples:,} with {count(n_tokens, 'token')}, {n_unique:,} different ones")
         for warning in warnings:
             self.warning(warning)
 
     def restarted(self, *, forced: bool) -> None:
-        self._row("", "shuffled anew as asked" if forced else "new to this adapter: shuffled from the seed")
+        self._row("Order", "shuffled anew as asked" if forced else "shuffled from the seed: the data is new to this adapter")
 
     def begin(self, work_size: int, *, n_iter: int, tokens_per_iter: int, folder: str = ".") -> None:
         self.course, self.folder = Progress(n_iter), folder
