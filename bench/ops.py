@@ -120,15 +120,15 @@ def gated_in_place(T: int) -> Arguments:
 
 
 def loss_forward(T: int) -> Arguments:
-    return dict(loss=zeros(T), logits=normal(T, V), targets=random_ints(V, T))
+    return dict(loss=zeros(T), logits=normal(T, V), targets=random_ints(V, T), floor=0.0)
 
 
 def loss_backward(T: int) -> Arguments:
-    return dict(dlogits=zeros(T, V), dloss=normal(T), logits=normal(T, V), targets=random_ints(V, T))
+    return dict(dlogits=zeros(T, V), dloss=normal(T), logits=normal(T, V), targets=random_ints(V, T), floor=0.0)
 
 
 def loss_forward_backward(T: int) -> Arguments:
-    return dict(loss=zeros(T), logits=normal(T, V), targets=random_ints(V, T), dloss=normal(T))
+    return dict(loss=zeros(T), logits=normal(T, V), targets=random_ints(V, T), dloss=normal(T), floor=0.0)
 
 
 def adam(T: int) -> Arguments:

@@ -26,48 +26,49 @@ static void FN(softmax_sum)(float *max, double *sum, const float *x, ptrdiff_t V
     }
 }
 
-/* loss = -ln(p (1 - 1e-9) + 1e-9), p = exp(x[target] - max) / sum. */
-VF_INLINE float FN(loss_of)(float x_target, float max, double sum) {
-    return -log(exp((double)x_target - max) / sum * (1 - 1e-9) + 1e-9);
+/* loss = -ln(p (1 - floor) + floor), p = exp(x[target] - max) / sum. */
+VF_INLINE float FN(loss_of)(float x_target, float max, double sum, double floor) {
+    const double log_p = (double)x_target - max - log(sum);
+    return floor > 0 ? -log(exp(log_p) * (1 - floor) + floor) : -log_p;
 }
 
-/* dx[v] (+)= (p[v] (1 - 1e-9) + 1e-9 - [v = target]) * dloss. The factor 1 - 1e-9 is 1 in float32. dx may be x. */
+/* dx[v] (+)= (p[v] (1 - floor) + floor - [v = target]) * dloss. dx may be x. */
 VF_INLINE void FN(logits_gradient)(float *dx, const float *x, float max, double sum, ptrdiff_t V, int target,
-                                   float dloss, int accumulate) {
-    const float scale = dloss / sum, floor = 1e-9f * dloss;
+                                   float dloss, double floor, int accumulate) {
+    const float scale = dloss / sum * (1 - floor), least = dloss * floor;
     ptrdiff_t i = 0;
     for (; i + VF_WIDTH <= V; i += VF_WIDTH) {
-        vf gradient = vf_exp(vf_load(x + i) - max) * scale + floor;
+        vf gradient = vf_exp(vf_load(x + i) - max) * scale + least;
         if (accumulate) gradient += vf_load(dx + i);
         vf_store(dx + i, gradient);
     }
     if (i < V) {
         const int n = V - i;
-        vf gradient = vf_exp(vf_load_part(x + i, n) - max) * scale + floor;
+        vf gradient = vf_exp(vf_load_part(x + i, n) - max) * scale + least;
         if (accumulate) gradient += vf_load_part(dx + i, n);
         vf_store_part(dx + i, gradient, n);
     }
     dx[target] -= dloss;
 }
 
-static float FN(cross_entropy_row)(const float *x, ptrdiff_t V, int target) {
+static float FN(cross_entropy_row)(const float *x, ptrdiff_t V, int target, double floor) {
     float max;
     double sum;
     if (target < 0) return 0;
     FN(softmax_sum)(&max, &sum, x, V);
-    return FN(loss_of)(x[target], max, sum);
+    return FN(loss_of)(x[target], max, sum, floor);
 }
 
-static void FN(cross_entropy_backward_row)(float *dx, float dloss, const float *x, ptrdiff_t V, int target) {
+static void FN(cross_entropy_backward_row)(float *dx, float dloss, const float *x, ptrdiff_t V, int target, double floor) {
     float max;
     double sum;
     if (target < 0) return;
     FN(softmax_sum)(&max, &sum, x, V);
-    FN(logits_gradient)(dx, x, max, sum, V, target, dloss, 1);
+    FN(logits_gradient)(dx, x, max, sum, V, target, dloss, floor, 1);
 }
 
 /* Both at once; the gradient takes the logits' place. */
-static float FN(cross_entropy_forward_backward_row)(float *x, ptrdiff_t V, int target, float dloss) {
+static float FN(cross_entropy_forward_backward_row)(float *x, ptrdiff_t V, int target, float dloss, double floor) {
     float max;
     double sum;
     if (target < 0) {
@@ -75,8 +76,8 @@ static float FN(cross_entropy_forward_backward_row)(float *x, ptrdiff_t V, int t
         return 0;
     }
     FN(softmax_sum)(&max, &sum, x, V);
-    const float loss = FN(loss_of)(x[target], max, sum);
-    FN(logits_gradient)(x, x, max, sum, V, target, dloss, 0);
+    const float loss = FN(loss_of)(x[target], max, sum, floor);
+    FN(logits_gradient)(x, x, max, sum, V, target, dloss, floor, 0);
     return loss;
 }
 

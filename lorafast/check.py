@@ -5,7 +5,7 @@ explained. To them come two faults that it does not notice when loading: an abor
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from .file_kind import FileKind, file_kind
 from .ggml_types import GGUFValueType
 from .gguf import GGUFFile, Tensor, open_model
 from .tool_options import CheckOptions
+from .words import count
 
 FLOATS = ("f32", "f16", "bf16")
 MAX_SHOWN = 20
@@ -24,10 +25,11 @@ MAX_SHOWN = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong (`fatal`: llama.cpp refuses or aborts) or worth knowing."""
+    """One thing that is wrong (`fatal`: llama.cpp refuses or aborts) or worth knowing, and the tensor it is about."""
 
     fatal: bool
     text: str
+    tensor: str = ""
 
 
 def run_check(options: CheckOptions, write: Callable[[str], None]) -> int:
@@ -43,15 +45,27 @@ def run_check(options: CheckOptions, write: Callable[[str], None]) -> int:
         write(str(error))
         return 1
     findings = list(check(adapter, open_model(options.model_base)))
-    fatal = [finding for finding in findings if finding.fatal]
-    for finding in findings[:MAX_SHOWN]:
-        write(f"{'error' if finding.fatal else 'note'}: {finding.text}")
-    if len(findings) > MAX_SHOWN:
-        write(f"... and {len(findings) - MAX_SHOWN} more")
+    lines = list(grouped(findings))
+    for line in lines[:MAX_SHOWN]:
+        write(line)
+    if len(lines) > MAX_SHOWN:
+        write(f"... and {len(lines) - MAX_SHOWN} more")
+    n_errors = sum(finding.fatal for finding in findings)
     n_pairs = sum(name.endswith(".lora_a") for name in adapter.tensors)
-    verdict = f"llama.cpp cannot use it: {len(fatal)} errors" if fatal else f"llama.cpp loads it: {n_pairs} pairs"
+    verdict = (f"llama.cpp cannot use it: {count(n_errors, 'error')}" if n_errors
+               else f"llama.cpp loads it: {count(n_pairs, 'pair')}")
     write(f"{options.adapter}: {verdict}")
-    return 1 if fatal else 0
+    return 1 if n_errors else 0
+
+
+def grouped(findings: Iterable[Finding]) -> Iterator[str]:
+    """A line for all the tensors of which the same is to be said."""
+    tensors: dict[tuple[bool, str], list[str]] = {}
+    for finding in findings:
+        tensors.setdefault((finding.fatal, finding.text), []).append(finding.tensor)
+    for (fatal, text), (first, *others) in tensors.items():
+        where = f"'{first}'" + (f" and {count(len(others), 'other')}" if others else "") + ": " if first else ""
+        yield f"{'error' if fatal else 'note'}: {where}{text}"
 
 
 def _advice(kind: FileKind, options: CheckOptions) -> str:
@@ -75,10 +89,10 @@ def check(adapter: GGUFFile, model: GGUFFile) -> Iterator[Finding]:
         if suffix in ("lora_a", "lora_b"):
             pairs.setdefault(base, {})[suffix] = tensor
         elif name.endswith("_norm.weight"):
-            yield Finding(False, f"'{name}' is skipped: llama.cpp adapts no norms")
+            yield Finding(False, "skipped, llama.cpp adapts no norms", name)
         else:
             legacy = " (.loraA and .loraB are the ggla spelling)" if suffix in ("loraA", "loraB") else ""
-            yield Finding(True, f"'{name}': a name must end in .lora_a or .lora_b{legacy}")
+            yield Finding(True, f"a name must end in .lora_a or .lora_b{legacy}", name)
     if not pairs:
         yield Finding(True, "the file holds no pairs")
     for base, pair in sorted(pairs.items()):
@@ -101,24 +115,24 @@ def _check_metadata(metadata: dict[str, Any], types: dict[str, Any], architectur
 
 def _check_pair(base: str, pair: dict[str, Tensor], model: GGUFFile) -> Iterator[Finding]:
     if len(pair) != 2:
-        yield Finding(True, f"'{base}' has only {next(iter(pair))}: half a pair")
+        yield Finding(True, f"only {next(iter(pair))}, half a pair", base)
         return
     tensor = model.tensors.get(base)
     if tensor is None:
         tied = base == "output.weight" and "token_embd.weight" in model.tensors
         why = "its embedding serves as output matrix" if tied else "is it the wrong model?"
-        yield Finding(True, f"'{base}' is adapted, but the model has no such tensor: {why}")
+        yield Finding(True, f"adapted, but the model has no such tensor: {why}", base)
         return
     a, b = pair["lora_a"], pair["lora_b"]
     problem = _shape_problem(base, _two_dims(a.shape), _two_dims(b.shape), _two_dims(tensor.shape))
     if problem:
-        yield Finding(True, f"'{base}' {tensor.shape} has {problem}")
+        yield Finding(True, f"of shape {tensor.shape}, has {problem}", base)
         return
     if base == "token_embd.weight" and "output.weight" not in model.tensors:
-        yield Finding(True, "'token_embd.weight' is adapted, but the model uses this matrix for its output too: "
-                            "llama.cpp loads the adapter and aborts at the first token")
+        yield Finding(True, "adapted, but the model uses this matrix for its output too: llama.cpp loads the adapter and "
+                            "aborts at the first token", base)
     if len(tensor.shape) == 1:
-        yield Finding(False, f"'{base}' is a vector, of a norm for instance: its pair is loaded, but has no effect")
+        yield Finding(False, "a vector, of a norm for instance: its pair is loaded, but has no effect", base)
     yield from _check_values(base, a, b)
 
 
@@ -146,13 +160,12 @@ def _shape_problem(base: str, a: tuple[int, ...], b: tuple[int, ...], w: tuple[i
 def _check_values(base: str, a: Tensor, b: Tensor) -> Iterator[Finding]:
     for part in (a, b):
         if not part.type.is_trainable:
-            yield Finding(False, f"'{part.name}' is of type {part.type.label}, whose values lorafast cannot check")
+            yield Finding(False, f"of type {part.type.label}, whose values lorafast cannot check", part.name)
             return
         if part.type.label not in FLOATS:
-            yield Finding(False, f"'{part.name}' is of type {part.type.label}: it loads, but llama-export-lora refuses "
-                                 "it")
+            yield Finding(False, f"of type {part.type.label}, which loads, but llama-export-lora refuses", part.name)
     values_a, values_b = a.to_float32(), b.to_float32()
     if not (np.isfinite(values_a).all() and np.isfinite(values_b).all()):
-        yield Finding(True, f"'{base}' holds values that are not finite: every output would be NaN")
+        yield Finding(True, "values that are not finite: every output would be NaN", base)
     elif not (values_a.any() and values_b.any()):
-        yield Finding(False, f"'{base}' has an A or B of zeros: no effect")
+        yield Finding(False, "an A or B of zeros, so no effect: nothing was learnt there", base)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import LoraFastError, UsageError
+from .live import Meter, Show, silent
 from .records import BadRecord, Chat, Completion, Text, is_json, read_records
 from .rng import MT19937
 from .samples import Samples, Sequences, targets_of
@@ -25,12 +26,13 @@ from .sequences import SequenceEncoder
 from .text_data import evaluation_text, hold_out_end, tokenize_text
 from .token_store import TokenWriter, store_tokens
 from .tokenizer import Tokenizer
+from .words import count
 
 FORMATS = ("auto", "text", "jsonl")
 _CACHE_VERSION = 1      # to be raised when the same data gives other tokens than before
 _SPLIT_SEED = 0         # fixed, so that a resumed run holds out the same samples whatever its seed
 _N_SHOWN = 3
-_KINDS = {Text: "text", Completion: "prompt and completion", Chat: "chat"}
+_KINDS = {Text: ("text",), Completion: ("prompt and completion", "prompts and completions"), Chat: ("chat",)}
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,11 @@ class Data:
     notes: list[str] = field(default_factory=list)
 
 
-def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int) -> Data:
+def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
+              progress: Show = silent) -> Data:
     """Reads and tokenises data for a model with this tokenizer and metadata; samples have at most `ctx` targets.
 
+    progress   is shown how far it is
     LoraFastError in one line, with file and line number, for what cannot be read; UsageError for options that
     contradict each other.
     """
@@ -86,7 +90,7 @@ def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str,
         records = next(path for path, is_records in kinds.items() if is_records)
         raise LoraFastError(f"{text} is text and {records} has records: train on one or the other")
     reader = _RecordReader if kinds[train[0]] else _TextReader
-    return reader(options, tokenizer, metadata, ctx).read(train, valid, test)
+    return reader(options, tokenizer, metadata, ctx, progress).read(train, valid, test)
 
 
 # ---------------------------------------------------------------------------------------------------- finding the files
@@ -138,8 +142,10 @@ def has_records(path: str, data_format: str) -> bool:
 class _Reader:
     """What texts and records have in common."""
 
-    def __init__(self, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int) -> None:
+    def __init__(self, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
+                 progress: Show) -> None:
         self.options, self.tokenizer, self.metadata, self.ctx = options, tokenizer, metadata, ctx
+        self.progress = progress
 
     def cache_key(self, paths: Sequence[str], **more: Any) -> str:
         """Stands for all that the tokens follow from: files (by name, size and time), vocabulary, options."""
@@ -175,7 +181,7 @@ class _TextReader(_Reader):
                    overlapping_samples=options.overlapping_samples)
         cuts = {**how, "ctx": self.ctx} if options.sample_start else {}      # without, the tokens don't depend on them
         samples = tokenize_text(train, self.tokenizer, self.ctx, stride=options.stride, cache=options.cache,
-                                cache_key=self.cache_key(train, text=cuts), **how)
+                                cache_key=self.cache_key(train, text=cuts), progress=self.progress, **how)
         held_out = self.evaluation(valid)
         if options.valid_split:
             if options.sample_start:
@@ -187,7 +193,7 @@ class _TextReader(_Reader):
         return Data(samples, held_out, self.evaluation(test), [f"{path}: text" for path in train])
 
     def evaluation(self, paths: list[str]) -> Samples | None:
-        return evaluation_text(paths, self.tokenizer, self.ctx) if paths else None
+        return evaluation_text(paths, self.tokenizer, self.ctx, self.progress) if paths else None
 
 
 class _RecordReader(_Reader):
@@ -202,7 +208,7 @@ class _RecordReader(_Reader):
         held_out = self.evaluation(valid, notes)
         if options.valid_split:
             samples, held_out = hold_out(samples, options.valid_split)
-            notes.append(f"{len(held_out)} of these samples are held out to evaluate on")
+            notes.append(f"held out to evaluate on: {len(held_out)} of these samples")
         return Data(samples, held_out, self.evaluation(test, notes), notes)
 
     def evaluation(self, paths: list[str], notes: list[str]) -> Sequences | None:
@@ -233,30 +239,31 @@ class _RecordReader(_Reader):
         encoder = SequenceEncoder(self.tokenizer, self.load_template, train_on_prompt=self.options.train_on_prompt)
         recognised, samples_of_source, bad = [], [], []
         for path in paths:
-            kinds: Counter[str] = Counter()
+            kinds: Counter[tuple[str, ...]] = Counter()
             n_samples = 0
-            for line, record in read_records(path):
-                try:
-                    if isinstance(record, BadRecord):
-                        raise record
-                    sequences = encoder.encode(record)
-                except BadRecord as error:
-                    bad.append(f"{path}:{line}: {error}")
-                    if not self.options.skip_bad:
-                        raise LoraFastError(f"{bad[0]} (--skip-bad leaves such lines out)") from None
-                    continue
-                kinds[_KINDS[type(record)]] += 1
-                for sequence in sequences:
-                    writer.write(sequence)
-                    writer.end_sample(line)
-                n_samples += len(sequences)
+            with Meter(f"tokenising {path}", os.path.getsize(path), self.progress) as meter:
+                for line, record in read_records(path, meter.advance):
+                    try:
+                        if isinstance(record, BadRecord):
+                            raise record
+                        sequences = encoder.encode(record)
+                    except BadRecord as error:
+                        bad.append(f"{path}:{line}: {error}")
+                        if not self.options.skip_bad:
+                            raise LoraFastError(f"{bad[0]} (--skip-bad leaves such lines out)") from None
+                        continue
+                    kinds[_KINDS[type(record)]] += 1
+                    for sequence in sequences:
+                        writer.write(sequence)
+                        writer.end_sample(line)
+                    n_samples += len(sequences)
             samples_of_source.append(n_samples)
-            found = ", ".join(f"{n} {_plural(kind, n)}" for kind, n in kinds.items()) or "nothing"
+            found = ", ".join(count(n, *kind) for kind, n in kinds.items()) or "nothing"
             recognised.append(f"{path}: {found}")
-        warnings = [f"{sentence}: {count}" for sentence, count in encoder.notes.items() if count]
+        warnings = [f"{sentence}: {n}" for sentence, n in encoder.notes.items() if n]
         if bad:
             more = f"; and {len(bad) - _N_SHOWN} more" if len(bad) > _N_SHOWN else ""
-            warnings.append(f"{len(bad)} bad {_plural('line', len(bad))} left out: {'; '.join(bad[:_N_SHOWN])}{more}")
+            warnings.append(f"{count(len(bad), 'bad line')} left out: {'; '.join(bad[:_N_SHOWN])}{more}")
         return {"recognised": recognised, "samples_of_source": samples_of_source, "warnings": warnings}
 
     def load_template(self):
@@ -290,9 +297,3 @@ def hold_out(samples: Samples, share: float) -> tuple[Samples, Samples]:
     order = np.argsort(MT19937(_SPLIT_SEED).draw(n), kind="stable")
     held_out = samples.subset(np.sort(order[:n_held_out]))
     return samples.subset(np.sort(order[n_held_out:])), replace(held_out, warnings=[])
-
-
-def _plural(kind: str, n: int) -> str:
-    if n == 1:
-        return kind
-    return " ".join(f"{word}s" if word != "and" else word for word in kind.split())

@@ -55,8 +55,9 @@ class Best:
         """Why the run is to stop, or None."""
         if not 0 < self.patience <= self.evaluations_since:
             return None
-        return (f"{self.evaluations_since} evaluations in a row were not better than that of iteration {self.iteration}, "
-                f"{self.loss:.6f} (--patience)")
+        n = self.evaluations_since
+        return (f"{'the last evaluation was' if n == 1 else f'{n} evaluations in a row were'} not better than that of "
+                f"iteration {self.iteration}, {self.loss:.6f} (--patience)")
 
     def extras(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

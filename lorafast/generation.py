@@ -9,6 +9,7 @@ import numpy as np
 
 from .model import Sequence
 from .sampling import Sampling, choose
+from .words import count
 
 Choose = Callable[[np.ndarray, list[int]], int]
 """The next token, from the logits (n_vocab,) and all tokens so far."""
@@ -31,7 +32,7 @@ class Speed:
 
     def __str__(self) -> str:
         def rate(tokens: int, seconds: float) -> str:
-            return f"{tokens} tokens in {seconds:.2f} s" + (f" ({tokens / seconds:.1f} tokens/s)" if seconds else "")
+            return f"{count(tokens, 'token')} in {seconds:.2f} s" + (f" ({tokens / seconds:.1f} tokens/s)" if seconds else "")
 
         return f"prompt: {rate(self.prompt_tokens, self.prompt_seconds)}; generated: {rate(self.tokens, self.seconds)}"
 

@@ -15,9 +15,11 @@ import numpy as np
 
 from .data import Data, DataOptions, open_data
 from .gguf import open_model
+from .live import show_live
 from .samples import Samples, Sequences, plain, targets_of
 from .tokenizer import Tokenizer, load_tokenizer
 from .tool_options import InspectOptions
+from .words import count
 
 COUNTED, READ = ("\x1b[32m", "\x1b[92m"), ("\x1b[90m", "\x1b[37m")
 RESET = "\x1b[0m"
@@ -33,7 +35,7 @@ def run_inspect_data(options: InspectOptions, out: TextIO) -> int:
         (options.file,), data_format=options.data_format, chat_template=options.chat_template,
         train_on_prompt=options.train_on_prompt, skip_bad=options.skip_bad, stride=options.stride,
         sample_start=options.start_text, include_sample_start=options.include_sample_start,
-        overlapping_samples=options.overlapping_samples), tokenizer, gguf.metadata, options.ctx)
+        overlapping_samples=options.overlapping_samples), tokenizer, gguf.metadata, options.ctx, show_live)
     inspect_data(data, tokenizer, out, ctx=options.ctx, batch=options.batch, numbers=list(map(int, options.samples.split(","))),
                  width=min(120, shutil.get_terminal_size().columns))
     return 0
@@ -68,19 +70,21 @@ def summary(name: str, samples: Samples) -> list[str]:
         n_tokens = int(samples.size.sum())
         n_counted = sum(int((targets_of(samples.stored(i)[1:]) >= 0).sum()) for i in range(len(samples)))
         what = f"tokens, of which {n_counted:,} ({n_counted / n_tokens:.0%}) count in the loss"
-    return [f"{name}: {len(samples):,} samples, {n_tokens:,} {what}"]
+    return [f"{name}: {count(len(samples), 'sample')}, {n_tokens:,} {what}"]
 
 
 def batches(samples: Samples, ctx: int, batch: int) -> list[str]:
     """What an epoch is."""
     n_rows = samples.size - 1 if isinstance(samples, Sequences) else samples.size
     n_batches = -(-len(samples) // batch)
-    lines = [f"an epoch: {n_batches:,} batches of {batch} samples, {n_rows.mean() * batch:,.0f} tokens each"]
+    tokens = n_rows.sum() / n_batches if n_batches == 1 else n_rows.mean() * batch
+    lines = [f"an epoch: {count(n_batches, 'batch', 'batches')} of {count(min(batch, len(samples)), 'sample')}, "
+             f"{tokens:,.0f} tokens{' each' * (n_batches > 1)}"]
     if isinstance(samples, Sequences):
         budget = batch * ctx
         n_packed = -(-int(n_rows.sum()) // budget)
-        lines.append(f"with --pack: about {n_packed:,} batches of up to {budget:,} tokens (--batch {batch} x "
-                     f"--ctx {ctx})")
+        lines.append(f"with --pack: about {count(n_packed, 'batch', 'batches')} of up to {budget:,} tokens "
+                     f"(--batch {batch} x --ctx {ctx})")
     return lines
 
 

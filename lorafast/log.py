@@ -83,6 +83,9 @@ class Log:
     def tokenizing(self, path: str, sample_start: str, include_sample_start: bool) -> None:
         """The training data is about to be read."""
 
+    def progress(self, text: str) -> None:
+        """How far that is; empty when it is done."""
+
     def data(self, n_samples: int, n_tokens: int, n_unique: int, warnings: Sequence[str]) -> None:
         """It is read."""
 
@@ -194,7 +197,7 @@ class PipeLog(Log):
     """The original's lines: the model loader's on stderr, the others on stdout, each flushed at once."""
 
     def __init__(self) -> None:
-        self.progress = Progress(0)
+        self.course = Progress(0)
 
     def _print(self, line: str) -> None:
         print(line, flush=True)
@@ -260,7 +263,7 @@ class PipeLog(Log):
         self._print(f"main: {cause} restarting shuffled epoch.")
 
     def begin(self, work_size: int, *, n_iter: int, tokens_per_iter: int, folder: str = ".") -> None:
-        self.progress = Progress(n_iter)
+        self.course = Progress(n_iter)
         self._print("main: begin training")
         self._print_size("work_size", work_size)
 
@@ -269,7 +272,7 @@ class PipeLog(Log):
         self._print(f"{function}: saving to {path}")
 
     def iteration(self, record: IterationRecord) -> None:
-        progress = self.progress
+        progress = self.course
         progress.update(record)
         times = ""
         if progress.step_ms is not None:

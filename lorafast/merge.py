@@ -26,6 +26,7 @@ from .files import megabytes
 from .ggml_types import GGMLType, GGUFValueType
 from .gguf import GGUFFile, Tensor, open_model
 from .gguf_writer import TensorToWrite, ValueType, write_gguf
+from .live import Meter, Show, show_live, silent
 from .quantize_k import quantize
 from .quants import dequantize
 from .tool_options import MergeOptions
@@ -108,7 +109,8 @@ def run_merge(options: MergeOptions, write: Callable[[str], None]) -> int:
         for warning in file.warnings:
             write(f"note: {warning}")
         adapters.append((file, scale))
-    report = merge_model(options.output, model, adapters, type=options.ggml_type, n_threads=options.n_threads)
+    report = merge_model(options.output, model, adapters, type=options.ggml_type, n_threads=options.n_threads,
+                         progress=show_live)
     for line in report_lines(report):
         write(line)
     write(f"wrote {options.output}, {megabytes(report.nbytes)}")
@@ -116,11 +118,12 @@ def run_merge(options: MergeOptions, write: Callable[[str], None]) -> int:
 
 
 def merge_model(path: str | os.PathLike, model: GGUFFile, adapters: Sequence[tuple[AdapterFile, float]], *,
-                type: GGMLType | None = None, n_threads: int = 1) -> Report:
+                type: GGMLType | None = None, n_threads: int = 1, progress: Show = silent) -> Report:
     """Writes the model at `path` (atomically) with adapters, each with its factor, merged into it.
 
-    type  of every matrix; None keeps each tensor's. A matrix whose rows do not divide into its blocks gets the type
-          that llama.cpp would take
+    type      of every matrix; None keeps each tensor's. A matrix whose rows do not divide into its blocks gets the type
+              that llama.cpp would take
+    progress  is shown how far it is
 
     The pair of token_embd acts on the input only. Where the model uses that matrix for its output as well, the merged
     model has an output.weight of its own, the matrix as it was.
@@ -133,9 +136,10 @@ def merge_model(path: str | os.PathLike, model: GGUFFile, adapters: Sequence[tup
     notes: list[str] = []
     plans = _plan(model, _changes_by_tensor(model, adapters), type, notes)
     changes: dict[GGMLType, Change] = {}
-    with ThreadPoolExecutor(n_threads) as pool:
+    n_bytes = sum(plan.source.nbytes for plan in plans)
+    with ThreadPoolExecutor(n_threads) as pool, Meter(f"writing {os.fspath(path)}", n_bytes, progress) as meter:
         def stream(plan: _Plan) -> Callable[[], Iterator[np.ndarray]]:
-            return lambda: _rows(plan, pool, n_threads, changes)
+            return lambda: _rows(plan, pool, n_threads, changes, meter)
 
         tensors = [TensorToWrite(plan.name, plan.type, plan.source.shape, stream(plan)) for plan in plans]
         write_gguf(path, _metadata(model, type), tensors, alignment=model.alignment)
@@ -253,18 +257,21 @@ def _metadata(model: GGUFFile, type: GGMLType | None) -> list[tuple[str, ValueTy
     return metadata
 
 
-def _rows(plan: _Plan, pool: ThreadPoolExecutor, n_threads: int,
-          changes: dict[GGMLType, Change]) -> Iterator[np.ndarray]:
+def _rows(plan: _Plan, pool: ThreadPoolExecutor, n_threads: int, changes: dict[GGMLType, Change],
+          meter: Meter) -> Iterator[np.ndarray]:
     """The tensor's blocks as they will be stored, some rows at a time and in order."""
-    chunks = _chunks(plan.source)
+    rows, chunks = prod(plan.source.shape[:-1]), _chunks(plan.source)
     if not plan.changes and plan.type is plan.source.type:
-        yield from (plan.source.data[chunk] for chunk in chunks)
+        for chunk in chunks:
+            yield plan.source.data[chunk]
+            meter.advance(plan.source.data[chunk].nbytes)
     else:
         total = Change(tensors=1)
         tasks = (lambda chunk=chunk: _merge(plan, chunk) for chunk in chunks)
         for stored, change in _in_order(pool, 2 * n_threads, tasks):
             total += change
             yield stored
+            meter.advance(plan.source.nbytes * len(stored) // rows)
         if plan.changes:
             changes.setdefault(plan.type, Change())
             changes[plan.type] += total

@@ -75,10 +75,16 @@ class Strategy:
         return min(batch, self.micro_batch or batch) * ctx
 
 
+ORIGINALS_FLOOR = 1e-9
+"""Under the probabilities in the original's loss, -ln(p (1 - floor) + floor): no token's loss is above 20.72."""
+
+
 class Trainer:
     """Loss and gradients of batches; at most `max_tokens` tokens are worked on at a time, with buffers allocated once.
 
     No sequence may have more.
+
+    floor   under the probabilities in the loss; 0: none
     """
 
     def __init__(self, model: Model, adapter: Adapter, max_tokens: int, strategy: Strategy, n_threads: int) -> None:
@@ -86,6 +92,7 @@ class Trainer:
         self.max_tokens = max_tokens
         self.buffers = Activations(model, adapter, max_tokens, strategy)
         self.scratch = Scratch(scratch_floats(model, adapter, max_tokens, strategy.head_tokens))
+        self.floor = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -168,7 +175,8 @@ class Trainer:
             h, loss = [empty(n, rank) for rank in model.head.ranks(adapter)], empty(n)
             model.head.forward([logits], h, normed, adapter, n_threads)
             y[:] = logits[:, :y.shape[1]]
-            cross_entropy_forward_backward(loss, logits, targets[index], np.full(n, token_weight or 0, np.float32), n_threads)
+            weights = np.full(n, token_weight or 0, np.float32)
+            cross_entropy_forward_backward(loss, logits, targets[index], weights, self.floor, n_threads)
             total += float(loss.sum(dtype=np.float64))
             if token_weight is None:
                 continue

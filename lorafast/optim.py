@@ -15,6 +15,7 @@ import numpy as np
 
 from .kernels.adam import adam_step, sum_of_squares
 from .lora import Adapter
+from .words import count
 
 EPS = 1e-8   # keeps Adam's division finite; the original has no option for it
 f32 = np.float32
@@ -243,7 +244,7 @@ class EpochLimit:
             self._reached_in = iteration
         if iteration == self._reached_in:
             return None
-        return f"{self.epochs} epoch{'s' * (self.epochs > 1)} completed (--epochs)"
+        return f"{count(self.epochs, 'epoch')} completed (--epochs)"
 
 
 def parameter_groups(adapter: Adapter, decay_min_ndim: int, lora_plus: float) -> list[Group]:

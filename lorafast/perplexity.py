@@ -16,6 +16,7 @@ import numpy as np
 
 from .api import Model
 from .errors import LoraFastError, UsageError
+from .live import show_live
 from .model import Sequence
 from .use_options import PerplexityConfig
 
@@ -111,10 +112,12 @@ def run_perplexity(config: PerplexityConfig, write: Callable[[str], None]) -> in
         if tokens is None:
             tokens = model.tokenizer.encode(text, add_special=True)
         began = time.perf_counter()
-        result = perplexity(
-            model, tokens, config.ctx, stride=config.stride, n_windows=config.chunks,
-            progress=lambda done, of, value: show_live(f"{name}: window {done} of {of}, perplexity {value:.4f}"))
-        show_live("")
+        try:
+            result = perplexity(
+                model, tokens, config.ctx, stride=config.stride, n_windows=config.chunks,
+                progress=lambda done, of, value: show_live(f"{name}: window {done} of {of}, perplexity {value:.4f}"))
+        finally:
+            show_live("")
         speed = len(result.losses) / (time.perf_counter() - began)
         write(f"{name}: perplexity {result.value:.4f} ± {result.standard_error:.4f}, {len(result.losses)} tokens predicted, "
               f"{speed:.0f} a second")
@@ -122,12 +125,6 @@ def run_perplexity(config: PerplexityConfig, write: Callable[[str], None]) -> in
     if len(results) == 2:
         write(change_line(*results))
     return 0
-
-
-def show_live(text: str) -> None:
-    """Shows how far it is, in a line of the terminal that the next one replaces; nothing where stderr is none."""
-    if sys.stderr.isatty():
-        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def variants(config: PerplexityConfig) -> list[tuple[str, list[tuple[str, float]]]]:

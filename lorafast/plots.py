@@ -9,7 +9,7 @@ from html import escape
 
 from .errors import LoraFastError
 
-COLOURS = {"faint": "#b8c4d6", "main": "#2563a8", "second": "#c2571a"}
+COLOURS = {"faint": "#a9b8cd", "main": "#2563a8", "second": "#c2571a"}
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 34, 40
 """Margins around the plotted area, in pixels."""
@@ -28,15 +28,23 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A title, which says the unit, and what is drawn."""
+    """A title, which says the unit, and what is drawn. from_zero: the axis of y begins there."""
 
     title: str
     lines: list[Line] = field(default_factory=list)
+    from_zero: bool = False
 
     @property
     def drawn(self) -> list[Line]:
         """The lines that have finite points."""
         return [line for line in self.lines if any(map(math.isfinite, line.y))]
+
+    @property
+    def y_bounds(self) -> tuple[float, float]:
+        """The axis of y: from 0 or a little below the lowest point to a little above the highest."""
+        low, high = bounds([0.0] * self.from_zero + [y for line in self.drawn for y in line.y])
+        margin = 0.04 * (high - low)
+        return low - margin * (low != 0 or not self.from_zero), high + margin
 
 
 def ticks(low: float, high: float, n: int = 5, least: float = 0.0) -> list[float]:
@@ -51,7 +59,7 @@ def number(x: float) -> str:
     """A tick's number, short."""
     if x == 0:
         return "0"
-    return f"{x:.0e}".replace("e-0", "e-") if abs(x) < 1e-3 else f"{x:,.10g}"
+    return f"{x:.0e}".replace("e-0", "e-") if abs(x) < 1e-4 else f"{x:,.10g}"
 
 
 def bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -70,9 +78,7 @@ def svg(chart: Chart) -> str:
              f'<text class="title" x="{LEFT}" y="18">{escape(chart.title)}</text>']
     if lines:
         x_low, x_high = bounds([x for line in lines for x in line.x])
-        y_low, y_high = bounds([y for line in lines for y in line.y])
-        margin = 0.04 * (y_high - y_low)
-        y_low, y_high = y_low - margin, y_high + margin
+        y_low, y_high = chart.y_bounds
 
         def place(x: float, y: float) -> tuple[float, float]:
             return (LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT),
@@ -93,8 +99,8 @@ def svg(chart: Chart) -> str:
             if line.dots or len(points) == 1:
                 parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOURS[line.style]}"/>' for x, y in points]
         if len(lines) > 1:
-            labels = "".join(f'<tspan dx="{14 if i else 0}" style="fill: {COLOURS[line.style]}">{escape(line.label)}</tspan>'
-                             for i, line in enumerate(lines))
+            labels = "".join(f'<tspan dx="{14 if i else 0}" style="fill: {COLOURS[line.style]}">━━</tspan>'
+                             f'<tspan dx="5">{escape(line.label)}</tspan>' for i, line in enumerate(lines))
             parts.append(f'<text class="legend" x="{WIDTH - RIGHT}" y="18" text-anchor="end">{labels}</text>')
     else:
         parts.append(f'<text class="tick" x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no data</text>')
@@ -115,12 +121,14 @@ def save_png(charts: Sequence[Chart], path: str | os.PathLike, title: str) -> No
         axes.set_title(chart.title, loc="left", fontsize=10)
         axes.grid(axis="y", color="#e3e7ee")
         axes.set_axisbelow(True)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.set_xlabel("iteration", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         for line in chart.drawn:
             axes.plot(line.x, line.y, color=COLOURS[line.style], label=line.label, linewidth=1.4,
                       marker="o" if line.dots or len(line.x) == 1 else None, markersize=4)
+        if chart.drawn:
+            axes.set_ylim(*chart.y_bounds)
         if len(chart.drawn) > 1:
             axes.legend(frameon=False, fontsize=9)
     try:

@@ -16,6 +16,7 @@ from .lora import Adapter, specs_for, split_name
 from .sampler import Sampler, SequenceSampler
 from .samples import Sequences
 from .tokenizer import Tokenizer
+from .words import count
 
 
 def open_base(config: FinetuneConfig) -> tuple[GGUFFile, HParams]:
@@ -75,13 +76,13 @@ def data_options(config: FinetuneConfig) -> DataOptions:
 def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, gguf: GGUFFile) -> Data:
     """The data to train and to evaluate on, read and tokenised."""
     log.tokenizing(os.pathsep.join(config.train_data), config.start_text, config.include_sample_start)
-    data = open_data(data_options(config), tokenizer, gguf.metadata, config.ctx)
+    data = open_data(data_options(config), tokenizer, gguf.metadata, config.ctx, log.progress)
     if isinstance(data.train, Sequences) or data.valid is not None:
         for note in data.notes:
             log.note(note)
     log.data(len(data.train), len(data.train.tokens), data.train.n_unique_tokens, data.train.warnings)
     if data.valid is not None:
-        log.note(f"evaluation on {len(data.valid)} samples of {data.valid.name}")
+        log.note(f"evaluation on {count(len(data.valid), 'sample')} of {data.valid.name}")
     elif config.patience:
         raise UsageError(f"--patience {config.patience}: there is no data to evaluate on (--valid-data, --valid-split)")
     return data

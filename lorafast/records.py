@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Union
 
 from .errors import LoraFastError
+from .json_array import array_items
+
+BOM = b"\xef\xbb\xbf"
 
 _HEAD_BYTES = 1 << 16
 """By so much of its beginning a file is recognised."""
@@ -66,7 +68,7 @@ def is_json(path: str) -> bool:
         raise LoraFastError(f"cannot read training data '{path}': {error.strerror}") from None
     if path.lower().endswith((".jsonl", ".ndjson")):
         return True
-    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    head = head.removeprefix(BOM).lstrip()
     if re.match(rb"""\[\s*\{\s*["}]""", head):
         return True
     is_cut = len(head) > _HEAD_BYTES // 2 and b"\n" not in head     # one line fills all that was read
@@ -80,12 +82,16 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def read_records(path: str) -> Iterator[tuple[int, Record | BadRecord]]:
+Advance = Callable[[int], object]
+
+
+def read_records(path: str, advance: Advance = lambda n: None) -> Iterator[tuple[int, Record | BadRecord]]:
     """The records of a file, with their line numbers (in an array: their numbers), or what is wrong with a line.
 
-    Lines are read one after the other; an array has to be read whole. LoraFastError when the file cannot be read.
+    They are read one after the other. `advance` is told the bytes that were read. LoraFastError when the file cannot be
+    read, or an array in it is broken.
     """
-    for number, value in _read_values(path):
+    for number, value in _read_values(path, advance):
         if not isinstance(value, BadRecord):
             try:
                 value = parse_record(value)
@@ -94,28 +100,19 @@ def read_records(path: str) -> Iterator[tuple[int, Record | BadRecord]]:
         yield number, value
 
 
-def _read_values(path: str) -> Iterator[tuple[int, Any]]:
+def _read_values(path: str, advance: Advance) -> Iterator[tuple[int, Any]]:
     try:
-        with open(path, "rb") as file:
-            is_first = True
+        with open(path, "rb", _HEAD_BYTES) as file:
+            if file.peek().removeprefix(BOM).lstrip().startswith(b"["):
+                yield from enumerate(array_items(file, path, advance), 1)
+                return
             for number, line in enumerate(file, 1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if not line.strip():
-                    continue
-                if is_first and line.lstrip().startswith(b"["):
-                    yield from _array_items(path)
-                    return
-                is_first = False
-                yield number, _parse(line.rstrip())
+                advance(len(line))
+                line = line.removeprefix(BOM) if number == 1 else line
+                if line.strip():
+                    yield number, _parse(line.rstrip())
     except OSError as error:
         raise LoraFastError(f"cannot read training data '{path}': {error.strerror}") from None
-
-
-def _array_items(path: str) -> Iterator[tuple[int, Any]]:
-    values = _parse(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    if not isinstance(values, list):
-        raise LoraFastError(f"{path}: the array in it is broken: {values}")
-    yield from enumerate(values, 1)
 
 
 def _parse(data: bytes) -> Any:
@@ -125,8 +122,7 @@ def _parse(data: bytes) -> Any:
     except UnicodeDecodeError as error:
         return BadRecord(f"not UTF-8 at byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
-        where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        return BadRecord(f"not valid JSON: {error.msg} at {where}")
+        return BadRecord(f"not valid JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:       # a number of too many digits, too deep a nesting
         return BadRecord(f"not usable JSON: {error}")
 

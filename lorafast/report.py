@@ -84,9 +84,9 @@ def charts_of(records: Sequence[dict[str, Any]]) -> list[Chart]:
         Chart("Loss, nats per token", [
             line("each batch", losses, "faint"), line("smoothed", smoothed(losses)),
             Line("evaluation", column(evaluations, "iteration"), column(evaluations, "loss"), "second", dots=True)]),
-        Chart("Learning rate", [line("learning rate", column(steps, "learning_rate"))]),
-        Chart("Norm of the gradient, before clipping", [line("norm", column(steps, "gradient_norm"))]),
-        Chart("Speed, tokens per second", [line("speed", column(steps, "tokens_per_second"))]),
+        Chart("Learning rate", [line("learning rate", column(steps, "learning_rate"))], from_zero=True),
+        Chart("Norm of the gradient, before clipping", [line("norm", column(steps, "gradient_norm"))], from_zero=True),
+        Chart("Speed, tokens per second", [line("speed", column(steps, "tokens_per_second"))], from_zero=True),
     ]
 
 
@@ -130,13 +130,13 @@ h1 { font-size: 1.5rem; margin: 0 0 .3rem } h2 { font-size: 1.1rem; margin: 2rem
 .facts { display: flex; flex-wrap: wrap; gap: .6rem 2.2rem; margin: 1rem 0 }
 .facts div { white-space: nowrap } .facts b { display: block; font-size: 1.25rem; font-weight: 600 }
 .facts span, .note { color: #5b6778 }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1.2rem }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 1.2rem }
 svg { width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; fill: #5b6778 }
-svg .title { font-weight: 600; fill: #1c2430 } svg .legend { font-weight: 600 } svg .grid { stroke: #e3e7ee }
+svg .title { font-weight: 600; fill: #1c2430 } svg .grid { stroke: #e3e7ee }
 svg polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round }
 table { border-collapse: collapse } td, th { text-align: left; vertical-align: top; padding: .35rem 2.2rem .35rem 0;
 border-top: 1px solid #e3e7ee } th { font-weight: 600; white-space: nowrap }
-.text { white-space: pre-wrap; overflow-wrap: anywhere } .prompt { color: #5b6778 }
+.text { white-space: pre-wrap; overflow-wrap: anywhere } .prompt td { color: #5b6778; padding-top: 1.2rem; border: 0 }
 details { margin: 2rem 0 } summary { cursor: pointer; font-weight: 600 } code { font-size: 13px }
 """
 
@@ -200,8 +200,10 @@ def evaluation_rows(evaluations: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def sample_rows(samples: Sequence[dict[str, Any]]) -> list[str]:
+    """Prompt by prompt, how each went on after more and more iterations."""
     rows = ["<tr><th>iteration</th><th>text</th></tr>"]
-    for sample in samples:
-        rows.append(f'<tr><td>{sample["iteration"]}</td><td class="text"><span class="prompt">{escape(sample["prompt"])}</span>'
-                    f'{escape(sample["text"])}</td></tr>')
+    for prompt in dict.fromkeys(sample["prompt"] for sample in samples):
+        rows.append(f'<tr class="prompt"><td></td><td class="text">{escape(prompt)}</td></tr>')
+        rows += [f'<tr><td>{sample["iteration"]}</td><td class="text">{escape(sample["text"].removeprefix(" "))}</td></tr>'
+                 for sample in samples if sample["prompt"] == prompt]
     return rows

@@ -25,11 +25,11 @@ def generate(config: GenerateConfig, write: Write, read: Read | None = None) -> 
     for warning in model.warnings:
         say(f"warning: {warning}")
     session = Chat(config, model) if config.chat else Completion(config, model)
-    if config.prompt or not config.interactive:
-        show(session.answer(config.prompt), write)
-        report_speed(config, model)
     if config.interactive:
         converse(config, model, session, write, read or read_line)
+    else:
+        show(session.answer(config.prompt), write)
+        report_speed(config, model)
 
 
 class Completion:
@@ -52,6 +52,9 @@ class Chat:
     """The prompts are one conversation, with what was answered. When that fills the context, a new one begins."""
 
     def __init__(self, config: GenerateConfig, model: Model) -> None:
+        from .chat_template import load_chat_template       # needs jinja2
+
+        load_chat_template(model.gguf.metadata, model.tokenizer, config.chat_template)      # at once, if there is none
         self.model, self.options = model, {**generation_options(config), "chat_template": config.chat_template}
         self.system = [{"role": "system", "content": config.system}] if config.system else []
         self.messages = self.system
@@ -77,26 +80,37 @@ class Chat:
 
 
 def converse(config: GenerateConfig, model: Model, session: Completion | Chat, write: Write, read: Read) -> None:
-    """Answers line after line until there are no more. Ctrl-C ends an answer; an error is told, and the session goes on."""
+    """Answers --prompt, then line after line until there are no more. Ctrl-C ends an answer, and the session goes on; at the
+    prompt it ends the session. An error is told, and the session goes on.
+    """
+    prompt = config.prompt
+    if read is read_line and sys.stdin.isatty():
+        say("Ctrl-C ends an answer; Ctrl-D, or Ctrl-C once more, the program")
     while True:
         try:
-            prompt = read()
-        except EOFError:
-            return
-        if not prompt.strip():
-            continue
-        try:
-            show(session.answer(prompt), write)
-            report_speed(config, model)
+            if prompt.strip():
+                show(session.answer(prompt), write)
+                report_speed(config, model)
         except KeyboardInterrupt:
-            write("\n")
+            pass
         except LoraFastError as error:
             say(f"error: {error}")
+        try:
+            prompt = read()
+        except (EOFError, KeyboardInterrupt):
+            if sys.stdin.isatty():
+                write("\n")
+            return
 
 
 def show(pieces: Iterator[str], write: Write) -> None:
-    for piece in pieces:
-        write(piece)
+    """Writes the pieces and ends the line, also where Ctrl-C cuts them short."""
+    try:
+        for piece in pieces:
+            write(piece)
+    except KeyboardInterrupt:
+        write("\n")
+        raise
     write("\n")
 
 

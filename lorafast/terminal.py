@@ -14,9 +14,11 @@ from rich.live import Live
 from rich.text import Text
 
 from .files import megabytes
+from .live import show_live
 from .log import STOPPING, IterationRecord, Log, Progress, duration
 from .model_summary import describe_size, file_type, special_tokens
 from .process import bytes_read, resident_bytes
+from .words import count
 
 if TYPE_CHECKING:
     from .events import Continuation, Evaluation
@@ -32,7 +34,7 @@ class TerminalLog(Log):
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
-        self.progress = Progress(0)
+        self.course = Progress(0)
         self.record: IterationRecord | None = None
         self.newest_evaluation: Evaluation | None = None
         self.best_evaluation: Evaluation | None = None
@@ -70,10 +72,10 @@ class TerminalLog(Log):
         self._row("Model", path)
 
     def loader(self, gguf: GGUFFile, tokenizer: Tokenizer, hparams: HParams) -> None:
-        count = Counter(tensor.type for tensor in gguf.tensors.values())
-        self._row("", f"{gguf.metadata.get('general.name', 'no name')}: {hparams.arch} {hparams.model_type} "
-                      f"{file_type(gguf)}, {describe_size(gguf)}")
-        self._row("", "tensors: " + ", ".join(f"{n} {kind.label}" for kind, n in sorted(count.items())))
+        types = Counter(tensor.type for tensor in gguf.tensors.values())
+        kind = f"{hparams.arch} {hparams.model_type}".removesuffix(" ?B")
+        self._row("", f"{gguf.metadata.get('general.name', 'no name')}: {kind} {file_type(gguf)}, {describe_size(gguf)}")
+        self._row("", "tensors: " + ", ".join(f"{n} {kind.label}" for kind, n in sorted(types.items())))
         self._row("Tokens", f"{tokenizer.vocab_type}, vocabulary {hparams.n_vocab}, merges {tokenizer.n_merges}, "
                   + ", ".join(f"{name} {token} {text}" for name, token, text in special_tokens(gguf, tokenizer)))
 
@@ -92,7 +94,8 @@ class TerminalLog(Log):
 
     def counters(self, iterations: int, samples: int, tokens: int, epochs: int) -> None:
         if iterations:
-            self._row("So far", f"{iterations} iterations, {samples} samples, {tokens} tokens, {epochs} epochs")
+            self._row("So far", f"{count(iterations, 'iteration')}, {count(samples, 'sample')}, "
+                                f"{count(tokens, 'token')}, {count(epochs, 'epoch')}")
 
     def lora_size(self, nbytes: int) -> None:
         self.adapter_size = nbytes
@@ -105,17 +108,20 @@ class TerminalLog(Log):
         start = f", samples {'from' if include_sample_start else 'after'} {sample_start!r}" if sample_start else ""
         self._row("Data", path + start)
 
+    def progress(self, text: str) -> None:
+        show_live(text)
+
     def data(self, n_samples: int, n_tokens: int, n_unique: int, warnings: Sequence[str]) -> None:
-        self._row("", f"{n_samples} samples, {n_tokens} tokens, {n_unique} different ones")
+        self._row("Samples", f"{n_samples:,} with {count(n_tokens, 'token')}, {n_unique:,} different ones")
         for warning in warnings:
             self.warning(warning)
 
     def restarted(self, *, forced: bool) -> None:
-        self._row("", "shuffled anew as asked" if forced else "new to this adapter: shuffled from the seed")
+        self._row("Order", "shuffled anew as asked" if forced else "shuffled from the seed: the data is new to this adapter")
 
     def begin(self, work_size: int, *, n_iter: int, tokens_per_iter: int, folder: str = ".") -> None:
-        self.progress, self.folder = Progress(n_iter), folder
-        self._row("Training", f"{n_iter} iterations of {tokens_per_iter} tokens")
+        self.course, self.folder = Progress(n_iter), folder
+        self._row("Training", f"{count(n_iter, 'iteration')} of {count(tokens_per_iter, 'token')}")
         self.live.start()
 
     def saving(self, kind: str, path: str) -> None:
@@ -134,7 +140,7 @@ class TerminalLog(Log):
     def iteration(self, record: IterationRecord) -> None:
         self.record = record
         self._flush_saved()
-        self.progress.update(record)
+        self.course.update(record)
         self.live.refresh()
 
     def _lines(self) -> Text:
@@ -147,7 +153,7 @@ class TerminalLog(Log):
         return Text("\n").join(Text(fitting(row, self.console.width), no_wrap=True, overflow="crop") for row in rows if row)
 
     def _how_far(self) -> list[str]:
-        record, progress = self.record, self.progress
+        record, progress = self.record, self.course
         facts = [f"{record.done}/{progress.n_iter}"]
         if progress.eta_ms is not None:
             facts.append(f"ETA {duration(progress.eta_ms)}")
@@ -155,7 +161,7 @@ class TerminalLog(Log):
         return facts
 
     def _how_good(self) -> list[str]:
-        record, progress = self.record, self.progress
+        record, progress = self.record, self.course
         if not record.done:
             return []
         facts = [f"loss {record.loss:.4f}", f"smoothed {progress.smoothed_loss:.4f}"]
@@ -166,7 +172,7 @@ class TerminalLog(Log):
         return [*facts, f"first {progress.first_loss:.4f}", f"gradient {record.gradient_norm:.3g}"]
 
     def _how_fast(self) -> list[str]:
-        record, progress = self.record, self.progress
+        record, progress = self.record, self.course
         facts = []
         if progress.step_ms:
             rate = 1000 * record.n_tokens / progress.step_ms

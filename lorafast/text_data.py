@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .errors import LoraFastError
+from .live import Meter, Show, silent
 from .samples import Samples
 from .token_store import StoredTokens, TokenWriter, store_tokens
 
@@ -36,7 +37,7 @@ class TextEncoder(Protocol):
 
     def encode(self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False) -> np.ndarray: ...
 
-    def encode_slices(self, text: bytes | mmap.mmap) -> Iterator[np.ndarray]: ...
+    def encode_slices(self, text: bytes | mmap.mmap) -> Iterator[tuple[int, np.ndarray]]: ...
 
 
 def tokenize_text(
@@ -50,6 +51,7 @@ def tokenize_text(
     overlapping_samples: bool = False,
     cache: str = "",
     cache_key: str = "",
+    progress: Show = silent,
 ) -> Samples:
     """Reads and tokenises UTF-8 text. No BOS or EOS is added; the names of special tokens in it are plain text.
 
@@ -61,6 +63,7 @@ def tokenize_text(
     include_sample_start  a sample begins with the string itself
     overlapping_samples   a sample goes on past the next occurrence, for enough bytes to fill the context
     cache, cache_key      see store_tokens
+    progress              is shown how far it is
 
     Files and tokens are mapped, not loaded. LoraFastError when a file cannot be read, is empty, is binary, or holds
     less than one sample.
@@ -73,16 +76,16 @@ def tokenize_text(
         for path in paths:
             text, text_warnings = _read_text(path)
             warnings += text_warnings
-            if sample_start:
-                pieces, cut_warnings = _cut(text, os.fsencode(sample_start), include_sample_start, max_bytes)
-                warnings += cut_warnings
+            if not sample_start:
+                _write_text(writer, path, text, tokenizer, progress)
+                continue
+            pieces, cut_warnings = _cut(text, os.fsencode(sample_start), include_sample_start, max_bytes)
+            warnings += cut_warnings
+            with Meter(f"tokenising {path}", sum(end - begin for begin, end in pieces), progress) as meter:
                 for begin, end in pieces:
                     writer.write(tokenizer.encode(text[begin:end]))
                     writer.end_sample()
-            else:
-                for tokens in tokenizer.encode_slices(text):
-                    writer.write(tokens)
-                writer.end_sample()
+                    meter.advance(end - begin)
         return {"warnings": warnings}
 
     stored = store_tokens(fill, cache, cache_key)
@@ -99,13 +102,11 @@ def tokenize_text(
     return Samples(stored.tokens, begin, size, os.pathsep.join(paths), warnings)
 
 
-def evaluation_text(paths: Sequence[str], tokenizer: TextEncoder, ctx: int) -> Samples:
+def evaluation_text(paths: Sequence[str], tokenizer: TextEncoder, ctx: int, progress: Show = silent) -> Samples:
     """All tokens of text files in samples of `ctx` that do not overlap; the last of a file may be shorter."""
     def fill(writer: TokenWriter) -> dict[str, Any]:
         for path in paths:
-            for tokens in tokenizer.encode_slices(_read_text(path)[0]):
-                writer.write(tokens)
-            writer.end_sample()
+            _write_text(writer, path, _read_text(path)[0], tokenizer, progress)
         return {}
 
     stored = store_tokens(fill)
@@ -113,6 +114,16 @@ def evaluation_text(paths: Sequence[str], tokenizer: TextEncoder, ctx: int) -> S
     pieces = [np.arange(end - size, end, ctx) for end, size in zip(ends, stored.size)]
     size = np.concatenate([np.minimum(ctx, end - begin) for begin, end in zip(pieces, ends)])
     return Samples(stored.tokens, np.concatenate(pieces), size, os.pathsep.join(paths))
+
+
+def _write_text(writer: TokenWriter, path: str, text: bytes | mmap.mmap, tokenizer: TextEncoder,
+                progress: Show) -> None:
+    """Writes all of a text's tokens as one sample."""
+    with Meter(f"tokenising {path}", len(text), progress) as meter:
+        for n_bytes, tokens in tokenizer.encode_slices(text):
+            writer.write(tokens)
+            meter.advance(n_bytes)
+    writer.end_sample()
 
 
 def hold_out_end(samples: Samples, share: float, ctx: int) -> tuple[Samples, Samples]:

@@ -72,7 +72,7 @@ def store_tokens(fill: Callable[[TokenWriter], dict[str, Any]], path: str = "", 
                 return _map(file)[1]
         except OSError as error:
             raise LoraFastError(f"cannot keep the tokenised data in {tempfile.gettempdir()}: {error.strerror}; name "
-                                "a file with --cache-data, or another folder in the variable TMPDIR") from None
+                                "a file with --data-cache, or another folder in the variable TMPDIR") from None
     if os.path.exists(path):
         stored_key, stored = _open(path)
         if stored_key == key:
@@ -103,9 +103,9 @@ def _open(path: str) -> tuple[str, StoredTokens]:
         with open(path, "rb") as file:
             return _map(file)
     except OSError as error:
-        raise LoraFastError(f"cannot read --cache-data {path}: {error.strerror}") from None
+        raise LoraFastError(f"cannot read --data-cache {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        raise LoraFastError(f"--cache-data {path} exists and is not tokenised data of lorafast, or is broken: delete "
+        raise LoraFastError(f"--data-cache {path} exists and is not tokenised data of lorafast, or is broken: delete "
                             "it, or name another file") from None
 
 

@@ -32,7 +32,7 @@ from .log import IterationRecord, Log
 from .lora import Adapter
 from .memory import plan_run
 from .metrics import open_observers
-from .model import Model, Trainer
+from .model import ORIGINALS_FLOOR, Model, Trainer
 from .optim import Adam, EpochLimit, LossHistory, StopTests, parameter_groups
 from .plan import Measured, Plan
 from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, open_sampler, open_training_data
@@ -40,6 +40,7 @@ from .process import peak_resident_bytes
 from .report import write_report
 from .residency import ModelFiles, Residency
 from .sampler import Sampler, SequenceSampler, evaluation_batches
+from .samples import Sequences
 from .saving import Saver, check_writing, geometry_of
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -129,6 +130,7 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
               input_size=sizes.input_size(config.ctx, config.batch, hparams.n_vocab), compute_size=trainer.nbytes,
               order=state.moments_order)
     data = open_training_data(config, log, tokenizer, gguf)
+    trainer.floor = 0.0 if isinstance(data.train, Sequences) else ORIGINALS_FLOOR
     sampler = open_sampler(config, log, data, tokenizer, hparams, seed, state)
     course = plan_course(config, data.train, sampler.state, state.iteration, extras.get("schedule_end", 0))
     if config.schedule != "original" and course.warmup >= course.end > 0:
@@ -261,11 +263,12 @@ class Run:
     def end_reason(self, seconds: float) -> str | None:
         """Why the run is to end before the next step, or None."""
         if self.done == self.course.limit:
-            return f"all {self.done} iterations are done (--adam-iter)"
+            return f"{'the one iteration is' if self.done == 1 else f'all {self.done} iterations are'} done (--adam-iter)"
         if self.interrupted:
             return f"stopped by {signal.Signals(self.interrupted[0]).name}"
         if 0 < self.config.max_minutes <= seconds / 60:
-            return f"{self.config.max_minutes:g} minutes have passed (--max-minutes)"
+            minutes = self.config.max_minutes
+            return f"{minutes:g} {'minute has' if minutes == 1 else 'minutes have'} passed (--max-minutes)"
         return None
 
     def step(self) -> str | None:

@@ -1,6 +1,7 @@
 """lorafast from Python, and `lorafast generate`, which is built on it."""
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -235,8 +236,11 @@ def test_an_answer_can_be_interrupted(path, monkeypatch):
     config = GenerateConfig(model_base=str(path), n_predict=8, temperature=0, chat=True, interactive=True)
     generate(config, write, read)
     assert out[3] == "\n" and len(out) > 5 and out[-1] == "\n"
+    assert answers(path, "love", "^C", "sweet", interactive=True) == answers(path, "love", interactive=True)
+    out.clear()
     with pytest.raises(KeyboardInterrupt):
-        answers(path, "^C", interactive=True)
+        generate(replace(config, interactive=False, prompt="love"), write)
+    assert len(out) == 4 and out[-1] == "\n"
 
 
 def test_no_chat_template(path, tmp_path):

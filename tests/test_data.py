@@ -10,6 +10,7 @@ from make_models import STRING, bpe_vocabulary
 from lorafast import data as data_module
 from lorafast.data import DataOptions, open_data
 from lorafast.errors import LoraFastError, UsageError
+from lorafast.live import Meter
 from lorafast.samples import Samples, Sequences, targets_of
 from lorafast.tokenizer import load_tokenizer
 
@@ -128,7 +129,7 @@ def test_split_of_records_is_random_and_always_the_same():
     lines = data.valid.line.tolist()
     assert len(lines) == 10 and lines == again.valid.line.tolist() == sorted(lines) != list(range(91, 101))
     assert sorted(lines + data.train.line.tolist()) == list(range(1, 101))
-    assert "10 of these samples are held out" in data.notes[-1]
+    assert "held out to evaluate on: 10 of these samples" == data.notes[-1]
     write("b.jsonl", *texts(1))
     with pytest.raises(LoraFastError, match="too few samples for --valid-split 0.1: 1"):
         opened("b.jsonl", valid_split=0.1)
@@ -269,3 +270,14 @@ def test_missing_files():
 def test_everything_is_mapped():
     write("a.jsonl", *texts(50))
     assert isinstance(opened("a.jsonl").train, Samples) and not opened("a.jsonl").train.tokens.flags.owndata
+
+
+@pytest.mark.parametrize("name, options", [("a.jsonl", {}), ("a.json", {}), ("a.txt", {}), ("a.txt", {"sample_start": "love"})])
+def test_progress_is_shown(monkeypatch, name, options):
+    records = [json.dumps(record) for record in texts(50)]
+    write(name, {"jsonl": "\n".join(records), "json": f"[{', '.join(records)}]", "txt": "the love of thee\n" * 40}[name[2:]])
+    monkeypatch.setattr(Meter, "FIRST", 0.0)
+    monkeypatch.setattr(Meter, "INTERVAL", 0.0)
+    shown = []
+    open_data(DataOptions((name,), **options), TOKENIZER, METADATA, 16, shown.append)
+    assert shown[-2:] == [f"tokenising {name}: 100%, 0:00 left", ""]

@@ -88,5 +88,5 @@ def test_all_of_it():
     text = out.getvalue()
     assert text.startswith("a.jsonl: 2 texts\nwarning: beware\n\n"
                            "train: 2 samples, 11 tokens, of which 5 (45%) count in the loss\nvalid: 2 samples")
-    assert "an epoch: 1 batches of 2 samples, 9 tokens each\nwith --pack: about 1 batches of up to 32 tokens" in text
+    assert "an epoch: 1 batch of 2 samples, 9 tokens\nwith --pack: about 1 batch of up to 32 tokens" in text
     assert "sample 2 of 2" in text and "sample 1 of 2" not in text and "\x1b" not in text

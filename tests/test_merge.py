@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+import lorafast
 import lorafast.merge
 from adapters.merge import with_magnitudes
 from adapters.test_gguf import MATRICES, llama_cpp_logits, random_adapter
@@ -10,7 +11,9 @@ from lorafast.errors import LoraFastError, UsageError
 from lorafast.files import Form
 from lorafast.ggml_types import GGMLType
 from lorafast.gguf import GGUFFile
+from lorafast.gguf_writer import TensorToWrite, write_gguf
 from lorafast.hparams import read_hparams
+from lorafast.live import Meter
 from lorafast.lora import BLOCK_MATRICES, ROLES
 from lorafast.merge import Change, merge_model, report_lines, run_merge
 from lorafast.options import parse
@@ -18,6 +21,7 @@ from lorafast.quantize_k import quantize
 from lorafast.quants import dequantize
 from lorafast.tool_options import MERGE_TYPES, MergeOptions
 from make_models import make_tiny
+from numerics import nmse
 
 OF_256 = dict(n_embd=256, n_ff=512, n_layer=1)
 
@@ -90,6 +94,31 @@ def test_each_type_is_kept_and_rounded_once(tmp_path, type):
             assert np.square(got).sum() == pytest.approx(np.square(rounding).sum(), rel=1e-3, abs=1e-6)
 
 
+def test_q8_0_is_within_the_error_of_requantising(tmp_path):
+    """No value is further from base + adapter than half a step of its block, and logits err as with another's quantiser."""
+    quants = pytest.importorskip("gguf.quants")
+    model, adapter = model_and_adapter(tmp_path, type="Q8_0", n_embd=64, targets=MATRICES)
+    merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)])
+    theirs = []
+    for name, tensor in GGUFFile(tmp_path / "merged.gguf").tensors.items():
+        data = tensor.data
+        if name in adapter.pairs:
+            wanted = expected(model, [(adapter, 1)], name)
+            step = np.repeat(tensor.data.reshape(-1, 34)[:, :2].copy().view("<f2").astype(np.float64), 32, axis=1)
+            error = np.abs(tensor.to_float32() - wanted).reshape(step.shape)
+            assert (error <= step * (0.5 + 128 * 2.0**-11)).all()       # 2^-11: the step itself is rounded to float16
+            data = quants.quantize(wanted.astype(np.float32), quants.GGMLQuantizationType.Q8_0)
+        theirs.append(TensorToWrite(name, tensor.type, tensor.shape, np.ascontiguousarray(data)))
+    metadata = [(key, model.value_types[key], value) for key, value in model.metadata.items()]
+    write_gguf(tmp_path / "theirs.gguf", metadata, theirs)
+    write_adapter(Form.GGUF, tmp_path / "a.gguf", adapter, BaseModel.from_gguf(model))
+
+    tokens = np.random.default_rng(0).integers(3, 380, 64)
+    exact = lorafast.Model.open(model.path, [tmp_path / "a.gguf"]).forward(tokens)
+    ours, other = (nmse(lorafast.Model.open(tmp_path / name).forward(tokens), exact) for name in ("merged.gguf", "theirs.gguf"))
+    assert 0 < ours < 1.01 * other
+
+
 def test_metadata_stays(tmp_path):
     model, adapter = model_and_adapter(tmp_path)
     merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)])
@@ -117,6 +146,15 @@ def test_rows_that_are_no_whole_blocks(tmp_path):
     merged = GGUFFile(tmp_path / "merged.gguf").tensors
     assert merged["blk.0.ffn_down.weight"].type is GGMLType.Q4_K and merged["blk.0.attn_q.weight"].type is GGMLType.Q5_0
     assert "no multiple of the 256 values in a block of q4_K; they are stored as q5_0" in report.notes[0]
+
+
+def test_progress_is_shown(tmp_path, monkeypatch):
+    model, adapter = model_and_adapter(tmp_path, targets=["attn_q"])
+    monkeypatch.setattr(Meter, "FIRST", 0.0)
+    monkeypatch.setattr(Meter, "INTERVAL", 0.0)
+    shown = []
+    merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)], progress=shown.append)
+    assert shown[-2:] == [f"writing {tmp_path / 'merged.gguf'}: 100%, 0:00 left", ""]
 
 
 def test_several_adapters_add_up(tmp_path):

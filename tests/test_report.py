@@ -32,7 +32,8 @@ def test_page(metrics, tmp_path):
     assert written[0] == str(tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "x&lt;y&gt;.gguf on poems.txt" in page and "Finished: all 3 iterations are done." in page
-    assert '<span class="prompt">Shall &lt;I&gt;</span> &amp; thee' in page
+    assert '<tr class="prompt"><td></td><td class="text">Shall &lt;I&gt;</td></tr>' in page
+    assert '<tr><td>3</td><td class="text">&amp; thee\n</td></tr>' in page
     assert "<b>400</b><span>tokens per second" in page and "<b>2.000</b><span>lowest evaluation loss, at 3" in page
     assert "<td>3</td><td>2.0000</td><td>7.389</td><td>lowest</td>" in page
     assert "<th>ctx</th><td><code>64</code>" in page
@@ -83,8 +84,15 @@ def test_ticks_of_iterations_are_whole():
 
 
 def test_numbers_and_bounds():
-    assert [number(x) for x in (0, 1e-4, 0.25, 12000, 2.0)] == ["0", "1e-4", "0.25", "12,000", "2"]
+    assert [number(x) for x in (0, 1e-5, 5e-4, 0.25, 12000, 2.0)] == ["0", "1e-5", "0.0005", "0.25", "12,000", "2"]
     assert bounds([2, math.nan, 2]) == (1.8, 2.2) and bounds([0, 0]) == (-0.5, 0.5) and bounds([1, 3]) == (1, 3)
+
+
+def test_axes_from_zero():
+    lines = [Line("a", [1, 2], [30, 50])]
+    assert Chart("x", lines).y_bounds == pytest.approx((29.2, 50.8))
+    assert Chart("x", lines, from_zero=True).y_bounds == (0, 52)
+    assert Chart("x", [Line("a", [1, 2], [0, 0])], from_zero=True).y_bounds[0] < 0
 
 
 def test_svg_of_points_that_are_no_numbers():

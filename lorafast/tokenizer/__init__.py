@@ -76,8 +76,9 @@ class Tokenizer:
             ids.append(self.eos_id)
         return np.asarray(ids, dtype=np.int32)
 
-    def encode_slices(self, text: bytes | mmap) -> Iterator[np.ndarray]:
-        """Yields the ids of encode(text), those of about a megabyte at a time: for a mapped file larger than memory.
+    def encode_slices(self, text: bytes | mmap) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the ids of encode(text), those of about a megabyte at a time: for a mapped file larger than memory. Before
+        them, how many bytes of text they stand for.
 
         With a vocabulary whose tokens may reach across any line end (slices.py), that is the whole text at once.
         """
@@ -86,7 +87,7 @@ class Tokenizer:
         for part in slices(text) if can_slice else (text[:],):
             ids = array("i")
             after_special = self._append(part, ids, parse_special=False, after_special=after_special)
-            yield np.asarray(ids, dtype=np.int32)
+            yield len(part), np.asarray(ids, dtype=np.int32)
 
     def _append(self, text: bytes, ids: array[int], *, parse_special: bool, after_special: bool) -> bool:
         """Appends the ids of a text that begins, or not, after a special token; returns whether it ends with one."""

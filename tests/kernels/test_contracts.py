@@ -103,15 +103,16 @@ def targets(rng, T, V):
 
 
 def cross_entropy_forward(rng, T, V):
-    return dict(loss=new(T), logits=normal(rng, T, V), targets=targets(rng, T, V))
+    return dict(loss=new(T), logits=normal(rng, T, V), targets=targets(rng, T, V), floor=1e-9)
 
 
 def cross_entropy_backward(rng, T, V):
-    return dict(dlogits=normal(rng, T, V), dloss=normal(rng, T), logits=normal(rng, T, V), targets=targets(rng, T, V))
+    return dict(dlogits=normal(rng, T, V), dloss=normal(rng, T), logits=normal(rng, T, V), targets=targets(rng, T, V),
+                floor=1e-9)
 
 
 def cross_entropy_forward_backward(rng, T, V):
-    return dict(loss=new(T), logits=normal(rng, T, V), targets=targets(rng, T, V), dloss=normal(rng, T))
+    return dict(loss=new(T), logits=normal(rng, T, V), targets=targets(rng, T, V), dloss=normal(rng, T), floor=0.0)
 
 
 def adam_step(rng, T, n):
