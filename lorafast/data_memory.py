@@ -1,7 +1,7 @@
 """How much memory training data will take, by the beginning of its largest file; the rest is taken to be like it.
 
 Tokens stay on disk (token_store.py). What takes memory is where each sample begins and how long it is, and the order in
-which an epoch goes through them; and an array of JSON while it is read.
+which an epoch goes through them.
 """
 from __future__ import annotations
 
@@ -22,23 +22,19 @@ HEAD = 1 << 18
 BYTES_PER_CUT_SAMPLE = 56
 """Of a sample with a size of its own, a record or what follows a sample start: place, size, line, source; and shuffling."""
 
-BYTES_PER_ARRAY_BYTE = 5
-"""Of an array of JSON, which is read whole: the file, its text, and what Python makes of it."""
-
 SHORTEST_RECORD = 24
 """Bytes; to reckon with where the beginning of a file does not tell."""
 
 
 @dataclass(frozen=True)
 class DataMemory:
-    """Bytes during the whole run, bytes while files are read, and how it is known.
+    """Bytes, and how it is known.
 
     sample_tokens  mean length of a sample of records, at most the context; None for text, whose samples fill it
     overlaps       a sample begins at every token of a text
     """
 
     kept: int = 0
-    reading: int = 0
     note: str = ""
     sample_tokens: float | None = None
     overlaps: bool = False
@@ -64,10 +60,8 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
     begins_everywhere = is_text and not options.sample_start
     per_byte, sample_tokens = _sampled(head, options, tokenizer, metadata, ctx, is_text)
     n_samples = sum(sizes.values()) * per_byte
-    is_array = not is_text and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     return DataMemory(int(n_samples * (BYTES_PER_SAMPLE if begins_everywhere else BYTES_PER_CUT_SAMPLE)),
-                      BYTES_PER_ARRAY_BYTE * sizes[largest] * is_array, f"about {n_samples:.0f} samples", sample_tokens,
-                      overlaps=begins_everywhere and options.stride == 1)
+                      f"about {n_samples:.0f} samples", sample_tokens, overlaps=begins_everywhere and options.stride == 1)
 
 
 def _sampled(head: bytes, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,

@@ -165,8 +165,6 @@ class Planner:
     def _capacity(self, strategy: Strategy) -> int | None | Literal[False]:
         """Bytes that are left for weights; None if all find room, False if there is not enough for them to stream."""
         left = self.budget.nbytes - self._bytes(strategy)
-        if self.budget.nbytes < self._while_reading:
-            return False
         if left >= self._weight_bytes:
             return None
         return left if left >= self._least_capacity else False
@@ -198,11 +196,6 @@ class Planner:
         """Of the embedding's rows for T tokens, as stored."""
         tensor = self.model.embedding.tensor
         return min(T, tensor.shape[0]) * tensor.data.shape[1]
-
-    @property
-    def _while_reading(self) -> int:
-        """Bytes in memory while the data is read, when the buffers are still empty."""
-        return self.base_bytes + 4 * self.adapter.n_params + self.job.data.reading
 
     @property
     def _counts_cache(self) -> bool:
@@ -349,7 +342,7 @@ class Planner:
     def _refusal(self, candidates: Sequence[Strategy], forced: Forced) -> str:
         smallest = min(candidates, key=self._bytes)
         items = [*self._items(smallest), Item("the least of weights in memory", self._least_capacity)]
-        least = max(sum(item.nbytes for item in items), self._while_reading)
+        least = sum(item.nbytes for item in items)
         largest = sorted(items, key=lambda item: -item.nbytes)[:3]
         parts = "; ".join(f"{megabytes(item.nbytes)} {item.name}" for item in largest)
         ways = list(self._ways_to_fit(forced))
