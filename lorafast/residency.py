@@ -108,8 +108,10 @@ class ModelFiles:
         """Those rows of a matrix, as stored, copied from the file: uint8 (len(rows), bytes a row)."""
         row_bytes = tensor.data.shape[1]
         copy = np.empty((len(rows), row_bytes), np.uint8)
-        for row, into in zip(rows.tolist(), copy):
-            if os.preadv(self.files[tensor.path], [into], tensor.offset + row * row_bytes) != row_bytes:
+        runs = np.flatnonzero(np.diff(rows, prepend=-2) != 1)           # where others than the next row begin
+        for begin, end in zip(runs.tolist(), [*runs[1:].tolist(), len(rows)]):
+            into, row = copy[begin:end], int(rows[begin])
+            if os.preadv(self.files[tensor.path], [into], tensor.offset + row * row_bytes) != into.nbytes:
                 raise self._changed(tensor.path)
         return copy
 

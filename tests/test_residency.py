@@ -91,8 +91,9 @@ def test_results_are_those_of_the_whole_model(tmp_path, tied, dora, n_parts, str
 def test_rows_are_read_from_the_file(tmp_path):
     gguf = open_model(make_tiny(tmp_path / "model.gguf"))
     files = ModelFiles(gguf)
-    tensor, rows = gguf.tensors["token_embd.weight"], np.array([0, 5, 383])
-    np.testing.assert_array_equal(files.read_rows(tensor, rows), tensor.data[rows])
+    tensor = gguf.tensors["token_embd.weight"]
+    for rows in ([0, 5, 6, 7, 383], [3], [9, 8, 8, 1, 2], range(384)):
+        np.testing.assert_array_equal(files.read_rows(tensor, np.array(rows)), tensor.data[np.array(rows)])
     files.close()
 
 
