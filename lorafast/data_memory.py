@@ -46,6 +46,8 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
         train, valid, _ = data_files(options)
         sizes = {path: os.path.getsize(path) for path in train + valid}
         largest = max(train, key=sizes.__getitem__)
+        if not os.path.isfile(largest):             # what is read from a pipe would be missing later
+            return DataMemory(note=f"not counted, {largest} is not a file")
         is_text = not has_records(largest, options.data_format)
         with open(largest, "rb") as file:
             head = file.read(HEAD)

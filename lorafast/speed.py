@@ -14,8 +14,15 @@ from .lora import Adapter
 from .model import Model, Strategy, Trainer, weight_order
 from .residency import ModelFiles, Residency, Window, least_capacity
 
-MEASURED_TOKENS = 1024
-"""A measurement takes as many whole sequences as fit in this, or one; the rest is in proportion."""
+MEASURED_TOKENS = 512
+"""A measurement takes as many sequences as fit in this, or so much of one; the rest is in proportion, attention's growth with
+the length of a sequence included."""
+
+LONG = 0.3
+"""Seconds: what takes longer is done only once."""
+
+BACKWARD_OF_ATTENTION = 2.5
+"""Products in attention's backward pass, of those in its forward pass."""
 
 MEASURED_BYTES, MEASURED_SECONDS = 256 << 20, 0.5
 """What is read at most to learn how fast the disk is."""
@@ -43,8 +50,9 @@ def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens:
 
     With `files` no more of the weights is in memory at a time than must be.
     """
-    n_sequences = max(1, min(T, MEASURED_TOKENS) // ctx)
-    begin = np.arange(0, n_sequences * ctx + 1, ctx, dtype=np.int32)
+    length = min(ctx, MEASURED_TOKENS)
+    n_sequences = max(1, min(T, MEASURED_TOKENS) // length)
+    begin = np.arange(0, n_sequences * length + 1, length, dtype=np.int32)
     tokens = np.arange(begin[-1], dtype=np.int32) % min(model.hparams.n_vocab, 64)
     block = model.blocks[len(model.blocks) // 2]
     small = copy.copy(model)
@@ -61,24 +69,28 @@ def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens:
     residency = Residency(files, small.embedding, order, least_capacity(order)) if files else None
     small.embedding.forward(x, tokens, part, n_threads)
 
-    def forward() -> None:
+    def forward_block() -> None:
         small.merge(part)
         block.forward(out, x, saved, *common)
 
-    def head() -> None:
+    def output() -> None:
         small.merge(part)
         trainer.head(out, buffers.rstd, tokens, 1e-6)
 
-    forward()
-    seconds = [_least_time(run, residency) for run in (
+    some = np.arange(min(16, len(tokens)))          # once before, on a few tokens, so that the weights are there
+    trainer.head(out[some], buffers.rstd, tokens[some], None)
+    forward_block()
+    attention, forward, again, backward, head = (T / len(tokens) * _least_time(run, residency) for run in (
         lambda: block.attend(saved, saved.k, saved.v, common[1], n_threads),
-        forward,
+        forward_block,
         lambda: block.forward(None, x, saved, *common),
         lambda: block.backward(out, x, saved, *common, need_dx=True),
-        head)]
+        output))
     if residency:
         residency.close()
-    return Speed(T, head_tokens, *(T / len(tokens) * each for each in seconds))
+    more = (ctx / length - 1) * attention
+    return Speed(T, head_tokens, attention + more, forward + more, again + more,
+                 backward + BACKWARD_OF_ATTENTION * more, head)
 
 
 def measure_optimiser(n_params: int, n_threads: int) -> float:
@@ -104,7 +116,7 @@ def measure_disk(files: ModelFiles, model: Model) -> float:
 
 
 def _least_time(run: Callable[[], object], residency: Residency | None = None) -> float:
-    """Of two runs, without waiting for the disk: the first finds cold caches and pages that are not there yet."""
+    """Of two runs, without waiting for the disk: the first may find cold caches and pages that are not there yet."""
     def waited() -> float:
         return residency.seconds_waited if residency else 0.0
 
@@ -113,6 +125,8 @@ def _least_time(run: Callable[[], object], residency: Residency | None = None) -
         began = time.perf_counter() - waited()
         run()
         seconds.append(time.perf_counter() - waited() - began)
+        if seconds[-1] > LONG:
+            break
     return min(seconds)
 
 
@@ -120,7 +134,7 @@ def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float
     """Seconds and bytes read of the second of two passes, in which kernels wait for what the reader has not read yet.
 
     window    a new one; afterwards it knows the most that it has held
-    compute:   seconds at each place of the window's order
+    compute   seconds at each place of the window's order
     rate      bytes a second that the reader reads
     """
     clock = reader = 0.0                # when the kernels, and when the reader, are done with what they do

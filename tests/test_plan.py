@@ -12,14 +12,16 @@ from make_models import make_tiny, split_model
 
 from lorafast import cli
 from lorafast.budget import Budget
+from lorafast.buffers import sized
 from lorafast.errors import LoraFastError
 from lorafast.gguf import open_model
 from lorafast.hparams import read_hparams
 from lorafast.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
 from lorafast.memory import Forced, Planner
-from lorafast.model import Model
+from lorafast.model import Activations, Model
 from lorafast.plan import CACHE, Job, Plan
 from lorafast.residency import ModelFiles
+from lorafast.speed import Speed
 
 MIB = 2**20
 
@@ -91,12 +93,36 @@ def test_a_refusal_says_what_would_fit(planner):
     assert "the same without --no-checkpointing and --micro-batch 4, or" in refusal(planner(limit + 1), Forced(kept=True, micro_batch=4))
 
 
-def test_options_force_a_choice(planner):
-    assert planner(1000).plan(Forced(kept=False)).strategy.n_kept == 1
-    assert planner(1000).plan(Forced(input_every=3)).strategy.input_every == 3
-    assert planner(1000).plan(Forced(head_tokens=5)).strategy.head_tokens == 5
-    assert planner(1000).plan(Forced(micro_batch=3)).strategy.micro_batch == 3
-    assert planner(1000).plan(Forced(micro_batch=9)).strategy.micro_batch is None
+@pytest.mark.parametrize("forced, field, value, reason", [
+    (Forced(kept=True), "n_kept", 10, "activations of 10 of 10 blocks are kept: --no-checkpointing"),
+    (Forced(kept=False), "n_kept", 1,
+     "activations of 1 of 10 blocks are kept, the others are computed again: --use-checkpointing"),
+    (Forced(input_every=3), "input_every", 3,
+     "of 3 blocks one keeps its input, the others compute even that again: --checkpoint-every 3"),
+    (Forced(head_tokens=5), "head_tokens", 5, "logits exist of 5 tokens at a time: --head-tokens 5"),
+    (Forced(micro_batch=3), "micro_batch", 3, "of the 4 samples of a pass, 3 are worked on at a time: --micro-batch 3"),
+    (Forced(micro_batch=9), "micro_batch", None, "of the 4 samples of a pass, 4 are worked on at a time: --micro-batch 9"),
+])
+def test_options_force_a_choice(planner, forced, field, value, reason):
+    plan = planner(1000).plan(forced)
+    assert getattr(plan.strategy, field) == value and plan.reasons == (reason,)
+    assert f"  {reason}" in plan.table() and reason in plan.summary()
+
+
+@pytest.mark.parametrize("attention, reason", [
+    (0.01, "attention's outputs in these are computed again: saves"),
+    (9.0, "activations of 9 of 10 blocks are kept, the others are computed again: saves")])
+def test_choices_of_the_plan_have_reasons(planner, monkeypatch, attention, reason):
+    """Where the disk is very slow: what is cheap to compute again is not kept."""
+    everything = total(planner(1000).plan())
+    monkeypatch.setattr(Planner, "_speed", lambda self: Speed(128, 128, attention, 1.0, 1.0, 2.0, 1.0))
+    monkeypatch.setattr(Planner, "_disk", lambda self: 1.0)
+    tight = planner(everything - 1)
+    plan = tight.plan()
+    assert any(each.startswith(reason) for each in plan.reasons), plan.reasons
+    sizes = {item.name: item.nbytes for item in plan.items}
+    activations = Activations(tight.model, tight.adapter, 128, plan.strategy, sized)
+    assert sizes["inputs of the blocks"] + sizes["activations kept for backward"] == activations.nbytes
 
 
 def test_under_a_cgroup_the_systems_cache_counts(planner):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from lorafast.errors import LoraFastError
-from lorafast.token_store import MAGIC, store_tokens
+from lorafast.token_store import MAGIC, let_go, store_tokens
 
 
 def fill(writer):
@@ -33,6 +33,16 @@ def test_temporary_file(tmp_path, monkeypatch):
     stored = store_tokens(fill)
     assert list(tmp_path.iterdir()) == []       # it is gone from the folder at once, and stays mapped
     check(stored)
+
+
+def test_let_go():
+    stored = store_tokens(fill)
+    let_go(stored.tokens)
+    let_go(stored.tokens[1:4])
+    check(stored)
+    own = np.arange(5000)
+    let_go(own)
+    assert own[-1] == 4999, "memory that no file stands behind is left alone"
 
 
 def test_named_file(tmp_path):
