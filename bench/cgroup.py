@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorafast.mounts import read_mounts
+from lorafast.cgroups import groups_around
 
 FILES = {"cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
          "cgroup2": ("memory.max", "memory.current", "memory.peak")}
@@ -60,16 +60,12 @@ def parent_group(root: Path = Path("/")) -> tuple[str, Path]:
 
     OSError if there is none. root: the folder that holds proc and sys.
     """
-    memberships = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
-    for mount in read_mounts(root):
-        for _, controllers, path in memberships:
-            groups = mount.upwards(path, root)
-            if mount.type == "cgroup" and "memory" in mount.options and "memory" in controllers.split(","):
-                return mount.type, groups[0]
-            if mount.type == "cgroup2" and not controllers:
-                # Below a group that hands memory down. This process's own cannot: it has processes, unless it is the root.
-                for folder in filter(_hands_down_memory, groups):
-                    return mount.type, folder
+    for type, folders in groups_around("memory", root):
+        if type == "cgroup":
+            return type, folders[0]
+        # Below a group that hands memory down. This process's own cannot: it has processes, unless it is the root.
+        for folder in filter(_hands_down_memory, folders):
+            return type, folder
     raise OSError(0, "no group hands the memory controller down")
 
 

@@ -278,11 +278,7 @@ static void amx_backward_slice(float *dx, int K, const projection *p, const floa
             }
     }
     amx_end();
-    for (int t = t0; t < t1; t++) {
-        float *out = dx + (ptrdiff_t)t * K + k0;
-        const float *sum = c + (ptrdiff_t)(t - t0) * AMX_LDC;
-        for (int k = 0; k < n_columns; k++) out[k] += sum[k];
-    }
+    add_sums_avx512(dx, K, c, AMX_LDC, k0, n_columns, t0, t1);
 }
 
 SIMD_TARGET_END

@@ -56,6 +56,14 @@ static void FN(write_outputs)(const projection *p, const float *c, ptrdiff_t ldc
     }
 }
 
+/* dx[t0 .. t1][k0 .. k0+n] += c, the finished sums of a slice (row stride ldc). */
+static void FN(add_sums)(float *dx, int K, const float *c, ptrdiff_t ldc, int k0, int n, int t0, int t1) {
+    for (ptrdiff_t t = t0; t < t1; t++, c += ldc) {
+        float *out = dx + t * K + k0;
+        for (int k = 0; k < n; k++) out[k] += c[k];
+    }
+}
+
 /* dx[t][k0 .. k0+n] += the rank-R updates of all projections, for tokens t0 .. t1. */
 static void FN(add_low_rank_columns)(float *dx, int K, const projection *p, int n_projections, int k0, int n,
                                      int t0, int t1) {

@@ -155,8 +155,7 @@ static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const 
                              w + tile * F32_CHUNK * LANES, LANES, depth);
         }
     }
-    for (int t = 0; t < T; t++)
-        for (int k = 0; k < n_columns; k++) dx[(ptrdiff_t)(t0 + t) * K + k0 + k] += c[(ptrdiff_t)t * F32_LDC + k];
+    FN(add_sums)(dx, K, c, F32_LDC, k0, n_columns, t0, t1);
 }
 #undef MR
 #undef LANES

@@ -461,8 +461,8 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
     const int column_tiles = n_columns / LANES, groups = ROUND_UP(t1 - t0, TOKENS) / TOKENS;
     const ptrdiff_t stride = FN(i16_dy_stride)(n);
     const float *S = packed + t0 * stride + ROUND_UP(n, DEPTH) / 2;
-    memset(s->min, 0, sizeof s->min);
-    memset(s->minus, 0, sizeof s->minus);
+    if (format->has_min) memset(s->min, 0, sizeof s->min);
+    else memset(s->minus, 0, sizeof s->minus);
     memset(c, 0, sizeof(float) * groups * TOKENS * LDC);
     for (int j = 0; j < n; j += DEPTH, S++) {
         const int n_rows = MIN(DEPTH, n - j), depth = ROUND_UP(n_rows, 32);
@@ -489,11 +489,7 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
             }
         }
     }
-    for (int t = t0; t < t1; t++)
-        for (int k = 0; k < n_columns; k += VF_WIDTH) {
-            float *out = dx + (ptrdiff_t)t * K + k0 + k;
-            vf_store(out, vf_load(out) + vf_load(c + (ptrdiff_t)(t - t0) * LDC + k));
-        }
+    FN(add_sums)(dx, K, c, LDC, k0, n_columns, t0, t1);
 }
 
 static const gemm_core FN(i16_core) = {

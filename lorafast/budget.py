@@ -5,12 +5,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cgroups import groups_around
 from .errors import UsageError
-from .mounts import read_mounts
 from .process import resident_bytes
 
-V1_LIMITS, V2_LIMITS = ["memory.limit_in_bytes"], ["memory.max", "memory.high"]
-"""Files of a cgroup, by version: what it may take at most, and (high) above what it is held up until it takes less."""
+LIMIT_FILES = {"cgroup": ["memory.limit_in_bytes"], "cgroup2": ["memory.max", "memory.high"]}
+"""Of a cgroup, by version: what it may take at most, and (high) above what it is held up until it takes less."""
 
 NO_LIMIT = 2**60
 """Version 1 of cgroups writes a number above this where there is no limit."""
@@ -61,24 +61,9 @@ def parse_limit(text: str, there_is: int) -> int:
 
 
 def cgroup_limit(root: Path = Path("/")) -> int | None:
-    """The lowest memory limit of the cgroups around this process (versions 1 and 2), bytes; None if there is none.
-
-    Where both versions are mounted, memory belongs to one of them; in the other there are no such files.
-    """
-    try:
-        memberships = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    mounts = read_mounts(root)
-    limits = []
-    for line in memberships:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        type, names = ("cgroup", V1_LIMITS) if controllers else ("cgroup2", V2_LIMITS)
-        for mount in mounts:
-            if mount.type == type and (not controllers or "memory" in mount.options):
-                limits += [_number(folder / name) for folder in mount.upwards(path, root) for name in names]
+    """The lowest memory limit of the cgroups around this process (versions 1 and 2), bytes; None if there is none."""
+    limits = (_number(folder / name) for type, folders in groups_around("memory", root) for folder in folders
+              for name in LIMIT_FILES[type])
     return min((limit for limit in limits if limit < NO_LIMIT), default=None)
 
 

@@ -61,9 +61,7 @@ class Gain:
             change = change_of_columns if self.of_columns else change_of_rows
             A, B = adapter.pairs[name]
             squares = self.base_squares(n_threads) + change(self.tensor, self.read, A, B, adapter.scale, n_threads)
-            c = np.sqrt(np.maximum(squares, 0))
-            m = adapter.magnitudes[name]
-            self.value = np.divide(m, c, out=np.zeros_like(c), where=c > 0)     # a row of zeros stays what it is
+            self.value = gain_of(adapter.magnitudes[name], np.sqrt(np.maximum(squares, 0)))
         return self.value
 
     def base_squares(self, n_threads: int) -> np.ndarray:
@@ -75,6 +73,11 @@ class Gain:
     def backward(self, name: str, dy: np.ndarray, y: np.ndarray, adapter: Adapter, n_threads: int) -> None:
         """y becomes the gradient of what it was before g; adds to the gradient of m."""
         dora_backward(y, adapter.d_magnitudes[name], dy, y, adapter.magnitudes[name], self.value, n_threads)
+
+
+def gain_of(m: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """g = m / c, float32 (N,); 0 where c is 0, so that a row of zeros stays one."""
+    return np.divide(m, c, out=np.zeros_like(c), where=c > 0)
 
 
 def initialise(adapter: Adapter, gains: dict[str, Gain], n_threads: int, after_each: Callable[[], None]) -> None:

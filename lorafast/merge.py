@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from .adapters import AdapterFile, BaseModel, read_adapter
+from .dora import gain_of
 from .errors import LoraFastError, UsageError
 from .files import megabytes
 from .ggml_types import GGMLType, GGUFValueType
@@ -193,7 +194,7 @@ def _change(adapter: AdapterFile, factor: float, name: str, tensor: Tensor) -> C
 
     def of_rows(w: np.ndarray, rows: slice) -> np.ndarray:
         v = w + of_pair(w, rows)
-        return np.float32(factor) * (_gain(m[rows], np.linalg.norm(v, axis=1))[:, None] * v - w)
+        return np.float32(factor) * (gain_of(m[rows], np.linalg.norm(v, axis=1))[:, None] * v - w)
 
     if m is None:
         return of_pair
@@ -208,13 +209,8 @@ def _change(adapter: AdapterFile, factor: float, name: str, tensor: Tensor) -> C
         w = dequantize(tensor.data[rows], tensor.type)
         squares += np.square(w + of_pair(w, rows)).sum(axis=0, dtype=np.float64)
     _release(tensor)
-    gain = _gain(m, np.sqrt(squares).astype(np.float32))
+    gain = gain_of(m, np.sqrt(squares).astype(np.float32))
     return lambda w, rows: np.float32(factor) * (gain * (w + of_pair(w, rows)) - w)
-
-
-def _gain(m: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """m / c; 0 where c is 0: a row of zeros stays one."""
-    return np.divide(m, c, out=np.zeros_like(c), where=c > 0)
 
 
 def _plan(model: GGUFFile, changes: Mapping[str, Sequence[ChangeOfRows]], type: GGMLType | None,

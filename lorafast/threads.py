@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from .cgroups import groups_around
+
 
 def physical_cores(root: Path = Path("/")) -> int:
     """Physical cores among the CPUs this process may run on, or its cgroup's CPU quota if that is less; at least 1.
@@ -36,23 +38,11 @@ def _core(cpu: int, root: Path) -> str:
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
     """CPUs' worth of time that each cgroup around this process allows it (versions 1 and 2), where one is set."""
-    try:
-        memberships = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in memberships:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        group = top / path.lstrip("/")
-        # In a container the path may be the host's; what holds there is then mounted at the top.
-        for folder in (group, *group.parents):
-            quota = _quota_v1(folder) if controllers else _quota_v2(folder)
+    for type, folders in groups_around("cpu", root):
+        for folder in folders:
+            quota = _quota_v1(folder) if type == "cgroup" else _quota_v2(folder)
             if quota:
                 yield quota
-            if folder == top:
-                break
 
 
 def _quota_v2(folder: Path) -> float | None:

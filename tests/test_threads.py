@@ -6,8 +6,16 @@ import pytest
 from lorafast.threads import physical_cores
 
 
+MOUNTS = """\
+30 1 0:20 / /sys/fs/cgroup rw - cgroup2 cgroup rw
+31 1 0:21 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct
+"""
+
+
 def machine(root, siblings, files=()):
-    """A tree with one siblings list for each CPU."""
+    """A tree with one siblings list for each CPU, and both versions of cgroups mounted."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/mountinfo").write_text(MOUNTS)
     for cpu, text in enumerate(siblings):
         folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
         folder.mkdir(parents=True)
