@@ -86,7 +86,7 @@ def scaling(over: str, xlabel: str) -> Callable[[Axes, Rows], None]:
         ticks = sorted({row[over] for row in rows})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(row["tokens_per_s"] for row in rows))
         axes.set(xlabel=xlabel, ylabel="tokens a second", title=f"Scaling with {over}")
         axes.legend()
     return draw
