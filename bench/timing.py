@@ -9,17 +9,18 @@ Stopwatch = Callable[[], float]
 """Does a thing once and returns the seconds it took."""
 
 
-SHORT = 0.02
-"""Seconds of work below which it matters whether threads have gone to sleep since the last turn."""
+WARM_UP = 0.02
+"""Seconds of work after which a core and its thread are as awake as they are amid a step."""
 
 
 def stopwatch(work: Callable[[], object]) -> Stopwatch:
-    """Times `work`. Short work is done once before, untimed, so that its threads are awake as they are amid a step."""
+    """Times `work`. If it is short it is done for WARM_UP seconds before, untimed."""
     taken = 0.0
 
     def once() -> float:
         nonlocal taken
-        if taken < SHORT:
+        end = time.perf_counter() + WARM_UP
+        while taken < WARM_UP and time.perf_counter() < end:
             work()
         began = time.perf_counter()
         work()
