@@ -283,7 +283,8 @@ class Planner:
         """Measured with the largest micro-batch that fits."""
         largest = max((s for s in self._candidates(Forced()) if self._capacity(s) is not False), key=self._tokens)
         T = self._tokens(largest)
-        is_tight = self._capacity(largest) is not None
+        left = self.budget.nbytes - self._bytes(replace(largest, n_kept=1))
+        is_tight = left < sum(nbytes(group) for group in (*self.model.blocks[0].groups, self.model.head))
         speed = measure_speed(self.model, self.adapter, T, self.job.ctx, min(128, T), self.job.n_threads,
                               self.files if is_tight else None)
         self.files.let_go_pages()
@@ -296,7 +297,7 @@ class Planner:
 
     @cached
     def _disk(self) -> float:
-        return measure_disk(self.files, self.model)
+        return measure_disk(self.files, self.model.embedding, self._order(Strategy(1)))
 
     def _compute(self, strategy: Strategy) -> float:
         """Seconds of computing of a pass over one micro-batch."""

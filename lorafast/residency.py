@@ -108,10 +108,13 @@ class ModelFiles:
         """Those rows of a matrix, as stored, copied from the file: uint8 (len(rows), bytes a row)."""
         row_bytes = tensor.data.shape[1]
         copy = np.empty((len(rows), row_bytes), np.uint8)
-        runs = np.flatnonzero(np.diff(rows, prepend=-2) != 1)           # where others than the next row begin
-        for begin, end in zip(runs.tolist(), [*runs[1:].tolist(), len(rows)]):
-            into, row = copy[begin:end], int(rows[begin])
-            if os.preadv(self.files[tensor.path], [into], tensor.offset + row * row_bytes) != into.nbytes:
+        begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()    # where others than the next row begin
+        runs = [(copy[begin:end], tensor.offset + int(rows[begin]) * row_bytes)
+                for begin, end in zip(begins, [*begins[1:], len(rows)])]
+        for into, offset in runs:                       # all are on their way before the first is waited for
+            self._advise(tensor.path, offset, into.nbytes, "WILLNEED")
+        for into, offset in runs:
+            if os.preadv(self.files[tensor.path], [into], offset) != into.nbytes:
                 raise self._changed(tensor.path)
         return copy
 
@@ -126,9 +129,12 @@ class ModelFiles:
 
     def drop(self, path: Path, offset: int, nbytes: int) -> None:
         """Takes what no process maps out of the system's cache."""
+        self._advise(path, offset, nbytes, "DONTNEED")
+
+    def _advise(self, path: Path, offset: int, nbytes: int, advice: str) -> None:
         if hasattr(os, "posix_fadvise"):
             with suppress(OSError):             # of a file system that takes no advice
-                os.posix_fadvise(self.files[path], offset, nbytes, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(self.files[path], offset, nbytes, getattr(os, f"POSIX_FADV_{advice}"))
 
     def _stamp(self, path: Path) -> tuple[int, int]:
         try:

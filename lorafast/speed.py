@@ -5,11 +5,13 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 
 from .block import Rows
 from .kernels.adam import adam_step
+from .layers import Embedding, Projections
 from .lora import Adapter
 from .model import Model, Strategy, Trainer, weight_order
 from .residency import ModelFiles, Residency, Window, least_capacity
@@ -18,8 +20,8 @@ MEASURED_TOKENS = 512
 """A measurement takes as many sequences as fit in this, or so much of one; the rest is in proportion, attention's growth with
 the length of a sequence included."""
 
-LONG = 0.3
-"""Seconds: what takes longer is done only once."""
+FEWEST, ENOUGH, LONG = 4, 0.1, 0.3
+"""Runs of what is measured, at least; seconds for more; and seconds that make one run enough."""
 
 BACKWARD_OF_ATTENTION = 2.5
 """Products in attention's backward pass, of those in its forward pass."""
@@ -80,7 +82,7 @@ def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens:
     some = np.arange(min(16, len(tokens)))          # once before, on a few tokens, so that the weights are there
     trainer.head(out[some], buffers.rstd, tokens[some], None)
     forward_block()
-    attention, forward, again, backward, head = (T / len(tokens) * _least_time(run, residency) for run in (
+    attention, forward, again, backward, head = (T / len(tokens) * _usual_time(run, residency) for run in (
         lambda: block.attend(saved, saved.k, saved.v, common[1], n_threads),
         forward_block,
         lambda: block.forward(None, x, saved, *common),
@@ -96,38 +98,40 @@ def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens:
 def measure_optimiser(n_params: int, n_threads: int) -> float:
     """Seconds of an update."""
     arrays = [np.ones(min(n_params, 1 << 18), np.float32) for _ in range(4)]
-    seconds = _least_time(lambda: adam_step(*arrays, 1.0, 0.9, 0.999, 1e-3, 1.0, 1e-8, 0.0, n_threads))
+    seconds = _usual_time(lambda: adam_step(*arrays, 1.0, 0.9, 0.999, 1e-3, 1.0, 1e-8, 0.0, n_threads))
     return n_params / len(arrays[0]) * seconds
 
 
-def measure_disk(files: ModelFiles, model: Model) -> float:
-    """Bytes a second at which the model's file is read when the system's cache does not have it."""
-    read, began = 0, time.perf_counter()
-    for tensor in (tensor for block in model.blocks for group in block.groups for tensor in group.tensors):
-        place = tensor.path, tensor.offset, tensor.offset + tensor.nbytes
-        files.let_go(*place)
-        files.populate(tensor)
-        files.let_go(*place)
-        read += tensor.nbytes
+def measure_disk(files: ModelFiles, embedding: Embedding, order: Sequence[Projections]) -> float:
+    """Bytes a second at which the weights are read, in the order of a pass, when the system's cache does not have them."""
+    residency = Residency(files, embedding, order, least_capacity(order))
+    began, seconds = time.perf_counter(), 0.0
+    for group in order:
+        residency.wait_for(group)
         seconds = time.perf_counter() - began
-        if read > MEASURED_BYTES or seconds > MEASURED_SECONDS:
+        if residency.bytes_read > MEASURED_BYTES or seconds > MEASURED_SECONDS:
             break
-    return read / seconds
+    rate = residency.bytes_read / seconds
+    residency.close()
+    return rate
 
 
-def _least_time(run: Callable[[], object], residency: Residency | None = None) -> float:
-    """Of two runs, without waiting for the disk: the first may find cold caches and pages that are not there yet."""
+def _usual_time(run: Callable[[], object], residency: Residency | None = None) -> float:
+    """The median of some runs, without waiting for the disk. The first one finds threads asleep and memory untouched: it counts
+    only if there is no other, because it took long.
+    """
     def waited() -> float:
         return residency.seconds_waited if residency else 0.0
 
-    seconds = []
-    for _ in range(2):
+    seconds: list[float] = []
+    end = time.perf_counter() + ENOUGH
+    while len(seconds) < FEWEST or time.perf_counter() < end:
         began = time.perf_counter() - waited()
         run()
         seconds.append(time.perf_counter() - waited() - began)
         if seconds[-1] > LONG:
             break
-    return min(seconds)
+    return median(seconds[1:] or seconds)
 
 
 def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float, int]:

@@ -172,7 +172,7 @@ def test_what_is_measured_on_a_part_of_a_long_sequence(tmp_path, monkeypatch):
     """The linear parts grow with the tokens, attention with their square."""
     case = Case(tmp_path / "model.gguf")
     monkeypatch.setattr("lorafast.speed.MEASURED_TOKENS", 10)
-    monkeypatch.setattr("lorafast.speed._least_time", lambda run, residency: 1.0 if run() is None else 1.0)
+    monkeypatch.setattr("lorafast.speed._usual_time", lambda run, residency: 1.0 if run() is None else 1.0)
     assert measure_speed(case.model, case.adapter, 40, 10, 8, 1) == Speed(40, 8, *[4.0] * 5)
     assert measure_speed(case.model, case.adapter, 13, 13, 8, 1) == Speed(
         13, 8, *(pytest.approx(1.3 * (1 + 0.3 * growth)) for growth in (1, 1, 1, 2.5, 0)))
