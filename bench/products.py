@@ -98,7 +98,7 @@ class Product:
 def bench_product(product: Product, isa: str, threads: int, sgemm: Worker, peaks: Peaks,
                   repeats: int) -> Iterator[dict]:
     T, N, K, type = product.T, product.N, product.K, product.type
-    exact = FLOAT32_LIMIT if type in FLOAT_TYPES or isa == "scalar" else INT16_LIMIT
+    exact = FLOAT32_LIMIT if type in FLOAT_TYPES else INT16_LIMIT
     errors = product.errors(threads, BF16_PIECES_LIMIT if isa == "amx" else exact)
     peak, share = linear_peak(peaks, isa, type)
     sgemm.ask("prepare", T=T, N=N, K=K)
