@@ -94,6 +94,10 @@ def norm_backward(T: int) -> Arguments:
     return dict(dx=zeros(T, C), dgain=zeros(C), dy=normal(T, C), x=x, gain=normal(C), rstd=rstd)
 
 
+def norm_backward_of_x(T: int) -> Arguments:
+    return norm_backward(T) | dict(dgain=None)
+
+
 def rope(T: int) -> Arguments:
     cos, sin = rope_tables(T, 128, 10000.0)
     return dict(y=zeros(T, C), x=normal(T, C), cos=cos, sin=sin, positions=np.arange(T, dtype=np.int32), n_head=32,
@@ -189,6 +193,8 @@ GATED_IN_PLACE = {"read": ("dh",), "changed": ("dgate", "dup"), "label": "in pla
 OPS = [
     Op("rms_norm", "rms_norm_forward", norm_forward, 4096, ("x",), "memory scale", out=("y",)),
     Op("rms_norm", "rms_norm_backward", norm_backward, 4096, ("dy", "x"), "memory update", gradients=("dx", "dgain")),
+    Op("rms_norm", "rms_norm_backward", norm_backward_of_x, 4096, ("dy", "x"), "memory update", gradients=("dx",),
+       label="gain frozen"),
     Op("rope", "rope_forward", rope, 4096, ("x", "cos", "sin"), "memory scale", out=("y",)),
     Op("rope", "rope_backward", rope_gradient, 4096, ("dy", "cos", "sin"), "memory update", gradients=("dx",)),
     Op("swiglu", "swiglu_forward", gated_forward, 2048, peak="memory scale", **GATED),
