@@ -29,6 +29,10 @@ def stopwatch(work: Callable[[], object]) -> Stopwatch:
     return once
 
 
+LONG, FEWEST = 10.0, 5
+"""Seconds after which fewer repeats are enough, and how many."""
+
+
 def alternate(contestants: Mapping[str, Stopwatch], *, repeats: int, warmups: int = 2,
               pause: float = 0.0) -> dict[str, list[float]]:
     """Seconds of each contestant's repeats, one repeat of each in turn.
@@ -36,7 +40,10 @@ def alternate(contestants: Mapping[str, Stopwatch], *, repeats: int, warmups: in
     pause   seconds between them, long enough for the other's threads to stop spinning
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    began = time.perf_counter()
     for turn in range(-warmups, repeats):
+        if turn >= FEWEST and time.perf_counter() - began > LONG:
+            break
         for name, run in contestants.items():
             if pause:
                 time.sleep(pause)
