@@ -163,7 +163,8 @@ def unknown(name: str, known: Sequence[str], what: str = "option") -> str:
     if what == "option" and not name.startswith("-"):
         return f"unexpected argument {name!r} (every value follows its option)"
     near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown {what} {name}" + (f" (did you mean {near[0]}?)" if near else f" (--help lists every {what})")
+    listed = f"--help lists every {what}" if what in ("option", "command") else f"known are {', '.join(known)}"
+    return f"unknown {what} {name} ({f'did you mean {near[0]}?' if near else listed})"
 
 
 def to_argv(options: Options) -> list[str]:

@@ -19,6 +19,7 @@ from .errors import LoraFastError, UsageError
 from .live import show_live
 from .model import Sequence
 from .use_options import PerplexityConfig
+from .words import count
 
 HEAD_TOKENS = 64
 """Tokens whose logits exist at a time."""
@@ -54,10 +55,12 @@ def perplexity(model: Model, tokens: np.ndarray, n_ctx: int, *, stride: int | No
     n_windows  how many, from the first on; 0: all
     progress   is told how many windows are done, of how many, and the perplexity so far
 
-    Raises UsageError when the text is shorter than two windows, or the model has room for fewer tokens than one.
+    Raises LoraFastError when the text is shorter than two windows, UsageError when the model has room for fewer tokens
+    than one.
     """
     if len(tokens) < 2 * n_ctx:
-        raise UsageError(f"the text has {len(tokens)} tokens; with --ctx {n_ctx} it takes at least {2 * n_ctx}")
+        raise LoraFastError(f"the text is too short: {count(len(tokens), 'token')}, and with --ctx {n_ctx} it takes at "
+                            f"least {2 * n_ctx}; give more text or a smaller --ctx")
     if n_ctx > model.n_ctx:
         raise UsageError(f"--ctx {n_ctx}: the model was opened for {model.n_ctx} tokens")
     step = stride or n_ctx
