@@ -29,8 +29,8 @@ def stopwatch(work: Callable[[], object]) -> Stopwatch:
     return once
 
 
-LONG, FEWEST = 5.0, 5
-"""Seconds after which one is warm, and fewer repeats are enough; how many."""
+ENOUGH = {5.0: 5, 25.0: 3}
+"""Repeats that are enough, after so many seconds; after the first of these, one warm-up is too."""
 
 
 def alternate(contestants: Mapping[str, Stopwatch], *, repeats: int, warmups: int = 2,
@@ -42,10 +42,11 @@ def alternate(contestants: Mapping[str, Stopwatch], *, repeats: int, warmups: in
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     began = time.perf_counter()
     for turn in range(-warmups, repeats):
-        is_long = time.perf_counter() - began > LONG
-        if is_long and -warmups < turn < 0:
+        passed = time.perf_counter() - began
+        enough = min((fewest for after, fewest in ENOUGH.items() if passed > after), default=repeats)
+        if -warmups < turn < 0 and enough < repeats:
             continue
-        if is_long and turn >= FEWEST:
+        if turn >= enough:
             break
         for name, run in contestants.items():
             if pause:
