@@ -41,7 +41,8 @@ HERE = Path(__file__).parent
 ISAS = build_info.available_isas()
 LOWEST_PEER = 45
 """Percent of the float32 peak that a peer must reach at 160m; a slower one is not at its best, the comparison void."""
-PROFILES = 5
+PROFILES, LONG_STEP = 5, 1.0
+"""Profiled steps, and the seconds from which on one is enough."""
 FIND_TORCH = "from importlib.util import find_spec as f; exit(not (f('torch') and f('peft') and f('transformers')))"
 
 TORCH_ISA = {       # variables that hold PyTorch and its libraries to an instruction set; unset for the best
@@ -133,7 +134,7 @@ def run(name: str, contestants: Sequence[Contestant], peaks: Peaks, repeats: int
             row = {"comparison": name, **asdict(each), **summary(seconds[each]), **speed,
                    "memory": worker.ask("memory")}
             if each.program == "lorafast":
-                row |= split([worker.ask("profile") for _ in range(PROFILES if row["seconds"] < 1 else 1)])
+                row |= split([worker.ask("profile") for _ in range(PROFILES if row["seconds"] < LONG_STEP else 1)])
                 row["speedup"] = {other.program: ratio(seconds[other], seconds[each])
                                   for other in contestants if other.program != "lorafast"}
             elif each.type == "float32" and each.model == "160m":

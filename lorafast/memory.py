@@ -162,9 +162,13 @@ class Planner:
         tied = self.model.hparams.tied
         return Item(name, self._weight_bytes, "the whole model" if tied else f"{size}, but for the embedding, which is read by rows")
 
+    def _left(self, strategy: Strategy) -> int:
+        """Bytes of the budget that all but weights leave."""
+        return self.budget.nbytes - self._bytes(strategy)
+
     def _capacity(self, strategy: Strategy) -> int | None | Literal[False]:
         """Bytes that are left for weights; None if all find room, False if there is not enough for them to stream."""
-        left = self.budget.nbytes - self._bytes(strategy)
+        left = self._left(strategy)
         if left >= self._weight_bytes:
             return None
         return left if left >= self._least_capacity else False
@@ -283,8 +287,8 @@ class Planner:
         """Measured with the largest micro-batch that fits."""
         largest = max((s for s in self._candidates(Forced()) if self._capacity(s) is not False), key=self._tokens)
         T = self._tokens(largest)
-        left = self.budget.nbytes - self._bytes(replace(largest, n_kept=1))
-        is_tight = left < sum(nbytes(group) for group in (*self.model.blocks[0].groups, self.model.head))
+        measured = sum(nbytes(group) for group in (*self.model.blocks[0].groups, self.model.head))
+        is_tight = self._left(replace(largest, n_kept=1)) < measured
         speed = measure_speed(self.model, self.adapter, T, self.job.ctx, min(128, T), self.job.n_threads,
                               self.files if is_tight else None)
         self.files.let_go_pages()
