@@ -18,12 +18,12 @@ from models import MODELS, make_model
 from results import RESULTS, write_results
 from timing import alternate, summary
 
-from lorafast.gguf import open_model
-from lorafast.hparams import read_hparams
+from lorafast.gguf.reader import open_model
 from lorafast.kernels import build_info
-from lorafast.lora import Adapter
-from lorafast.model import Model, Sequence as TextSequence
-from lorafast.threads import physical_cores
+from lorafast.network.hparams import read_hparams
+from lorafast.network.lora import Adapter
+from lorafast.network.network import Model, Sequence as TextSequence
+from lorafast.system.threads import physical_cores
 
 PROMPT = 16         # tokens before the first that is timed
 TOKENS = 8          # in a repeat

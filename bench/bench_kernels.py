@@ -16,7 +16,7 @@ from products import bench_products, product_cases
 from results import RESULTS, write_results
 
 from lorafast.kernels import build_info
-from lorafast.threads import physical_cores
+from lorafast.system.threads import physical_cores
 
 
 def words(text: str) -> list[str]:

@@ -34,7 +34,7 @@ from memory_use import resident, resident_libraries
 from models import MODELS, make_model
 from results import RESULTS, write_results
 
-from lorafast.threads import physical_cores
+from lorafast.system.threads import physical_cores
 
 ROOT = Path(__file__).parent.parent
 TEXT = "the love of my sweet love with all thy love is not for " * 400

@@ -33,9 +33,9 @@ from results import RESULTS, write_results
 from timing import alternate, ratio, summary
 from worker import PAUSE, Worker
 
-from lorafast.ggml_types import GGMLType
+from lorafast.gguf.types import GGMLType
 from lorafast.kernels import build_info
-from lorafast.threads import physical_cores
+from lorafast.system.threads import physical_cores
 
 HERE = Path(__file__).parent
 ISAS = build_info.available_isas()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorafast.cgroups import groups_around
+from lorafast.system.cgroups import groups_around
 
 FILES = {"cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
          "cgroup2": ("memory.max", "memory.current", "memory.peak")}

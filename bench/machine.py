@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from results import read_results, write_results
 
-from lorafast.ggml_types import GGMLType
+from lorafast.gguf.types import GGMLType
 from lorafast.kernels import build_info
-from lorafast.threads import physical_cores
+from lorafast.system.threads import physical_cores
 
 HERE = Path(__file__).parent
 BYTES_OF_MEMORY = 1 << 30       # far beyond any cache that a virtual machine's share of the last level may hold

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from geometry import GEOMETRIES
 
-from lorafast.ggml_types import GGMLType
-from lorafast.gguf_writer import TensorToWrite, write_gguf
+from lorafast.gguf.types import GGMLType
+from lorafast.gguf.writer import TensorToWrite, write_gguf
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))

@@ -14,8 +14,8 @@ from machine import F32_PEAK, Peaks
 from models import random_blocks
 from timing import alternate, stopwatch, summary
 
-from lorafast.ggml_types import GGMLType
-from lorafast.rope_tables import rope_tables
+from lorafast.gguf.types import GGMLType
+from lorafast.network.rope_tables import rope_tables
 
 Arguments = dict[str, Any]
 

@@ -9,14 +9,14 @@ from statistics import median
 
 import numpy as np
 from checks import check
+from lorafast.kernels.linear import Weight, linear_backward, linear_forward
 from machine import FLOAT_TYPES, Peaks, linear_peak
 from models import random_blocks
 from timing import alternate, ratio, stopwatch, summary
 from worker import PAUSE, Worker
 
-from lorafast.ggml_types import GGMLType
-from lorafast.kernels.linear import Weight, linear_backward, linear_forward
-from lorafast.quants import dequantize
+from lorafast.gguf.quants import dequantize
+from lorafast.gguf.types import GGMLType
 
 OPENBLAS = Path(__file__).parent / "peers/openblas.py"
 OPENBLAS_KERNELS = {"avx2": "Haswell"}      # what OpenBLAS is held to where ours is held to an ISA; else it chooses

@@ -15,14 +15,14 @@ import numpy as np
 from memory_use import watched
 from worker import serve
 
-from lorafast.block import Block
-from lorafast.gguf import open_model
-from lorafast.hparams import read_hparams
+from lorafast.data.batches import Batch
+from lorafast.gguf.reader import open_model
 from lorafast.kernels import build_info
-from lorafast.lora import Adapter, default_ranks, specs_for
-from lorafast.model import Model, Strategy, Trainer
-from lorafast.optim import Adam, parameter_groups
-from lorafast.sampler import Batch
+from lorafast.network.block import Block
+from lorafast.network.hparams import read_hparams
+from lorafast.network.lora import Adapter, default_ranks, specs_for
+from lorafast.network.network import Model, Strategy, Trainer
+from lorafast.training.optim import Adam, parameter_groups
 
 RANK = 4
 TARGETS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output")

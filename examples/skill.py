@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import lorafast
 import make_skill
 from demo import packaged_model, run
+
+import lorafast
 
 OUT = Path("skill")
 SHOWN = 3

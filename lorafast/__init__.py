@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import Model as Model, finetune as finetune
-    from .config import FinetuneConfig as FinetuneConfig
     from .errors import LoraFastError as LoraFastError
-    from .events import Continuation as Continuation, Ended as Ended, Evaluation as Evaluation, Started as Started, Step as Step
+    from .options.finetune import FinetuneConfig as FinetuneConfig
+    from .reporting.events import (
+        Continuation as Continuation,
+        Ended as Ended,
+        Evaluation as Evaluation,
+        Started as Started,
+        Step as Step,
+    )
 
 __version__ = "0.1.0"
 
-_HOMES = {"Model": "api", "finetune": "api", "FinetuneConfig": "config", "LoraFastError": "errors", "Started": "events",
-          "Step": "events", "Evaluation": "events", "Continuation": "events", "Ended": "events"}
+_HOMES = {"Model": "api", "finetune": "api", "FinetuneConfig": "options.finetune", "LoraFastError": "errors",
+          "Started": "reporting.events", "Step": "reporting.events", "Evaluation": "reporting.events",
+          "Continuation": "reporting.events", "Ended": "reporting.events"}
 
 __all__ = ["__version__", *_HOMES]
 

@@ -19,25 +19,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import model as network
 from .adapters import BaseModel, read_adapter
 from .adapters.stack import stack
-from .config import FinetuneConfig
+from .data.encode import chat_tokens
 from .errors import UsageError
-from .events import Observer
-from .generation import Session, chooser
-from .gguf import GGUFFile, open_model
-from .hparams import read_hparams
-from .lora import Adapter
-from .sampling import Sampling
-from .sequences import chat_tokens
-from .text_stream import TextStream, text_of
-from .threads import physical_cores
+from .gguf.reader import GGUFFile, open_model
+from .network import network
+from .network.generation import Session, chooser
+from .network.hparams import read_hparams
+from .network.lora import Adapter
+from .network.next_token import Sampling
+from .options.finetune import FinetuneConfig
+from .options.tools import path_and_scale
+from .reporting.events import Observer
+from .system.threads import physical_cores
 from .tokenizer import Tokenizer, load_tokenizer
-from .tool_options import path_and_scale
+from .tokenizer.text_stream import TextStream, text_of
 
 if TYPE_CHECKING:
-    from .train import Result
+    from .training.run import Result
 
 MOST_POSITIONS = 8192
 """Of a context whose length was not given: longer ones take memory that few need."""
@@ -50,12 +50,12 @@ def finetune(config: FinetuneConfig | Mapping[str, Any], callback: Observer | No
     """Trains an adapter, as `lorafast finetune` does, and returns how it ended.
 
     config    the options, or a mapping of them by name (`preset` and `config` may be among them)
-    callback  is called with each event: Started, Step after every iteration, Evaluation, Continuation, Ended (lorafast.events)
+    callback  is called with each event: Started, Step after every iteration, Evaluation, Continuation, Ended (lorafast.reporting.events)
 
     Raises LoraFastError, in one line, for whatever stands in the way; what was saved stays. An exception from the callback
     ends the run. In the main thread SIGINT ends it after the step under way, with everything saved.
     """
-    from .train import finetune as train
+    from .training.run import finetune as train
 
     if not isinstance(config, FinetuneConfig):
         config = FinetuneConfig.complete(config)
@@ -144,7 +144,7 @@ class Model:
         Raises LoraFastError where there is no template, or none that can express these messages; UsageError when there is no
         room for an answer.
         """
-        from .chat_template import load_chat_template
+        from .data.chat_template import load_chat_template
 
         template = load_chat_template(self.gguf.metadata, self.tokenizer, chat_template)
         text = template.render(messages, add_generation_prompt=True)

@@ -12,19 +12,19 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .config import FinetuneConfig
 from .errors import LoraFastError, UsageError
-from .options import HELP_WIDTH, Options, fields, help_text, parse, unknown
-from .tool_options import CheckOptions, ConvertOptions, InspectOptions, MergeOptions, ReportOptions
-from .use_options import GenerateConfig, PerplexityConfig
+from .options.declare import HELP_WIDTH, Options, fields, help_text, parse, unknown
+from .options.finetune import FinetuneConfig
+from .options.tools import CheckOptions, ConvertOptions, InspectOptions, MergeOptions, ReportOptions
+from .options.use import GenerateConfig, PerplexityConfig
 
 INTERRUPTED = 130    # 128 + SIGINT, as shells report it
 READER_GONE = 141    # 128 + SIGPIPE
 
 
 def run_finetune(config: FinetuneConfig) -> int:
-    from .log import open_log
-    from .train import finetune
+    from .reporting.log import open_log
+    from .training.run import finetune
 
     with open_log() as log:
         if config.n_gpu_layers > 0:
@@ -34,55 +34,55 @@ def run_finetune(config: FinetuneConfig) -> int:
 
 
 def run_plan(config: FinetuneConfig) -> int:
-    from .train import plan
+    from .training.run import plan
 
     plan(config, print)
     return 0
 
 
 def run_generate(config: GenerateConfig) -> int:
-    from .sample import generate
+    from .commands.generate import generate
 
     generate(config, write)
     return 0
 
 
 def run_perplexity(config: PerplexityConfig) -> int:
-    from .perplexity import run_perplexity
+    from .commands.perplexity import run_perplexity
 
     return run_perplexity(config, print)
 
 
 def run_convert(options: ConvertOptions) -> int:
-    from .convert import run_convert
+    from .commands.convert import run_convert
 
     return run_convert(options, print)
 
 
 def run_merge(options: MergeOptions) -> int:
-    from .merge import run_merge
+    from .commands.merge import run_merge
 
     return run_merge(options, print)
 
 
 def run_check(options: CheckOptions) -> int:
-    from .check import run_check
+    from .commands.check import run_check
 
     return run_check(options, print)
 
 
 def run_inspect(options: InspectOptions) -> int:
     if options.model_base:
-        from .inspect_data import run_inspect_data
+        from .commands.inspect_data import run_inspect_data
 
         return run_inspect_data(options, sys.stdout)
-    from .inspect_model import run_inspect
+    from .commands.inspect_model import run_inspect
 
     return run_inspect(options, print)
 
 
 def run_report(options: ReportOptions) -> int:
-    from .report import run_report
+    from .reporting.report import run_report
 
     return run_report(options, print)
 

@@ -8,10 +8,10 @@ import numpy as np
 from make_models import FLOATS, INTS, STRINGS
 from tokenizer_cases import vocabulary
 
-from lorafast.ggml_types import GGMLType, GGUFValueType
-from lorafast.gguf import open_model
-from lorafast.gguf_writer import TensorToWrite, write_gguf
-from lorafast.quants import quantize
+from lorafast.gguf.quants import quantize
+from lorafast.gguf.reader import open_model
+from lorafast.gguf.types import GGMLType, GGUFValueType
+from lorafast.gguf.writer import TensorToWrite, write_gguf
 
 U32, F32, STRING = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
 Q8_0_BLOCK = np.dtype([("d", "<f2"), ("q", "i1", 32)])

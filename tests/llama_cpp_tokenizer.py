@@ -30,8 +30,8 @@ def llama_cpp_ids(
 
 
 def _write(path: Path, metadata: Mapping[str, Any]) -> None:
-    from lorafast.ggml_types import GGUFValueType as T
-    from lorafast.gguf_writer import write_gguf
+    from lorafast.gguf.types import GGUFValueType as T
+    from lorafast.gguf.writer import write_gguf
 
     kinds = {bool: T.BOOL, int: T.UINT32, float: T.FLOAT32, str: T.STRING}
     entries = []

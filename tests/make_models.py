@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from lorafast.ggml_types import GGMLType, GGUFValueType
-from lorafast.gguf import GGUFFile
-from lorafast.gguf_writer import TensorToWrite, write_gguf
-from lorafast.quants import quantize
+from lorafast.gguf.quants import quantize
+from lorafast.gguf.reader import GGUFFile
+from lorafast.gguf.types import GGMLType, GGUFValueType
+from lorafast.gguf.writer import TensorToWrite, write_gguf
 
 U32, F32, BOOL, STRING = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.BOOL, GGUFValueType.STRING
 STRINGS = (GGUFValueType.ARRAY, GGUFValueType.STRING)

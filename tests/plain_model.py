@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from lorafast.gguf import GGUFFile
-from lorafast.hparams import HParams
-from lorafast.rope_tables import rope_tables
+from lorafast.gguf.reader import GGUFFile
+from lorafast.network.hparams import HParams
+from lorafast.network.rope_tables import rope_tables
 
 
 def base_weights(gguf: GGUFFile) -> dict[str, np.ndarray]:

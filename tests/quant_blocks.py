@@ -1,7 +1,7 @@
 """Blocks of every trainable type for tests: random, zero and one bits; scales of both signs, huge, subnormal, zero."""
 import numpy as np
 
-from lorafast.ggml_types import GGMLType
+from lorafast.gguf.types import GGMLType
 
 TRAINABLE = [type for type in GGMLType if type.is_trainable]
 

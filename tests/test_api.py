@@ -11,13 +11,13 @@ from numerics import nmse
 import lorafast
 from lorafast.adapters import AdapterFile, BaseModel, write_adapter
 from lorafast.adapters.stack import stack
+from lorafast.commands.generate import generate
 from lorafast.errors import LoraFastError, UsageError
-from lorafast.files import Form
-from lorafast.gguf import open_model
-from lorafast.hparams import read_hparams
-from lorafast.lora import ROLES, Adapter, default_ranks, specs_for
-from lorafast.sample import generate
-from lorafast.use_options import GenerateConfig
+from lorafast.gguf.reader import open_model
+from lorafast.network.hparams import read_hparams
+from lorafast.network.lora import ROLES, Adapter, default_ranks, specs_for
+from lorafast.options.outputs import Form
+from lorafast.options.use import GenerateConfig
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 SAME = 1e-8             # NMSE of logits that are equal but for the rounding of products; measured 2e-10 to 6e-10

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_memory import HYBRID, PURE_V2, system
+
+from tests.planning.test_planner import HYBRID, PURE_V2, system
 
 BENCH = Path(__file__).parent.parent / "bench"
 

@@ -73,9 +73,9 @@ def test_finetune_gets_its_options_and_a_log(monkeypatch, capsys, interrupted, s
         seen.append((config, log))
         return types.SimpleNamespace(interrupted=interrupted)
 
-    train = types.ModuleType("lorafast.train")
+    train = types.ModuleType("lorafast.training.run")
     train.finetune = finetune
-    monkeypatch.setitem(sys.modules, "lorafast.train", train)
+    monkeypatch.setitem(sys.modules, "lorafast.training.run", train)
     assert cli.main(["finetune", "--model_base", "m", "-ngl", "3"]) == status
     (config, log), = seen
     assert config.model_base == "m" and config.n_gpu_layers == 3 and hasattr(log, "iteration")
@@ -83,9 +83,9 @@ def test_finetune_gets_its_options_and_a_log(monkeypatch, capsys, interrupted, s
 
 
 def test_generated_text_appears_as_it_comes(monkeypatch, capsys):
-    sample = types.ModuleType("lorafast.sample")
+    sample = types.ModuleType("lorafast.commands.generate")
     sample.generate = lambda config, write: [write(piece) for piece in (config.prompt, "x", "\udcff")]
-    monkeypatch.setitem(sys.modules, "lorafast.sample", sample)
+    monkeypatch.setitem(sys.modules, "lorafast.commands.generate", sample)
     assert cli.main(["generate", "-m", "m", "-p", "-n", "--lora", "a", "--lora", "b"]) == 0
     assert capsys.readouterr().out == "-nx\\udcff"
 

@@ -15,13 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from make_models import STRING, make_tiny
 
 from lorafast import api, cli
-from lorafast.config import PRESETS, FinetuneConfig
-from lorafast.options import fields
-from lorafast.records import parse_record
+from lorafast.data.records import parse_record
+from lorafast.options.declare import fields
+from lorafast.options.finetune import PRESETS, FinetuneConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

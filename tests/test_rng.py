@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from lorafast.samples import string_hash
+from lorafast.data.samples import string_hash
 from lorafast.errors import FormatError
 from lorafast.rng import MT19937, NormalDistribution
 

@@ -65,8 +65,8 @@ def network_of(model: str):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lorafast.gguf import open_model
-    from lorafast.hparams import read_hparams
+    from lorafast.gguf.reader import open_model
+    from lorafast.network.hparams import read_hparams
 
     gguf = open_model(model)
     hp = read_hparams(gguf)

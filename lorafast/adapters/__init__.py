@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import os
 
-from ..checkpoint import read_checkpoint
 from ..errors import FormatError
-from ..file_kind import FileKind, file_kind
-from ..files import Form
+from ..gguf.file_kind import FileKind, file_kind
+from ..options.outputs import Form
 from .adapter_file import AdapterFile, BaseModel
+from .checkpoint import read_checkpoint
 from .ggla import read_ggla, write_ggla
 from .gguf import read_gguf_adapter, write_gguf_adapter
 from .peft import read_peft, write_peft

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, LoraFastError
-from ..files import Form, cannot_carry_magnitudes
-from ..gguf import GGUFFile
-from ..lora import Adapter, Pair, file_order, specs_for, split_name
+from ..gguf.reader import GGUFFile
+from ..network.lora import Adapter, Pair, file_order, specs_for, split_name
+from ..options.outputs import Form, cannot_carry_magnitudes
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic import atomic_write
 from ..errors import FormatError, LoraFastError
-from ..files import Form
-from ..lora import Pair, split_name
+from ..network.lora import Pair, split_name
+from ..options.outputs import Form
+from ..system.atomic import atomic_write
 from .adapter_file import AdapterFile, refuse_magnitudes
 
 MAGIC = 0x67676C61

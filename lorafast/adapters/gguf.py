@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, LoraFastError
-from ..files import Form
-from ..ggml_types import GGMLType, GGUFValueType
-from ..gguf import GGUFFile
-from ..gguf_writer import TensorToWrite, ValueType, write_gguf
-from ..lora import split_name
+from ..gguf.reader import GGUFFile
+from ..gguf.types import GGMLType, GGUFValueType
+from ..gguf.writer import TensorToWrite, ValueType, write_gguf
+from ..network.lora import split_name
+from ..options.outputs import Form
 from .adapter_file import AdapterFile, BaseModel, fold, refuse_magnitudes, refuse_norms
 
 TOKEN_EMBD = "token_embd.weight"

@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import atomic_dir
 from ..errors import FormatError, LoraFastError
-from ..file_kind import PEFT_CONFIG, PEFT_WEIGHTS
-from ..lora import Pair, split_name
+from ..gguf.file_kind import PEFT_CONFIG, PEFT_WEIGHTS
+from ..gguf.safetensors import read_safetensors, write_safetensors
+from ..network.lora import Pair, split_name
+from ..system.atomic import atomic_dir
 from .adapter_file import AdapterFile, BaseModel, fold, refuse_norms
-from .safetensors import read_safetensors, write_safetensors
 
 MODULES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",

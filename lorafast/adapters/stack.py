@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..errors import LoraFastError
-from ..lora import Pair
+from ..network.lora import Pair
 from .adapter_file import AdapterFile, fold
 
 

@@ -6,7 +6,7 @@ import os
 # libgomp loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
-from . import build_info  # noqa: E402
+from . import build_info
 
 _forced = os.environ.get("LORAFAST_ISA")
 if _forced and _forced not in build_info.available_isas():

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..ggml_types import GGMLType
-from ..quants import dequantize
+from ..gguf.quants import dequantize
+from ..gguf.types import GGMLType
 
 
 def embedding_forward(y: np.ndarray, tokens: np.ndarray, weight: np.ndarray, type: int, n_threads: int) -> None:

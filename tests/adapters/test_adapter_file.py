@@ -1,16 +1,16 @@
 """Adapters of any kind by their content, and an adapter put on a model."""
 import numpy as np
 import pytest
-
-from adapters.test_gguf import random_adapter
-from lorafast.adapters import AdapterFile, BaseModel, read_adapter, write_adapter
-from lorafast.checkpoint import Geometry, TrainState, write_checkpoint
-from lorafast.errors import FormatError, LoraFastError
-from lorafast.files import Form
-from lorafast.gguf import GGUFFile
-from lorafast.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
 from make_models import make_tiny
-from test_lora import llama_shapes
+
+from lorafast.adapters import AdapterFile, BaseModel, read_adapter, write_adapter
+from lorafast.adapters.checkpoint import Geometry, TrainState, write_checkpoint
+from lorafast.errors import FormatError, LoraFastError
+from lorafast.gguf.reader import GGUFFile
+from lorafast.network.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
+from lorafast.options.outputs import Form
+from tests.adapters.test_gguf import random_adapter
+from tests.network.test_lora import llama_shapes
 
 SHAPES = llama_shapes(16, 24, 2, 40, n_embd_gqa=8)
 BASE = BaseModel("llama", 2, 4, 2, tied=False)

@@ -3,14 +3,14 @@ import struct
 
 import numpy as np
 import pytest
-
 from golden_files import unpack
+
 from lorafast.adapters import AdapterFile, read_adapter
+from lorafast.adapters.checkpoint import read_checkpoint
 from lorafast.adapters.ggla import read_ggla, write_ggla
-from lorafast.checkpoint import read_checkpoint
 from lorafast.errors import FormatError, LoraFastError
-from lorafast.lora import Adapter, default_ranks, specs_for
-from test_lora import llama_shapes
+from lorafast.network.lora import Adapter, default_ranks, specs_for
+from tests.network.test_lora import llama_shapes
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,18 @@ import sys
 
 import numpy as np
 import pytest
+from adapter_merge import merge
+from make_models import make_tiny
 
-from adapters.merge import merge
 from lorafast.adapters import AdapterFile, BaseModel
 from lorafast.adapters.gguf import read_gguf_adapter, write_gguf_adapter
 from lorafast.errors import FormatError, LoraFastError
-from lorafast.ggml_types import GGMLType, GGUFValueType
-from lorafast.gguf import GGUFFile
-from lorafast.gguf_writer import TensorToWrite, write_gguf
-from lorafast.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
-from lorafast.quants import quantize
-from make_models import make_tiny
-from test_lora import llama_shapes
+from lorafast.gguf.quants import quantize
+from lorafast.gguf.reader import GGUFFile
+from lorafast.gguf.types import GGMLType, GGUFValueType
+from lorafast.gguf.writer import TensorToWrite, write_gguf
+from lorafast.network.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
+from tests.network.test_lora import llama_shapes
 
 BASE = BaseModel("llama", 2, 4, 2, tied=False, name="Tiny")
 MATRICES = (*BLOCK_MATRICES, "token_embd", "output")

@@ -3,17 +3,17 @@ import json
 
 import numpy as np
 import pytest
+from adapter_merge import merge
+from make_models import make_tiny
 
-from adapters.merge import merge
-from adapters.test_gguf import MATRICES, assert_same_effect, random_adapter
 from lorafast.adapters import AdapterFile, BaseModel, read_adapter
 from lorafast.adapters.peft import read_peft, write_peft
-from lorafast.adapters.safetensors import read_safetensors, write_safetensors
 from lorafast.errors import FormatError, LoraFastError
-from lorafast.gguf import GGUFFile
-from lorafast.lora import BLOCK_MATRICES, default_ranks
-from make_models import make_tiny
-from test_lora import llama_shapes
+from lorafast.gguf.reader import GGUFFile
+from lorafast.gguf.safetensors import read_safetensors, write_safetensors
+from lorafast.network.lora import BLOCK_MATRICES, default_ranks
+from tests.adapters.test_gguf import MATRICES, assert_same_effect, random_adapter
+from tests.network.test_lora import llama_shapes
 
 BASE = BaseModel("llama", 2, 4, 2, tied=False)
 SHAPES = llama_shapes(16, 24, 2, 40, n_embd_gqa=8)

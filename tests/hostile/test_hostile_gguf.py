@@ -8,9 +8,9 @@ import pytest
 from make_models import make_tiny
 
 from lorafast.errors import FormatError, LoraFastError
-from lorafast.ggml_types import GGMLType, GGUFValueType
-from lorafast.gguf import GGUFFile, open_model
-from lorafast.gguf_writer import TensorToWrite, write_gguf
+from lorafast.gguf.reader import GGUFFile, open_model
+from lorafast.gguf.types import GGMLType, GGUFValueType
+from lorafast.gguf.writer import TensorToWrite, write_gguf
 
 V = GGUFValueType
 HUGE = 2**63 - 1

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from lorafast.kernels.build_info import available_isas
 
 

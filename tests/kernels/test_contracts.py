@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lorafast.kernels.build_info import available_isas
+from lorafast.kernels.linear import Weight
 from make_models import random_blocks
 from numerics import nmse
 
 import lorafast.kernels
-from lorafast.ggml_types import GGMLType
-from lorafast.kernels.build_info import available_isas
-from lorafast.kernels.linear import Weight
-from lorafast.quants import dequantize
-from lorafast.reference import attention as attention_twin
-from lorafast.reference import rms_norm as rms_norm_twin
+from lorafast.gguf.quants import dequantize
+from lorafast.gguf.types import GGMLType
+from lorafast.reference import attention as attention_twin, rms_norm as rms_norm_twin
 
 ROWS = (1, 3, 5)
 WIDTHS = (1, 7, 33, 64, 515)

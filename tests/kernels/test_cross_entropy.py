@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from lorafast.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward, cross_entropy_forward_backward
 from numerics import GRADIENT_LIMIT, gradient_error, nmse
 
-from lorafast.kernels.cross_entropy import cross_entropy_backward, cross_entropy_forward, cross_entropy_forward_backward
 from lorafast.reference import cross_entropy as twin
 
 LOSS_LIMIT = 1e-14        # measured 3e-15

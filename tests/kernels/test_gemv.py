@@ -1,12 +1,12 @@
 """The core for few tokens: as exact as float32 sums are, for every type, width and instruction set."""
 import numpy as np
 import pytest
+from lorafast.kernels.linear import Weight, linear_forward
 from make_models import random_blocks
 from quant_blocks import TRAINABLE
 
-from lorafast.ggml_types import GGMLType
-from lorafast.kernels.linear import Weight, linear_forward
-from lorafast.quants import dequantize
+from lorafast.gguf.quants import dequantize
+from lorafast.gguf.types import GGMLType
 
 LIMIT = 1e-11           # of `error`; measured 3e-12 (SSE2, K = 11008), 7e-13 with AVX-512
 FEW = (1, 2, 3, 4)      # tokens that this core takes

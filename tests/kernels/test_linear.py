@@ -1,13 +1,13 @@
 """Matrix products with frozen weights: every type and instruction set against the twin in float64."""
 import numpy as np
 import pytest
+from lorafast.kernels.linear import Weight, linear_backward, linear_forward
 from make_models import random_blocks
 from numerics import nmse
 from quant_blocks import TRAINABLE
 
-from lorafast.ggml_types import GGMLType
-from lorafast.kernels.linear import Weight, linear_backward, linear_forward
-from lorafast.quants import dequantize
+from lorafast.gguf.quants import dequantize
+from lorafast.gguf.types import GGMLType
 from lorafast.reference import linear as twin
 
 FLOAT32 = 1e-11         # the float32 core; measured 3e-13, 4e-12 for sums of 11008

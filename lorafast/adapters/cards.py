@@ -1,0 +1,88 @@
+"""What lies beside an adapter for the programs and people that use it: an Ollama Modelfile and a model card."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..network.lora import ROLES, split_name
+from ..system.atomic import atomic_write
+from . import AdapterFile, BaseModel
+
+
+def modelfile(model_path: str, adapter_path: str | None = None, *,
+              parameters: Mapping[str, object] | None = None) -> str:
+    """The text of a Modelfile for `ollama create`: the model, and the GGUF adapter if it is not merged into it.
+
+    Ollama takes relative paths from the Modelfile's own folder, which is the adapter's (or the merged model's).
+    """
+    folder = os.path.dirname(os.path.abspath(adapter_path or model_path))
+    lines = [f"FROM {_path_from(folder, model_path)}"]
+    if adapter_path:
+        lines.append(f"ADAPTER {_path_from(folder, adapter_path)}")
+    lines += [f"PARAMETER {name} {value}" for name, value in (parameters or {}).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _path_from(folder: str, path: str) -> str:
+    """`./name` for a file in the folder, an absolute path for any other."""
+    absolute = os.path.abspath(path)
+    return f"./{os.path.basename(absolute)}" if os.path.dirname(absolute) == folder else absolute
+
+
+def model_card(adapter: AdapterFile, base: BaseModel, adapter_path: str, *, model_path: str = "",
+               training: Mapping[str, object] | None = None) -> str:
+    """A short model card in Markdown, with the front matter that Hugging Face reads.
+
+    training  what to say of the run, by name: data, iterations, final loss
+    """
+    is_folder = adapter_path.endswith("/") or os.path.isdir(adapter_path)
+    name = os.path.basename(adapter_path.rstrip("/"))
+    base_name = base.source or base.name or os.path.basename(model_path) or "the base model"
+    front = ["---", *([f"base_model: {base.source}"] if base.source else []), "base_model_relation: adapter",
+             f"library_name: {'peft' if is_folder else 'gguf'}", "pipeline_tag: text-generation",
+             "tags:", "- lora", "- lorafast", "---"]
+    alpha = "1 (the file holds none)"
+    if adapter.alpha is not None:
+        alpha = f"{adapter.alpha:g} / {adapter.r} = {adapter.scale:g}"
+    facts = {"Base model": base_name, "Adapted": _adapted(adapter), "Rank": _ranks(adapter), "Scale, alpha / r": alpha,
+             **({"Magnitudes": "trained (DoRA)"} if adapter.magnitudes else {}), **(training or {})}
+    rows = [f"| {key} | {value} |" for key, value in facts.items()]
+    return "\n".join([*front, "", f"# {name}", "", f"A LoRA adapter for {base_name}, trained with lorafast.", "",
+                      "| | |", "|---|---|", *rows, "",
+                      "## Use", "", *_usage(adapter_path, is_folder, base, model_path), ""])
+
+
+def _adapted(adapter: AdapterFile) -> str:
+    roles = {split_name(name)[1] for name in adapter.pairs}
+    return f"{', '.join(role for role in ROLES if role in roles)} ({len(adapter.pairs)} tensors)"
+
+
+def _ranks(adapter: AdapterFile) -> str:
+    return ", ".join(map(str, sorted({len(a) for a, _ in adapter.pairs.values()})))
+
+
+def _usage(path: str, is_folder: bool, base: BaseModel, model_path: str) -> list[str]:
+    """How to load it: with peft for a folder, with llama.cpp and lorafast for a file."""
+    if is_folder:
+        source = base.source or "path/to/base-model"
+        return ["```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "",
+                f'model = AutoModelForCausalLM.from_pretrained("{source}")',
+                f'model = PeftModel.from_pretrained(model, "{path.rstrip("/")}")', "```"]
+    model = os.path.basename(model_path) or "base-model.gguf"
+    name = os.path.basename(path)
+    commands = [f'lorafast generate --model-base {model} --lora {name} -p "..."']
+    if name.lower().endswith(".gguf"):
+        commands.insert(0, f'llama-cli -m {model} --lora {name} -p "..."')
+    return ["```sh", *commands, "```"]
+
+
+def write_beside(path: str, suffix: str, text: str) -> str:
+    """Writes `text` beside the adapter: `a.gguf` + `.md` is `a.md`; a folder gets README.md or Modelfile. The path."""
+    if path.endswith("/") or os.path.isdir(path):
+        target = Path(path) / {".md": "README.md", ".Modelfile": "Modelfile"}[suffix]
+    else:
+        target = Path(path).with_suffix(suffix)
+    with atomic_write(target) as file:
+        file.write(text.encode())
+    return str(target)

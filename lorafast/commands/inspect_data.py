@@ -1,0 +1,170 @@
+"""Shows training data as the trainer sees it: how much there is, how long its samples are, and single samples, token by
+token, with what counts in the loss.
+
+On a terminal, colours tell the tokens apart: greens count in the loss, greys are only read, two shades in turn.
+Elsewhere what counts stands in ⟦ ⟧, and · separates tokens.
+"""
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+import numpy as np
+
+from ..data.open import Data, DataOptions, open_data
+from ..data.samples import Samples, Sequences, plain, targets_of
+from ..gguf.reader import open_model
+from ..options.tools import InspectOptions
+from ..system.live import show_live
+from ..tokenizer import Tokenizer, load_tokenizer
+from ..words import count
+
+COUNTED, READ = ("\x1b[32m", "\x1b[92m"), ("\x1b[90m", "\x1b[37m")
+RESET = "\x1b[0m"
+N_BARS = 12
+LINE_END = "↵\n"
+
+
+def run_inspect_data(options: InspectOptions, out: TextIO) -> int:
+    """Runs `lorafast inspect` for data; returns the exit status."""
+    gguf = open_model(options.model_base)
+    tokenizer = load_tokenizer(gguf)
+    data = open_data(DataOptions(
+        (options.file,), data_format=options.data_format, chat_template=options.chat_template,
+        train_on_prompt=options.train_on_prompt, skip_bad=options.skip_bad, stride=options.stride,
+        sample_start=options.start_text, include_sample_start=options.include_sample_start,
+        overlapping_samples=options.overlapping_samples), tokenizer, gguf.metadata, options.ctx, show_live)
+    inspect_data(data, tokenizer, out, ctx=options.ctx, batch=options.batch, numbers=list(map(int, options.samples.split(","))),
+                 width=min(120, shutil.get_terminal_size().columns))
+    return 0
+
+
+def inspect_data(data: Data, tokenizer: Tokenizer, out: TextIO, *, ctx: int, batch: int,
+                 numbers: Sequence[int] = (1, 2, 3), width: int = 80, colour: bool | None = None) -> None:
+    """Writes what was recognised, statistics, and the training samples of these numbers (from 1; others are ignored).
+
+    ctx, batch   as the trainer will have them
+    width        columns
+    colour       None: if `out` is a terminal
+    """
+    colour = out.isatty() if colour is None else colour
+    lines = [*data.notes, *(f"warning: {warning}" for warning in data.train.warnings), ""]
+    for name, samples in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        if samples is not None:
+            lines += summary(name, samples)
+    lines += ["", *batches(data.train, ctx, batch), "", *histogram(data.train, width)]
+    for number in numbers:
+        if 1 <= number <= len(data.train):
+            lines += ["", *show_sample(data.train, number - 1, tokenizer, width, colour)]
+    for line in lines:
+        print(line, file=out)
+
+
+def summary(name: str, samples: Samples) -> list[str]:
+    """How many samples and tokens, and how many of these count."""
+    n_tokens, n_counted = samples.tokens.size, samples.tokens.size
+    what = "tokens of text, all of which count in the loss"
+    if isinstance(samples, Sequences):
+        n_tokens = int(samples.size.sum())
+        n_counted = sum(int((targets_of(samples.stored(i)[1:]) >= 0).sum()) for i in range(len(samples)))
+        what = f"tokens, of which {n_counted:,} ({n_counted / n_tokens:.0%}) count in the loss"
+    return [f"{name}: {count(len(samples), 'sample')}, {n_tokens:,} {what}"]
+
+
+def batches(samples: Samples, ctx: int, batch: int) -> list[str]:
+    """What an epoch is."""
+    n_rows = samples.size - 1 if isinstance(samples, Sequences) else samples.size
+    n_batches = -(-len(samples) // batch)
+    tokens = n_rows.sum() / n_batches if n_batches == 1 else n_rows.mean() * batch
+    lines = [f"an epoch: {count(n_batches, 'batch', 'batches')} of {count(min(batch, len(samples)), 'sample')}, "
+             f"{tokens:,.0f} tokens{' each' * (n_batches > 1)}"]
+    if isinstance(samples, Sequences):
+        budget = batch * ctx
+        n_packed = -(-int(n_rows.sum()) // budget)
+        lines.append(f"with --pack: about {count(n_packed, 'batch', 'batches')} of up to {budget:,} tokens "
+                     f"(--batch {batch} x --ctx {ctx})")
+    return lines
+
+
+def histogram(samples: Samples, width: int) -> list[str]:
+    """The lengths of the samples: in figures, and as bars."""
+    size = np.asarray(samples.size)
+    low, median, high, most = np.percentile(size, [0, 50, 95, 100]).astype(int)
+    lines = [f"tokens in a sample: {low} at least, {median} in the middle one, {high} at 95 %, {most} at most"]
+    if low == most:
+        return lines
+    step = -(-(most - low + 1) // N_BARS)
+    counts = np.bincount((size - low) // step)
+    label_width = len(f"{most:,}")
+    for i, count in enumerate(counts):
+        first, last = low + i * step, min(low + (i + 1) * step - 1, most)
+        label = f"  {first:>{label_width},}" + (f" to {last:>{label_width},} " if step > 1 else " ")
+        room = width - len(label) - len(f" {counts.max():,}")
+        lines.append(f"{label}{'█' * -(-int(count) * room // int(counts.max()))} {count:,}")
+    return lines
+
+
+def show_sample(samples: Samples, number: int, tokenizer: Tokenizer, width: int, colour: bool) -> list[str]:
+    """One sample: where it comes from, and its tokens."""
+    if isinstance(samples, Sequences):
+        stored = samples.stored(number)
+        counts = targets_of(stored) >= 0
+        counts[0] = False                                   # nothing predicts the first token
+        tokens = plain(stored)
+        origin = f"{samples.sources[samples.source[number]]}:{samples.line[number]}"
+    else:
+        begin = samples.begin[number]
+        tokens = samples.tokens[begin:begin + samples.size[number]]
+        counts = np.ones(len(tokens), bool)
+        origin = f"{samples.name}, from token {begin:,}"
+    title = f"sample {number + 1:,} of {len(samples):,} ({origin}): {len(tokens):,} tokens, {counts.sum():,} count"
+    texts = [token_text(tokenizer, int(token)) for token in tokens]
+    return [title, *wrapped(coloured(texts, counts) if colour else marked(texts, counts), width)]
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """What a token stands for, fit to be shown: half characters and control characters as \\xHH, line ends as ↵."""
+    shown = tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")
+    return "".join(LINE_END if character == "\n" else character if character.isprintable()
+                   else character.encode("unicode_escape").decode() for character in shown)
+
+
+def marked(texts: Sequence[str], counts: np.ndarray) -> Iterator[tuple[str, str]]:
+    """(visible text, text to write) of each token, with marks."""
+    for i, text in enumerate(texts):
+        goes_on = i > 0 and counts[i] == counts[i - 1]
+        before = "·" if goes_on and not texts[i - 1].endswith("\n") else "⟦" if counts[i] and not goes_on else ""
+        body, line_end = text.removesuffix("\n"), text[len(text.removesuffix("\n")):]
+        after = "⟧" if counts[i] and (i + 1 == len(texts) or not counts[i + 1]) else ""
+        yield (before + body + after + line_end,) * 2
+
+
+def coloured(texts: Sequence[str], counts: np.ndarray) -> Iterator[tuple[str, str]]:
+    """(visible text, text to write) of each token, with colours."""
+    for i, text in enumerate(texts):
+        colour = (COUNTED if counts[i] else READ)[i % 2]
+        yield text, "".join(f"{colour}{part}{RESET}" if part != "\n" else part for part in text.partition("\n") if part)
+
+
+def wrapped(pieces: Iterator[tuple[str, str]], width: int) -> Iterator[str]:
+    """Lines of at most `width` columns, broken between tokens and at the line ends in them."""
+    line, used = "", 0
+    for visible, text in pieces:
+        columns = n_columns(visible.replace("\n", ""))
+        if used + columns > width and line:
+            yield line
+            line, used = "", 0
+        *full, rest = text.split("\n")
+        for part in full:
+            yield line + part
+            line, used = "", 0
+        line, used = line + rest, used + (n_columns(visible.rpartition("\n")[2]) if full else columns)
+    if line:
+        yield line
+
+
+def n_columns(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)

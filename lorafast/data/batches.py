@@ -1,0 +1,260 @@
+"""Which samples a step sees: shuffled epochs, and batches of token ids with their targets.
+
+A position in the data is a small value (`SamplerState`) from which a run resumes exactly.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import LoraFastError
+from ..rng import MT19937
+from .samples import Samples, Sequences, plain, targets_of
+
+
+@dataclass(frozen=True)
+class SamplerState:
+    """A position in the data: with the same samples and options, all further batches follow from it alone.
+
+    The first four are the original's `training.shuffle.*`, the others its `training.epoch_count` and `.sample_count`.
+
+    samples_hash   of the data that the position belongs to; 0 in a run that has seen none
+    rng_state      text of the generator's state *before* the shuffle of this epoch; empty when there was none
+    sample_count   number of samples in the data
+    next_sample    place in the shuffled order of the first sample of the next batch
+    epochs         completed, in all runs
+    samples_used   drawn, in all runs
+    """
+
+    samples_hash: int = 0
+    rng_state: str = ""
+    sample_count: int = 0
+    next_sample: int = 0
+    epochs: int = 0
+    samples_used: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens, flattened: row k holds tokens[begin[k]:begin[k + 1]]; targets[i] is the token after tokens[i].
+
+    tokens         int32 (T,)
+    targets        int32 (T,); -1 where it does not count in the loss
+    begin          int32 (n + 1,)
+    n_used         samples opened for it; more than n only where short ones are filled up with the next
+    epoch_ended    it was the last of its epoch, and the samples have been shuffled again
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    begin: np.ndarray
+    n_used: int
+    epoch_ended: bool
+
+
+class ShuffledEpochs:
+    """An order of samples, a new one each epoch, and the position in it. Subclasses make rows of the samples."""
+
+    def __init__(self, samples: Samples, *, seed: int, force_reshuffle: bool, state: SamplerState) -> None:
+        """
+        seed             of the first epoch's shuffle, unless `state` goes on
+        force_reshuffle  ignore the position in `state`
+        state            position to resume; ignored, counters apart, when it is not of these samples
+
+        After this `restarted` tells whether `state` was of other data, or of none.
+        LoraFastError when there are no samples, FormatError when the state's rng_state is broken.
+        """
+        if not len(samples):
+            raise LoraFastError(f"'{samples.name}' gave no samples to train on")
+        self._samples = samples
+        self._hash = samples.hash
+        self.restarted = state.samples_hash != self._hash or state.sample_count != len(samples)
+        self._epochs, self._samples_used = state.epochs, state.samples_used
+        if self.restarted or force_reshuffle or not state.rng_state:
+            self._start_epoch(MT19937(seed))
+        else:
+            self._start_epoch(MT19937.from_text(state.rng_state))
+            self._next_sample = state.next_sample % len(samples)
+
+    @property
+    def state(self) -> SamplerState:
+        """The position of the next batch. Cheap: take one before every draw that may not be used in the end."""
+        return SamplerState(self._hash, self._rng_state, len(self._samples), self._next_sample,
+                            self._epochs, self._samples_used)
+
+    def _start_epoch(self, rng: MT19937) -> None:
+        """Shuffles. The order is that of one random number a sample; a second one, in that order, gives its offset."""
+        self._next_sample = 0
+        self._rng_state = rng.state_text()
+        self._next_rng = rng
+        count = len(self._samples)
+        self._order = self._offset_draws = None     # makes room: there may be very many
+        # (number, index) pairs in one word: sorting them breaks ties by index, and is quicker than an argsort.
+        keys = rng.draw(count).astype(np.uint64)
+        keys <<= np.uint64(32)
+        keys |= np.arange(count, dtype=np.uint32)
+        keys.sort()
+        self._order = keys.astype(np.uint32)   # keeps the lower half: the index
+        del keys
+        self._offset_draws = rng.draw(count)   # drawn in any case: the next epoch's order depends on it
+
+    def _advance(self, n_used: int) -> bool:
+        """Moves on by so many samples; whether that ended the epoch."""
+        self._samples_used += n_used
+        self._next_sample += n_used
+        if self._next_sample < len(self._samples):
+            return False
+        self._epochs += 1
+        self._start_epoch(self._next_rng)
+        return True
+
+
+class Sampler(ShuffledEpochs):
+    """Batches of text as the original makes them: rows of `ctx` tokens, each beginning with BOS."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        ctx: int,
+        *,
+        seed: int,
+        bos_id: int,
+        eos_id: int,
+        n_vocab: int,
+        fill_with_next_samples: bool = False,
+        separate_with_eos: bool = False,
+        separate_with_bos: bool = True,
+        random_offsets: bool = False,
+        force_reshuffle: bool = False,
+        state: SamplerState = SamplerState(),
+    ) -> None:
+        """
+        ctx                     tokens a row
+        bos_id, eos_id          first input of every row; padding of a row whose sample has ended, trained on like text
+        n_vocab                 token ids of the text from here on become n_vocab - 1
+        fill_with_next_samples  a row whose sample has ended goes on with the next one instead of EOS ...
+        separate_with_eos, _bos ... after one EOS, one BOS
+        random_offsets          a row begins anywhere in its sample
+
+        The others, and errors: see ShuffledEpochs.
+        """
+        self._ctx, self._n_vocab = ctx, n_vocab
+        self._bos, self._eos = np.array([[bos_id], [eos_id]], np.int32)
+        self._fill = fill_with_next_samples
+        self._separator = np.array([eos_id] * separate_with_eos + [bos_id] * separate_with_bos, np.int32)
+        self._random_offsets = random_offsets
+        super().__init__(samples, seed=seed, force_reshuffle=force_reshuffle, state=state)
+
+    def next_batch(self, n: int) -> Batch:
+        """The next batch of `n` rows. At the end of an epoch it wraps to samples at the front of the same order."""
+        targets, n_used = self._filled_rows(n) if self._fill else (self._plain_rows(n), n)
+        np.minimum(targets, self._n_vocab - 1, out=targets)
+        tokens = np.empty_like(targets)
+        tokens[:, 0] = self._bos
+        tokens[:, 1:] = targets[:, :-1]
+        begin = np.arange(0, targets.size + 1, self._ctx, dtype=np.int32)
+        self._samples.let_go()
+        return Batch(tokens.ravel(), targets.ravel(), begin, n_used, self._advance(n_used))
+
+    def _open(self, place: int | np.ndarray, at_begin: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Begin and size, in tokens, of what a row takes from the sample(s) at this place of the shuffled order."""
+        place = place % len(self._samples)
+        sample = self._order[place]
+        begin, size = self._samples.begin[sample], self._samples.size[sample]
+        if self._random_offsets and not at_begin:
+            offset = (np.maximum(size - 1, 0) * (self._offset_draws[place] / (2.0**32 - 2))).astype(np.int64)
+            begin, size = begin + offset, size - offset
+        return begin, size
+
+    def _plain_rows(self, n: int) -> np.ndarray:
+        """targets (n, ctx): one sample a row, EOS after its end."""
+        begin, size = self._open(self._next_sample + np.arange(n))
+        position = np.arange(self._ctx)
+        inside = position < size[:, None]
+        return np.where(inside, self._samples.tokens[np.where(inside, begin[:, None] + position, 0)], self._eos)
+
+    def _filled_rows(self, n: int) -> tuple[np.ndarray, int]:
+        """targets (n, ctx) and the number of samples opened: where a sample ends the next follows in the same row."""
+        targets = np.empty((n, self._ctx), np.int32)
+        place = self._next_sample
+        for row in targets:
+            pieces = [self._text(*self._open(place))]
+            place += 1
+            length = pieces[0].size
+            while length < self._ctx:
+                pieces.append(self._separator)
+                length += self._separator.size
+                if length < self._ctx:
+                    text = self._text(*self._open(place, at_begin=True))
+                    place += 1
+                    pieces.append(text if text.size else self._eos)   # an empty sample shows as one EOS
+                    length += pieces[-1].size
+            row[:] = np.concatenate(pieces)[:self._ctx]
+        return targets, place - self._next_sample
+
+    def _text(self, begin: int, size: int) -> np.ndarray:
+        """The tokens of one sample, at most ctx."""
+        return self._samples.tokens[begin:begin + min(size, self._ctx)]
+
+
+class SequenceSampler(ShuffledEpochs):
+    """Batches of whole sequences, each as long as it is, so that no padding is computed. An epoch shows each once."""
+
+    def __init__(self, samples: Sequences, ctx: int, *, seed: int, n_vocab: int, pack: bool = False,
+                 force_reshuffle: bool = False, state: SamplerState = SamplerState()) -> None:
+        """
+        samples   none with more than `ctx` inputs
+        n_vocab   token ids from here on become n_vocab - 1
+        pack      a batch of n takes as many sequences as fit n * ctx tokens, instead of n
+
+        The others, and errors: see ShuffledEpochs.
+        """
+        self._ctx, self._n_vocab, self._pack = ctx, n_vocab, pack
+        super().__init__(samples, seed=seed, force_reshuffle=force_reshuffle, state=state)
+
+    def next_batch(self, n: int) -> Batch:
+        """The next batch, of at most n * ctx tokens. The last of an epoch has what is left."""
+        if self._pack:
+            sizes = self._samples.size[self._order[self._next_sample:self._next_sample + n * self._ctx]] - 1
+            n = int(np.searchsorted(np.cumsum(sizes), n * self._ctx, side="right"))
+        order = self._order[self._next_sample:self._next_sample + n]
+        rows = [self._samples.stored(sample) for sample in order]
+        batch = _concatenated(rows, self._n_vocab, len(order), self._advance(len(order)))
+        self._samples.let_go()
+        return batch
+
+
+def evaluation_batches(samples: Samples, max_tokens: int, *, bos_id: int, n_vocab: int) -> Iterator[Batch]:
+    """Every sample once, in order, in batches of at most `max_tokens` tokens (no sample may have more).
+
+    A sample of text is preceded by BOS, as in training; a sequence is as it is.
+    """
+    rows: list[np.ndarray] = []
+    n_tokens = 0
+    for row in _evaluation_rows(samples, bos_id):
+        if n_tokens + len(row) - 1 > max_tokens:
+            yield _concatenated(rows, n_vocab, len(rows), False)
+            samples.let_go()
+            rows, n_tokens = [], 0
+        rows.append(row)
+        n_tokens += len(row) - 1
+    yield _concatenated(rows, n_vocab, len(rows), True)
+
+
+def _evaluation_rows(samples: Samples, bos_id: int) -> Iterable[np.ndarray]:
+    if isinstance(samples, Sequences):
+        return map(samples.stored, range(len(samples)))
+    bos = np.array([bos_id], np.int32)
+    places = zip(samples.begin, samples.size)
+    return (np.concatenate([bos, samples.tokens[begin:begin + size]]) for begin, size in places)
+
+
+def _concatenated(rows: list[np.ndarray], n_vocab: int, n_used: int, epoch_ended: bool) -> Batch:
+    """A batch of stored sequences: each token but a row's last is input, each but its first a target."""
+    begin = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum([len(row) - 1 for row in rows], out=begin[1:])
+    tokens = np.minimum(plain(np.concatenate([row[:-1] for row in rows])), n_vocab - 1)
+    targets = np.minimum(targets_of(np.concatenate([row[1:] for row in rows])), n_vocab - 1)
+    return Batch(tokens, targets, begin, n_used, epoch_ended)

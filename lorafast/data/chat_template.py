@@ -1,0 +1,102 @@
+"""Chat templates: the jinja2 program by which a model turns a list of messages into the text it was trained on.
+
+A template comes with a model file, from whoever made it: it runs in jinja2's sandbox, and sees only what is passed to
+it. What templates may use is what Hugging Face's `apply_chat_template` gives them (transformers, "Writing a chat
+template").
+jinja2 is an optional dependency: where it is missing, importing this module raises a LoraFastError that says so.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, LoraFastError, TemplateRefusal
+from ..tokenizer import Tokenizer
+
+try:
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+except ImportError:
+    raise LoraFastError("chat templates need jinja2: pip install 'lorafast[chat]'") from None
+
+KEY = "tokenizer.chat_template"
+
+
+class ChatTemplate:
+    """A compiled template. `source` is its text, `name` how messages to the user call it."""
+
+    def __init__(self, source: str, name: str, *, bos_token: str, eos_token: str) -> None:
+        """FormatError when the source is not a jinja2 template."""
+        self.source, self.name = source, name
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                    extensions=[loopcontrols, GenerationBlocks])
+        environment.filters["tojson"] = to_json
+        now = datetime.now()            # of loading: the same in all renderings, which are compared with each other
+        environment.globals.update(raise_exception=raise_exception, strftime_now=now.strftime)
+        self._variables = {"bos_token": bos_token, "eos_token": eos_token, "documents": None}
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise FormatError(f"{name} is not a jinja2 template: line {error.lineno}: {error.message}") from None
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False,
+               tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The text of a conversation, special tokens spelled out.
+
+        add_generation_prompt   ends with what precedes an answer of the assistant
+        tools                   descriptions of functions that the model may call
+        Raises TemplateRefusal.
+        """
+        try:
+            return self._template.render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt,
+                                         **self._variables)
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+                RecursionError) as error:
+            raise TemplateRefusal(f"{self.name} cannot render it: {error}") from None
+
+
+class GenerationBlocks(Extension):
+    """`{% generation %} ... {% endgeneration %}`, which marks an answer for transformers; here its contents show."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+            separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+    """The filter `tojson`; jinja2's own escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def raise_exception(message: str) -> None:
+    """By this function a template refuses messages that it cannot express."""
+    raise jinja2.TemplateError(message)
+
+
+def load_chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer, path: str = "") -> ChatTemplate:
+    """The template in the file `path`, or by default a model's own, from its metadata.
+
+    LoraFastError when the file cannot be read or the model has none; FormatError when it is not a template.
+    """
+    if path:
+        try:
+            source, name = Path(path).read_text("utf-8"), f"--chat-template {path}"
+        except OSError as error:
+            raise LoraFastError(f"cannot read --chat-template {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise FormatError(f"--chat-template {path} is not UTF-8") from None
+    elif KEY in metadata:
+        source, name = str(metadata[KEY]), "the model's chat template"
+    else:
+        raise LoraFastError("the model has no chat template, which chats need: give one with --chat-template FILE")
+    bos, eos = ("" if token is None else tokenizer.token_text(token) for token in (tokenizer.bos_id, tokenizer.eos_id))
+    return ChatTemplate(source, name, bos_token=bos, eos_token=eos)

@@ -1,0 +1,294 @@
+"""Block formats in NumPy: every trainable ggml type to float32, and the simple ones back.
+
+This is the readable form of each format, and the reference for the C unpackers in kernels/unpack_body.h. A row of K
+values is a sequence of blocks; a block is a handful of packed fields, given here as a NumPy structured type. All
+formats store small integers q and scales:
+
+    x = d * q                  Q8_0, Q4_0, Q5_0, IQ4_NL         (32 values a block)
+    x = d * q + m              Q4_1, Q5_1
+    x = (d * sc) * q           Q3_K, Q6_K, IQ4_XS               (256 values a block; an integer sc for every 16 or 32)
+    x = (d * sc) * q - dmin*m  Q2_K, Q4_K, Q5_K
+
+Everything is float32 with these roundings in this order, which makes the values equal to those of the `gguf` package
+bit for bit. Source: ggml-quants.c and ggml-common.h of llama.cpp (layouts).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..errors import LoraFastError
+from .types import GGMLType
+
+IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+"""The 16 levels of IQ4_NL and IQ4_XS: denser near zero, where weights are."""
+
+
+def dequantize(data: np.ndarray, type: GGMLType) -> np.ndarray:
+    """float32 (rows, K) from blocks as stored, uint8 (rows, bytes per row). Raises LoraFastError for other types."""
+    if type not in _DEQUANTIZERS:
+        raise LoraFastError(f"type {type.label} cannot be dequantised")
+    rows, row_bytes = data.shape
+    if row_bytes % type.type_size:
+        raise ValueError(f"dequantize: rows of {row_bytes} bytes are not a multiple of the {type.type_size} of "
+                         f"a {type.label} block")
+    blocks = np.ascontiguousarray(data).reshape(-1, type.type_size).view(LAYOUTS[type])[:, 0]
+    return _DEQUANTIZERS[type](blocks).reshape(rows, row_bytes // type.type_size * type.block_size)
+
+
+def quantize(x: np.ndarray, type: GGMLType) -> np.ndarray:
+    """Blocks as stored, uint8 (rows, bytes per row), from float32 (rows, K).
+
+    Rounds as llama.cpp's reference quantisers do. Raises LoraFastError for a type whose scales must be searched
+    (K-quants, IQ4: quantize_k.py) or that is not supported.
+    """
+    if type not in _QUANTIZERS:
+        raise LoraFastError(f"cannot quantise to {type.label}; possible are "
+                            f"{', '.join(t.label for t in _QUANTIZERS)}")
+    rows, n = x.shape
+    if n % type.block_size:
+        raise ValueError(f"quantize: rows of {n} values are not a multiple of the {type.block_size} in a block of "
+                         f"{type.label}")
+    blocks = np.ascontiguousarray(x, np.float32).reshape(-1, type.block_size)
+    stored = np.zeros(len(blocks), LAYOUTS[type])
+    _QUANTIZERS[type](blocks, stored)
+    return stored.view(np.uint8).reshape(rows, type.row_bytes(n))
+
+
+LAYOUTS: dict[GGMLType, np.dtype] = {
+    GGMLType.F32: np.dtype([("x", "<f4")]),
+    GGMLType.F16: np.dtype([("x", "<f2")]),
+    GGMLType.BF16: np.dtype([("x", "<u2")]),
+    GGMLType.Q8_0: np.dtype([("d", "<f2"), ("q", "i1", 32)]),
+    GGMLType.Q4_0: np.dtype([("d", "<f2"), ("q", "u1", 16)]),
+    GGMLType.Q4_1: np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)]),
+    GGMLType.Q5_0: np.dtype([("d", "<f2"), ("high", "u1", 4), ("q", "u1", 16)]),
+    GGMLType.Q5_1: np.dtype([("d", "<f2"), ("m", "<f2"), ("high", "u1", 4), ("q", "u1", 16)]),
+    GGMLType.Q2_K: np.dtype([("scales", "u1", 16), ("q", "u1", 64), ("d", "<f2"), ("dmin", "<f2")]),
+    GGMLType.Q3_K: np.dtype([("high", "u1", 32), ("q", "u1", 64), ("scales", "u1", 12), ("d", "<f2")]),
+    GGMLType.Q4_K: np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("q", "u1", 128)]),
+    GGMLType.Q5_K: np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("high", "u1", 32),
+                             ("q", "u1", 128)]),
+    GGMLType.Q6_K: np.dtype([("q", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("d", "<f2")]),
+    GGMLType.IQ4_NL: np.dtype([("d", "<f2"), ("q", "u1", 16)]),
+    GGMLType.IQ4_XS: np.dtype([("d", "<f2"), ("scales_high", "<u2"), ("scales_low", "u1", 4), ("q", "u1", 128)]),
+}
+"""A block of each type as a NumPy structured type."""
+
+
+# ---- helpers: unpacking fields of a few bits ----
+
+def _f32(column: np.ndarray) -> np.ndarray:
+    """A scale of each block as float32 (blocks, 1), to broadcast over the block's values."""
+    return column.astype(np.float32)[:, None]
+
+
+def fields(packed: np.ndarray, bits: int, group: int) -> np.ndarray:
+    """Fields of `bits` bits, lowest first, from bytes (blocks, n) taken in groups: the first field of every byte of a
+    group, then the second field of every byte, and so on. Returns uint8 (blocks, n * 8 // bits).
+    """
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    groups = packed.reshape(len(packed), -1, 1, group)
+    return ((groups >> shifts) & np.uint8(2**bits - 1)).reshape(len(packed), -1)
+
+
+def _nibbles(packed: np.ndarray, group: int = 16) -> np.ndarray:
+    return fields(packed, 4, group)
+
+
+def _bits_in_order(packed: np.ndarray) -> np.ndarray:
+    """Bit i of the block (little-endian) belongs to value i: the fifth bit of Q5_0 and Q5_1."""
+    return np.unpackbits(packed, axis=1, bitorder="little")
+
+
+def _scaled(scales: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """scales (blocks, n) times q (blocks, values), each scale for the next values / n values."""
+    blocks, n = scales.shape
+    return (scales[:, :, None] * q.reshape(blocks, n, -1).astype(np.float32)).reshape(blocks, -1)
+
+
+def scales_and_mins_k4(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 6-bit scales and mins of the 8 sub-blocks of Q4_K and Q5_K, from 12 bytes: uint8 (blocks, 8) each.
+
+    Bytes 0-3 and 4-7 hold scales and mins 0-3 in their lower six bits. Scales and mins 4-7 have their lower four bits
+    in the nibbles of bytes 8-11 and their upper two on top of bytes 0-3 and 4-7.
+    """
+    scales, mins, rest = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    return (np.concatenate([scales & 63, (rest & 15) | (scales >> 6 << 4)], axis=1),
+            np.concatenate([mins & 63, (rest >> 4) | (mins >> 6 << 4)], axis=1))
+
+
+# ---- to float32 ----
+
+def _dequantize_f32(block: np.ndarray) -> np.ndarray:
+    return block["x"].copy()
+
+
+def _dequantize_f16(block: np.ndarray) -> np.ndarray:
+    return block["x"].astype(np.float32)
+
+
+def _dequantize_bf16(block: np.ndarray) -> np.ndarray:
+    return (block["x"].astype(np.uint32) << 16).view(np.float32)
+
+
+def _dequantize_q8_0(block: np.ndarray) -> np.ndarray:
+    return _f32(block["d"]) * block["q"]
+
+
+def _dequantize_q4_0(block: np.ndarray) -> np.ndarray:
+    return _f32(block["d"]) * (_nibbles(block["q"]).astype(np.float32) - 8)
+
+
+def _dequantize_q4_1(block: np.ndarray) -> np.ndarray:
+    return _f32(block["d"]) * _nibbles(block["q"]) + _f32(block["m"])
+
+
+def _dequantize_q5_0(block: np.ndarray) -> np.ndarray:
+    q = _nibbles(block["q"]) | _bits_in_order(block["high"]) << 4
+    return _f32(block["d"]) * (q.astype(np.float32) - 16)
+
+
+def _dequantize_q5_1(block: np.ndarray) -> np.ndarray:
+    q = _nibbles(block["q"]) | _bits_in_order(block["high"]) << 4
+    return _f32(block["d"]) * q + _f32(block["m"])
+
+
+def _dequantize_q2_K(block: np.ndarray) -> np.ndarray:
+    scales = _f32(block["d"]) * (block["scales"] & 15)              # (blocks, 16): one for every 16 values
+    mins = _f32(block["dmin"]) * (block["scales"] >> 4)
+    q = fields(block["q"], 2, 32)
+    return _scaled(scales, q) - np.repeat(mins, 16, axis=1)
+
+
+def _dequantize_q3_K(block: np.ndarray) -> np.ndarray:
+    low, high = block["scales"][:, :8], block["scales"][:, 8:]      # 16 scales of 4 + 2 bits
+    scales = fields(low, 4, 8) | fields(high, 2, 4) << 4
+    q = fields(block["q"], 2, 32) | fields(block["high"], 1, 32) << 2
+    return _scaled(_f32(block["d"]) * (scales.astype(np.float32) - 32), q.astype(np.float32) - 4)
+
+
+def _dequantize_q4_K(block: np.ndarray) -> np.ndarray:
+    scales, mins = scales_and_mins_k4(block["scales"])
+    q = _nibbles(block["q"], 32)
+    return _scaled(_f32(block["d"]) * scales, q) - np.repeat(_f32(block["dmin"]) * mins, 32, axis=1)
+
+
+def _dequantize_q5_K(block: np.ndarray) -> np.ndarray:
+    scales, mins = scales_and_mins_k4(block["scales"])
+    q = _nibbles(block["q"], 32) | fields(block["high"], 1, 32) << 4
+    return _scaled(_f32(block["d"]) * scales, q) - np.repeat(_f32(block["dmin"]) * mins, 32, axis=1)
+
+
+def _dequantize_q6_K(block: np.ndarray) -> np.ndarray:
+    q = _nibbles(block["q"], 64) | fields(block["high"], 2, 32) << 4
+    return _scaled(_f32(block["d"]) * block["scales"], q.astype(np.float32) - 32)
+
+
+def _dequantize_iq4_nl(block: np.ndarray) -> np.ndarray:
+    return _f32(block["d"]) * IQ4_VALUES[_nibbles(block["q"])]
+
+
+def _dequantize_iq4_xs(block: np.ndarray) -> np.ndarray:
+    low = fields(block["scales_low"], 4, 1)                        # 8 scales of 4 + 2 bits
+    high = (block["scales_high"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
+    scales = (low | high << 4).astype(np.float32) - 32
+    return _scaled(_f32(block["d"]) * scales, IQ4_VALUES[_nibbles(block["q"])])
+
+
+_DEQUANTIZERS: dict[GGMLType, Callable[[np.ndarray], np.ndarray]] = {
+    GGMLType.F32: _dequantize_f32, GGMLType.F16: _dequantize_f16, GGMLType.BF16: _dequantize_bf16,
+    GGMLType.Q8_0: _dequantize_q8_0, GGMLType.Q4_0: _dequantize_q4_0, GGMLType.Q4_1: _dequantize_q4_1,
+    GGMLType.Q5_0: _dequantize_q5_0, GGMLType.Q5_1: _dequantize_q5_1,
+    GGMLType.Q2_K: _dequantize_q2_K, GGMLType.Q3_K: _dequantize_q3_K, GGMLType.Q4_K: _dequantize_q4_K,
+    GGMLType.Q5_K: _dequantize_q5_K, GGMLType.Q6_K: _dequantize_q6_K,
+    GGMLType.IQ4_NL: _dequantize_iq4_nl, GGMLType.IQ4_XS: _dequantize_iq4_xs,
+}
+
+
+# ---- from float32 ----
+
+def inverse(d: np.ndarray) -> np.ndarray:
+    """1 / d, and 0 for a block of zeros or of values so small that 1 / d overflows: its float16 scale is zero too."""
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(1) / d
+    return np.where(np.isfinite(inverse), inverse, np.float32(0))
+
+
+def _pack_nibbles(q: np.ndarray) -> np.ndarray:
+    return q[:, :16] & 15 | q[:, 16:] << 4
+
+
+def _pack_fifth_bits(q: np.ndarray) -> np.ndarray:
+    return np.packbits(q >> 4, axis=1, bitorder="little")
+
+
+def _quantize_f32(x: np.ndarray, block: np.ndarray) -> None:
+    block["x"] = x[:, 0]
+
+
+def _quantize_f16(x: np.ndarray, block: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        block["x"] = x[:, 0]
+
+
+def _quantize_bf16(x: np.ndarray, block: np.ndarray) -> None:
+    bits = x[:, 0].view(np.uint32)
+    nearest_even = (bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16
+    quiet_nan = bits >> 16 | 64
+    block["x"] = np.where(np.isnan(x[:, 0]), quiet_nan, nearest_even)
+
+
+def _quantize_q8_0(x: np.ndarray, block: np.ndarray) -> None:
+    d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
+    scaled = x * inverse(d)
+    block["d"] = d[:, 0]
+    # roundf, halves away from zero, in steps that are exact: x + 0.5 would itself be rounded just below a half
+    whole = np.floor(np.abs(scaled))
+    block["q"] = np.copysign(whole + (np.abs(scaled) - whole >= 0.5), scaled)
+
+
+def _signed_levels(x: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale (blocks,) and levels 0 .. 2*half-1 for Q4_0 and Q5_0: the value of largest magnitude becomes -half exactly,
+    whatever its sign (so d may be negative); level half is zero.
+    """
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
+    d = largest / np.float32(-half)
+    q = (x * inverse(d) + np.float32(half + 0.5)).astype(np.uint8)
+    return d[:, 0], np.minimum(q, 2 * half - 1)
+
+
+def _quantize_q4_0(x: np.ndarray, block: np.ndarray) -> None:
+    block["d"], q = _signed_levels(x, 8)
+    block["q"] = _pack_nibbles(q)
+
+
+def _quantize_q5_0(x: np.ndarray, block: np.ndarray) -> None:
+    block["d"], q = _signed_levels(x, 16)
+    block["q"], block["high"] = _pack_nibbles(q), _pack_fifth_bits(q)
+
+
+def _levels_above_min(x: np.ndarray, highest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scale (blocks,), minimum (blocks,) and levels 0 .. highest for Q4_1 and Q5_1."""
+    low = x.min(axis=1, keepdims=True)
+    d = (x.max(axis=1, keepdims=True) - low) / np.float32(highest)
+    q = ((x - low) * inverse(d) + np.float32(0.5)).astype(np.uint8)
+    return d[:, 0], low[:, 0], np.minimum(q, highest)
+
+
+def _quantize_q4_1(x: np.ndarray, block: np.ndarray) -> None:
+    block["d"], block["m"], q = _levels_above_min(x, 15)
+    block["q"] = _pack_nibbles(q)
+
+
+def _quantize_q5_1(x: np.ndarray, block: np.ndarray) -> None:
+    block["d"], block["m"], q = _levels_above_min(x, 31)
+    block["q"], block["high"] = _pack_nibbles(q), _pack_fifth_bits(q)
+
+
+_QUANTIZERS: dict[GGMLType, Callable[[np.ndarray, np.ndarray], None]] = {
+    GGMLType.F32: _quantize_f32, GGMLType.F16: _quantize_f16, GGMLType.BF16: _quantize_bf16,
+    GGMLType.Q8_0: _quantize_q8_0, GGMLType.Q4_0: _quantize_q4_0, GGMLType.Q4_1: _quantize_q4_1,
+    GGMLType.Q5_0: _quantize_q5_0, GGMLType.Q5_1: _quantize_q5_1,
+}

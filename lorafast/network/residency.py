@@ -1,0 +1,314 @@
+"""A model larger than the memory it may take: a window of its matrices is there, the rest is read from the file in time.
+
+A pass goes up through the layers and down again, so their order of use is known. A thread reads what is needed next,
+while the kernels compute on what is there, and makes room by letting go what will not be needed for the longest time
+(Belady, A study of replacement algorithms, 1966). In the zigzag of passes these are the layers just left behind, until
+the order turns: so the layers at both turns stay, and a window of a share f of the model spares that share of the reading.
+
+The weights stay where they are, in the mapping of the file. "Reading" is to enter pages in the page table, which brings
+them from disk into the system's cache; "letting go" is to take them out of both. So what is resident is known to the
+page, nothing is copied, and a page that was let go too early would be read again, not lost.
+"""
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import LoraFastError
+from ..gguf.reader import GGUFFile, Tensor
+from ..kernels.pages import let_go, on_bus_error, populate
+from ..system.mounts import file_system
+from ..system.process import resident_bytes
+
+if TYPE_CHECKING:
+    from .linear import Embedding, Projections
+
+MAPPED_AROUND = 2 << 20
+"""Bytes on each side of a part of a file that reading it may map: the system caches and maps pieces of up to this."""
+
+IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
+"""File systems whose files lie in memory themselves."""
+
+READ_AHEAD = 4 << 20
+"""Bytes around a part of a file that reading it may leave in the system's cache."""
+
+
+class ModelFiles:
+    """The files behind a model's mappings, watched while a run depends on them. To be closed at the end.
+
+    Raises LoraFastError when a file is not the one that was mapped.
+    """
+
+    def __init__(self, gguf: GGUFFile) -> None:
+        self.mappings = gguf.mappings
+        self.files = {}
+        try:
+            for path in self.mappings:
+                self.files[path] = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise LoraFastError(f"cannot read {path}: {error.strerror}") from error
+        self.stamps = {path: self._stamp(path) for path in self.files}
+        for path, mapping in self.mappings.items():
+            if self.stamps[path][0] != len(mapping):
+                raise self._changed(path)
+        on_bus_error(f"lorafast: error: {gguf.path} was cut short or cannot be read any more, in the middle of the run; "
+                     "what was saved is good: restore the model and resume\n".encode(errors="surrogateescape")[:500])
+
+    def resident_bytes_without(self) -> int:
+        """Memory of this process, without pages of the model."""
+        self.let_go_pages()
+        return resident_bytes()
+
+    def check(self) -> None:
+        """LoraFastError if a file was changed since: its pages may be new ones, and the results would mean nothing."""
+        for path, stamp in self.stamps.items():
+            if self._stamp(path) != stamp:
+                raise self._changed(path)
+
+    def populate(self, tensor: Tensor) -> None:
+        try:
+            populate(tensor.data.reshape(-1))
+        except OSError as error:
+            self.check()
+            reason = "its disk or file system fails to" if error.errno == errno.EFAULT else error.strerror
+            raise LoraFastError(f"cannot read tensor '{tensor.name}' of {tensor.path}: {reason}") from error
+
+    def unmap(self, path: Path, begin: int, end: int) -> None:
+        """Takes the pages between two places in a file out of this process."""
+        let_go(np.frombuffer(self.mappings[path], np.uint8)[begin:end])
+
+    def let_go(self, path: Path, begin: int, end: int) -> None:
+        """Takes them out of the system's cache as well, unless others map them."""
+        self.unmap(path, begin, end)
+        # Its cache has read ahead of what was asked for. What is mapped stays.
+        begin = max(0, begin - READ_AHEAD)
+        self.drop(path, begin, end + READ_AHEAD - begin)
+
+    def let_go_pages(self) -> None:
+        """Takes all pages out of this process: opening the model has mapped some here and there."""
+        for mapping in self.mappings.values():
+            let_go(np.frombuffer(mapping, np.uint8))
+
+    def let_go_all(self) -> None:
+        """Takes all pages out of both."""
+        self.let_go_pages()
+        for path, mapping in self.mappings.items():
+            self.drop(path, 0, len(mapping))
+
+    def read_rows(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
+        """Those rows of a matrix, as stored, copied from the file: uint8 (len(rows), bytes a row)."""
+        row_bytes = tensor.data.shape[1]
+        copy = np.empty((len(rows), row_bytes), np.uint8)
+        begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()    # where others than the next row begin
+        runs = [(copy[begin:end], tensor.offset + int(rows[begin]) * row_bytes)
+                for begin, end in zip(begins, [*begins[1:], len(rows)])]
+        for into, offset in runs:                       # all are on their way before the first is waited for
+            self._advise(tensor.path, offset, into.nbytes, "WILLNEED")
+        for into, offset in runs:
+            if os.preadv(self.files[tensor.path], [into], offset) != into.nbytes:
+                raise self._changed(tensor.path)
+        return copy
+
+    def kept_by_system(self) -> str:
+        """The file system of a file that is in memory whatever is let go, and its path; empty if there is none."""
+        types = ((file_system(path), path) for path in self.files)
+        return next((f"{path} ({type})" for type, path in types if type in IN_MEMORY), "")
+
+    def close(self) -> None:
+        for file in self.files.values():
+            os.close(file)
+
+    def drop(self, path: Path, offset: int, nbytes: int) -> None:
+        """Takes what no process maps out of the system's cache."""
+        self._advise(path, offset, nbytes, "DONTNEED")
+
+    def _advise(self, path: Path, offset: int, nbytes: int, advice: str) -> None:
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):             # of a file system that takes no advice
+                os.posix_fadvise(self.files[path], offset, nbytes, getattr(os, f"POSIX_FADV_{advice}"))
+
+    def _stamp(self, path: Path) -> tuple[int, int]:
+        try:
+            state = os.fstat(self.files[path])
+        except OSError as error:
+            raise LoraFastError(f"cannot read {path} any more: {error.strerror}") from error
+        return state.st_size, state.st_mtime_ns
+
+    @staticmethod
+    def _changed(path: Path) -> LoraFastError:
+        return LoraFastError(f"{path} was changed while it was in use: restore it, and resume from the last checkpoint")
+
+
+class Window:
+    """Decides what to read and what to let go; the plan runs it without reading anything.
+
+    sizes     bytes of each unit
+    order     units in the order of use, which repeats for ever
+    capacity  bytes of units that may be in memory; at least the largest one
+    """
+
+    def __init__(self, sizes: Sequence[int], order: Sequence[int], capacity: int) -> None:
+        if max(sizes) > capacity:
+            raise ValueError(f"a window of {capacity} bytes cannot hold a unit of {max(sizes)}")
+        self.sizes, self.order, self.capacity = sizes, order, capacity
+        self.uses = [[place for place, used in enumerate(order) if used == unit] for unit in range(len(sizes))]
+        self.now = 0
+        """Place in the order of the unit that is in use."""
+        self.held: set[int] = set()
+        """Units in memory, or being read."""
+        self.most_held = 0
+        """Bytes of them, at most so far."""
+
+    def use(self, unit: int) -> None:
+        """Moves on to the next place where the order has this unit; using a unit several times is one use."""
+        if self.order[self.now] != unit:
+            self.now = (self.now + self.distance(unit)) % len(self.order)
+
+    def distance(self, unit: int) -> int:
+        """Places from now to the next use of a unit; 0 if it is in use."""
+        uses = self.uses[unit]
+        at = bisect_left(uses, self.now)
+        return (uses[at] if at < len(uses) else uses[0] + len(self.order)) - self.now
+
+    def next_fetch(self) -> tuple[int, list[int]] | None:
+        """The unit to read now, after letting go those listed. None if all is there, or what is there is needed sooner."""
+        n = len(self.order)
+        ahead = next((i for i in range(n) if self.order[(self.now + i) % n] not in self.held), None)
+        if ahead is None:
+            return None
+        unit = self.order[(self.now + ahead) % n]
+        room = self.capacity - sum(self.sizes[held] for held in self.held)
+        leaving = []
+        for held in sorted(self.held, key=self.distance, reverse=True):
+            if room >= self.sizes[unit]:
+                break
+            if self.distance(held) < ahead:
+                return None
+            leaving.append(held)
+            room += self.sizes[held]
+        self.held -= set(leaving)
+        self.held.add(unit)
+        self.most_held = max(self.most_held, sum(self.sizes[held] for held in self.held))
+        return unit, leaving
+
+
+class Residency:
+    """Keeps a window of a model's matrices in memory, for a Trainer that announces each group before it uses it.
+
+    order     groups in the order of use, see Trainer.weight_order
+    capacity  bytes of matrices in memory at a time, at least `least_capacity(order)`
+
+    To be closed at the end.
+    """
+
+    def __init__(self, files: ModelFiles, embedding: Embedding, order: Sequence[Projections], capacity: int) -> None:
+        self.files = files
+        self.groups = list(dict.fromkeys(order))
+        self.unit_of = {group: unit for unit, group in enumerate(self.groups)}
+        sizes = [nbytes(group) for group in self.groups]
+        self.window = Window(sizes, [self.unit_of[group] for group in order], capacity)
+        self.there: set[int] = set()
+        self.bytes_read = 0
+        self.seconds_waited = 0.0
+        self.failure: BaseException | None = None
+        self.closed = False
+        self.changed = threading.Condition()
+        files.let_go_all()
+        self.places: dict[Path, list[tuple[int, int, int]]] = {path: [] for path in files.files}
+        """Begin, end and unit of each tensor in a file, in the file's order."""
+        for unit, group in enumerate(self.groups):
+            for tensor in group.tensors:
+                insort(self.places[tensor.path], (tensor.offset, tensor.offset + tensor.nbytes, unit))
+        self.embedding, self.other_reader = embedding, embedding.reader
+        embedding.reader = self
+        for group in self.groups:
+            group.residency = self
+        self.reader = threading.Thread(target=self._read, name="lorafast reader", daemon=True)
+        self.reader.start()
+
+    def wait_for(self, group: Projections) -> None:
+        """Returns when the group's matrices are in memory; they stay until the next call, or longer. LoraFastError if
+        they cannot be read.
+        """
+        unit = self.unit_of[group]
+        with self.changed:
+            self.window.use(unit)
+            self.changed.notify_all()
+            if unit not in self.there:
+                began = time.perf_counter()
+                self.changed.wait_for(lambda: unit in self.there or self.failure)
+                self.seconds_waited += time.perf_counter() - began
+            if self.failure:
+                raise self.failure
+
+    def read_rows(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
+        """Those rows of a matrix; what reading them brought into the system's cache goes as well."""
+        copy = self.files.read_rows(tensor, rows)
+        self.files.drop(tensor.path, tensor.offset, tensor.nbytes)
+        return copy
+
+    def close(self) -> None:
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+        self.reader.join()
+        self.embedding.reader = self.other_reader
+        for group in self.groups:
+            group.residency = None
+
+    def _read(self) -> None:
+        try:
+            while True:
+                with self.changed:
+                    self.changed.wait_for(lambda: self.closed or self._next())
+                    if self.closed:
+                        return
+                    unit, leaving = self.task
+                    self.there -= set(leaving)
+                for gone in leaving:
+                    for tensor in self.groups[gone].tensors:
+                        self.files.let_go(tensor.path, *self._free_around(tensor))
+                for tensor in self.groups[unit].tensors:
+                    self.files.populate(tensor)
+                    begin, end = self._free_around(tensor)
+                    self.files.unmap(tensor.path, begin, tensor.offset)
+                    self.files.unmap(tensor.path, tensor.offset + tensor.nbytes, end)
+                with self.changed:
+                    self.there.add(unit)
+                    self.bytes_read += self.window.sizes[unit]
+                    self.changed.notify_all()
+        except BaseException as error:
+            with self.changed:
+                self.failure = error
+                self.changed.notify_all()
+
+    def _free_around(self, tensor: Tensor) -> tuple[int, int]:
+        """Around a tensor, from where to where nothing else is held, as far as reading the tensor may have mapped."""
+        places = self.places[tensor.path]
+        at = bisect_left(places, (tensor.offset,))
+        begin, end = max(0, tensor.offset - MAPPED_AROUND), tensor.offset + tensor.nbytes + MAPPED_AROUND
+        below = (other_end for _, other_end, unit in reversed(places[:at]) if unit in self.window.held)
+        above = (other_begin for other_begin, _, unit in places[at + 1:] if unit in self.window.held)
+        return max(begin, next(below, begin)), min(end, next(above, end))
+
+    def _next(self) -> bool:
+        self.task = self.window.next_fetch()
+        return self.task is not None
+
+
+def nbytes(group: Projections) -> int:
+    return sum(tensor.nbytes for tensor in group.tensors)
+
+
+def least_capacity(order: Sequence[Projections]) -> int:
+    """Bytes for any two groups that follow each other, so that reading can overlap computing."""
+    return max(nbytes(a) + nbytes(b) for a, b in zip(order, [*order[1:], order[0]]) if a is not b)

@@ -1,0 +1,214 @@
+"""Options declared as dataclass fields: one field holds an option's default, type, help and allowed values.
+
+From such a class this module reads a command line (`parse`), writes one (`to_argv`), and prints the help (`help_text`);
+options_file.py does the same for a file of options. The rules of a command line are those of llama.cpp's llama-finetune,
+with its traps removed:
+
+- `-` and `_` are the same in an option's name; names are never abbreviated; a later option overrides an earlier one.
+- A value is always the next argument, even if it begins with `-`. `--name=value` works too.
+- A number must be a number to its last character (the original read `12abc` as 12).
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from ..errors import UsageError
+
+HELP_WIDTH = 80
+HELP_INDENT = 30
+LIST = tuple[str, ...]
+SWITCHES = (bool, bool | None)
+"""Types of an option that is turned on or off by its name; None means that it was not given."""
+T = TypeVar("T", bound="Options")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Which values an option takes: `test` decides, `text` says it in words ("at least 1")."""
+
+    text: str
+    test: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the command line knows about a field beside its default and type.
+
+    names: every spelling that takes a value, or that turns a yes/no field on; off: those that turn it off. An argument
+    has none: it is known by its place.
+    shown_default: words for a default that is worked out at run time (a field whose default is None).
+    """
+
+    group: str
+    help: str
+    metavar: str
+    names: tuple[str, ...]
+    off: tuple[str, ...]
+    allowed: Allowed | None
+    shown_default: str
+    is_argument: bool = False
+
+
+def option(default: Any, group: str, metavar: str, help: str, *, names: Sequence[str] = (), off: Sequence[str] = (),
+           allowed: Allowed | None = None, shown_default: str = "") -> Any:
+    """A dataclass field that is an option. `names` are further spellings; the field's own name is always the first."""
+    spec = Option(group, help, metavar, tuple(names), tuple(off), allowed, shown_default)
+    return dataclasses.field(default=default, metadata={"option": spec})
+
+
+def argument(metavar: str, help: str) -> Any:
+    """A dataclass field that stands without a name on the command line (`convert IN OUT`) and must be given."""
+    return dataclasses.field(default="", metadata={
+        "option": Option("Arguments", help, metavar, (), (), None, "", is_argument=True)})
+
+
+def same_as(cls: type, name: str, group: str) -> Any:
+    """A dataclass field that is the same option as that field of `cls`, under another heading in the help."""
+    field = cls.__dataclass_fields__[name]
+    spec = dataclasses.replace(field.metadata["option"], group=group)
+    return dataclasses.field(default=field.default, metadata={"option": spec})
+
+
+class Options:
+    """Base of the option classes, frozen dataclasses of fields made by `option`. Every value is checked on creation."""
+
+    def __post_init__(self) -> None:
+        for field, spec in fields(type(self)):
+            value = getattr(self, field.name)
+            if spec.is_argument and not value:
+                raise UsageError(f"{spec.metavar} is missing: {spec.help}")
+            if spec.allowed and value is not None and not spec.allowed.test(value):
+                raise UsageError(f"{spec.names[0]} {value}: must be {spec.allowed.text}")
+
+    @classmethod
+    def complete(cls: type[T], given: Mapping[str, Any]) -> T:
+        """The options with these values, by field. A class whose options can come from elsewhere too adds those here."""
+        return cls(**given)
+
+
+def fields(cls: type[Options]) -> Iterator[tuple[dataclasses.Field, Option]]:
+    """Each field with its Option, in which `names` begins with the name that follows from the field's."""
+    for field in dataclasses.fields(cls):
+        spec: Option = field.metadata["option"]
+        if not spec.is_argument:
+            spec = dataclasses.replace(spec, names=("--" + field.name.replace("_", "-"), *spec.names))
+        yield field, spec
+
+
+def parse(cls: type[T], argv: Sequence[str]) -> T | None:
+    """The options in `argv` as an instance of `cls`; None when help was asked for. UsageError says what is wrong."""
+    types = get_type_hints(cls)
+    takes_value = {name: field.name for field, spec in fields(cls) if types[field.name] not in SWITCHES
+                   for name in spec.names}
+    switches = {name: (field.name, state) for field, spec in fields(cls) if types[field.name] in SWITCHES
+                for state, names in ((True, spec.names), (False, spec.off)) for name in names}
+    places = [field.name for field, spec in fields(cls) if spec.is_argument]
+    given: dict[str, Any] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", "")
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+        if name in ("-h", "--help"):
+            return None
+        if name in switches:
+            if equals:
+                raise UsageError(f"{name} takes no value, but was given {value!r}")
+            field_name, given_state = switches[name]
+            given[field_name] = given_state
+        elif name in takes_value:
+            if not equals:
+                try:
+                    value = next(arguments)
+                except StopIteration:
+                    raise UsageError(f"{name} needs a value") from None
+            field_name = takes_value[name]
+            if types[field_name] == LIST:
+                given[field_name] = (*given.get(field_name, ()), value)
+            else:
+                given[field_name] = convert(name, value, types[field_name])
+        elif places and not argument.startswith("-"):
+            given[places.pop(0)] = argument
+        else:
+            raise UsageError(unknown(name, [*takes_value, *switches, "--help"]))
+    return cls.complete(given)
+
+
+def convert(name: str, text: str, wanted: Any) -> Any:
+    """`text` as the type of a field; UsageError, naming the option, if it is none."""
+    if wanted in (int, int | None):
+        if not re.fullmatch(r"[+-]?[0-9]+", text):
+            raise UsageError(f"{name} {text}: must be a whole number")
+        return int(text)
+    if wanted in (float, float | None):
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number) or "_" in text:
+            raise UsageError(f"{name} {text}: must be a number")
+        return number
+    return text
+
+
+def unknown(name: str, known: Sequence[str], what: str = "option") -> str:
+    """The message for an unknown name, with the nearest known one as a hint."""
+    if what == "option" and not name.startswith("-"):
+        return f"unexpected argument {name!r} (every value follows its option)"
+    near = difflib.get_close_matches(name, known, n=1)
+    listed = f"--help lists every {what}" if what in ("option", "command") else f"known are {', '.join(known)}"
+    return f"unknown {what} {name} ({f'did you mean {near[0]}?' if near else listed})"
+
+
+def to_argv(options: Options) -> list[str]:
+    """The shortest command line that `parse` reads as these options: what differs from the defaults."""
+    argv: list[str] = []
+    for field, spec in fields(type(options)):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            argv.append((spec.names if value else spec.off)[0])
+        elif spec.is_argument:
+            argv.append(value)
+        elif isinstance(value, tuple):
+            for item in value:
+                argv += [spec.names[0], item]
+        else:
+            argv += [spec.names[0], str(value)]
+    return argv
+
+
+def help_text(cls: type[Options]) -> str:
+    """Every option with its default, by group, HELP_WIDTH columns wide."""
+    types = get_type_hints(cls)
+    groups: dict[str, list[str]] = {}
+    for field, spec in fields(cls):
+        names = sorted(spec.names, key=lambda name: name.startswith("--"))
+        left = "  " + ", ".join([*names, *spec.off])
+        if types[field.name] not in SWITCHES:
+            left = left.rstrip() + " " * (1 if spec.names else 2) + spec.metavar
+        default = spec.shown_default or shown(field.default, spec)
+        text = spec.help + (f" [{default}]" if default else "")
+        lines = textwrap.wrap(text, HELP_WIDTH - HELP_INDENT, break_on_hyphens=False)
+        if len(left) > HELP_INDENT - 2:
+            lines.insert(0, "")
+        block = [left.ljust(HELP_INDENT) + lines[0], *(" " * HELP_INDENT + line for line in lines[1:])]
+        groups.setdefault(spec.group, []).extend(line.rstrip() for line in block)
+    return "\n\n".join("\n".join([f"{group}:", *lines]) for group, lines in groups.items())
+
+
+def shown(default: Any, spec: Option) -> str:
+    """A default as the help shows it; a switch that can only be turned on needs none."""
+    if isinstance(default, bool):
+        return "on" if default else "off" if spec.off else ""
+    if isinstance(default, tuple):
+        return " ".join(default)
+    return "" if default is None else str(default)

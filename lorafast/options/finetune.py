@@ -1,0 +1,473 @@
+"""Every option of every command, once: name (the field's), default, help and allowed values.
+
+Where llama.cpp's llama-finetune of July 2024 ("the original") had an option, `finetune` has it under the same names and
+with the same default, except that `--threads` defaults to the physical cores. PRESETS are sets of other defaults.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import shlex
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..system.threads import physical_cores
+from .declare import Allowed, Options, option, to_argv, unknown
+from .outputs import Form, Output, cannot_carry_magnitudes, form_of
+
+AT_LEAST_0 = Allowed("at least 0", lambda n: n >= 0)
+AT_LEAST_1 = Allowed("at least 1", lambda n: n >= 1)
+POSITIVE = Allowed("above 0", lambda x: x > 0)
+SHARE = Allowed("between 0 and 1", lambda x: 0 <= x <= 1)
+BELOW_1 = Allowed("at least 0 and below 1", lambda x: 0 <= x < 1)
+ABOVE_0_BELOW_1 = Allowed("above 0 and below 1", lambda x: 0 < x < 1)
+SEED = Allowed("-1 (take the time) or between 0 and 4294967295", lambda n: -1 <= n < 2**32)
+NOT_EMPTY = Allowed("some text", bool)
+
+
+def one_of(*words: str) -> Allowed:
+    return Allowed(f"one of {', '.join(words)}", lambda word: word in words)
+
+
+RANK_FIELDS = {
+    "token_embd": "rank_tok_embd", "output_norm": "rank_out_norm", "output": "rank_out",
+    "attn_norm": "rank_att_norm", "attn_q": "rank_wq", "attn_k": "rank_wk", "attn_v": "rank_wv",
+    "attn_output": "rank_wo", "ffn_norm": "rank_ffn_norm",
+    "ffn_gate": "rank_ffn_gate", "ffn_down": "rank_ffn_down", "ffn_up": "rank_ffn_up",
+}
+"""The field that holds the rank of each role of tensor, in the original's order of tensors."""
+
+NORMS = ("output_norm", "attn_norm", "ffn_norm")
+ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
+FEED_FORWARD = ("ffn_gate", "ffn_down", "ffn_up")
+TARGET_GROUPS = {"all": tuple(RANK_FIELDS), "attn": ATTENTION, "ffn": FEED_FORWARD, "norms": NORMS}
+
+SCHEDULES = ("original", "constant", "linear", "cosine")
+DATA_FORMATS = ("auto", "text", "jsonl")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "original": {},
+    "modern": dict(targets="attn,ffn", lora_r=16, ctx=512, adam_alpha=2e-4, adam_decay=0.01, schedule="cosine",
+                   warmup_ratio=0.03),
+}
+"""Defaults other than the original's, by name: `modern` is what trainers of 2024 and later start from."""
+
+MOST_TOKENS = 2**31 - 1
+"""Of a pass: kernels count tokens in 32 bits."""
+
+ITERATIONS = 256
+"""Of a run, where neither iterations nor epochs are given."""
+
+FILES, RUN, DATA, EVALUATION, SEEING, ADAPTER, OPTIMISER, STOPPING, MODEL = (
+    "Files", "Run", "Data", "Evaluation", "Seeing how it goes", "Adapter", "Optimiser", "Stopping early",
+    "The model's own values, overridden")
+
+
+def _as_option(field: str, value: object) -> str:
+    return f"--{field.replace('_', '-')} {value:g}" if isinstance(value, float) else f"--{field.replace('_', '-')} {value}"
+
+
+def rank(role: str, default: str = "--lora-r"):
+    """The option for the rank of one role; None means that it was not given."""
+    return option(None, ADAPTER, "N", f"rank of {role}; 0 leaves it out", allowed=AT_LEAST_0, shown_default=default)
+
+
+class ModelOptions(Options):
+    """What the commands that run a model have in common."""
+
+    model_base: str
+    threads: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model_base:
+            raise UsageError("--model-base is missing: name the GGUF file of the model")
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that compute: --threads, else the physical cores that this process may use."""
+        return self.threads or physical_cores()
+
+    def resolve_seed(self) -> int:
+        """The seed as an unsigned 32-bit number; -1 (and 4294967295, which is the same) takes the time."""
+        return int(time.time()) & 0xFFFFFFFF if self.seed in (-1, 0xFFFFFFFF) else self.seed
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(ModelOptions):
+    """The options of `lorafast finetune`."""
+
+    model_base: str = option("", FILES, "FILE", "base model: a GGUF of architecture llama (required)")
+    train_data: tuple[str, ...] = option(
+        ("shakespeare.txt",), FILES, "FILE", "data to train on: text, or records (JSONL). May be given several times, or "
+        "be a folder with train.jsonl (or .txt) and, if there are any, valid and test")
+    lora_out: tuple[str, ...] = option(
+        ("ggml-lora-ITERATION-f32.gguf",), FILES, "NAME",
+        "adapter to write. The name decides the form: NAME.gguf for llama.cpp and its kin, NAME/ is a folder for PEFT, "
+        "NAME.bin is the original's ggla. May be given several times; empty: none")
+    init_lora: str = option("", FILES, "FILE", "adapter of any form to start from, instead of a random one; its tensors, "
+                            "ranks and scale are used")
+    checkpoint_in: str = option("checkpoint.gguf", FILES, "FILE", "checkpoint to go on from; starts afresh if missing")
+    checkpoint_out: str = option("checkpoint-ITERATION.gguf", FILES, "FILE", "checkpoint to write; empty: none")
+    only_write_lora: bool = option(False, FILES, "", "no training: write the adapter of --checkpoint-in and end")
+    save_every: int = option(10, FILES, "N", "iterations between two saves; 0: save at the end only")
+    keep_best: bool = option(True, FILES, "", "with evaluation: keep a copy of the files of the lowest loss, BEST in place "
+                             "of the iteration's number", off=["--no-keep-best"])
+    keep: int = option(0, FILES, "N", "numbered checkpoints to keep, the newest; 0: all", allowed=AT_LEAST_0)
+    pattern_fn_it: str = option("ITERATION", FILES, "TEXT", "part of output names that the iteration's number replaces",
+                                allowed=NOT_EMPTY)
+    fn_latest: str = option("LATEST", FILES, "TEXT", "what replaces it in the second copy, which is always the newest",
+                            allowed=NOT_EMPTY)
+    config: str = option("", FILES, "FILE", "TOML file of options, `ctx = 64` for --ctx 64; the command line overrides "
+                         "it. Every run writes such a file beside its results")
+    preset: str = option("", FILES, "NAME", "other defaults. modern, what today's trainers start from: "
+                         + ", ".join(_as_option(name, value) for name, value in PRESETS["modern"].items()),
+                         allowed=Allowed(f"one of {', '.join(PRESETS)}", lambda name: not name or name in PRESETS),
+                         shown_default="original")
+
+    seed: int = option(-1, RUN, "N", "seed of the initial adapter and of the shuffling; -1: the time", names=["-s"],
+                       allowed=SEED)
+    ctx: int = option(128, RUN, "N", "tokens in a sample", names=["-c"], allowed=AT_LEAST_1)
+    threads: int | None = option(None, RUN, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
+                                 shown_default="physical cores")
+    batch: int = option(8, RUN, "N", "samples in a pass", names=["-b"], allowed=AT_LEAST_1)
+    grad_acc: int = option(1, RUN, "N", "passes whose gradients make one iteration; less than 1 is 1")
+    adam_iter: int | None = option(None, RUN, "N", "iterations of this run", allowed=AT_LEAST_0,
+                                   shown_default=f"{ITERATIONS}; if --epochs is given, as many as these take")
+    epochs: int = option(-1, RUN, "N", "end after N times through the data; 0 or less: no limit")
+    max_minutes: float = option(0.0, RUN, "X", "end after so many minutes, with the command that goes on; 0: no limit",
+                                allowed=AT_LEAST_0)
+    mem_limit: str = option("", RUN, "SIZE", "memory that the run may take, pages of the model included: 1.5G, 800M, 50%. "
+                            "A model that is larger is read as it is needed", shown_default="what is available")
+    use_checkpointing: bool | None = option(
+        None, RUN, "", "recompute activations in the backward pass instead of keeping them: less memory, more time",
+        off=["--no-checkpointing"], shown_default="as far as memory needs it")
+    checkpoint_every: int | None = option(
+        None, RUN, "N", "of N blocks one keeps its input, and the others recompute even that: still less memory, more time",
+        allowed=AT_LEAST_1, shown_default="1, unless memory needs more")
+    head_tokens: int | None = option(None, RUN, "N", "tokens whose logits exist at a time", allowed=AT_LEAST_1,
+                                     shown_default="128, or fewer if memory needs it")
+    micro_batch: int | None = option(
+        None, RUN, "N", "samples of a pass that are worked on at a time, or more that are shorter than --ctx", allowed=AT_LEAST_1,
+        shown_default="all, or fewer if memory needs it")
+    use_flash: bool = option(False, RUN, "", "accepted, without effect: attention is always fused", off=["--no-flash"])
+    n_gpu_layers: int = option(0, RUN, "N", "accepted, without effect: there is no GPU path",
+                               names=["-ngl", "--gpu-layers"])
+
+    data_format: str = option("auto", DATA, "FORMAT", "text, jsonl, or auto: by what is in the files",
+                              allowed=one_of(*DATA_FORMATS))
+    chat_template: str = option("", DATA, "FILE", "Jinja template of chats", shown_default="the model's own")
+    train_on_prompt: bool = option(False, DATA, "", "prompts, and what the other side of a chat says, count in the loss "
+                                   "too")
+    skip_bad: bool = option(False, DATA, "", "leave out lines that cannot be read, instead of refusing the file")
+    pack: bool = option(False, DATA, "", "with records: fill each pass with as many as fit --batch times --ctx tokens")
+    data_cache: str = option("", DATA, "FILE", "keep the tokenised data here for the next run")
+    stride: int = option(1, DATA, "N", "with text: tokens from the start of one sample to the next", allowed=AT_LEAST_1)
+    sample_start: str = option("", DATA, "TEXT", "samples begin after each TEXT; empty: at every token")
+    include_sample_start: bool = option(False, DATA, "", "samples begin with that text instead of after it")
+    escape: bool = option(False, DATA, "", r"in --sample-start, \n \r \t \' \" \\ \xHH stand for one character")
+    overlapping_samples: bool = option(False, DATA, "", "with --sample-start: samples run on past the next start")
+    fill_with_next_samples: bool = option(
+        False, DATA, "", "samples shorter than --ctx are continued with the next ones, not filled with end-of-text")
+    separate_with_eos: bool = option(False, DATA, "", "then an end-of-text token stands between samples",
+                                     off=["--no-separate-with-eos"])
+    separate_with_bos: bool = option(True, DATA, "", "then a begin-of-text token stands between samples",
+                                     off=["--no-separate-with-bos"])
+    sample_random_offsets: bool = option(False, DATA, "", "begin each sample at a random place inside it")
+    force_reshuffle: bool = option(False, DATA, "", "shuffle anew from --seed, wherever the checkpoint was")
+
+    valid_data: tuple[str, ...] = option((), EVALUATION, "FILE", "data to evaluate on; may be given several times")
+    valid_split: float = option(0.0, EVALUATION, "X", "evaluate on this share of the training data, which is then not "
+                                "trained on", allowed=BELOW_1)
+    eval_every: int | None = option(None, EVALUATION, "N", "iterations between two evaluations; 0: at the end only",
+                                    allowed=AT_LEAST_0, shown_default="--save-every")
+    eval_batches: int = option(0, EVALUATION, "N", "evaluate on the first N batches only; 0: on all", allowed=AT_LEAST_0)
+    sample_prompt: tuple[str, ...] = option((), EVALUATION, "TEXT", "show at each evaluation how this text goes on; may be "
+                                            "given several times")
+    sample_tokens: int = option(64, EVALUATION, "N", "tokens that are generated for it", allowed=AT_LEAST_1)
+
+    metrics: str = option("", SEEING, "FILE", "write loss, learning rate, gradient norm and speed of each iteration here, "
+                          "a line of JSON each", shown_default="none")
+    tensorboard: str = option("", SEEING, "FOLDER", "write them here for TensorBoard", shown_default="none")
+    report: str = option("", SEEING, "FILE", "at the end, write a page of plots and samples here, FILE.html (and FILE.png "
+                         "if matplotlib is installed)", shown_default="none")
+
+    lora_r: int = option(4, ADAPTER, "N", "rank of the adapted matrices", allowed=AT_LEAST_1)
+    lora_alpha: int | None = option(None, ADAPTER, "N", "the adapter's effect is scaled by alpha / --lora-r",
+                                    allowed=AT_LEAST_1, shown_default="--lora-r")
+    targets: str = option(
+        "", ADAPTER, "LIST", f"tensors to adapt, with commas between: {', '.join(RANK_FIELDS)}, "
+        f"names with * and ? such as blk.1?.ffn_*, or the groups {', '.join(TARGET_GROUPS)}",
+        shown_default="attn,ffn; all if only .bin is written")
+    layers: int = option(0, ADAPTER, "N", "adapt only the last N blocks and what follows them; 0: all", allowed=AT_LEAST_0)
+    dora: bool = option(False, ADAPTER, "", "adapt the direction of each row of a matrix by the pair, and its length "
+                        "by a number of its own (DoRA, Liu et al., 2024); for PEFT folders and merged models")
+    rslora: bool = option(False, ADAPTER, "", "scale by alpha / sqrt(--lora-r) instead (Kalajdzievski, 2023)")
+    lora_dropout: float = option(0.0, ADAPTER, "X", "share of its inputs that each pair of matrices does not see, others in "
+                                 "each iteration (Lin et al., 2024)", allowed=BELOW_1)
+    rank_att_norm: int | None = rank("attn_norm", "1")
+    rank_ffn_norm: int | None = rank("ffn_norm", "1")
+    rank_out_norm: int | None = rank("output_norm", "1")
+    rank_tok_embd: int | None = rank("token_embd")
+    rank_out: int | None = rank("output")
+    rank_wq: int | None = rank("attn_q")
+    rank_wk: int | None = rank("attn_k")
+    rank_wv: int | None = rank("attn_v")
+    rank_wo: int | None = rank("attn_output")
+    rank_ffn_gate: int | None = rank("ffn_gate")
+    rank_ffn_down: int | None = rank("ffn_down")
+    rank_ffn_up: int | None = rank("ffn_up")
+
+    adam_alpha: float = option(0.001, OPTIMISER, "X", "highest learning rate", allowed=POSITIVE)
+    adam_min_alpha: float = option(0.0, OPTIMISER, "X", "lowest learning rate, warm-up included", allowed=AT_LEAST_0)
+    adam_decay: float = option(0.1, OPTIMISER, "X", "weight decay, a factor of the learning rate", allowed=AT_LEAST_0)
+    adam_decay_min_ndim: int = option(2, OPTIMISER, "N", "tensors with fewer dimensions do not decay")
+    adam_beta1: float = option(0.9, OPTIMISER, "X", "decay rate of the first moment", allowed=BELOW_1)
+    adam_beta2: float = option(0.999, OPTIMISER, "X", "decay rate of the second moment", allowed=BELOW_1)
+    adam_gclip: float = option(1.0, OPTIMISER, "X", "highest norm of the whole gradient; 0: no limit")
+    lora_plus: float = option(1.0, OPTIMISER, "X", "the learning rate of B is X times that of A (LoRA+, Hayou et al., 2024)",
+                              allowed=POSITIVE)
+    schedule: str = option("original", OPTIMISER, "NAME", "course of the learning rate: after the warm-up it is constant, or "
+                           "falls (linear, cosine) to --adam-min-alpha when the run ends, or (original) along a cosine "
+                           "of given length", allowed=one_of(*SCHEDULES))
+    decay_iter: int = option(0, OPTIMISER, "N", "linear and cosine end at iteration N, in all runs; 0: with the run",
+                             allowed=AT_LEAST_0)
+    warmup_ratio: float | None = option(None, OPTIMISER, "X", "the warm-up as a share of the run", allowed=BELOW_1,
+                                        shown_default="see --warmup")
+    warmup: int = option(100, OPTIMISER, "N", "iterations in which the learning rate rises", allowed=AT_LEAST_0)
+    cos_decay_steps: int = option(1000, OPTIMISER, "N", "original: iterations in which it falls",
+                                  allowed=AT_LEAST_1)
+    cos_decay_min: float = option(0.1, OPTIMISER, "X", "original: the share of it that remains", allowed=SHARE)
+    enable_restart: bool = option(False, OPTIMISER, "", "original: begin again when the cosine ends", off=["--disable-restart"])
+    cos_decay_restart: float = option(1.1, OPTIMISER, "X", "original: each time, its length grows by this factor",
+                                      allowed=Allowed("at least 1", lambda x: x >= 1))
+
+    patience: int = option(0, STOPPING, "N", "stop after N evaluations without a new lowest loss; 0: never",
+                           allowed=AT_LEAST_0)
+    adam_epsf: float = option(0.0, STOPPING, "X", "stop when an iteration changes the loss by less than this share")
+    opt_past: int = option(0, STOPPING, "N", "stop when N iterations changed it by less than the share --opt-delta",
+                           allowed=AT_LEAST_0)
+    opt_delta: float = option(1e-5, STOPPING, "X", "see --opt-past")
+    opt_max_no_improvement: int = option(0, STOPPING, "N", "stop after N iterations without a new lowest loss",
+                                         allowed=AT_LEAST_0)
+
+    norm_rms_eps: float | None = option(None, MODEL, "X", "epsilon of the norms", allowed=POSITIVE,
+                                        shown_default="the model's")
+    rope_freq_base: float | None = option(None, MODEL, "X", "base of the rotary frequencies", allowed=POSITIVE,
+                                          shown_default="the model's")
+    rope_freq_scale: float | None = option(None, MODEL, "X", "factor of the rotary positions", allowed=POSITIVE,
+                                           shown_default="the model's")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adam_min_alpha > self.adam_alpha:
+            raise UsageError(
+                f"--adam-min-alpha {self.adam_min_alpha}: must be at most --adam-alpha, which is {self.adam_alpha}")
+        if self.batch * self.ctx > MOST_TOKENS:
+            raise UsageError(f"--batch {self.batch}, --ctx {self.ctx}: a pass has {self.batch * self.ctx} tokens then, "
+                             f"but at most {MOST_TOKENS} are possible")
+        self._check_adapter()
+        if self.config or self.preset:
+            raise ValueError("config and preset are for FinetuneConfig.complete, which knows what else was given")
+
+    def _check_adapter(self) -> None:
+        if self.use_checkpointing is False and (self.checkpoint_every or 1) > 1:
+            raise UsageError(f"--checkpoint-every {self.checkpoint_every}: but --no-checkpointing keeps everything")
+        ranks = self.ranks()
+        if self.dora:
+            norm = next((role for role in NORMS if ranks[role]), None)
+            if norm:
+                raise UsageError(f"--dora: {norm} is no matrix, it has no directions to adapt apart from lengths; "
+                                 "leave norms out")
+            self._check_dora_outputs("--dora")
+        given = [field for field in _ADAPTER_FIELDS if getattr(self, field) != type(self).__dataclass_fields__[field].default]
+        if self.init_lora and given:
+            raise UsageError(f"{_spelling(given[0])}: --init-lora brings its own tensors, ranks and scale")
+        if Form.GGLA in self.forms() and self.alpha != int(self.alpha):
+            raise UsageError(f"--rslora: a {Form.GGLA.value} holds whole numbers as alpha, not {self.alpha:g}; "
+                             "write another form, or take a square number for --lora-r")
+
+    @classmethod
+    def complete(cls, given: Mapping[str, Any]) -> FinetuneConfig:
+        """The options with these values, by field; for others those of the file `config`, then those of `preset`.
+
+        In the result both are empty: what they said is in the other fields.
+        """
+        given = dict(given)
+        path = given.pop("config", "")
+        if path:
+            from .toml import read_options
+
+            given = {**read_options(cls, path), **given}
+            given.pop("config", None)
+        preset = given.pop("preset", "")
+        if preset and preset not in PRESETS:
+            raise UsageError("--preset: " + unknown(preset, list(PRESETS), "preset"))
+        return cls(**{**PRESETS[preset or "original"], **given})
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Iterations between two evaluations; 0 if there is none but the last."""
+        return max(0, self.save_every) if self.eval_every is None else self.eval_every
+
+    @property
+    def options_path(self) -> Path | None:
+        """Where the options are recorded: beside the adapter, or the checkpoint if there is none. None if nothing is written."""
+        outputs = [*self.adapter_outputs, *filter(None, [self.checkpoint_output])]
+        if not outputs:
+            return None
+        name = Path(outputs[0].name.rstrip("/"))
+        stem = name.stem if name.suffix in (".bin", ".gguf") else name.name
+        filled = stem.replace(self.pattern_fn_it, "options", 1)
+        return name.with_name(f"{filled if filled != stem else stem + '-options'}.toml")
+
+    @property
+    def metrics_path(self) -> str:
+        """Where a line is written for each iteration: a report needs it even if --metrics was not given. Empty: nowhere."""
+        return self.metrics or (str(Path(self.report).with_suffix(".jsonl")) if self.report else "")
+
+    @property
+    def n_acc(self) -> int:
+        """Passes in an iteration: --grad-acc, at least 1."""
+        return max(1, self.grad_acc)
+
+    @property
+    def alpha(self) -> float:
+        """--lora-alpha; by default --lora-r, so that the scale alpha / r is 1. With --rslora, what gives alpha / sqrt(r)."""
+        alpha = self.lora_alpha or self.lora_r
+        return alpha * math.sqrt(self.lora_r) if self.rslora else alpha
+
+    @property
+    def start_text(self) -> str:
+        """--sample-start, with its escapes decoded if --escape was given."""
+        return decode_escapes(self.sample_start) if self.escape else self.sample_start
+
+    @property
+    def checkpoint_output(self) -> Output | None:
+        """Where checkpoints go; None if none are wanted."""
+        if not self.checkpoint_out:
+            return None
+        return Output("--checkpoint-out", self.checkpoint_out, self.pattern_fn_it, self.fn_latest, self.keep)
+
+    @property
+    def adapter_outputs(self) -> tuple[Output, ...]:
+        """Where adapters go."""
+        return tuple(Output("--lora-out", name, self.pattern_fn_it, self.fn_latest) for name in self.lora_out if name)
+
+    def forms(self) -> set[Form]:
+        """The forms of the adapters to write."""
+        return {form_of(output.name) for output in self.adapter_outputs}
+
+    def target_list(self) -> tuple[str, ...] | None:
+        """--targets as roles and name patterns, its groups spelled out; None if it was not given."""
+        if not self.targets:
+            return None
+        targets: list[str] = []
+        for name in filter(None, re.split(r"[,\s]+", self.targets)):
+            if name not in TARGET_GROUPS and not any(_covers(name, role) for role in RANK_FIELDS):
+                raise UsageError("--targets: " + unknown(name, [*RANK_FIELDS, *TARGET_GROUPS], "tensor"))
+            targets += TARGET_GROUPS.get(name, (name,))
+        return tuple(targets)
+
+    def ranks(self) -> dict[str, int]:
+        """Rank of every role, in the original's order; 0 for those that are left out.
+
+        Adapted are the roles of --targets; else all twelve if every adapter asked for is a ggla file, as in the
+        original, and there is no --dora; else the seven matrices of a block, which every runtime applies. A rank given
+        for a role adds it, or leaves it out if 0. UsageError where --targets and the ranks contradict each other or
+        leave nothing.
+        """
+        targets = self.target_list()
+        if targets is None:
+            as_original = self.forms() <= {Form.GGLA} and not self.dora
+            targets = TARGET_GROUPS["all"] if as_original else ATTENTION + FEED_FORWARD
+        ranks = {}
+        for role, field in RANK_FIELDS.items():
+            given = getattr(self, field)
+            targeted = any(_covers(target, role) for target in targets)
+            if given and self.targets and not targeted:
+                raise UsageError(f"{_spelling(field)} {given}: but {role} is not among --targets {self.targets}")
+            default = 1 if role in NORMS else self.lora_r
+            ranks[role] = default * targeted if given is None else given
+        if not any(ranks.values()):
+            raise UsageError("nothing is left to train: every rank is 0")
+        return ranks
+
+    def check_adapted(self, roles: Collection[str], *, tied: bool, dora: bool = False) -> None:
+        """Refuses what the user asked for and cannot have. UsageError names the option and the way out.
+
+        roles: those that will be adapted, of the tensors this model has; tied: it has no output matrix of its own;
+        dora: the adapter has magnitudes.
+        """
+        if dora:
+            self._check_dora_outputs("--dora" if self.dora else f"--init-lora {self.init_lora}")
+        asked = {role: f"{_spelling(field)} {getattr(self, field)}" for role, field in RANK_FIELDS.items()
+                 if getattr(self, field)}
+        if "output" in asked and tied:
+            raise UsageError(f"{asked['output']}: this model has no output.weight, it uses token_embd.weight twice")
+        for form in sorted(self.forms()):
+            for role in roles:
+                reason = _cannot_carry(form, role, tied)
+                if reason:
+                    raise UsageError(f"{asked.get(role, '--targets ' + self.targets)}: {reason}. "
+                                     f"Write a .bin instead, or leave {role} out")
+
+    def _check_dora_outputs(self, cause: str) -> None:
+        for output in self.adapter_outputs:
+            form = form_of(output.name)
+            if form is not Form.PEFT:
+                raise UsageError(f"{cause}: --lora-out {output.name}: {cannot_carry_magnitudes(form)}. Write a PEFT "
+                                 "folder (--lora-out NAME/), or none (--lora-out '') and have the checkpoint merged "
+                                 "into the model (lorafast merge)")
+
+    def resume_command(self, checkpoint: str, iterations: int | None, epochs: int = -1) -> str:
+        """The shell command that goes on from `checkpoint` for so many `iterations` (None: as --epochs says) and epochs."""
+        going_on = dataclasses.replace(self, checkpoint_in=checkpoint, adam_iter=iterations, epochs=epochs,
+                                       force_reshuffle=False)
+        return shlex.join(["lorafast", "finetune", *to_argv(going_on)])
+
+
+_ADAPTER_FIELDS = ("lora_r", "lora_alpha", "targets", "layers", "dora", "rslora", *RANK_FIELDS.values())
+"""What an adapter that training starts from decides itself."""
+
+
+def _covers(target: str, role: str) -> bool:
+    """Whether a target (a role, or a tensor name with * and ?) can mean tensors of that role."""
+    return fnmatchcase(role, target.removesuffix(".weight").rpartition(".")[2])
+
+
+def _spelling(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _cannot_carry(form: Form, role: str, tied: bool) -> str:
+    """Why an adapter of that form cannot hold a pair for that role; empty if it can."""
+    if form is Form.GGLA:
+        return ""
+    if role in NORMS:
+        return f"a {form.value} cannot carry norms: the programs that read it adapt matrices only"
+    if form is Form.GGUF and role == "token_embd" and tied:
+        return f"a {form.value} cannot carry token_embd for a model that uses the same matrix for its output"
+    return ""
+
+
+def decode_escapes(text: str) -> str:
+    r"""`text` with \n \r \t \' \" \\ and \xHH decoded, as the original does; any other backslash stays as it is.
+
+    Bytes that are not UTF-8 become surrogate escapes, as in file names and arguments.
+    """
+    letters = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+
+    def decoded(match: re.Match[bytes]) -> bytes:
+        escape = match[1]
+        return bytes([int(escape[1:], 16)]) if len(escape) == 3 else letters.get(escape, escape)
+
+    data = text.encode("utf-8", "surrogateescape")
+    return re.sub(rb"""\\(x[0-9a-fA-F]{2}|[nrt'"\\])""", decoded, data).decode("utf-8", "surrogateescape")

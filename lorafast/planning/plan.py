@@ -1,0 +1,164 @@
+"""A plan of a run, and how it is shown: where every byte will go, how long a step will take, and why it was so chosen."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..data.memory import DataMemory
+from ..network.network import Strategy, Trainer, weight_order
+from ..network.residency import ModelFiles, Residency
+from ..options.outputs import megabytes
+from .budget import Budget
+
+CACHE = "the system's cache beside the weights"
+"""The name of what counts in a cgroup, but not as the process's."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of the table: what takes so many bytes."""
+
+    name: str
+    nbytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is asked to do, as far as memory and time depend on it.
+
+    iterations  of this run; None if that is not known yet
+    data        what the training data takes
+    packs       short samples share rows
+    copies      arrays of the size of the adapter: parameters, gradients, two moments, and more with dropout
+    generates   texts are generated now and then
+    may_choose_pairs  the adapter is a new one, and not that of a file
+    """
+
+    batch: int
+    ctx: int
+    passes: int
+    iterations: int | None
+    n_threads: int
+    data: DataMemory = DataMemory()
+    packs: bool = False
+    copies: int = 4
+    generates: bool = False
+    may_choose_pairs: bool = True
+
+    @property
+    def tokens(self) -> float:
+        """Of a pass, in the mean."""
+        row = self.ctx if self.packs or self.data.sample_tokens is None else self.data.sample_tokens
+        return self.batch * row
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of a step: seconds in all, bytes read from disk, bytes of weights in memory at most."""
+
+    seconds: float
+    bytes_read: int
+    most_held: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was chosen and what follows from it.
+
+    items     where the bytes go, the last one the weights in memory
+    capacity  bytes of weights that may be in memory at a time, where they stream; None where the whole model stays
+    reasons   why the strategy is not the fastest one, or which options decided; empty where neither is so
+    """
+
+    job: Job
+    budget: Budget
+    strategy: Strategy
+    items: tuple[Item, ...]
+    capacity: int | None
+    reasons: tuple[str, ...]
+    timing: Timing
+
+    def for_iterations(self, n: int) -> Plan:
+        """The same, once it is known how many iterations the run has."""
+        return replace(self, job=replace(self.job, iterations=n))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(item.nbytes for item in self.items)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.job.tokens * self.job.passes / self.timing.seconds
+
+    def stream(self, files: ModelFiles, trainer: Trainer) -> Residency | None:
+        """Starts what brings the weights into memory, where they do not fit; to be closed at the end of the run."""
+        if self.capacity is None:
+            return None
+        return Residency(files, trainer.model.embedding, weight_order(trainer.model, trainer.buffers), self.capacity)
+
+    def table(self) -> list[str]:
+        """The plan in full, in lines."""
+        lines = [f"Memory, of at most {megabytes(self.budget.nbytes)} ({self.budget.source}):"]
+        items = *self.items, Item("in all", self.nbytes)
+        lines += [f"  {item.name:<44}{megabytes(item.nbytes):>12}   {item.note}".rstrip() for item in items]
+        lines += ["Choices:", *(f"  {reason}" for reason in self.reasons or ["the fastest ones fit"])]
+        lines += ["Time, measured on this machine just now:", *(f"  {line}" for line in self._times())]
+        return lines
+
+    def summary(self) -> list[str]:
+        """The plan in a few lines."""
+        times = self._times()
+        return [f"memory: {megabytes(self.nbytes)} of at most {megabytes(self.budget.nbytes)} ({self.budget.source})",
+                *self.reasons, "; ".join(times)]
+
+    def _times(self) -> list[str]:
+        timing = self.timing
+        lines = [f"{_duration(timing.seconds)} a step, {self.tokens_per_second:.1f} tokens/s"]
+        if self.job.iterations is not None:
+            lines.append(f"{_duration(timing.seconds * self.job.iterations)} for {self.job.iterations} steps")
+        if timing.bytes_read:
+            lines.append(f"{timing.bytes_read / 1e9:.2f} GB read from disk a step")
+        return lines
+
+    def comparison(self, peak: int, measured: Measured) -> str:
+        """What was measured beside what was planned. peak: bytes in memory at most."""
+        resident = sum(item.nbytes for item in self.items if item.name != CACHE)
+        text = (f"memory {megabytes(peak)} (planned {megabytes(resident)}), "
+                f"a step {_duration(measured.seconds)} (planned {_duration(self.timing.seconds)})")
+        if self.capacity is not None:
+            text += f", read {measured.bytes_read / 1e9:.2f} GB a step (planned {self.timing.bytes_read / 1e9:.2f})"
+        return text
+
+
+class Measured:
+    """Means over the steps of a run: without the first, which finds nothing in memory yet, if there are others."""
+
+    def __init__(self) -> None:
+        self.n_steps, self.sums, self.first = 0, (0.0, 0), (0.0, 0)
+
+    def add(self, seconds: float, bytes_read: int) -> None:
+        """A step."""
+        if self.n_steps == 0:
+            self.first = seconds, bytes_read
+        self.n_steps += 1
+        self.sums = self.sums[0] + seconds, self.sums[1] + bytes_read
+
+    @property
+    def seconds(self) -> float:
+        return self._mean(0)
+
+    @property
+    def bytes_read(self) -> float:
+        return self._mean(1)
+
+    def _mean(self, i: int) -> float:
+        return (self.sums[i] - self.first[i]) / (self.n_steps - 1) if self.n_steps > 1 else self.sums[i]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,401 @@
+"""The plan of a run: where every byte will go and how long a step will take, known before anything large is allocated.
+
+A budget of memory is shared out to what a run cannot do without, then to what saves time. What can be traded is in
+model.Strategy (keep activations or compute them again, logits of how many tokens and how many sequences at a time) and
+the part of the weights that stays in memory (residency.py). The plan takes the fastest combination that fits, by sizes
+that follow from shapes, and by times that are measured (speed.py).
+"""
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from ..data.memory import data_memory
+from ..errors import LoraFastError
+from ..gguf.reader import GGUFFile
+from ..kernels.attention import attention_scratch_bytes
+from ..kernels.linear import linear_scratch_bytes
+from ..network.block import attention_outputs
+from ..network.buffers import sized
+from ..network.linear import Projections
+from ..network.lora import Adapter
+from ..network.network import Activations, Model, Strategy, lowest_block, scratch_floats, sequence_bytes, weight_order
+from ..network.residency import ModelFiles, Window, least_capacity, nbytes
+from ..options.finetune import FinetuneConfig
+from ..options.outputs import megabytes
+from ..tokenizer import Tokenizer
+from ..training.prepare import data_options
+from .budget import Budget, read_budget
+from .plan import CACHE, Item, Job, Plan, Timing
+from .speed import MEASURED_TOKENS, Speed, follow, measure_disk, measure_optimiser, measure_speed
+
+RESERVE = 6 << 20
+"""Bytes for what is too small to be listed: what libraries take when they are used, short-lived arrays, page edges. Runs
+of models from 135 to 1100 million parameters took 2 to 4 MB of it."""
+
+CACHE_RESERVE = 24 << 20
+"""Under a cgroup's limit, bytes that reading leaves in the system's cache around the weights (see residency.py)."""
+
+HEAD_TOKENS = (128, 64, 32, 16)
+"""Tokens whose logits exist at a time, to choose from. More than the first bring no time, fewer cost some."""
+
+UNPACKING_TOKENS = 32
+"""Unpacking weights costs about as much as computing with so many tokens: in a pass of few tokens, each costs more."""
+
+SHORTLIST = 40
+"""So many of the strategies that seem fastest are followed through a pass, to find the one that is."""
+
+SLOW_DISK = 0.8
+"""A choice counts on this share of the disk's measured rate: others read too."""
+
+Result = TypeVar("Result")
+
+
+def cached(method: Callable[..., Result]) -> Callable[..., Result]:
+    """A method that computes once for each set of arguments, and remembers as long as its object lives."""
+    @functools.wraps(method)
+    def wrapped(self: Any, *arguments: Any) -> Result:
+        known = vars(self).setdefault("_" + method.__name__, {})
+        if arguments not in known:
+            known[arguments] = method(self, *arguments)
+        return known[arguments]
+    return wrapped
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What the options decide (see Strategy); None leaves it to the plan. kept: all blocks, or (False) one."""
+
+    kept: bool | None = None
+    input_every: int | None = None
+    head_tokens: int | None = None
+    micro_batch: int | None = None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """By field, what the user wrote."""
+        kept = {True: "--no-checkpointing", False: "--use-checkpointing"}
+        numbers = {"input_every": "--checkpoint-every", "head_tokens": "--head-tokens", "micro_batch": "--micro-batch"}
+        return ({"kept": kept[self.kept]} if self.kept is not None else {}) | {
+            field: f"{option} {getattr(self, field)}" for field, option in numbers.items() if getattr(self, field)}
+
+
+def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenizer: Tokenizer, model: Model,
+             adapter: Adapter) -> Plan:
+    """The plan for `lorafast finetune` with these options. LoraFastError, which says what would fit, if there is none.
+
+    adapter  without values yet, unless they are those of --init-lora
+    """
+    data = data_memory(data_options(config), tokenizer, gguf.metadata, config.ctx)
+    base_bytes = files.resident_bytes_without() - (adapter.params.nbytes if config.init_lora else 0)
+    job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data, config.pack,
+              copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt),
+              may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)))
+    forced = Forced(None if config.use_checkpointing is None else not config.use_checkpointing, config.checkpoint_every,
+                    config.head_tokens, config.micro_batch)
+    return Planner(gguf, files, model, adapter, job, read_budget(config.mem_limit), base_bytes).plan(forced)
+
+
+class Planner:
+    """Finds the plan for a job. Nothing large is allocated: sizes come from arrays that have a shape, but no memory."""
+
+    def __init__(self, gguf: GGUFFile, files: ModelFiles, model: Model, adapter: Adapter, job: Job, budget: Budget,
+                 base_bytes: int) -> None:
+        """base_bytes: what this process takes already, pages of the model not counted."""
+        self.gguf, self.files, self.model, self.adapter = gguf, files, model, adapter
+        self.job, self.budget, self.base_bytes = job, budget, base_bytes
+        self.measured_tokens = 0
+        """Of the passes that were measured: what the kernels then took they keep."""
+
+    def plan(self, forced: Forced = Forced()) -> Plan:
+        """The fastest strategy that fits. LoraFastError, with what would fit, if there is none."""
+        candidates = list(self._candidates(forced))
+        best = self._fitting(candidates, forced)[0]
+        if best != candidates[0] or self._capacity(best) is not None:
+            self._speed()
+            shortlist = sorted(self._fitting(candidates, forced), key=self._estimate)[:SHORTLIST]
+            best = min(shortlist, key=lambda strategy: self._timing(strategy, SLOW_DISK * self._disk()).seconds)
+        capacity = self._capacity(best)
+        timing = self._timing(best, self._disk() if capacity is not None else 0.0)
+        items = (*self._items(best), self._weights(capacity, timing.most_held))
+        return Plan(self.job, self.budget, best, items, capacity, tuple(self._reasons(best, forced, capacity)), timing)
+
+    # Bytes
+
+    def _items(self, strategy: Strategy) -> list[Item]:
+        """Everything but the weights."""
+        job, hp, params, T = self.job, self.model.hparams, 4 * self.adapter.n_params, self._tokens(strategy)
+        inputs, block = self._activation_bytes(T, strategy.input_every)
+        n_blocks = len(self._trained)
+        n_kept = min(strategy.n_kept, n_blocks)
+        shared = 0 if strategy.keeps_attention else (n_kept - 1) * sum(a.nbytes for a in attention_outputs(hp, T, sized))
+        of_blocks = f"of {n_kept} blocks of {n_blocks}" + ", the others compute them again" * (n_kept < n_blocks)
+        items = [
+            Item("Python, libraries, tokenizer", self.base_bytes),
+            Item("training data", job.data.kept, job.data.note),
+            Item("adapter", params * (job.copies - 3)),
+            Item("its gradients", params),
+            Item("its moments", 2 * params),
+            Item("norms and gains of the rows", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
+            Item("inputs of the blocks", inputs),
+            Item("activations kept for backward", n_kept * block - shared, of_blocks),
+            Item("working arrays, logits", self._scratch_bytes(T, strategy.head_tokens) + self._row_bytes(T),
+                 f"of {strategy.head_tokens} tokens at a time"),
+            Item("packed operands and tiles of the kernels", self._kernel_bytes(max(T, self.measured_tokens))),
+            Item("generating texts", sequence_bytes(self.model, self.adapter) if job.generates else 0),
+            Item("reserve", RESERVE),
+            Item(CACHE, CACHE_RESERVE if self._counts_cache else 0, "counts in the cgroup, not as resident"),
+        ]
+        return [item for item in items if item.nbytes or item.note == job.data.note]
+
+    def _bytes(self, strategy: Strategy) -> int:
+        return sum(item.nbytes for item in self._items(strategy))
+
+    def _weights(self, capacity: int | None, most_held: int) -> Item:
+        name, size = "weights in memory", f"of {megabytes(self.gguf.nbytes)}"
+        if capacity is not None:
+            return Item(name, most_held, f"{size}, the rest is read when it is needed")
+        tied = self.model.hparams.tied
+        return Item(name, self._weight_bytes, "the whole model" if tied else f"{size}, but for the embedding, which is read by rows")
+
+    def _left(self, strategy: Strategy) -> int:
+        """Bytes of the budget that all but weights leave."""
+        return self.budget.nbytes - self._bytes(strategy)
+
+    def _capacity(self, strategy: Strategy) -> int | None | Literal[False]:
+        """Bytes that are left for weights; None if all find room, False if there is not enough for them to stream."""
+        left = self._left(strategy)
+        if left >= self._weight_bytes:
+            return None
+        return left if left >= self._least_capacity else False
+
+    def _tokens(self, strategy: Strategy) -> int:
+        return strategy.max_tokens(self.job.batch, self.job.ctx)
+
+    @cached
+    def _activation_bytes(self, T: int, input_every: int) -> tuple[int, int]:
+        """Bytes of the blocks' inputs, and of what one block keeps for backward."""
+        activations = Activations(self.model, self.adapter, T, Strategy(1, input_every), new=sized)
+        block = activations.saved[0].nbytes
+        return activations.nbytes - block, block
+
+    @cached
+    def _scratch_bytes(self, T: int, head_tokens: int) -> int:
+        return 4 * scratch_floats(self.model, self.adapter, T, head_tokens)
+
+    @cached
+    def _kernel_bytes(self, T: int) -> int:
+        n_threads, hp, size = self.job.n_threads, self.model.hparams, self.model.hparams.sizes
+        C, F, V, heads = size["C"], size["F"], size["V"], size["H*D"]
+        shapes = [(C, V), (C, heads), (size["H*DV"], C), (C, F), (F, C)]
+        dora_tokens = [spec.rank for spec in self.adapter.specs if spec.n_magnitudes]       # the rows of A
+        return (max(linear_scratch_bytes(max(T, *dora_tokens, 0), K, N, n_threads) for K, N in shapes)
+                + attention_scratch_bytes(T, hp.n_head, hp.n_embd_head_k, hp.n_embd_head_v, n_threads))
+
+    def _row_bytes(self, T: int) -> int:
+        """Of the embedding's rows for T tokens, as stored."""
+        tensor = self.model.embedding.tensor
+        return min(T, tensor.shape[0]) * tensor.data.shape[1]
+
+    @property
+    def _counts_cache(self) -> bool:
+        return self.budget.cgroup is not None and self.budget.nbytes > self.budget.cgroup - CACHE_RESERVE
+
+    @cached
+    def _order(self, strategy: Strategy) -> list[Projections]:
+        return weight_order(self.model, Activations(self.model, self.adapter, 1, strategy, new=sized))
+
+    @property
+    def _least_capacity(self) -> int:
+        return min(self._weight_bytes, least_capacity(self._order(Strategy(1))))
+
+    @property
+    def _weight_bytes(self) -> int:
+        """Of all that products are computed with."""
+        return sum(nbytes(group) for group in set(self._order(Strategy(1))))
+
+    @property
+    def _trained(self) -> range:
+        """The blocks that gradients reach."""
+        return range(lowest_block(self.model, self.adapter), len(self.model.blocks))
+
+    # Choices
+
+    def _candidates(self, forced: Forced) -> Iterator[Strategy]:
+        """Strategies in the order of what they cost, roughly; the first is the fastest if memory does not matter."""
+        job, n_blocks = self.job, len(self._trained)
+        for micro_batch in [min(forced.micro_batch, job.batch)] if forced.micro_batch else _halves(job.batch):
+            T = micro_batch * job.ctx
+            sizes = [forced.head_tokens or min(n, T) for n in HEAD_TOKENS]
+            for head_tokens in dict.fromkeys(sizes):
+                micro = micro_batch if micro_batch < job.batch else None
+                if (forced.input_every or 1) == 1:
+                    kept = {None: range(max(1, n_blocks), 0, -1), True: [max(1, n_blocks)], False: [1]}[forced.kept]
+                    for n_kept in kept:
+                        yield Strategy(n_kept, 1, head_tokens, micro)
+                        if n_kept > 1 and not forced.kept:
+                            yield Strategy(n_kept, 1, head_tokens, micro, keeps_attention=False)
+                if not forced.kept and forced.input_every != 1:
+                    every = [forced.input_every] if forced.input_every else range(2, int(n_blocks**0.5) + 2)
+                    yield from (Strategy(1, n, head_tokens, micro) for n in every)
+
+    def _reasons(self, chosen: Strategy, forced: Forced, capacity: int | None) -> Iterator[str]:
+        """Each choice that is not the fastest one, or that an option made, and why."""
+        n_blocks, samples = max(1, len(self._trained)), chosen.micro_batch or self.job.batch
+        given = forced.options
+        usual = min(HEAD_TOKENS[0], self._tokens(chosen))
+
+        def why(field: str, **fastest: int | None) -> str:
+            saved = self._bytes(replace(chosen, **fastest)) - self._bytes(chosen)
+            return given.get(field, f"saves {megabytes(saved)}")
+
+        if "micro_batch" in given or chosen.micro_batch:
+            yield (f"of the {self.job.batch} samples of a pass, {samples} are worked on at a time: "
+                   + why("micro_batch", micro_batch=None))
+        if "kept" in given or chosen.n_kept < n_blocks and chosen.input_every == 1:
+            others = ", the others are computed again" if chosen.n_kept < n_blocks else ""
+            yield (f"activations of {chosen.n_kept} of {n_blocks} blocks are kept{others}: "
+                   + why("kept", n_kept=n_blocks))
+        if not chosen.keeps_attention:
+            yield "attention's outputs in these are computed again: " + why("", keeps_attention=True)
+        if chosen.input_every > 1:
+            yield (f"of {chosen.input_every} blocks one keeps its input, the others compute even that again: "
+                   + why("input_every", input_every=1, n_kept=n_blocks))
+        if "head_tokens" in given or chosen.head_tokens < usual:
+            yield f"logits exist of {chosen.head_tokens} tokens at a time: " + why("head_tokens", head_tokens=usual)
+        if capacity is not None:
+            yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the rest is "
+                   f"read when it is needed: that is what is left of {megabytes(self.budget.nbytes)} ({self.budget.source})")
+            if kept := self.files.kept_by_system():
+                yield f"but the system has all of {kept} in memory anyway: a limit saves memory if the model is on a disk"
+
+    def _fitting(self, candidates: Sequence[Strategy], forced: Forced) -> list[Strategy]:
+        """Those that fit. LoraFastError, with what would fit, if none does."""
+        fitting = [strategy for strategy in candidates if self._capacity(strategy) is not False]
+        if not fitting:
+            raise LoraFastError(self._refusal(candidates, forced))
+        return fitting
+
+    # Times
+
+    @cached
+    def _speed(self) -> Speed:
+        """Measured with the largest micro-batch that fits."""
+        largest = max((s for s in self._candidates(Forced()) if self._capacity(s) is not False), key=self._tokens)
+        T = self._tokens(largest)
+        measured = sum(nbytes(group) for group in (*self.model.blocks[0].groups, self.model.head))
+        is_tight = self._left(replace(largest, n_kept=1)) < measured
+        speed = measure_speed(self.model, self.adapter, T, self.job.ctx, min(128, T), self.job.n_threads,
+                              self.files if is_tight else None)
+        self.files.let_go_pages()
+        self.measured_tokens = min(T, MEASURED_TOKENS)
+        return speed
+
+    @cached
+    def _optimiser(self) -> float:
+        return measure_optimiser(self.adapter.n_params, self.job.n_threads)
+
+    @cached
+    def _disk(self) -> float:
+        return measure_disk(self.files, self.model.embedding, self._order(Strategy(1)))
+
+    def _compute(self, strategy: Strategy) -> float:
+        """Seconds of computing of a pass over one micro-batch."""
+        speed, n_blocks = self._speed(), len(self._trained)
+        T = self.job.tokens / self._parts(strategy)
+        again = n_blocks - min(strategy.n_kept, n_blocks)
+        head = speed.head * (1 + UNPACKING_TOKENS / strategy.head_tokens) / (1 + UNPACKING_TOKENS / speed.head_tokens)
+        lost = len(self._order(strategy)) - len(self._order(replace(strategy, input_every=1)))
+        forward = len(self.model.blocks) + lost / len(self.model.blocks[0].groups)
+        attention = 0 if strategy.keeps_attention else strategy.n_kept - 1
+        seconds = (head + speed.attention * attention + speed.forward * forward + speed.again * again
+                   + speed.backward * n_blocks)
+        return seconds * (T + UNPACKING_TOKENS) / (speed.tokens + UNPACKING_TOKENS)
+
+    def _parts(self, strategy: Strategy) -> int:
+        """Micro-batches of a batch."""
+        return math.ceil(self.job.tokens / self._tokens(strategy))
+
+    def _estimate(self, strategy: Strategy) -> float:
+        """Seconds of a step, by sums: reading overlaps computing, and what is there at the turns need not be read."""
+        capacity, seconds = self._capacity(strategy), self._compute(strategy)
+        if capacity is not None:
+            seconds = max(seconds, 2 * (self._weight_bytes - capacity) / (SLOW_DISK * self._disk()))
+        return seconds * self._parts(strategy) * self.job.passes
+
+    def _timing(self, strategy: Strategy, disk: float) -> Timing:
+        """Of a step, by following the reader and the kernels place by place; disk: bytes a second."""
+        compute, capacity = self._compute(strategy), self._capacity(strategy)
+        seconds, read, most_held = compute, 0, self._weight_bytes
+        if capacity is not None:
+            order = self._order(strategy)
+            groups = list(dict.fromkeys(order))
+            # A group's share of computing goes by its size: all are products with the same tokens.
+            rate = compute / sum(nbytes(group) for group in order)
+            window = Window([nbytes(group) for group in groups], [groups.index(group) for group in order], capacity)
+            seconds, read = follow(window, [rate * nbytes(group) for group in order], disk)
+            most_held = window.most_held
+        passes = self._parts(strategy) * self.job.passes
+        return Timing(seconds * passes + self._optimiser(), read * passes, most_held)
+
+    # Refusal
+
+    def _refusal(self, candidates: Sequence[Strategy], forced: Forced) -> str:
+        smallest = min(candidates, key=self._bytes)
+        items = [*self._items(smallest), Item("the least of weights in memory", self._least_capacity)]
+        least = sum(item.nbytes for item in items)
+        largest = sorted(items, key=lambda item: -item.nbytes)[:3]
+        parts = "; ".join(f"{megabytes(item.nbytes)} {item.name}" for item in largest)
+        ways = list(self._ways_to_fit(forced))
+        ways.append(f"--mem-limit {-(-least // 2**20)}M" if self.budget.is_asked else f"{megabytes(least)} of memory")
+        return (f"this run needs at least {megabytes(least)} ({parts}; ...), but may take {megabytes(self.budget.nbytes)} "
+                f"({self.budget.source}). What would fit: {', or '.join(ways)}")
+
+    def _fits(self, forced: Forced) -> bool:
+        return any(self._capacity(strategy) is not False for strategy in self._candidates(forced))
+
+    def _ways_to_fit(self, forced: Forced) -> Iterator[str]:
+        """Changes of the options by which the run would fit, those of one kind only once."""
+        without = f" without {' and '.join(forced.options.values())}"
+        if self._fits(Forced()):
+            yield "the same" + without
+            without, least_forced = "", forced
+        else:
+            least_forced = Forced()
+        found = set()
+        for option, value, planner in self._smaller_jobs():
+            if option not in found and planner._fits(least_forced):
+                found.add(option)
+                yield f"{option} {value}" + without * (not planner._fits(forced))
+
+    def _smaller_jobs(self) -> Iterator[tuple[str, int | str, Planner]]:
+        """Option, value and planner of jobs that take less memory; of an option, the least change comes first."""
+        for ctx in (n for n in _halves(self.job.ctx)[1:] if n >= 16):
+            yield "--ctx", ctx, self._with(job=replace(self.job, ctx=ctx))
+        if self.job.data.overlaps:
+            data = replace(self.job.data, kept=self.job.data.kept // self.job.ctx)
+            yield "--stride", self.job.ctx, self._with(job=replace(self.job, data=data))
+        if not self.job.may_choose_pairs:
+            return
+        fewer = [spec for spec in self.adapter.specs if spec.name not in ("token_embd.weight", "output.weight")]
+        if 0 < len(fewer) < len(self.adapter.specs):
+            yield "--targets", "attn,ffn", self._with(adapter=Adapter(fewer, self.adapter.alpha, self.adapter.r))
+        for r in _halves(self.adapter.r)[1:]:
+            narrow = [replace(spec, rank=min(r, spec.rank)) for spec in self.adapter.specs]
+            yield "--lora-r", r, self._with(adapter=Adapter(narrow, r, r))
+
+    def _with(self, **changes: object) -> Planner:
+        names = "gguf", "files", "model", "adapter", "job", "budget", "base_bytes"
+        return Planner(**{**{name: getattr(self, name) for name in names}, **changes})
+
+
+def _halves(n: int) -> list[int]:
+    """n, and its halves down to 1, rounded up."""
+    halves = [n]
+    while halves[-1] > 1:
+        halves.append(-(-halves[-1] // 2))
+    return halves

@@ -1,0 +1,1 @@
+"""What a run tells: its log, metrics, plots and report."""

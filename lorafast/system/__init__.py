@@ -1,0 +1,1 @@
+"""The operating system: files written whole, memory and cgroups, processes and threads."""

@@ -1,0 +1,85 @@
+"""How good the model is on data that it is not trained on, when that was best, and when to give up."""
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.batches import Batch
+from ..network.generation import Session, chooser
+from ..network.lora import Adapter
+from ..network.network import Model, Sequence, Trainer
+from ..network.next_token import Sampling
+from ..tokenizer import Tokenizer
+
+SAMPLING = Sampling(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0)
+
+
+def mean_loss(trainer: Trainer, batches: Iterable[Batch], n_batches: int = 0) -> tuple[float, int]:
+    """Mean loss in nats of the targets that count, and their number; of the first `n_batches` only unless that is 0."""
+    total, n_tokens = 0.0, 0
+    for batch in itertools.islice(batches, n_batches or None):
+        total += trainer.loss(batch)
+        n_tokens += int(np.count_nonzero(batch.targets >= 0))
+    return total / n_tokens, n_tokens
+
+
+@dataclass
+class Best:
+    """The lowest loss so far, and how many evaluations ago it was. A checkpoint keeps it.
+
+    patience   evaluations without improvement after which a run is to stop; 0: never
+    evaluated  iteration of the newest evaluation; -1 before the first
+    """
+
+    patience: int = 0
+    loss: float = math.inf
+    iteration: int = -1
+    evaluations_since: int = 0
+    evaluated: int = -1
+
+    def take(self, loss: float, iteration: int) -> bool:
+        """Whether this evaluation is the best."""
+        self.evaluated = iteration
+        if loss < self.loss:
+            self.loss, self.iteration, self.evaluations_since = loss, iteration, 0
+            return True
+        self.evaluations_since += 1
+        return False
+
+    def stop_reason(self) -> str | None:
+        """Why the run is to stop, or None."""
+        if not 0 < self.patience <= self.evaluations_since:
+            return None
+        n = self.evaluations_since
+        return (f"{'the last evaluation was' if n == 1 else f'{n} evaluations in a row were'} not better than that of "
+                f"iteration {self.iteration}, {self.loss:.6f} (--patience)")
+
+    def extras(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"best.loss": self.loss, "best.iteration": self.iteration, "best.evaluations_since": self.evaluations_since,
+                "best.evaluated": self.evaluated}
+
+    @classmethod
+    def from_extras(cls, patience: int, extras: Mapping[str, Any]) -> Best:
+        """The counterpart of `extras`; a new one where the checkpoint has none."""
+        new = cls(patience)
+        return cls(patience, *(type(default)(extras.get(key, default)) for key, default in new.extras().items()))
+
+
+def continued(model: Model, adapter: Adapter, tokenizer: Tokenizer, prompt: str, n_tokens: int, n_threads: int) -> str:
+    """`n_tokens` tokens that follow `prompt`, as text. The choice among tokens is the same random one every time."""
+    tokens = prompt_tokens(tokenizer, prompt)
+    sequence = Sequence(model, adapter, len(tokens) + n_tokens, n_threads)
+    chosen = Session(sequence).continuation(tokens, n_tokens, chooser(SAMPLING, seed=0), tokenizer.eog_ids)
+    return tokenizer.decode(chosen, continuation=True)
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    """int32 (n,), with BOS as the vocabulary asks for; at least one."""
+    tokens = tokenizer.encode(prompt, add_special=True, parse_special=True)
+    return tokens if len(tokens) else np.array([tokenizer.bos_id], np.int32)

@@ -1,0 +1,112 @@
+"""What a run starts from: base model, adapter, checkpoint and data, opened and checked as the options say."""
+from __future__ import annotations
+
+import os
+
+from ..adapters import BaseModel, read_adapter
+from ..adapters.checkpoint import Checkpoint, TrainState, read_checkpoint
+from ..data.batches import Sampler, SequenceSampler
+from ..data.open import Data, DataOptions, open_data
+from ..data.samples import Sequences
+from ..errors import UsageError
+from ..gguf.reader import GGUFFile, open_model
+from ..network.hparams import HParams, read_hparams
+from ..network.lora import Adapter, specs_for, split_name
+from ..options.finetune import FinetuneConfig
+from ..reporting.log import Log
+from ..tokenizer import Tokenizer
+from ..words import count
+from .evaluation import prompt_tokens
+
+
+def open_base(config: FinetuneConfig) -> tuple[GGUFFile, HParams]:
+    """The base model's file, and its hyper-parameters with what options override."""
+    gguf = open_model(config.model_base)
+    return gguf, read_hparams(gguf).with_overrides(
+        n_ctx=config.ctx, norm_rms_eps=config.norm_rms_eps, rope_freq_base=config.rope_freq_base,
+        rope_freq_scale=config.rope_freq_scale)
+
+
+def new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, log: Log) -> Adapter:
+    """The adapter to train: that of --init-lora, or the tensors and ranks that the options say, still without values."""
+    if config.init_lora:
+        file = read_adapter(config.init_lora, base)
+        for warning in file.warnings:
+            log.warning(warning)
+        start = file.to_adapter(hparams.tensor_shapes())
+        adapter = Adapter(start.specs, start.alpha, start.r, training=not config.only_write_lora)
+        adapter.params[:] = start.params
+    else:
+        specs = specs_for(_shapes(config, hparams), config.ranks(), config.target_list(), dora=config.dora)
+        adapter = Adapter(specs, config.alpha, config.lora_r, training=not config.only_write_lora)
+    config.check_adapted({spec.role for spec in adapter.specs}, tied=hparams.tied, dora=bool(adapter.magnitudes))
+    return adapter
+
+
+def _shapes(config: FinetuneConfig, hparams: HParams) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that may be adapted: with --layers only those from that many blocks below the top on."""
+    if config.layers > hparams.n_layer:
+        raise UsageError(f"--layers {config.layers}: the model has {hparams.n_layer}")
+    shapes = hparams.tensor_shapes()
+    if not config.layers:
+        return shapes
+    lowest = hparams.n_layer - config.layers
+    return {name: shape for name, shape in shapes.items()
+            if split_name(name)[0] >= lowest or name in ("output_norm.weight", "output.weight")}
+
+
+def find_checkpoint(config: FinetuneConfig, log: Log) -> Checkpoint | None:
+    """The checkpoint to go on from; None, and a word about it, where there is none."""
+    path = config.checkpoint_in
+    if path and os.path.lexists(path):
+        return read_checkpoint(path)
+    if path:
+        log.note(f"no checkpoint {path}: starting fresh")
+    return None
+
+
+def data_options(config: FinetuneConfig) -> DataOptions:
+    """How the data is to be read."""
+    return DataOptions(
+        config.train_data, config.valid_data, config.valid_split, config.data_format, config.chat_template,
+        config.train_on_prompt, config.skip_bad, config.data_cache, config.stride, config.start_text,
+        config.include_sample_start, config.overlapping_samples)
+
+
+def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, gguf: GGUFFile) -> Data:
+    """The data to train and to evaluate on, read and tokenised."""
+    log.tokenizing(os.pathsep.join(config.train_data), config.start_text, config.include_sample_start)
+    data = open_data(data_options(config), tokenizer, gguf.metadata, config.ctx, log.progress)
+    if isinstance(data.train, Sequences) or data.valid is not None:
+        for note in data.notes:
+            log.note(note)
+    log.data(len(data.train), len(data.train.tokens), data.train.n_unique_tokens, data.train.warnings)
+    if data.valid is not None:
+        log.note(f"evaluation on {count(len(data.valid), 'sample')} of {data.valid.name}")
+    elif config.patience:
+        raise UsageError(f"--patience {config.patience}: there is no data to evaluate on (--valid-data, --valid-split)")
+    return data
+
+
+def open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokenizer, hparams: HParams, seed: int,
+                 state: TrainState) -> Sampler | SequenceSampler:
+    """What draws batches, from where the checkpoint's run had come to."""
+    if isinstance(data.train, Sequences):
+        sampler = SequenceSampler(data.train, config.ctx, seed=seed, n_vocab=hparams.n_vocab, pack=config.pack,
+                                  force_reshuffle=config.force_reshuffle, state=state.sampler)
+    elif config.pack:
+        raise UsageError(f"--pack is for records, and {config.train_data[0]} is text, whose samples fill their rows")
+    else:
+        sampler = Sampler(
+            data.train, config.ctx, seed=seed, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, n_vocab=hparams.n_vocab,
+            fill_with_next_samples=config.fill_with_next_samples, separate_with_eos=config.separate_with_eos,
+            separate_with_bos=config.separate_with_bos, random_offsets=config.sample_random_offsets,
+            force_reshuffle=config.force_reshuffle, state=state.sampler)
+    if sampler.restarted or config.force_reshuffle:
+        log.restarted(forced=config.force_reshuffle)
+    return sampler
+
+
+def longest_continuation(config: FinetuneConfig, tokenizer: Tokenizer) -> int:
+    """Positions that the longest of --sample-prompt takes with what is generated for it."""
+    return max((len(prompt_tokens(tokenizer, prompt)) + config.sample_tokens for prompt in config.sample_prompt), default=0)

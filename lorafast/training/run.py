@@ -1,0 +1,428 @@
+"""A training run, from the options to the files it leaves.
+
+The order of its parts is the original's (llama.cpp's llama-finetune of July 2024): callback, forward and backward, update,
+tests. Iteration k evaluates if that is due, prints its line with the loss of the batch before it, draws its batch, finds
+its loss and gradients, and makes update k + 1. A save holds the parameters after k updates and the position in the data
+before batch k is drawn: from it a run goes on as if it had never stopped. It is written when that batch's loss is known to
+be finite, and announced before the iteration's line.
+"""
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ..adapters import BaseModel
+from ..adapters.checkpoint import TrainState
+from ..data.batches import Sampler, SequenceSampler, evaluation_batches
+from ..data.open import Data
+from ..data.samples import Sequences
+from ..errors import LoraFastError
+from ..network import dora
+from ..network.lora import Adapter
+from ..network.network import ORIGINALS_FLOOR, Model, Trainer
+from ..network.residency import ModelFiles, Residency
+from ..options.finetune import FinetuneConfig
+from ..planning.plan import Measured, Plan
+from ..planning.planner import plan_run
+from ..reporting.events import Continuation, Ended, Evaluation, Event, Observer, Started, Step
+from ..reporting.log import IterationRecord, Log
+from ..reporting.metrics import open_observers
+from ..reporting.report import write_report
+from ..system.process import peak_resident_bytes
+from ..tokenizer import Tokenizer, load_tokenizer
+from . import llama_finetune_sizes as sizes
+from .course import Course, plan_course
+from .dropout import Dropout
+from .evaluation import Best, continued, mean_loss
+from .optim import Adam, EpochLimit, LossHistory, StopTests, parameter_groups
+from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, open_sampler, open_training_data
+from .saving import Saver, check_writing, geometry_of
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether by a signal,
+    and the lowest loss on the data to evaluate on (inf if there is none).
+    """
+
+    iteration: int
+    loss: float
+    reason: str
+    interrupted: bool
+    best_loss: float = math.inf
+
+
+def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence[Observer] = ()) -> Result:
+    """Runs `lorafast finetune`.
+
+    log        what happens is shown there; None: nowhere
+    observers  are called with each event (events.py)
+
+    Raises LoraFastError, in one line, for whatever stands in the way; what was saved stays.
+    """
+    log = log or Log()
+    with ExitStack() as stack:
+        result = _train(config, log, observers, stack)
+    if config.report and not config.only_write_lora:    # only now: plotting takes memory, and that of the run is free again
+        for path in write_report(config.metrics_path, config.report):
+            log.note(f"report: {path}")
+    return result
+
+
+def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stack: ExitStack) -> Result:
+    """All but the report. stack: closes what the run has opened."""
+    check_writing(config)
+    seed = config.resolve_seed()
+    log.seed(seed)
+    log.model_base(config.model_base)
+    gguf, hparams = open_base(config)
+    tokenizer = load_tokenizer(gguf)
+    files = ModelFiles(gguf)
+    stack.callback(files.close)
+    log.loader(gguf, tokenizer, hparams)
+    if 0 < hparams.n_ctx_train < config.ctx:
+        log.warning(f"--ctx {config.ctx} is more than the {hparams.n_ctx_train} tokens that the model was trained on")
+
+    base = BaseModel.from_gguf(gguf)
+    checkpoint = find_checkpoint(config, log)
+    adapter = new_adapter(config, hparams, base, log)
+    model = Model(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
+    if not hparams.tied:
+        model.embedding.reader = files
+    memory_plan = None if config.only_write_lora else plan_run(config, gguf, files, tokenizer, model, adapter)
+    state, history, extras = TrainState(), None, {}
+    if checkpoint is None:
+        if not config.init_lora:
+            adapter.initialise(seed)
+            dora.initialise(adapter, model.dora_gains(), config.n_threads, after_each=files.let_go_pages)
+    else:
+        checkpoint.load_adapter(adapter, geometry_of(hparams))
+        if config.only_write_lora:
+            state = checkpoint.state or state
+        else:
+            state, extras = checkpoint.load_training_state(adapter, config.opt_past), checkpoint.extras
+            log.note(f"order of the moments in {checkpoint.path}: {state.moments_order}, {checkpoint.moments_evidence}")
+            # The original begins its stop tests afresh on resuming; its last save has seen one loss too many to go on exactly.
+            if state.iteration and not checkpoint.is_originals:
+                history = LossHistory(state.best_loss, state.previous_loss, state.no_improvement, state.past_losses)
+    del checkpoint                                      # it is mapped
+
+    log.params(hparams)
+    log.lora_params({spec.role: spec.rank for spec in adapter.specs}, adapter.n_params)
+    log.counters(state.iteration, state.sampler.samples_used, state.tokens, state.sampler.epochs)
+    log.lora_size(sizes.lora_size(adapter.specs))
+    saver = Saver(config, log, adapter, hparams, base)
+    if config.only_write_lora:
+        saver.save_adapters(state.iteration)
+        return Result(state.iteration, math.nan, "only the adapter was asked for", False)
+
+    dropout = Dropout(adapter, config.lora_dropout, extras.get("dropout_seed", seed)) if config.lora_dropout else None
+    strategy = memory_plan.strategy
+    trainer = Trainer(model, dropout.thinned if dropout else adapter, strategy.max_tokens(config.batch, config.ctx), strategy,
+                      config.n_threads)
+    log.sizes(opt_size=sizes.opt_size(adapter.n_params, config.opt_past), opt_iter=state.iteration,
+              input_size=sizes.input_size(config.ctx, config.batch, hparams.n_vocab), compute_size=trainer.nbytes,
+              order=state.moments_order)
+    data = open_training_data(config, log, tokenizer, gguf)
+    trainer.floor = 0.0 if isinstance(data.train, Sequences) else ORIGINALS_FLOOR
+    sampler = open_sampler(config, log, data, tokenizer, hparams, seed, state)
+    course = plan_course(config, data.train, sampler.state, state.iteration, extras.get("schedule_end", 0))
+    if config.schedule != "original" and course.warmup >= course.end > 0:
+        log.warning(f"the warm-up of {course.warmup} iterations does not end before the run (--warmup, --warmup-ratio)")
+    saver.check_disk(state.iteration, course.n_iter, data.valid is not None and config.keep_best)
+
+    memory_plan = memory_plan.for_iterations(course.n_iter)
+    for line in memory_plan.summary():
+        log.note(line)
+
+    residency = memory_plan.stream(files, trainer)
+    if residency:
+        stack.callback(residency.close)
+    observers = [*observers, *open_observers(config, state.iteration, stack)]
+    saver.save_options(seed)
+    log.begin(sizes.work_size(config.n_threads, hparams.n_vocab), n_iter=course.n_iter,
+              tokens_per_iter=config.n_acc * config.batch * config.ctx, folder=saver.folder)
+    interrupted = stack.enter_context(_interrupts(log))
+    stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
+    run = Run(config, log, tokenizer, model, files, adapter, trainer, dropout, data, sampler, state, history, extras, course,
+              memory_plan, residency, saver, observers, interrupted)
+    return run.loop()
+
+
+@dataclass
+class Run:
+    """The loop and what it changes.
+
+    state    counters, and the position in the data before the next batch
+    history, stored_extras  of the run that this one goes on from: of its stop tests, and what else its checkpoint keeps
+    """
+
+    config: FinetuneConfig
+    log: Log
+    tokenizer: Tokenizer
+    model: Model
+    files: ModelFiles
+    adapter: Adapter
+    trainer: Trainer
+    dropout: Dropout | None
+    data: Data
+    sampler: Sampler | SequenceSampler
+    state: TrainState
+    history: LossHistory | None
+    stored_extras: dict[str, Any]
+    course: Course
+    plan: Plan
+    residency: Residency | None
+    saver: Saver
+    observers: Sequence[Observer]
+    interrupted: list[int]
+
+    def __post_init__(self) -> None:
+        config, state = self.config, self.state
+        self.first_iteration = self.saved_at = state.iteration
+        self.adam = Adam(config.adam_alpha, config.adam_beta1, config.adam_beta2, config.adam_decay, config.adam_gclip)
+        self.groups = parameter_groups(self.adapter, config.adam_decay_min_ndim, config.lora_plus)
+        self.stop_tests = StopTests(config.adam_epsf, config.opt_past, config.opt_delta, config.opt_max_no_improvement,
+                                    self.history, state.past_losses if len(state.past_losses) else None)
+        self.epoch_limit = EpochLimit(config.epochs, self.sampler.state.epochs)
+        self.best = Best.from_extras(config.patience, self.stored_extras)
+        self.evaluates = self.data.valid is not None or bool(config.sample_prompt)
+        self.lowest_loss = self.best.loss
+        self.loss = self.gradient_norm = 0.0
+        self.measured = Measured()
+        self.n_tokens = 0
+        """Of the newest batch, all passes together."""
+
+    @property
+    def done(self) -> int:
+        """Iterations of this run."""
+        return self.state.iteration - self.first_iteration
+
+    @property
+    def bytes_read(self) -> int:
+        """Of weights that stream."""
+        return self.residency.bytes_read if self.residency else 0
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether this run has left files that are ahead of those it began with."""
+        return self.saved_at > self.first_iteration
+
+    def loop(self) -> Result:
+        config, log, state = self.config, self.log, self.state
+        began = time.perf_counter()
+        reason, step_seconds = None, None
+        self.tell(Started(state.iteration, self.course.n_iter, self.adapter.n_params, _as_dict(config)))
+        while reason is None:
+            state.sampler = self.sampler.state
+            self.remember_history()
+            if self.evaluation_is_due():
+                reason = self.evaluate()
+            schedule = self.course.schedule(state.iteration)
+            record = IterationRecord(
+                state.iteration, self.done, min(1 + state.sampler.next_sample, state.sampler.sample_count),
+                state.sampler.sample_count, schedule, config.adam_alpha * schedule, self.loss,
+                1000 * step_seconds if step_seconds else None, self.gradient_norm, self.n_tokens)
+            save_is_due = config.save_every > 0 and state.iteration - self.saved_at >= config.save_every
+            if not save_is_due:
+                log.iteration(record)
+            step_began, read_before = time.perf_counter(), self.bytes_read
+            reason = reason or self.end_reason(step_began - began) or self.step()
+            saving_began = time.perf_counter()
+            if save_is_due:     # only now: parameters whose loss is not finite must not replace the last good ones
+                self.save()
+                log.iteration(record)
+            for epochs in range(state.sampler.epochs, self.sampler.state.epochs):
+                log.reshuffled(epochs + 1)
+            step_began += time.perf_counter() - saving_began
+            if reason is None:
+                self.update(schedule)
+                step_seconds = time.perf_counter() - step_began
+                self.measured.add(step_seconds, self.bytes_read - read_before)
+                self.tell(Step(state.iteration, self.loss, config.adam_alpha * schedule, self.gradient_norm, self.n_tokens,
+                               state.sampler.epochs, step_seconds))
+        seconds = time.perf_counter() - began
+        log.total_time(1000 * seconds)
+        if self.evaluates and not self.interrupted and self.best.evaluated != state.iteration:
+            self.evaluate(is_last=True)
+        if state.iteration > self.saved_at or not self.course.n_iter:
+            self.save()
+        if self.done:
+            log.note(self.plan.comparison(peak_resident_bytes(), self.measured))
+        self.tell(Ended(state.iteration, reason, seconds))
+        log.finished(reason, self.resume_command())
+        return Result(state.iteration, self.loss if state.iteration else math.nan, reason, bool(self.interrupted),
+                      self.lowest_loss)
+
+    def end_reason(self, seconds: float) -> str | None:
+        """Why the run is to end before the next step, or None."""
+        if self.done == self.course.limit:
+            return f"{'the one iteration is' if self.done == 1 else f'all {self.done} iterations are'} done (--adam-iter)"
+        if self.interrupted:
+            return f"stopped by {signal.Signals(self.interrupted[0]).name}"
+        if 0 < self.config.max_minutes <= seconds / 60:
+            minutes = self.config.max_minutes
+            return f"{minutes:g} {'minute has' if minutes == 1 else 'minutes have'} passed (--max-minutes)"
+        return None
+
+    def step(self) -> str | None:
+        """Loss and gradients of the next batch. Returns why the run is to end instead of going on with an update."""
+        config, state, adapter = self.config, self.state, self.adapter
+        batches = []
+        for _ in range(config.n_acc):
+            batches.append(self.sampler.next_batch(config.batch))
+            reason = self.epoch_limit.check(self.sampler.state.epochs, state.iteration)
+            if reason:
+                return reason
+        if self.dropout:
+            self.dropout.draw(state.iteration)
+        self.model.merge(adapter)
+        adapter.grads.fill(0)
+        self.n_tokens = sum(len(batch.tokens) for batch in batches)
+        token_weight = 1 / sum(np.count_nonzero(batch.targets >= 0) for batch in batches)
+        loss = token_weight * sum(self.trainer.loss_and_gradients(batch, token_weight) for batch in batches)
+        self.files.check()          # before anything is made of it
+        if self.dropout:
+            self.dropout.backward()
+        if not math.isfinite(loss):
+            raise LoraFastError(f"the loss of iteration {state.iteration} is {loss}; {self.last_good()}")
+        self.loss = loss
+        return self.stop_tests.check(loss, state.iteration)
+
+    def update(self, schedule: float) -> None:
+        state, adapter = self.state, self.adapter
+        self.gradient_norm = self.adam.step(
+            adapter.params, adapter.m, adapter.v, adapter.grads, groups=self.groups, iteration=state.iteration + 1,
+            schedule=schedule, n_threads=self.config.n_threads)
+        if not math.isfinite(self.gradient_norm):
+            raise LoraFastError(f"the gradient of iteration {state.iteration} is not finite; {self.last_good()}")
+        state.iteration += 1
+        state.tokens += self.n_tokens
+
+    def evaluation_is_due(self) -> bool:
+        """Whether this iteration is one of those at which a run evaluates, and none has done so yet."""
+        every, iteration = self.config.evaluation_interval, self.state.iteration
+        return self.evaluates and every > 0 and iteration % every == 0 and self.best.evaluated != iteration
+
+    def evaluate(self, is_last: bool = False) -> str | None:
+        """Loss on the data to evaluate on, and how the prompts go on. Returns why the run is to stop, or None.
+
+        The last one comes where no other run would evaluate: what a checkpoint keeps does not change, so that a resumed run
+        is the same as one that was never cut.
+        """
+        config, state = self.config, self.state
+        self.model.merge(self.adapter)
+        if self.dropout:
+            self.dropout.restore()
+        reason = None
+        if self.data.valid is not None:
+            batches = evaluation_batches(self.data.valid, config.batch * config.ctx, bos_id=self.tokenizer.bos_id,
+                                         n_vocab=self.model.hparams.n_vocab)
+            loss, n_tokens = mean_loss(self.trainer, batches, config.eval_batches)
+            self.lowest_loss = min(loss, self.lowest_loss)
+            is_best = loss < self.best.loss if is_last else self.best.take(loss, state.iteration)
+            evaluation = Evaluation(state.iteration, loss, n_tokens, is_best)
+            self.log.evaluation(evaluation)
+            self.tell(evaluation)
+            if is_best and config.keep_best:
+                self.saver.save_best(self.state, self.extras())
+            reason = self.best.stop_reason()
+        else:
+            self.best.evaluated = state.iteration
+        for prompt in config.sample_prompt:
+            text = continued(self.model, self.adapter, self.tokenizer, prompt, config.sample_tokens, config.n_threads)
+            continuation = Continuation(state.iteration, prompt, text)
+            self.log.continuation(continuation)
+            self.tell(continuation)
+        return reason
+
+    def save(self) -> None:
+        self.saver.save(self.state, self.extras())
+        self.saved_at = self.state.iteration
+
+    def remember_history(self) -> None:
+        """Enters into the state what the stop tests remember."""
+        history = self.stop_tests.history
+        if history is not None:
+            self.state.best_loss, self.state.previous_loss = history.best_loss, history.previous_loss
+            self.state.no_improvement, self.state.past_losses = history.no_improvement, history.past_losses
+
+    def extras(self) -> dict[str, Any]:
+        """What an exact resume needs of options and state that the original did not have."""
+        extras: dict[str, Any] = {}
+        if self.config.schedule != "original" or self.config.warmup_ratio is not None:
+            extras["schedule_end"] = self.course.end
+        if self.dropout:
+            extras["dropout_seed"] = self.dropout.seed
+        if self.evaluates:
+            extras |= self.best.extras()
+        return extras
+
+    def resume_command(self) -> str:
+        """What goes on with a run that was cut short; empty if it was not, or left no checkpoint."""
+        output, limit = self.config.checkpoint_output, self.course.limit
+        epochs = self.config.epochs
+        if epochs > 0:
+            epochs -= self.state.sampler.epochs - self.epoch_limit.completed_before
+        cut_short = self.interrupted or self.config.max_minutes
+        if not output or not cut_short or self.done == limit or (self.config.epochs > 0 and epochs <= 0):
+            return ""
+        checkpoint = output.latest_path if self.has_saved else self.config.checkpoint_in
+        return self.config.resume_command(checkpoint, None if limit is None else limit - self.done, epochs)
+
+    def last_good(self) -> str:
+        if self.has_saved and self.config.checkpoint_output:
+            path = self.config.checkpoint_output.latest_path
+        else:
+            path = self.config.checkpoint_in if self.first_iteration else ""
+        where = f"the last good checkpoint is {path}, of iteration {self.saved_at}" if path else "nothing was saved"
+        return f"{where}; go on with a lower --adam-alpha"
+
+    def tell(self, event: Event) -> None:
+        for observer in self.observers:
+            observer(event)
+
+
+def _as_dict(config: FinetuneConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(config)}
+
+
+def plan(config: FinetuneConfig, write: Callable[[str], None]) -> None:
+    """Runs `lorafast plan`: writes, line by line, where a run with these options would spend memory and time."""
+    gguf, hparams = open_base(config)
+    tokenizer = load_tokenizer(gguf)
+    files = ModelFiles(gguf)
+    with closing(files):
+        adapter = new_adapter(config, hparams, BaseModel.from_gguf(gguf), Log())
+        model = Model(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
+        for line in plan_run(config, gguf, files, tokenizer, model, adapter).table():
+            write(line)
+
+
+@contextmanager
+def _interrupts(log: Log) -> Iterator[list[int]]:
+    """A list that the first SIGINT or SIGTERM enters, so that the step under way can end; the second one acts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        log.stopping()
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:                  # not in the main thread: whoever runs it handles signals
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

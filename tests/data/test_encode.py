@@ -1,0 +1,242 @@
+"""Which tokens count, against conversations put together by hand, for templates of the common kinds.
+
+The tokenizer here makes a token of every byte and of every special token, so its tokens never join over a border.
+"""
+import random
+import re
+
+import chat_templates
+import numpy as np
+import pytest
+
+from lorafast.data.encode import (
+    ENDLESS,
+    MERGED,
+    SPLIT,
+    UNTRAINED,
+    SequenceEncoder,
+    chat_tokens,
+    masked,
+    n_common,
+    prefix_end,
+)
+from lorafast.data.records import BadRecord, Chat, Completion, Text, parse_record
+from lorafast.data.samples import plain
+
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+END_IDS = [257, 259, 260]
+
+
+class ByteTokenizer:
+    bos_id, eos_id, add_bos, eog_ids = 256, 257, False, frozenset(END_IDS)
+
+    def encode(self, text, *, add_special=False, parse_special=False):
+        parts = re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", text) if parse_special else [text]
+        ids = []
+        for part in parts:
+            ids += [256 + SPECIAL.index(part)] if parse_special and part in SPECIAL else part.encode()
+        return np.array(ids, np.int32)
+
+
+class BosTokenizer(ByteTokenizer):
+    add_bos = True
+
+
+def text_of(tokens):
+    return "".join(SPECIAL[token - 256] if token >= 256 else chr(token) for token in plain(np.array(tokens)))
+
+
+def counted(sequence):
+    """The texts of the stretches that count."""
+    return re.findall("[^\0]+", "".join(text_of([token]) if token >= 0 else "\0" for token in sequence))
+
+
+def encoder(template, tokenizer=ByteTokenizer(), **options):
+    chat_template = pytest.importorskip("lorafast.data.chat_template")
+    return SequenceEncoder(tokenizer, lambda: chat_template.ChatTemplate(template, "the template", bos_token="<s>",
+                                                                         eos_token="</s>"), **options)
+
+
+def chat(*contents, system=None):
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+    return parse_record({"messages": messages})
+
+
+CASES = {
+    "chatml": (chat_templates.CHATML, chat_templates.chatml_pieces, True),
+    "default system": (chat_templates.DEFAULT_SYSTEM, chat_templates.default_system_pieces, True),
+    "llama3": (chat_templates.LLAMA3, chat_templates.llama3_pieces, True),
+    "mistral": (chat_templates.MISTRAL, chat_templates.mistral_pieces, False),
+}
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BosTokenizer()], ids=["no BOS", "BOS"])
+@pytest.mark.parametrize("template, pieces, has_system", CASES.values(), ids=CASES)
+def test_answers_count_and_nothing_else(template, pieces, has_system, tokenizer):
+    rng = random.Random(0)
+    # Contents repeat each other and the words of the templates: nothing is found by looking for a text.
+    words = ["user", "assistant", "\n", "hi", "hi hi", "<|im_start|>", "[/INST]", "", " x ", "<|end_header_id|>\n\n"]
+    for _ in range(20):
+        contents = ["".join(rng.choices(words, k=3)) for _ in range(2 * rng.randint(1, 4))]
+        record = chat(*contents, system="s" if has_system and rng.random() < 0.5 else None)
+        sequence, = encoder(template, tokenizer).encode(record)
+        expected = [~tokenizer.encode("<s>", parse_special=True)]
+        made_of = list(pieces(record.messages))
+        if not tokenizer.add_bos or made_of[0][0] == "<s>":
+            expected = []
+        for text, counts in made_of:
+            tokens = tokenizer.encode(text, parse_special=True)
+            expected.append(tokens if counts else ~tokens)
+        expected = np.concatenate(expected)
+        last = np.flatnonzero(expected >= 0)[-1]
+        np.testing.assert_array_equal(sequence, expected[:last + 1])
+        assert sequence[-1] in END_IDS
+
+        everything, = encoder(template, tokenizer, train_on_prompt=True).encode(record)
+        np.testing.assert_array_equal(everything, plain(expected))
+
+
+def test_a_system_message_that_moves_makes_a_sample_of_each_answer():
+    it = encoder(chat_templates.MISTRAL)
+    sequences = it.encode(chat("q1", "a1", "q2", "a2", system="S"))
+    assert [text_of(sequence) for sequence in sequences] == [
+        "<s>[INST] S\n\nq1[/INST] a1</s>", "<s>[INST] q1[/INST] a1</s>[INST] S\n\nq2[/INST] a2</s>"]
+    assert [counted(sequence) for sequence in sequences] == [[" a1</s>"], [" a2</s>"]]
+    assert it.notes[SPLIT] == 1
+    assert len(it.encode(chat("q1", "a1", system="S"))) == 1 and it.notes[SPLIT] == 1
+
+
+def test_thoughts_that_are_shown_once():
+    it = encoder(chat_templates.THINKING)
+    sequences = it.encode(chat("q1", "<think>t1</think>a1", "q2", "a2"))
+    assert [counted(sequence) for sequence in sequences] == [
+        ["t1</think>a1<|im_end|>"],     # the generation prompt gives "<think>"
+        ["a2<|im_end|>"],               # without thoughts, the generation prompt is not what precedes the answer
+    ]
+    assert it.notes[SPLIT] == 1
+
+
+def test_messages_that_are_not_trained():
+    messages = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1", "weight": 0},
+                {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"},
+                {"role": "user", "content": "q3"}]
+    it = encoder(chat_templates.CHATML)
+    sequence, = it.encode(parse_record({"messages": messages}))
+    assert counted(sequence) == ["a2<|im_end|>"] and text_of(sequence).endswith("a2<|im_end|>")
+    sequence, = it.encode(parse_record({"messages": messages[3:4] + messages[2:4]}))
+    assert counted(sequence) == ["a2<|im_end|>"] and it.notes[UNTRAINED] == 1
+    for bad in (messages[:3], messages[3:4]):
+        with pytest.raises(BadRecord, match="no answer of the assistant to train on"):
+            it.encode(parse_record({"messages": bad}))
+
+
+def test_a_template_without_ends_of_turns():
+    it = encoder("{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+                 "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    sequence, = it.encode(chat("q", "a", "q", "b"))
+    assert counted(sequence) == ["a\n", "b\n"] and it.notes[ENDLESS] == 2
+
+
+def test_templates_that_fail():
+    with pytest.raises(BadRecord, match="the template cannot render it: roles must alternate"):
+        encoder(chat_templates.MISTRAL).encode(parse_record({"messages": [
+            {"role": "user", "content": "a"}, {"role": "user", "content": "b"},
+            {"role": "assistant", "content": "c"}]}))
+    counts_messages = "{{ messages | length }}{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}"
+    with pytest.raises(BadRecord, match="message 2: the template shows what precedes an answer differently once"):
+        encoder(counts_messages).encode(chat("q", "a"))
+    whole, = encoder(counts_messages, train_on_prompt=True).encode(chat("q", "a"))
+    assert counted(whole) == ["2q</s>a</s>"]
+
+
+@pytest.mark.parametrize("tokenizer, bos", [(ByteTokenizer(), ""), (BosTokenizer(), "<s>")])
+def test_texts_and_completions(tokenizer, bos):
+    it = SequenceEncoder(tokenizer, None)
+    sequence, = it.encode(Text("ab<s>"))
+    assert counted(sequence) == [f"{bos}ab<s></s>"]
+    assert sequence[-1] == 257 and sequence[-2] == ord(">")         # in data, the name of a special token is text
+    sequence, = it.encode(Completion("Q: ", "A"))
+    assert text_of(sequence) == f"{bos}Q: A</s>" and counted(sequence) == ["A</s>"]
+    sequence, = it.encode(Completion("Q", ""))
+    assert counted(sequence) == ["</s>"]
+    sequence, = SequenceEncoder(tokenizer, None, train_on_prompt=True).encode(Completion("Q", "A"))
+    assert counted(sequence) == [f"{bos}QA</s>"]
+    assert it.notes[MERGED] == 0
+
+
+def test_a_single_token_is_bad():
+    class NoEnds(ByteTokenizer):
+        eos_id = None
+    with pytest.raises(BadRecord, match="single token"):
+        SequenceEncoder(NoEnds(), None).encode(Text("a"))
+
+
+class PairTokenizer(ByteTokenizer):
+    """Two bytes a token, from the left: tokens join over borders wherever the first part is odd."""
+
+    def encode(self, text, **options):
+        data = text.encode()
+        return np.array([int.from_bytes(data[i:i + 2], "big") + 1000 for i in range(0, len(data), 2)], np.int32)
+
+
+def test_tokens_over_the_border_belong_to_the_completion():
+    it = SequenceEncoder(PairTokenizer(), None)
+    sequence, = it.encode(Completion("abc", "def"))             # ab cd ef
+    assert (sequence >= 0).tolist() == [False, True, True, True] and it.notes[MERGED] == 1
+    sequence, = it.encode(Completion("abcd", "ef"))
+    assert (sequence >= 0).tolist() == [False, False, True, True] and it.notes[MERGED] == 1
+
+
+@pytest.mark.parametrize("prefix, whole, rest, end", [
+    ([1, 2], [1, 2, 3], [3], 2),
+    ([1, 9], [1, 2, 3], [4], 1),            # joined
+    ([1, 9], [1, 2, 2, 3], [3], 3),         # the first part alone ends otherwise, but the second is whole
+    ([1, 2], [1, 2], [], 2),
+    ([5], [1, 2], [1, 2], 0),
+])
+def test_prefix_end(prefix, whole, rest, end):
+    assert prefix_end(*(np.array(tokens, np.int32) for tokens in (prefix, whole, rest))) == end
+
+
+def test_small_functions():
+    assert n_common(np.array([1, 2, 3]), np.array([1, 2, 4, 5])) == 2
+    assert n_common(np.array([1]), np.array([1, 2])) == 1 and n_common(np.array([], int), np.array([1])) == 0
+    assert masked(np.array([5, 6, 7, 8, 9]), [(1, 2), (3, 4)]).tolist() == [~5, 6, ~7, 8]
+    assert chat_tokens("<s>a", BosTokenizer()).tolist() == [256, 97] == chat_tokens("a", BosTokenizer()).tolist()
+    assert chat_tokens("a", ByteTokenizer()).tolist() == [97]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["<|end|>", "[over]"], ids=["end of turn", "ordinary text"])
+def test_masks_are_those_of_transformers(tmp_path, end):
+    """With {% generation %} around what counts, transformers marks the same tokens of the same conversation."""
+    transformers = pytest.importorskip("transformers")
+    from make_models import make_tiny
+
+    from lorafast.data.chat_template import load_chat_template
+    from lorafast.gguf.reader import open_model
+    from lorafast.tokenizer import load_tokenizer
+
+    path = make_tiny(tmp_path / "tiny.gguf", vocab="BPE")
+    template = ("{% for m in messages %}{{ '[' + m.role + ']\\n\\n' }}{% generation %}{% if m.role == 'assistant' %}"
+                "{{ m.content + END }}{% endif %}{% endgeneration %}{% if m.role != 'assistant' %}{{ m.content + END }}"
+                "{% endif %}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]\\n\\n' }}{% endif %}")
+    (tmp_path / "t.jinja").write_text(template.replace("END", repr(end)))
+    tokenizer = load_tokenizer(open_model(path))
+    it = SequenceEncoder(tokenizer, lambda: load_chat_template({}, tokenizer, str(tmp_path / "t.jinja")))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    rng = random.Random(0)
+    words = "the love of my sweet, and \n not for thee! é  all 12".split(" ")
+    for _ in range(50):
+        messages = [{"role": ("user", "assistant")[i % 2], "content": " ".join(rng.choices(words, k=rng.randint(1, 9)))}
+                    for i in range(2 * rng.randint(1, 3))]
+        sequence, = it.encode(parse_record({"messages": messages}))
+        answer = theirs.apply_chat_template(messages, chat_template=it.template.source, return_dict=True,
+                                            return_assistant_tokens_mask=True)
+        ids, mask = np.array(answer["input_ids"]), np.array(answer["assistant_masks"])
+        np.testing.assert_array_equal(plain(sequence), ids[:len(sequence)])
+        if end == "[over]":     # not known as an end of turn: the line end after it counts as well
+            mask[1:] |= mask[:-1] & ~mask[1:] & 1
+        np.testing.assert_array_equal(sequence >= 0, mask[:len(sequence)] == 1)
+        assert not mask[len(sequence):].any()

@@ -1,0 +1,79 @@
+"""What data is reckoned to take, against what it takes."""
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from lorafast.data.batches import Sampler, SequenceSampler
+from lorafast.data.memory import HEAD, DataMemory, data_memory
+from lorafast.data.open import DataOptions, open_data
+from lorafast.data.samples import Sequences
+from lorafast.errors import UsageError
+from tests.data.test_open import METADATA, TOKENIZER, write
+
+CTX = 8
+TEXT = "the love of my sweet love with all thy love is not for me"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def estimate(*train: str, **options) -> DataMemory:
+    return data_memory(DataOptions(train, **options), TOKENIZER, METADATA, CTX)
+
+
+def measured(*train: str, **options) -> int:
+    """Bytes at most while a sampler goes through the data, of what is not mapped."""
+    samples = open_data(DataOptions(train, **options), TOKENIZER, METADATA, CTX).train
+    arrays = [samples.begin]
+    if samples.size.strides != (0,):                        # each has a size of its own, a line and a source
+        arrays += [samples.size] * 3
+    tracemalloc.start()
+    try:
+        if isinstance(samples, Sequences):
+            SequenceSampler(samples, CTX, seed=1, n_vocab=384)
+        else:
+            Sampler(samples, CTX, seed=1, bos_id=1, eos_id=2, n_vocab=384)
+        return sum(array.nbytes for array in arrays) + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("options", [dict(), dict(stride=3), dict(sample_start="love")], ids=str)
+def test_text(options):
+    Path("a.txt").write_text(f"{TEXT}\n" * 20000)
+    assert os.path.getsize("a.txt") > 4 * HEAD
+    data = estimate("a.txt", **options)
+    assert data.kept == pytest.approx(measured("a.txt", **options), rel=0.25)
+    n = len(open_data(DataOptions(["a.txt"], **options), TOKENIZER, METADATA, CTX).train)
+    assert int(data.note.split()[1]) == pytest.approx(n, rel=0.01)
+    assert data.sample_tokens is None and data.overlaps == (not options)
+
+
+def test_records_in_a_folder():
+    write("d/train.jsonl", *({"prompt": TEXT[:i % 5], "completion": TEXT[:3 + i % 4]} for i in range(30000)))
+    write("d/valid.jsonl", *({"text": "love"} for _ in range(100)))
+    data = estimate("d")
+    assert data.kept == pytest.approx(measured("d"), rel=0.25)
+    assert 2 < data.sample_tokens < CTX
+
+
+def test_an_array_is_counted_by_its_records():
+    Path("a.json").write_text(json.dumps([{"text": TEXT}] * 100))
+    assert estimate("a.json").kept > 0
+
+
+def test_what_cannot_be_opened_is_not_counted():
+    assert estimate("none.txt") == DataMemory(note="not counted, cannot read none.txt: No such file or directory")
+    os.mkdir("empty")
+    assert estimate("empty").note.startswith("not counted, empty has no train.jsonl")
+    os.mkfifo("pipe")
+    assert estimate("pipe", data_format="text").note == "not counted, pipe is not a file"
+    with pytest.raises(UsageError, match="is a folder: it must be the only one"):
+        estimate("empty", "none.txt")
+    write("bad.jsonl", "no JSON\n")
+    assert estimate("bad.jsonl").kept > 0

@@ -1,0 +1,67 @@
+"""Loss on data that is not trained on, what counts as best, and how prompts go on."""
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_models import make_tiny
+
+from lorafast.data.batches import Batch
+from lorafast.gguf.reader import open_model
+from lorafast.network.hparams import read_hparams
+from lorafast.network.lora import Adapter, default_ranks, specs_for
+from lorafast.network.network import Model, Strategy, Trainer
+from lorafast.tokenizer import load_tokenizer
+from lorafast.training.evaluation import Best, continued, mean_loss
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def trainer(model_path) -> Trainer:
+    gguf = open_model(model_path)
+    hparams = read_hparams(gguf)
+    adapter = Adapter(specs_for(hparams.tensor_shapes(), default_ranks(2)), 2, 2, training=True)
+    adapter.params[:] = 0.1 * np.random.default_rng(0).standard_normal(adapter.n_params)
+    model = Model(gguf, hparams, 32)
+    model.merge(adapter)
+    return Trainer(model, adapter, 24, Strategy(n_kept=1, head_tokens=5), 1)
+
+
+def batch(seed: int, *sizes: int) -> Batch:
+    rng = np.random.default_rng(seed)
+    n = sum(sizes)
+    targets = rng.integers(0, 380, n, dtype=np.int32)
+    targets[rng.random(n) < 0.3] = -1
+    return Batch(rng.integers(0, 380, n, dtype=np.int32), targets, np.cumsum([0, *sizes], dtype=np.int32), len(sizes), False)
+
+
+def test_mean_loss_is_that_of_training(trainer):
+    batches = [batch(0, 9, 8), batch(1, 24), batch(2, 3)]
+    wanted = [trainer.loss_and_gradients(each, 1.0) for each in batches]
+    counted = [int((each.targets >= 0).sum()) for each in batches]
+    trainer.adapter.grads.fill(0)
+    assert mean_loss(trainer, iter(batches)) == (pytest.approx(sum(wanted) / sum(counted), rel=1e-6), sum(counted))
+    assert mean_loss(trainer, iter(batches), 1) == (pytest.approx(wanted[0] / counted[0], rel=1e-6), counted[0])
+    assert not trainer.adapter.grads.any()
+
+
+def test_best():
+    best = Best(patience=2)
+    assert [best.take(loss, 10 * i) for i, loss in enumerate([3.0, 2.0, 2.5, 1.5, 1.5])] == [True, True, False, True, False]
+    assert (best.loss, best.iteration, best.evaluations_since, best.evaluated) == (1.5, 30, 1, 40)
+    assert best.stop_reason() is None
+    assert Best.from_extras(2, best.extras()) == best and Best.from_extras(0, {}) == Best()
+    best.take(math.nan, 50)
+    assert best.stop_reason() == ("2 evaluations in a row were not better than that of iteration 30, 1.500000 (--patience)")
+    best.patience = 0
+    assert best.stop_reason() is None
+
+
+def test_a_prompt_goes_on_the_same_way_each_time(trainer, model_path):
+    tokenizer = load_tokenizer(open_model(model_path))
+    texts = [continued(trainer.model, trainer.adapter, tokenizer, prompt, 6, 1) for prompt in ("the love", "the love", "")]
+    assert texts[0] == texts[1] and texts[0] and texts[2]
