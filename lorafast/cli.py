@@ -2,15 +2,16 @@
 
 Exit status: 0 done, 1 something outside the program stood in the way, 2 the command line is wrong, 130 interrupted (a
 training run has saved its work then).
-Each error is one line. The modules that compute are imported by the command that needs them, so `--help` is quick.
+Each error is one line. A command's module is imported when the command runs, so `--help` is quick.
 """
 from __future__ import annotations
 
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 from .errors import LoraFastError, UsageError
 from .options.declare import HELP_WIDTH, Options, fields, help_text, parse, unknown
@@ -22,98 +23,24 @@ INTERRUPTED = 130    # 128 + SIGINT, as shells report it
 READER_GONE = 141    # 128 + SIGPIPE
 
 
-def run_finetune(config: FinetuneConfig) -> int:
-    from .reporting.log import open_log
-    from .training.run import finetune
-
-    with open_log() as log:
-        if config.n_gpu_layers > 0:
-            log.warning("-ngl has no effect: lorafast has no GPU path, it computes on the CPU")
-        result = finetune(config, log)
-    return INTERRUPTED if result.interrupted else 0
-
-
-def run_plan(config: FinetuneConfig) -> int:
-    from .training.run import plan
-
-    plan(config, print)
-    return 0
-
-
-def run_generate(config: GenerateConfig) -> int:
-    from .commands.generate import generate
-
-    generate(config, write)
-    return 0
-
-
-def run_perplexity(config: PerplexityConfig) -> int:
-    from .commands.perplexity import run_perplexity
-
-    return run_perplexity(config, print)
-
-
-def run_convert(options: ConvertOptions) -> int:
-    from .commands.convert import run_convert
-
-    return run_convert(options, print)
-
-
-def run_merge(options: MergeOptions) -> int:
-    from .commands.merge import run_merge
-
-    return run_merge(options, print)
-
-
-def run_check(options: CheckOptions) -> int:
-    from .commands.check import run_check
-
-    return run_check(options, print)
-
-
-def run_inspect(options: InspectOptions) -> int:
-    if options.model_base:
-        from .commands.inspect_data import run_inspect_data
-
-        return run_inspect_data(options, sys.stdout)
-    from .commands.inspect_model import run_inspect
-
-    return run_inspect(options, print)
-
-
-def run_report(options: ReportOptions) -> int:
-    from .reporting.report import run_report
-
-    return run_report(options, print)
-
-
-def write(text: str) -> None:
-    """Shows a piece of generated text at once."""
-    print(text, end="", flush=True)
-
-
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does in a line, its options, and the function that runs it and returns the exit status.
-
-    That function imports the module of the command only when it is called: it may be slow to import.
-    """
+    """A command: what it does in a line, and its options. The module `commands/NAME.py` runs it."""
 
     summary: str
     options: type[Options]
-    run: Callable[[Options], int]
 
 
 COMMANDS = {
-    "finetune": Command("train a LoRA adapter for a GGUF model", FinetuneConfig, run_finetune),
-    "plan": Command("tell what a run of finetune with these options would take", FinetuneConfig, run_plan),
-    "generate": Command("continue a text with a model and adapters", GenerateConfig, run_generate),
-    "perplexity": Command("tell how well a model predicts a text", PerplexityConfig, run_perplexity),
-    "inspect": Command("show a model, adapter, checkpoint, or data as the trainer sees it", InspectOptions, run_inspect),
-    "report": Command("show how a run went: a page of plots and samples", ReportOptions, run_report),
-    "convert": Command("bring an adapter or a checkpoint into another form", ConvertOptions, run_convert),
-    "merge": Command("write a model with its adapters merged in", MergeOptions, run_merge),
-    "check": Command("tell whether llama.cpp will load an adapter, and if not, why", CheckOptions, run_check),
+    "finetune": Command("train a LoRA adapter for a GGUF model", FinetuneConfig),
+    "plan": Command("tell what a run of finetune with these options would take", FinetuneConfig),
+    "generate": Command("continue a text with a model and adapters", GenerateConfig),
+    "perplexity": Command("tell how well a model predicts a text", PerplexityConfig),
+    "inspect": Command("show a model, adapter, checkpoint, or data as the trainer sees it", InspectOptions),
+    "report": Command("show how a run went: a page of plots and samples", ReportOptions),
+    "convert": Command("bring an adapter or a checkpoint into another form", ConvertOptions),
+    "merge": Command("write a model with its adapters merged in", MergeOptions),
+    "check": Command("tell whether llama.cpp will load an adapter, and if not, why", CheckOptions),
 }
 
 
@@ -162,12 +89,11 @@ def run(argv: Sequence[str]) -> int:
     elif name not in COMMANDS:
         raise UsageError(unknown(name, list(COMMANDS), "command"))
     else:
-        command = COMMANDS[name]
-        options = parse(command.options, rest)
+        options = parse(COMMANDS[name].options, rest)
         if options is None:
             print(command_help(name))
         else:
-            return command.run(options)
+            return import_module(f".commands.{name}", __package__).run(options)
     return 0
 
 

@@ -1,5 +1,4 @@
 """The command line from outside: exit statuses, one-line errors, help, and what it hands to the commands."""
-import dataclasses
 import os
 import subprocess
 import sys
@@ -9,19 +8,20 @@ from pathlib import Path
 import pytest
 from make_models import make_tiny
 
+import lorafast.commands.finetune
+import lorafast.commands.generate
 from lorafast import cli
 from lorafast.errors import FormatError
 
 ROOT = Path(__file__).parent.parent
 
 
-def lorafast(*argv: str, **kwargs) -> subprocess.CompletedProcess:
+def run_lorafast(*argv: str, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "lorafast", *argv], capture_output=True, text=True, cwd=ROOT, **kwargs)
 
 
 def replace_finetune(monkeypatch, run) -> None:
-    command = dataclasses.replace(cli.COMMANDS["finetune"], run=run)
-    monkeypatch.setitem(cli.COMMANDS, "finetune", command)
+    monkeypatch.setattr(lorafast.commands.finetune, "run", run)
 
 
 def raising(error):
@@ -73,9 +73,7 @@ def test_finetune_gets_its_options_and_a_log(monkeypatch, capsys, interrupted, s
         seen.append((config, log))
         return types.SimpleNamespace(interrupted=interrupted)
 
-    train = types.ModuleType("lorafast.training.run")
-    train.finetune = finetune
-    monkeypatch.setitem(sys.modules, "lorafast.training.run", train)
+    monkeypatch.setattr(lorafast.commands.finetune, "finetune", finetune)
     assert cli.main(["finetune", "--model_base", "m", "-ngl", "3"]) == status
     (config, log), = seen
     assert config.model_base == "m" and config.n_gpu_layers == 3 and hasattr(log, "iteration")
@@ -83,9 +81,8 @@ def test_finetune_gets_its_options_and_a_log(monkeypatch, capsys, interrupted, s
 
 
 def test_generated_text_appears_as_it_comes(monkeypatch, capsys):
-    sample = types.ModuleType("lorafast.commands.generate")
-    sample.generate = lambda config, write: [write(piece) for piece in (config.prompt, "x", "\udcff")]
-    monkeypatch.setitem(sys.modules, "lorafast.commands.generate", sample)
+    monkeypatch.setattr(lorafast.commands.generate, "generate",
+                        lambda config, write: [write(piece) for piece in (config.prompt, "x", "\udcff")])
     assert cli.main(["generate", "-m", "m", "-p", "-n", "--lora", "a", "--lora", "b"]) == 0
     assert capsys.readouterr().out == "-nx\\udcff"
 
@@ -122,7 +119,7 @@ def test_help_loads_nothing_heavy():
 
 
 def test_version():
-    result = lorafast("--version")
+    result = run_lorafast("--version")
     assert result.returncode == 0 and result.stdout.startswith("lorafast 0.")
 
 

@@ -32,7 +32,7 @@ class Finding:
     tensor: str = ""
 
 
-def run_check(options: CheckOptions, write: Callable[[str], None]) -> int:
+def run(options: CheckOptions, write: Callable[[str], None] = print) -> int:
     """The command: reports to `write`, a line each; returns 0 if llama.cpp loads the adapter and applies all of it."""
     kind = file_kind(options.adapter)
     if kind is not FileKind.GGUF_ADAPTER:

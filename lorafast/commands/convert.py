@@ -29,7 +29,7 @@ CHECKPOINT = "checkpoint"
 FORMS: dict[str, Form | str] = {"ggla": Form.GGLA, "gguf": Form.GGUF, "peft": Form.PEFT, CHECKPOINT: CHECKPOINT}
 
 
-def run_convert(options: ConvertOptions, write: Callable[[str], None]) -> int:
+def run(options: ConvertOptions, write: Callable[[str], None] = print) -> int:
     """The command: converts, and says to `write` line by line what was changed or left out. Returns the exit status."""
     kind, form = file_kind(options.source), _form(options)
     if os.path.exists(options.target) and os.path.samefile(options.source, options.target):

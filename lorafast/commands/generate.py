@@ -15,8 +15,19 @@ Write = Callable[[str], None]
 Read = Callable[[], str]
 
 
+def run(config: GenerateConfig) -> int:
+    """Runs the command and returns its exit status."""
+    generate(config, write_at_once)
+    return 0
+
+
+def write_at_once(text: str) -> None:
+    """Shows a piece of generated text as soon as it is there."""
+    print(text, end="", flush=True)
+
+
 def generate(config: GenerateConfig, write: Write, read: Read | None = None) -> None:
-    """Runs the command.
+    """Answers the prompts that the options give, or those that come from `read`.
 
     write  shows a piece of text
     read   the next line of an interactive session, without its end; EOFError when there is none. None: from the terminal

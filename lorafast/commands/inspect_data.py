@@ -27,8 +27,8 @@ N_BARS = 12
 LINE_END = "↵\n"
 
 
-def run_inspect_data(options: InspectOptions, out: TextIO) -> int:
-    """Runs `lorafast inspect` for data; returns the exit status."""
+def show_data(options: InspectOptions, out: TextIO) -> None:
+    """Shows the data that the options name, as the model that they name reads it."""
     gguf = open_model(options.model_base)
     tokenizer = load_tokenizer(gguf)
     data = open_data(DataOptions(
@@ -38,7 +38,6 @@ def run_inspect_data(options: InspectOptions, out: TextIO) -> int:
         overlapping_samples=options.overlapping_samples), tokenizer, gguf.metadata, options.ctx, show_live)
     inspect_data(data, tokenizer, out, ctx=options.ctx, batch=options.batch, numbers=list(map(int, options.samples.split(","))),
                  width=min(120, shutil.get_terminal_size().columns))
-    return 0
 
 
 def inspect_data(data: Data, tokenizer: Tokenizer, out: TextIO, *, ctx: int, batch: int,

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import Any
 
@@ -15,18 +15,10 @@ from ..gguf.reader import GGUFFile, Tensor, open_model
 from ..gguf.types import FILE_TYPE_NAMES
 from ..network.lora import ROLES, Pair, split_name
 from ..options.outputs import megabytes
-from ..options.tools import InspectOptions
 
 VALUE_WIDTH = 60
 ANY_BASE = BaseModel("", 0, 0, 0, tied=False)
 """Stands for the base model where only norms are wanted: they do not depend on the order of q's and k's rows."""
-
-
-def run_inspect(options: InspectOptions, write: Callable[[str], None]) -> int:
-    """The command, for what is no training data: describes the file to `write`, line by line. The exit status."""
-    for line in inspect_file(options.file, everything=options.all):
-        write(line)
-    return 0
 
 
 def inspect_file(path: str, *, everything: bool = False) -> Iterator[str]:

@@ -100,7 +100,7 @@ class Report:
         return total
 
 
-def run_merge(options: MergeOptions, write: Callable[[str], None]) -> int:
+def run(options: MergeOptions, write: Callable[[str], None] = print) -> int:
     """The command: merges and reports, line by line, to `write`. Returns the exit status."""
     model = open_model(options.model_base)
     base = BaseModel.from_gguf(model)

@@ -98,7 +98,7 @@ def losses_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.log(logits.sum(axis=1, dtype=np.float64)) - wanted
 
 
-def run_perplexity(config: PerplexityConfig, write: Callable[[str], None]) -> int:
+def run(config: PerplexityConfig, write: Callable[[str], None] = print) -> int:
     """The command: the base model, the adapted one, and what the adapter changes, each a line to `write`. Returns the exit
     status.
     """

@@ -7,13 +7,12 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, LoraFastError, UsageError
-from ..options.tools import ReportOptions
 from ..system.atomic import atomic_write
 from .log import Progress, duration
 from .metrics import read_metrics
@@ -21,14 +20,6 @@ from .plots import Chart, Line, save_png, svg
 
 MAX_POINTS = 1500
 """Of a line in a plot; of longer ones the mean of so many stretches is drawn."""
-
-
-def run_report(options: ReportOptions, write: Callable[[str], None]) -> int:
-    """Runs `lorafast report`."""
-    metrics = find_metrics(options.run)
-    for path in write_report(metrics, options.output or Path(metrics).with_suffix(".html")):
-        write(f"wrote {path}")
-    return 0
 
 
 def find_metrics(run: str) -> str:

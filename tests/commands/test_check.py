@@ -8,7 +8,7 @@ import pytest
 from make_models import make_tiny
 
 from lorafast.adapters import BaseModel, write_adapter
-from lorafast.commands.check import MAX_SHOWN, check, run_check
+from lorafast.commands.check import MAX_SHOWN, check, run as run_check
 from lorafast.errors import FormatError, UsageError
 from lorafast.gguf.quants import quantize
 from lorafast.gguf.reader import GGUFFile

@@ -8,7 +8,7 @@ from make_models import make_tiny
 from lorafast.adapters import BaseModel, read_adapter, write_adapter
 from lorafast.adapters.checkpoint import Geometry, TrainState, read_checkpoint, write_checkpoint
 from lorafast.adapters.moments import RIGHT_TO_LEFT
-from lorafast.commands.convert import drop, run_convert, summary
+from lorafast.commands.convert import drop, run as run_convert, summary
 from lorafast.errors import LoraFastError, UsageError
 from lorafast.gguf.reader import GGUFFile
 from lorafast.network.lora import BLOCK_MATRICES, ROLES, default_ranks

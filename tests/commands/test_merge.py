@@ -8,7 +8,7 @@ from numerics import nmse
 import lorafast
 import lorafast.commands.merge
 from lorafast.adapters import AdapterFile, BaseModel, write_adapter
-from lorafast.commands.merge import Change, merge_model, report_lines, run_merge
+from lorafast.commands.merge import Change, merge_model, report_lines, run as run_merge
 from lorafast.errors import LoraFastError, UsageError
 from lorafast.gguf.quantize_k import quantize
 from lorafast.gguf.quants import dequantize

@@ -1,0 +1,18 @@
+"""`lorafast finetune`: trains an adapter."""
+from __future__ import annotations
+
+from ..options.finetune import FinetuneConfig
+from ..reporting.log import open_log
+from ..training.run import finetune
+
+INTERRUPTED = 130
+"""Exit status of a run that a signal ended: 128 + SIGINT, as shells report it."""
+
+
+def run(config: FinetuneConfig) -> int:
+    """Runs the command and returns its exit status."""
+    with open_log() as log:
+        if config.n_gpu_layers > 0:
+            log.warning("-ngl has no effect: lorafast has no GPU path, it computes on the CPU")
+        result = finetune(config, log)
+    return INTERRUPTED if result.interrupted else 0
