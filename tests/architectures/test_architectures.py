@@ -1,0 +1,90 @@
+"""Every architecture against PyTorch in float64 and llama.cpp, on random small models."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from llama_cpp_logits import llama_cpp_logits
+from numerics import nmse
+
+import lorafast
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from architectures.rows import ROWS                                                 # noqa: E402
+from architectures.small_models import SmallModel, logits_of                        # noqa: E402
+from lorafast.cli import main                                                       # noqa: E402
+from lorafast.network.hparams import ARCHITECTURES                                  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+LOGITS = {"qwen2": 1e-10, "qwen3": 1e-10}
+"""Most NMSE of logits by architecture, 1e-9 for the others."""
+
+GRADIENTS = {"qwen2": 1e-4, "qwen3": 1e-4}
+"""Most |got - wanted| / |wanted| of the gradient of an A or B, 1e-3 for the others."""
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def small(request, tmp_path_factory) -> SmallModel:
+    torch.set_num_threads(1)
+    return SmallModel(ROWS[request.param], tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def taken(small) -> SmallModel:
+    """A model of an architecture that lorafast takes."""
+    if small.row.arch not in ARCHITECTURES:
+        pytest.skip(f"lorafast does not take {small.row.arch}")
+    return small
+
+
+def test_llama_cpp_reads_the_file_as_transformers_the_model(small):
+    """The test's own side: what the row says of names, keys and rows is true."""
+    pytest.importorskip("llama_cpp")
+    if small.row.llama_cpp is None:
+        pytest.skip("llama.cpp computes something else")
+    theirs, = llama_cpp_logits(small.folder, small.path, small.tokens)
+    assert nmse(theirs, small.logits) < small.row.llama_cpp
+
+
+def test_logits(taken):
+    assert nmse(lorafast.Model.open(taken.path).forward(taken.tokens), taken.logits) < LOGITS.get(taken.row.arch, 1e-9)
+
+
+def test_gradients(taken):
+    if not hasattr(lorafast.Model, "gradients"):
+        pytest.skip("no gradients from Python")
+    wanted_loss, wanted = taken.gradients
+    loss, got = lorafast.Model.open(taken.path_without_adapter, [taken.adapter]).gradients(taken.tokens)
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    assert got.keys() == wanted.keys()
+    for name in wanted:
+        for kind, ours, theirs in zip(("dA", "dB"), got[name], wanted[name]):
+            error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+            assert error < GRADIENTS.get(taken.row.arch, 1e-3), (name, kind)
+
+
+def test_adapter_in_llama_cpp(taken):
+    pytest.importorskip("llama_cpp")
+    if taken.row.llama_cpp is None:
+        pytest.skip("llama.cpp computes something else")
+    theirs, = llama_cpp_logits(taken.folder, taken.path_without_adapter, taken.tokens, taken.adapter)
+    assert nmse(theirs, taken.logits) < 10 * taken.row.llama_cpp
+
+
+def test_adapter_to_peft_and_back(taken):
+    """With the model of transformers the converted adapter does what the GGUF adapter does with the file."""
+    peft = pytest.importorskip("peft")
+    folder, back = taken.folder / "peft", taken.folder / "back.gguf"
+    assert main(["convert", str(taken.adapter), str(folder), "--to", "peft", "--model-base", str(taken.path)]) == 0
+    assert main(["convert", str(folder), str(back), "--to", "gguf", "--model-base", str(taken.path)]) == 0
+    adapted = lorafast.Model.open(taken.path, [taken.adapter]).forward(taken.tokens)
+    assert nmse(adapted, taken.logits) > 0.01
+    np.testing.assert_array_equal(lorafast.Model.open(taken.path, [back]).forward(taken.tokens), adapted)
+    with_adapter = peft.PeftModel.from_pretrained(taken.model, folder)
+    try:
+        with torch.no_grad():
+            assert nmse(adapted, logits_of(with_adapter, taken.tokens)) < 1e-9
+    finally:
+        with_adapter.unload()
