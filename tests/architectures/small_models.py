@@ -1,6 +1,7 @@
-"""Random small models of transformers and the GGUF files that say the same: the side of the tests that owes lorafast nothing.
+"""Random small models of transformers and the GGUF files that say the same: the side that owes lorafast nothing.
 
-A row of the table (rows.py) is all that an architecture needs. Names of tensors and keys are those that llama.cpp's converter writes.
+A row of the table (rows.py) is all that an architecture needs. Tensors and keys have the names that llama.cpp's
+converter gives them.
 """
 from __future__ import annotations
 
@@ -172,7 +173,7 @@ class SmallModel:
 
 
 def randomise(model: torch.nn.Module, rng: np.random.Generator, one_plus: bool) -> None:
-    """Gives every parameter values that matter: gains from 0.5 to 1.5, biases that are felt, matrices that keep the size of x."""
+    """Gives every parameter values that matter: gains from 0.5 to 1.5, biases that are felt, matrices that keep x's size."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = tuple(parameter.shape)

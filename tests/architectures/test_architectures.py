@@ -11,10 +11,11 @@ import lorafast
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from architectures.rows import ROWS                                                 # noqa: E402
-from architectures.small_models import SmallModel, logits_of                        # noqa: E402
-from lorafast.cli import main                                                       # noqa: E402
-from lorafast.network.hparams import ARCHITECTURES                                  # noqa: E402
+from architectures.rows import ROWS  # noqa: E402
+from architectures.small_models import SmallModel, logits_of  # noqa: E402
+
+from lorafast.cli import main  # noqa: E402
+from lorafast.network.hparams import ARCHITECTURES  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -60,7 +61,7 @@ def test_gradients(taken):
     assert loss == pytest.approx(wanted_loss, rel=1e-5)
     assert got.keys() == wanted.keys()
     for name in wanted:
-        for kind, ours, theirs in zip(("dA", "dB"), got[name], wanted[name]):
+        for kind, ours, theirs in zip(("dA", "dB"), got[name], wanted[name], strict=True):
             error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
             assert error < GRADIENTS.get(taken.row.arch, 1e-3), (name, kind)
 
