@@ -2,16 +2,17 @@
 
     python bench/bench_memory.py [--full] [--only NAME,...] [--case MODEL,BATCH,CTX,MB ...] [--steps N] [--no-cgroup]
 
-Runs `lorafast finetune` on each model without a limit, then under budgets, with the model's pages taken out of the system's
-cache first (pages that somebody else has read are not charged to a cgroup). A budget holds in two ways: by --mem-limit alone,
-and by --mem-limit inside a memory cgroup of that size without swap, where this process may make one (root, version 1 or 2).
+Runs `lorafast finetune` on each model without a limit, then under budgets, with the model's pages taken out of the
+system's cache first (pages that somebody else has read are not charged to a cgroup). A budget holds in two ways: by
+--mem-limit alone, and by --mem-limit inside a memory cgroup of that size without swap, where this process may make one
+(root, version 1 or 2).
 
     160m    batch 4, ctx 64, under budgets from the least on up
     1b      the same at 350 MB and more; batch 1, ctx 2048 at 1.5 GB (--full)
     7b      batch 4, ctx 64 at 1.5 GB (--full; needs 8 GB of disk, and of memory for the run without a limit)
 
-The rows of the tightest runs keep what the process held through two steps; plots.py draws them. Status 1 if a limit was not
-kept or losses differ.
+The rows of the tightest runs keep what the process held through two steps; plots.py draws them. Status 1 if a limit was
+not kept or losses differ.
 """
 from __future__ import annotations
 
@@ -43,10 +44,12 @@ SECONDS_BETWEEN_SAMPLES = 0.02
 SAMPLES_BETWEEN_LOOKS = 50
 """At what is mapped: that takes longer."""
 MOST_SAMPLES = 300
-OPTIONS = ["--train-data", "text.txt", "--seed", "1", "--lora-out", "a.bin", "--checkpoint-in", "none", "--checkpoint-out", "",
-           "--metrics", "metrics.jsonl", "--warmup", "1", "--head-tokens", "128"]
-"""The last one so that sums are taken in the same order with and without a limit, and losses can be compared bit by bit."""
-PLANNED = re.compile(r"memory ([\d.]+) MB \(planned ([\d.]+) MB\), a step .*? \(planned ([^)]*)\)(?:, read ([\d.]+) GB)?")
+OPTIONS = ["--train-data", "text.txt", "--seed", "1", "--lora-out", "a.bin", "--checkpoint-in", "none",
+           "--checkpoint-out", "", "--metrics", "metrics.jsonl", "--warmup", "1", "--head-tokens", "128"]
+"""The last one so that sums are taken in the same order with and without a limit, and losses can be compared bit by
+bit."""
+PLANNED = re.compile(r"memory ([\d.]+) MB \(planned ([\d.]+) MB\), a step .*? \(planned ([^)]*)\)"
+                     r"(?:, read ([\d.]+) GB)?")
 UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 Row = dict[str, Any]
@@ -91,7 +94,8 @@ def run(case: Case, model: Path, steps: int, with_cgroup: bool) -> Row:
     with tempfile.TemporaryDirectory() as folder, cgroup_of(limit if with_cgroup else None) as cgroup:
         Path(folder, "text.txt").write_text(TEXT)
         command = [sys.executable, "-m", "lorafast", "finetune", "--model-base", str(model.resolve()), *OPTIONS,
-                   "--batch", str(case.batch), "--micro-batch", str(case.batch), "--ctx", str(case.ctx), "--adam-iter", str(steps)]
+                   "--batch", str(case.batch), "--micro-batch", str(case.batch), "--ctx", str(case.ctx),
+                   "--adam-iter", str(steps)]
         if limit:
             command += ["--mem-limit", f"{case.limit}M"]
         with open(Path(folder, "log"), "w+") as log:
@@ -111,8 +115,10 @@ def run(case: Case, model: Path, steps: int, with_cgroup: bool) -> Row:
         peak, planned, planned_step, read = PLANNED.search(text).groups()
         return {
             **asdict(case), "cgroup": bool(cgroup), "steps": steps, "losses": [event["loss"].hex() for event in done],
-            "seconds": median(event["seconds"] for event in done[1:] or done), "planned_seconds": seconds_of(planned_step),
-            "peak_rss": max(float(peak) * MB, *(each["peak_rss"] for each in samples)), "planned_bytes": float(planned) * MB,
+            "seconds": median(event["seconds"] for event in done[1:] or done),
+            "planned_seconds": seconds_of(planned_step),
+            "peak_rss": max(float(peak) * MB, *(each["peak_rss"] for each in samples)),
+            "planned_bytes": float(planned) * MB,
             "peak_anonymous": max(each["anonymous"] for each in samples), "peak_cgroup": cgroup.peak if cgroup else 0,
             "swap": max(each["swap"] for each in samples), "read_gb": float(read or 0), "disk_gb_per_s": rate / 1e9,
             "through_two_steps": through_two_steps(samples, events),
@@ -159,11 +165,13 @@ def show(row: Row, unlimited: Row | None) -> list[str]:
     text = (f"{row['model']:>5} {row['batch']} x {row['ctx']:<5}{how:>18}: peak {row['peak_rss'] / MB:7.1f} MB "
             f"(planned {row['planned_bytes'] / MB:.1f}, anonymous {row['peak_anonymous'] / MB:.1f}"
             + (f", cgroup {row['peak_cgroup'] / MB:.1f}" if row["cgroup"] else "")
-            + f"), {row['seconds']:.2f} s a step (planned {row['planned_seconds']:.2f}), {row['read_gb']:.2f} GB read a step")
+            + f"), {row['seconds']:.2f} s a step (planned {row['planned_seconds']:.2f}), "
+            f"{row['read_gb']:.2f} GB read a step")
     wrong = []
     if unlimited and row["limit"]:
         same = row["losses"] == unlimited["losses"]
-        text += f"; {row['seconds'] / unlimited['seconds']:.2f} times the time, losses {'bit-equal' if same else 'DIFFER'}"
+        text += (f"; {row['seconds'] / unlimited['seconds']:.2f} times the time, losses "
+                 f"{'bit-equal' if same else 'DIFFER'}")
         wrong += [] if same else ["losses differ"]
     print(text, flush=True)
     if row["limit"] and max(row["peak_rss"], row["peak_cgroup"]) > row["limit"] * MB:
@@ -185,7 +193,8 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", default="", metavar="NAME,...", help="these models only")
     parser.add_argument("--case", type=case_of, action="append", metavar="MODEL,BATCH,CTX,MB", help="these runs only")
-    parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="a file to use for that model")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE",
+                        help="a file to use for that model")
     parser.add_argument("--models-folder", type=Path, default=MODELS, metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=4, metavar="N")
     parser.add_argument("--no-cgroup", action="store_true", help="--mem-limit alone")
@@ -206,7 +215,8 @@ def main() -> None:
             unlimited[key] = row
         rows.append(row)
     for row in rows:
-        if row["limit"] != min((other["limit"] for other in rows if other["model"] == row["model"] and other["limit"]), default=0):
+        if row["limit"] != min((other["limit"] for other in rows if other["model"] == row["model"] and other["limit"]),
+                               default=0):
             del row["through_two_steps"]
     write_results(args.out, "memory", describe(physical_cores()), {}, rows)
     if wrong:

@@ -56,7 +56,8 @@ class Cgroup:
 
 
 def parent_group(root: Path = Path("/")) -> tuple[str, Path]:
-    """Version ("cgroup" or "cgroup2") and folder of the nearest group around this process below which one can be limited.
+    """Version ("cgroup" or "cgroup2") and folder of the nearest group around this process below which one can be
+    limited.
 
     OSError if there is none. root: the folder that holds proc and sys.
     """

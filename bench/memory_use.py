@@ -10,8 +10,8 @@ KINDS = {"anonymous": "RssAnon", "mapped": "RssFile", "peak_rss": "VmHWM", "swap
 
 
 def resident(pid: int | str = "self") -> dict[str, int]:
-    """Bytes that are in memory now: anonymous (the process's own) and mapped files; the peak of both so far; and bytes that are
-    in swap. Raises OSError or TypeError for a process that has ended.
+    """Bytes that are in memory now: anonymous (the process's own) and mapped files; the peak of both so far; and bytes
+    that are in swap. Raises OSError or TypeError for a process that has ended.
     """
     status = Path(f"/proc/{pid}/status").read_text()
     return {name: int(re.search(rf"{key}:\s*(\d+) kB", status)[1]) * 1024 for name, key in KINDS.items()}

@@ -111,7 +111,8 @@ def memory_through_two_steps(axes: Axes, rows: Rows) -> None:
         axes.axvline(end, color="black", linewidth=0.5, linestyle=":")
     axes.set_xlim(0, held["ends"][-1])
     axes.set_ylim(0, 1.45 * row["limit"])
-    axes.set(title=f"{row['model']}, batch {row['batch']}, ctx {row['ctx']}: two steps", xlabel="seconds", ylabel="MB resident")
+    axes.set(title=f"{row['model']}, batch {row['batch']}, ctx {row['ctx']}: two steps", xlabel="seconds",
+             ylabel="MB resident")
     axes.legend(loc="upper right", ncols=3, fontsize=6, frameon=False, reverse=True)
 
 

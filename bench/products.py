@@ -20,8 +20,9 @@ from lorafast.gguf.types import GGMLType
 
 OPENBLAS = Path(__file__).parent / "peers/openblas.py"
 OPENBLAS_KERNELS = {"avx2": "Haswell"}      # what OpenBLAS is held to where ours is held to an ISA; else it chooses
-SPIN = "20"     # OpenBLAS's threads wait for the next call for 2^20 cycles before they sleep; by default so long that they
-                # would hold a core during our turn
+# OpenBLAS's threads wait for the next call for 2^20 cycles before they sleep; by default so long that they would hold
+# a core during our turn
+SPIN = "20"
 
 SHAPES_7B = ((4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096))           # (N, K)
 SHAPES_SMALL = ((768, 768), (2048, 768), (768, 2048), (2048, 2048), (5632, 2048), (2048, 5632))     # 160m, 1b

@@ -1,7 +1,7 @@
 """LoRA fine-tuning of quantised GGUF language models on CPUs.
 
-From Python: `finetune` trains, `Model` opens a model with adapters; see lorafast.api. What these need is imported when they
-are first used.
+From Python: `finetune` trains, `Model` opens a model with adapters; see lorafast.api. What these need is imported when
+they are first used.
 """
 from __future__ import annotations
 

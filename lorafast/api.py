@@ -50,10 +50,11 @@ def finetune(config: FinetuneConfig | Mapping[str, Any], callback: Observer | No
     """Trains an adapter, as `lorafast finetune` does, and returns how it ended.
 
     config    the options, or a mapping of them by name (`preset` and `config` may be among them)
-    callback  is called with each event: Started, Step after every iteration, Evaluation, Continuation, Ended (lorafast.reporting.events)
+    callback  is called with each event: Started, Step after every iteration, Evaluation, Continuation, Ended
+    (lorafast.reporting.events)
 
-    Raises LoraFastError, in one line, for whatever stands in the way; what was saved stays. An exception from the callback
-    ends the run. In the main thread SIGINT ends it after the step under way, with everything saved.
+    Raises LoraFastError, in one line, for whatever stands in the way; what was saved stays. An exception from the
+    callback ends the run. In the main thread SIGINT ends it after the step under way, with everything saved.
     """
     from .training.run import finetune as train
 
@@ -108,7 +109,8 @@ class Model:
     def forward(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits of what follows each token, float32 (T, n_vocab), of a sequence of 1 <= T <= n_ctx ids.
 
-        softmax(result[t]) are the probabilities of token t + 1. Raises ValueError for ids out of range, none, or too many.
+        softmax(result[t]) are the probabilities of token t + 1. Raises ValueError for ids out of range, none, or too
+        many.
         """
         tokens = np.ascontiguousarray(token_ids, np.int32)
         if tokens.ndim != 1 or not 0 < len(tokens) <= self.n_ctx:
@@ -141,8 +143,8 @@ class Model:
         chat_template  file of a Jinja template; by default the model's own
         options        as of `generate`
 
-        Raises LoraFastError where there is no template, or none that can express these messages; UsageError when there is no
-        room for an answer.
+        Raises LoraFastError where there is no template, or none that can express these messages; UsageError when there
+        is no room for an answer.
         """
         from .data.chat_template import load_chat_template
 

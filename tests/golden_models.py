@@ -24,7 +24,8 @@ def make_tinymha(path: Path) -> Path:
     n_vocab = len(vocab["tokenizer.ggml.tokens"])
     metadata = [
         ("general.architecture", STRING, "llama"), ("general.name", STRING, "synthetic 64,4,4,160,2"),
-        ("llama.vocab_size", U32, n_vocab), ("llama.context_length", U32, 4096), ("llama.embedding_length", U32, n_embd),
+        ("llama.vocab_size", U32, n_vocab), ("llama.context_length", U32, 4096),
+        ("llama.embedding_length", U32, n_embd),
         ("llama.block_count", U32, n_layer), ("llama.feed_forward_length", U32, n_ff),
         ("llama.rope.dimension_count", U32, n_embd // n_head), ("llama.attention.head_count", U32, n_head),
         ("llama.attention.head_count_kv", U32, n_head), ("llama.attention.layer_norm_rms_epsilon", F32, 1e-5),

@@ -12,8 +12,8 @@ import numpy as np
 
 def llama_cpp_logits(folder: Path, model: Path, tokens: np.ndarray, adapter: Path | None = None, *, scale: float = 1.0,
                      losses: bool = False) -> np.ndarray:
-    """Logits float32 (n_sequences, n, n_vocab) for tokens int32 (n_sequences, n) or (n,), or with `losses` those of the tokens
-    after each, float64 (n_sequences, n - 1). `folder` takes the files by which the process is told and answers.
+    """Logits float32 (n_sequences, n, n_vocab) for tokens int32 (n_sequences, n) or (n,), or with `losses` those of the
+    tokens after each, float64 (n_sequences, n - 1). `folder` takes the files by which the process is told and answers.
     """
     np.save(folder / "tokens.npy", np.atleast_2d(tokens).astype(np.int32))
     command = [sys.executable, __file__, model, folder / "tokens.npy", folder / "out.npy"]

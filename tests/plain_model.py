@@ -1,4 +1,5 @@
-"""The network once more, as plain as can be: float64, merged weights, T × T attention. `xp` is numpy or torch (for autograd)."""
+"""The network once more, as plain as can be: float64, merged weights, T × T attention. `xp` is numpy or torch (for
+autograd)."""
 from __future__ import annotations
 
 import numpy as np
@@ -22,7 +23,7 @@ def norms_of_adapted(weights: dict, pairs: dict, scale: float, names) -> dict[st
 
 
 def plain_loss(weights: dict, pairs: dict, scale: float, hp: HParams, tokens: np.ndarray, targets: np.ndarray, xp=np,
-               magnitudes: dict = {}, norms: dict = {}):
+               magnitudes: dict | None = None, norms: dict | None = None):
     """Mean cross entropy in nats over the targets that are not -1.
 
     weights  base tensors by name; pairs  (A (r, K), B (r, N)) by name; tokens, targets  (rows, ctx)
@@ -35,7 +36,7 @@ def plain_loss(weights: dict, pairs: dict, scale: float, hp: HParams, tokens: np
         A, B = pairs[name]
         update = scale * (B.T @ A)
         w = w + (update[0] if w.ndim == 1 else update)
-        if name not in magnitudes:
+        if magnitudes is None or norms is None or name not in magnitudes:
             return w
         gain = magnitudes[name] / norms[name]
         return w * gain if name == "token_embd.weight" else w * gain[:, None]
@@ -66,7 +67,9 @@ def plain_loss(weights: dict, pairs: dict, scale: float, hp: HParams, tokens: np
             return merged(f"blk.{layer}.{name}.weight").T
 
         h = rms_norm(x, f"blk.{layer}.attn_norm.weight")
-        q, k, v = rope(heads(h @ W("attn_q"), hp.n_head)), rope(heads(h @ W("attn_k"), hp.n_head_kv)), heads(h @ W("attn_v"), hp.n_head_kv)
+        q = rope(heads(h @ W("attn_q"), hp.n_head))
+        k = rope(heads(h @ W("attn_k"), hp.n_head_kv))
+        v = heads(h @ W("attn_v"), hp.n_head_kv)
         kv_head = [i // group for i in range(hp.n_head)]
         scores = q @ k[:, kv_head].swapaxes(-1, -2) * hp.n_embd_head_k**-0.5 + mask
         p = xp.exp(scores - _max(scores))

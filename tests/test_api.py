@@ -25,7 +25,8 @@ SAME = 1e-8             # NMSE of logits that are equal but for the rounding of 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", metadata=[("tokenizer.chat_template", STRING, TEMPLATE)])
+    return make_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf",
+                     metadata=[("tokenizer.chat_template", STRING, TEMPLATE)])
 
 
 def random_adapter(path, seed: int, roles=ROLES, rank: int = 3) -> AdapterFile:
@@ -62,7 +63,8 @@ def test_forward_gives_the_logits_of_every_token(path, adapters):
 
 
 def test_adapters_add_up(path, adapters):
-    """The change that several make, when it is small, is the sum of theirs; and exactly that of their sum as one adapter."""
+    """The change that several make, when it is small, is the sum of theirs; and exactly that of their sum as one
+    adapter."""
     def logits(*lora):
         return lorafast.Model.open(path, lora).forward(TOKENS).astype(np.float64)
 
@@ -81,7 +83,8 @@ def test_stack_joins_along_the_rank(path):
     both = stack([(first, 1.0), (second, 0.5)])
     a, b = both.pairs["blk.0.attn_q.weight"]
     assert len(a) == len(b) == 5 and both.scale == 1 and both.warnings == ["odd"]
-    wanted = sum(file.scale * factor * np.matmul(file.pairs["blk.0.attn_q.weight"][1].T, file.pairs["blk.0.attn_q.weight"][0])
+    wanted = sum(file.scale * factor * np.matmul(file.pairs["blk.0.attn_q.weight"][1].T,
+                                                 file.pairs["blk.0.attn_q.weight"][0])
                  for file, factor in ((first, 1.0), (second, 0.5)))
     np.testing.assert_allclose(b.T @ a, wanted, atol=1e-7)
     np.testing.assert_allclose(both.pairs["blk.1.attn_k.weight"][1], second.pairs["blk.1.attn_k.weight"][1])
@@ -97,9 +100,9 @@ def test_magnitudes_are_no_part_of_a_sum():
     both = stack([(dora, 1.0), (file("attn_k"), 0.5)])
     assert both.pairs.keys() == {"blk.0.attn_q.weight", "blk.0.attn_k.weight"}
     assert both.magnitudes.keys() == {"blk.0.attn_q.weight"}
-    with pytest.raises(LoraFastError, match="not times 0.5.*lorafast merge"):
+    with pytest.raises(LoraFastError, match=r"not times 0.5.*lorafast merge"):
         stack([(dora, 0.5)])
-    with pytest.raises(LoraFastError, match="two adapters change blk.0.attn_q.weight.*lorafast merge"):
+    with pytest.raises(LoraFastError, match=r"two adapters change blk.0.attn_q.weight.*lorafast merge"):
         stack([(file("attn_q", "attn_k"), 1.0), (dora, 1.0)])
 
 
@@ -147,8 +150,9 @@ def test_chat(path):
 def test_finetune_calls_back(path, tmp_path):
     events = []
     (tmp_path / "text.txt").write_text("the love of thy sweet all " * 60)
-    options = dict(model_base=str(path), train_data=(str(tmp_path / "text.txt"),), lora_out=(str(tmp_path / "out.gguf"),),
-                   checkpoint_in="", checkpoint_out="", ctx=16, batch=2, adam_iter=3, seed=1)
+    options = dict(model_base=str(path), train_data=(str(tmp_path / "text.txt"),),
+                   lora_out=(str(tmp_path / "out.gguf"),), checkpoint_in="", checkpoint_out="", ctx=16, batch=2,
+                   adam_iter=3, seed=1)
     result = lorafast.finetune(options, callback=events.append)
     assert result.iteration == 3 and lorafast.finetune(lorafast.FinetuneConfig(**options)).loss == result.loss
     steps = [event for event in events if isinstance(event, lorafast.Step)]
@@ -163,7 +167,7 @@ def test_importing_is_cheap():
             "sys.exit(any(name in sys.modules for name in ('numpy', 'rich', 'jinja2', 'lorafast.api')))")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     with pytest.raises(AttributeError):
-        lorafast.Modell
+        _ = lorafast.Modell
 
 
 # ---- the command ----
@@ -201,8 +205,8 @@ def test_command_continues_a_prompt(path, adapters, capsys):
 
 def test_command_converses(path, capsys):
     pytest.importorskip("jinja2")
-    first, second, third = answers(path, "love", "", "thy " * 40, "sweet", "thy " * 90, chat=True, interactive=True, ctx=100,
-                                   system="all")
+    first, second, third = answers(path, "love", "", "thy " * 40, "sweet", "thy " * 90, chat=True, interactive=True,
+                                   ctx=100, system="all")
     model = lorafast.Model.open(path, n_ctx=100)
     prompt = "system: all\nuser: love\nassistant:"
     assert first == "".join(model.generate(prompt, n_predict=8, temperature=0))

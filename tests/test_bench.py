@@ -80,7 +80,8 @@ def test_memory(tmp_path):
     assert "losses bit-equal" in shown
     whole, limited = rows(out)
     assert whole["limit"] is None and limited["peak_rss"] < 120 * 2**20 and limited["losses"] == whole["losses"]
-    assert 0.8 * whole["planned_bytes"] < whole["peak_rss"] < 1.2 * whole["planned_bytes"] and whole["planned_seconds"] > 0
+    assert 0.8 * whole["planned_bytes"] < whole["peak_rss"] < 1.2 * whole["planned_bytes"]
+    assert whole["planned_seconds"] > 0
     pytest.importorskip("matplotlib")
     run("plots.py", "--results", tmp_path)
     assert (tmp_path / "memory.svg").stat().st_size > 5000
@@ -93,7 +94,8 @@ def test_group_to_limit(tmp_path, monkeypatch):
     def parent(cgroup: str, hands_down: list[str]) -> str:
         root = tmp_path / str(len(list(tmp_path.iterdir())))
         mounts = PURE_V2 if cgroup.startswith("0:") else HYBRID
-        system(root, cgroup=cgroup, mounts=mounts, files={f"{group}cgroup.subtree_control": "cpu memory" for group in hands_down})
+        system(root, cgroup=cgroup, mounts=mounts,
+               files={f"{group}cgroup.subtree_control": "cpu memory" for group in hands_down})
         return str(parent_group(root)[1].relative_to(root / "sys/fs/cgroup"))
 
     assert parent("4:memory:/a/b\n0::/\n", []) == "memory/a/b"

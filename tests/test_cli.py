@@ -95,7 +95,8 @@ def test_help_is_on_stdout_in_80_columns(argv, capsys):
 
 
 def test_usage_names_what_is_needed(capsys):
-    for name, needed in (("finetune", "--model-base FILE"), ("convert", "IN OUT"), ("check", "ADAPTER --model-base FILE")):
+    for name, needed in (("finetune", "--model-base FILE"), ("convert", "IN OUT"),
+                         ("check", "ADAPTER --model-base FILE")):
         cli.main([name, "--help"])
         assert capsys.readouterr().out.startswith(f"usage: lorafast {name} {needed} OPTIONS\n\n")
 

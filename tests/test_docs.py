@@ -1,8 +1,8 @@
 """The documentation: its commands run, its options exist and have the defaults it says, its links lead somewhere.
 
 The commands of a page run one after the other, on a tiny model, in a folder with the files that the pages name. In
-```sh blocks every line is run that begins with `lorafast`, and must succeed; in ```sh fails blocks it must not. ```python
-blocks are run too. What needs other programs is marked ```sh elsewhere, ```python elsewhere, and is not run.
+```sh blocks every line is run that begins with `lorafast`, and must succeed; in ```sh fails blocks it must not.
+```python blocks are run too. What needs other programs is marked ```sh elsewhere, ```python elsewhere, and is not run.
 """
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_every_option_of_finetune_is_described_with_its_default():
             assert not spec.off or told == ("on" if value else "off"), (field.name, told)
         elif isinstance(value, (int, float)):
             assert float(told) == value, field.name
-        elif isinstance(value, tuple) and value or isinstance(value, str) and value:
+        elif (isinstance(value, tuple) and value) or (isinstance(value, str) and value):
             assert told == f"`{''.join(value)}`", field.name
     for name, value in PRESETS["modern"].items():
         assert f"`--{name.replace('_', '-')} {value}`" in " ".join(text.split()), name

@@ -87,7 +87,8 @@ def cases() -> dict[str, Case]:
 
 TEXTS = [
     "", " ", "  ", "   a", "\n", "\n\n", "\n\n\n a", "\t\t a", "a\r\nb\r\n\r\nc", " \n \n x", "x  \n\n  y",
-    "a \xa0\u3000b", "\u3000\n字", "a \u2028\u2029 23", "I'm you're he'll WE'VE it's IT'S o'clock 'tis 'Twas 'S'T ''s ’s",
+    "a \xa0\u3000b", "\u3000\n字", "a \u2028\u2029 23",
+    "I'm you're he'll WE'VE it's IT'S o'clock 'tis 'Twas 'S'T ''s ’s",
     "1 12 123 1234 12345 1234567890 3.14159 1,000,000 0x1F ²³ ½ Ⅷ \u0663\u0664\u0665 12345b",
     "def f(x):\n    return x**2  # comment\n\n\tif (a != b) { c->d[i]++; }\n#include <stdio.h>\nint main(){return 0;}",
     "<html><body class=\"a\">&nbsp;</body></html>", "/path/to/file\n/next //x\n//y !\n/z \\n",

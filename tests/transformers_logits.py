@@ -28,8 +28,9 @@ def transformers_loss(folder: Path, model: Path, rows: Sequence[tuple[np.ndarray
                       adapter: Path | None = None) -> float:
     """transformers' own loss of a batch: its mean over the labels of all rows that count.
 
-    rows: tokens and targets (the token after each, -1 where it does not count), int32 (n,), n as long as the row is. They
-    become what a trainer makes of them: padded at their ends to one length, with labels of -100 where nothing counts.
+    rows: tokens and targets (the token after each, -1 where it does not count), int32 (n,), n as long as the row is.
+    They become what a trainer makes of them: padded at their ends to one length, with labels of -100 where nothing
+    counts.
     """
     shape = len(rows), 1 + max(len(tokens) for tokens, _ in rows)
     input_ids, attention_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -80,12 +81,14 @@ def network_of(model: str):
         w = tensor.to_float32()
         part = name.split(".")
         if part[0] == "blk":
-            if part[2] in ("attn_q", "attn_k"):             # GGUF pairs neighbours in RoPE, transformers the two halves of a head
+            # GGUF pairs neighbours in RoPE, transformers the two halves of a head
+            if part[2] in ("attn_q", "attn_k"):
                 n_head = hp.n_head if part[2] == "attn_q" else hp.n_head_kv
                 w = w.reshape(n_head, -1, 2, hp.n_embd).swapaxes(1, 2).reshape(w.shape)
             name = f"model.layers.{part[1]}.{HF_NAMES[part[2]]}.weight"
         else:
-            name = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}[part[0]] + ".weight"
+            names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+            name = names[part[0]] + ".weight"
         weights[name] = torch.from_numpy(np.ascontiguousarray(w))
     network = LlamaForCausalLM(config)
     missing, unexpected = network.load_state_dict(weights, strict=False)
@@ -95,7 +98,8 @@ def network_of(model: str):
 
 
 def answer(model: str, adapter: str | None, inputs: Mapping[str, np.ndarray], gradients: str | None) -> np.ndarray:
-    """The loss if `inputs` has labels or targets, else the logits of the rows; gradients: the folder to write them to."""
+    """The loss if `inputs` has labels or targets, else the logits of the rows; gradients: the folder to write them
+    to."""
     import torch
 
     network = network_of(model)

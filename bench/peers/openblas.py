@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from timing import stopwatch  # noqa: E402
-from worker import serve  # noqa: E402
+from timing import stopwatch
+from worker import serve
 
 
 class Product:

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import peft  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from geometry import GEOMETRIES  # noqa: E402
-from memory_use import watched  # noqa: E402
-from worker import serve  # noqa: E402
+import peft
+import torch
+import transformers
+from geometry import GEOMETRIES
+from memory_use import watched
+from worker import serve
 
 RANK = 4
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]

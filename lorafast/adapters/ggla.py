@@ -95,8 +95,8 @@ def _tensors(path: Path, data: np.ndarray) -> Iterator[tuple[int, str, np.ndarra
         n_dims, name_length, type = _unpack(path, data, "<3I", position)
         if n_dims not in (1, 2) or type not in TYPES or name_length > MAX_NAME:
             raise FormatError(f"{path}: a tensor with {n_dims} dimensions of type {type} and a name of {name_length} "
-                              f"bytes (byte {start}), instead of 1 or 2 dimensions of F32 or F16 and at most {MAX_NAME} "
-                              "bytes; the file is broken")
+                              f"bytes (byte {start}), instead of 1 or 2 dimensions of F32 or F16 and at most "
+                              f"{MAX_NAME} bytes; the file is broken")
         ne = _unpack(path, data, f"<{n_dims}I", position + 12)
         position += 12 + 4 * n_dims
         name = bytes(data[position:position + name_length]).decode("utf-8", "backslashreplace")

@@ -13,8 +13,8 @@ from .adapter_file import AdapterFile, fold
 def stack(adapters: Iterable[tuple[AdapterFile, float]]) -> AdapterFile:
     """The adapter whose effect is that of all of them together, each times its factor.
 
-    Σ_i s_i (x A_iᵀ) B_i = (x Aᵀ) B, where A has the rows of all A_i and B those of all s_i B_i: pairs of the same tensor
-    are joined along the rank, scales go into B. The result has scale 1 and the warnings of all.
+    Σ_i s_i (x A_iᵀ) B_i = (x Aᵀ) B, where A has the rows of all A_i and B those of all s_i B_i: pairs of the same
+    tensor are joined along the rank, scales go into B. The result has scale 1 and the warnings of all.
 
     LoraFastError where DoRA's magnitudes stand in the way: they are no part of such a sum.
     """

@@ -129,8 +129,8 @@ def _check_pair(base: str, pair: dict[str, Tensor], model: GGUFFile) -> Iterator
         yield Finding(True, f"of shape {tensor.shape}, has {problem}", base)
         return
     if base == "token_embd.weight" and "output.weight" not in model.tensors:
-        yield Finding(True, "adapted, but the model uses this matrix for its output too: llama.cpp loads the adapter and "
-                            "aborts at the first token", base)
+        yield Finding(True, "adapted, but the model uses this matrix for its output too: llama.cpp loads the adapter "
+                      "and aborts at the first token", base)
     if len(tensor.shape) == 1:
         yield Finding(False, "a vector, of a norm for instance: its pair is loaded, but has no effect", base)
     yield from _check_values(base, a, b)

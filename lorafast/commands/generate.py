@@ -30,7 +30,8 @@ def generate(config: GenerateConfig, write: Write, read: Read | None = None) -> 
     """Answers the prompts that the options give, or those that come from `read`.
 
     write  shows a piece of text
-    read   the next line of an interactive session, without its end; EOFError when there is none. None: from the terminal
+    read   the next line of an interactive session, without its end; EOFError when there is none. None: from the
+    terminal
     """
     model = Model.open(config.model_base, config.adapters(), n_ctx=config.ctx, n_threads=config.n_threads)
     for warning in model.warnings:
@@ -91,8 +92,8 @@ class Chat:
 
 
 def converse(config: GenerateConfig, model: Model, session: Completion | Chat, write: Write, read: Read) -> None:
-    """Answers --prompt, then line after line until there are no more. Ctrl-C ends an answer, and the session goes on; at the
-    prompt it ends the session. An error is told, and the session goes on.
+    """Answers --prompt, then line after line until there are no more. Ctrl-C ends an answer, and the session goes on;
+    at the prompt it ends the session. An error is told, and the session goes on.
     """
     prompt = config.prompt
     if read is read_line and sys.stdin.isatty():

@@ -97,11 +97,11 @@ def histogram(samples: Samples, width: int) -> list[str]:
     step = -(-(most - low + 1) // N_BARS)
     counts = np.bincount((size - low) // step)
     label_width = len(f"{most:,}")
-    for i, count in enumerate(counts):
+    for i, n in enumerate(counts):
         first, last = low + i * step, min(low + (i + 1) * step - 1, most)
         label = f"  {first:>{label_width},}" + (f" to {last:>{label_width},} " if step > 1 else " ")
         room = width - len(label) - len(f" {counts.max():,}")
-        lines.append(f"{label}{'█' * -(-int(count) * room // int(counts.max()))} {count:,}")
+        lines.append(f"{label}{'█' * -(-int(n) * room // int(counts.max()))} {n:,}")
     return lines
 
 

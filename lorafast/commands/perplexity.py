@@ -1,8 +1,9 @@
 """Perplexity of a text: how well a model predicts it, exp of the mean loss a token.
 
-The windows are those of llama.cpp's llama-perplexity, so that the figures can be compared: the text is cut into windows of
-n_ctx tokens; of each, the second half is predicted, each token from all before it in the window, of which there are thus at
-least n_ctx / 2. Where the vocabulary wants BOS, it takes the place of each window's first token. A rest is left out.
+The windows are those of llama.cpp's llama-perplexity, so that the figures can be compared: the text is cut into windows
+of n_ctx tokens; of each, the second half is predicted, each token from all before it in the window, of which there are
+thus at least n_ctx / 2. Where the vocabulary wants BOS, it takes the place of each window's first token. A rest is left
+out.
 """
 from __future__ import annotations
 
@@ -118,12 +119,13 @@ def run(config: PerplexityConfig, write: Callable[[str], None] = print) -> int:
         try:
             result = perplexity(
                 model, tokens, config.ctx, stride=config.stride, n_windows=config.chunks,
-                progress=lambda done, of, value: show_live(f"{name}: window {done} of {of}, perplexity {value:.4f}"))
+                progress=lambda done, of, value, name=name: show_live(
+                    f"{name}: window {done} of {of}, perplexity {value:.4f}"))
         finally:
             show_live("")
         speed = len(result.losses) / (time.perf_counter() - began)
-        write(f"{name}: perplexity {result.value:.4f} ± {result.standard_error:.4f}, {len(result.losses)} tokens predicted, "
-              f"{speed:.0f} a second")
+        write(f"{name}: perplexity {result.value:.4f} ± {result.standard_error:.4f}, {len(result.losses)} tokens "
+              f"predicted, {speed:.0f} a second")
         results.append(result)
     if len(results) == 2:
         write(change_line(*results))
@@ -137,7 +139,8 @@ def variants(config: PerplexityConfig) -> list[tuple[str, list[tuple[str, float]
 
 
 def change_line(base: Perplexity, adapted: Perplexity) -> str:
-    """The change of the mean loss. Both predict the same tokens, so its error comes from the differences token by token."""
+    """The change of the mean loss. Both predict the same tokens, so its error comes from the differences token by
+    token."""
     differences = adapted.losses - base.losses
     change, error = float(differences.mean()), standard_error(differences)
     return (f"change: perplexity times {math.exp(change):.4f}, loss {change:+.4f} ± {error:.4f}"

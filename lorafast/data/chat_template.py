@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import FormatError, LoraFastError, TemplateRefusal
 from ..tokenizer import Tokenizer
@@ -64,7 +64,7 @@ class ChatTemplate:
 class GenerationBlocks(Extension):
     """`{% generation %} ... {% endgeneration %}`, which marks an answer for transformers; here its contents show."""
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

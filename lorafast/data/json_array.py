@@ -36,11 +36,12 @@ def array_items(file: BinaryIO, name: str, advance: Callable[[int], object] = la
                 value, end = decode(text.buffer, text.at)
             except json.JSONDecodeError as error:       # not all of it has been read, or it is wrong
                 if len(text.buffer) - text.at > LONGEST_ITEM:
-                    raise text.broken(f"item {number} is no JSON, or longer than {LONGEST_ITEM >> 20} MB", text.at)
+                    raise text.broken(f"item {number} is no JSON, or longer than {LONGEST_ITEM >> 20} MB",
+                                      text.at) from error
                 if not text.read():
-                    raise text.broken(f"item {number}: {error.msg}", error.pos)
+                    raise text.broken(f"item {number}: {error.msg}", error.pos) from error
             except (ValueError, RecursionError) as error:       # a number of too many digits, too deep a nesting
-                raise text.broken(f"item {number}: {error}", text.at)
+                raise text.broken(f"item {number}: {error}", text.at) from error
             else:
                 if text.buffer[end:end + 1] in _AFTER_ITEM or not text.read():      # else a number may go on
                     break

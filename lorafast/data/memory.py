@@ -20,7 +20,8 @@ HEAD = 1 << 18
 """Bytes of a file that are read and tokenised."""
 
 BYTES_PER_CUT_SAMPLE = 56
-"""Of a sample with a size of its own, a record or what follows a sample start: place, size, line, source; and shuffling."""
+"""Of a sample with a size of its own, a record or what follows a sample start: place, size, line, source; and
+shuffling."""
 
 SHORTEST_RECORD = 24
 """Bytes; to reckon with where the beginning of a file does not tell."""
@@ -41,7 +42,8 @@ class DataMemory:
 
 
 def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int) -> DataMemory:
-    """What the data takes that `open_data` opens with these arguments. Of data that it cannot open: nothing, and why not."""
+    """What the data takes that `open_data` opens with these arguments. Of data that it cannot open: nothing, and why
+    not."""
     try:
         train, valid, _ = data_files(options)
         sizes = {path: os.path.getsize(path) for path in train + valid}
@@ -63,7 +65,8 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
     per_byte, sample_tokens = _sampled(head, options, tokenizer, metadata, ctx, is_text)
     n_samples = sum(sizes.values()) * per_byte
     return DataMemory(int(n_samples * (BYTES_PER_SAMPLE if begins_everywhere else BYTES_PER_CUT_SAMPLE)),
-                      f"about {n_samples:.0f} samples", sample_tokens, overlaps=begins_everywhere and options.stride == 1)
+                      f"about {n_samples:.0f} samples", sample_tokens,
+                      overlaps=begins_everywhere and options.stride == 1)
 
 
 def _sampled(head: bytes, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
@@ -76,7 +79,8 @@ def _sampled(head: bytes, options: DataOptions, tokenizer: Tokenizer, metadata: 
                           data_format="text" if is_text else "jsonl")
         try:
             samples = open_data(options, tokenizer, metadata, ctx).train
-        except LoraFastError:       # the beginning of an array is no array; a line may be bad, a text too short for a sample
+        # the beginning of an array is no array; a line may be bad, a text too short for a sample
+        except LoraFastError:
             return 1 / options.stride if is_text else 1 / SHORTEST_RECORD, None
     if is_text:
         n = len(samples) if options.sample_start else len(samples.tokens) / options.stride

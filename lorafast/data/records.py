@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from ..errors import LoraFastError
 from .json_array import array_items
@@ -52,7 +52,7 @@ class Chat:
     tools: list[Any] | None = None
 
 
-Record = Union[Text, Completion, Chat]
+Record = Text | Completion | Chat
 
 
 def is_json(path: str) -> bool:

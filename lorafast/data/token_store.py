@@ -83,7 +83,8 @@ def store_tokens(fill: Callable[[TokenWriter], dict[str, Any]], path: str = "", 
 
 
 def let_go(tokens: np.ndarray) -> None:
-    """Takes the pages of mapped tokens out of this process; those that are read again come back. Others stay as they are."""
+    """Takes the pages of mapped tokens out of this process; those that are read again come back. Others stay as they
+    are."""
     owner = tokens
     while isinstance(owner, np.ndarray):
         owner = owner.base

@@ -13,6 +13,7 @@ import re
 import stat
 import struct
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ class GGUFFile:
 
     def _refuse_overlaps(self) -> None:
         ordered = sorted(self.tensors.values(), key=lambda tensor: tensor.offset)
-        for tensor, following in zip(ordered, ordered[1:]):
+        for tensor, following in pairwise(ordered):
             if tensor.offset + tensor.nbytes > following.offset:
                 raise FormatError(f"{self.path}: tensors '{tensor.name}' and '{following.name}' overlap at byte "
                                   f"{following.offset}; the file is broken: fetch it again")
@@ -196,7 +197,8 @@ def _map(path: Path) -> mmap.mmap:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
                 raise LoraFastError(f"cannot map {path} into memory: {error.strerror}; its file system "
-                                    f"({file_system(path) or 'unknown'}) may not be able to: copy it to another disk") from error
+                                    f"({file_system(path) or 'unknown'}) may not be able to: "
+                                    "copy it to another disk") from error
     except OSError as error:
         raise LoraFastError(f"cannot read {path}: {error.strerror or error}") from error
 

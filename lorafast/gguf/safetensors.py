@@ -59,7 +59,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         header = json.loads(bytes(data[8:start]))
         infos = {name: (info["dtype"], tuple(info["shape"]), *info["data_offsets"])
                  for name, info in header.items() if name != "__metadata__"}
-        for dtype, shape, begin, end in infos.values():
+        for _, shape, begin, end in infos.values():
             if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
                 raise ValueError(f"shape {shape} at bytes {begin} to {end}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

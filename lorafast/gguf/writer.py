@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ..system.atomic import atomic_write
 from .reader import DEFAULT_ALIGNMENT, SCALAR_DTYPES
 from .types import GGMLType, GGUFValueType
 
-ValueType = Union[GGUFValueType, tuple[GGUFValueType, Union[GGUFValueType, None]]]
+ValueType = GGUFValueType | tuple[GGUFValueType, GGUFValueType | None]
 """A value's type, or (ARRAY, type of the elements), or (type, None) as in GGUFFile.value_types."""
 
 _STRUCT_LETTERS: dict[GGUFValueType, str] = {
@@ -27,7 +27,7 @@ _STRUCT_LETTERS: dict[GGUFValueType, str] = {
     GGUFValueType.UINT64: "Q", GGUFValueType.INT64: "q", GGUFValueType.FLOAT64: "d",
 }
 
-Chunks = Iterable[Union[bytes, memoryview, np.ndarray]]
+Chunks = Iterable[bytes | memoryview | np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Options declared as dataclass fields: one field holds an option's default, type, help and allowed values.
 
 From such a class this module reads a command line (`parse`), writes one (`to_argv`), and prints the help (`help_text`);
-options_file.py does the same for a file of options. The rules of a command line are those of llama.cpp's llama-finetune,
-with its traps removed:
+options_file.py does the same for a file of options. The rules of a command line are those of llama.cpp's
+llama-finetune, with its traps removed:
 
 - `-` and `_` are the same in an option's name; names are never abbreviated; a later option overrides an earlier one.
 - A value is always the next argument, even if it begins with `-`. `--name=value` works too.
@@ -89,7 +89,8 @@ class Options:
 
     @classmethod
     def complete(cls: type[T], given: Mapping[str, Any]) -> T:
-        """The options with these values, by field. A class whose options can come from elsewhere too adds those here."""
+        """The options with these values, by field. A class whose options can come from elsewhere too adds those
+        here."""
         return cls(**given)
 
 

@@ -70,7 +70,8 @@ FILES, RUN, DATA, EVALUATION, SEEING, ADAPTER, OPTIMISER, STOPPING, MODEL = (
 
 
 def _as_option(field: str, value: object) -> str:
-    return f"--{field.replace('_', '-')} {value:g}" if isinstance(value, float) else f"--{field.replace('_', '-')} {value}"
+    shown = f"{value:g}" if isinstance(value, float) else value
+    return f"--{field.replace('_', '-')} {shown}"
 
 
 def rank(role: str, default: str = "--lora-r"):
@@ -106,20 +107,21 @@ class FinetuneConfig(ModelOptions):
 
     model_base: str = option("", FILES, "FILE", "base model: a GGUF of architecture llama (required)")
     train_data: tuple[str, ...] = option(
-        ("shakespeare.txt",), FILES, "FILE", "data to train on: text, or records (JSONL). May be given several times, or "
+        ("shakespeare.txt",), FILES, "FILE",
+        "data to train on: text, or records (JSONL). May be given several times, or "
         "be a folder with train.jsonl (or .txt) and, if there are any, valid and test")
     lora_out: tuple[str, ...] = option(
         ("ggml-lora-ITERATION-f32.gguf",), FILES, "NAME",
         "adapter to write. The name decides the form: NAME.gguf for llama.cpp and its kin, NAME/ is a folder for PEFT, "
         "NAME.bin is the original's ggla. May be given several times; empty: none")
-    init_lora: str = option("", FILES, "FILE", "adapter of any form to start from, instead of a random one; its tensors, "
-                            "ranks and scale are used")
+    init_lora: str = option("", FILES, "FILE", "adapter of any form to start from, instead of a random one; its "
+                            "tensors, ranks and scale are used")
     checkpoint_in: str = option("checkpoint.gguf", FILES, "FILE", "checkpoint to go on from; starts afresh if missing")
     checkpoint_out: str = option("checkpoint-ITERATION.gguf", FILES, "FILE", "checkpoint to write; empty: none")
     only_write_lora: bool = option(False, FILES, "", "no training: write the adapter of --checkpoint-in and end")
     save_every: int = option(10, FILES, "N", "iterations between two saves; 0: save at the end only")
-    keep_best: bool = option(True, FILES, "", "with evaluation: keep a copy of the files of the lowest loss, BEST in place "
-                             "of the iteration's number", off=["--no-keep-best"])
+    keep_best: bool = option(True, FILES, "", "with evaluation: keep a copy of the files of the lowest loss, BEST in "
+                             "place of the iteration's number", off=["--no-keep-best"])
     keep: int = option(0, FILES, "N", "numbered checkpoints to keep, the newest; 0: all", allowed=AT_LEAST_0)
     pattern_fn_it: str = option("ITERATION", FILES, "TEXT", "part of output names that the iteration's number replaces",
                                 allowed=NOT_EMPTY)
@@ -144,19 +146,19 @@ class FinetuneConfig(ModelOptions):
     epochs: int = option(-1, RUN, "N", "end after N times through the data; 0 or less: no limit")
     max_minutes: float = option(0.0, RUN, "X", "end after so many minutes, with the command that goes on; 0: no limit",
                                 allowed=AT_LEAST_0)
-    mem_limit: str = option("", RUN, "SIZE", "memory that the run may take, pages of the model included: 1.5G, 800M, 50%. "
-                            "A model that is larger is read as it is needed", shown_default="what is available")
+    mem_limit: str = option("", RUN, "SIZE", "memory that the run may take, pages of the model included: 1.5G, 800M, "
+                            "50%. A model that is larger is read as it is needed", shown_default="what is available")
     use_checkpointing: bool | None = option(
         None, RUN, "", "recompute activations in the backward pass instead of keeping them: less memory, more time",
         off=["--no-checkpointing"], shown_default="as far as memory needs it")
     checkpoint_every: int | None = option(
-        None, RUN, "N", "of N blocks one keeps its input, and the others recompute even that: still less memory, more time",
-        allowed=AT_LEAST_1, shown_default="1, unless memory needs more")
+        None, RUN, "N", "of N blocks one keeps its input, and the others recompute even that: still less memory, more "
+        "time", allowed=AT_LEAST_1, shown_default="1, unless memory needs more")
     head_tokens: int | None = option(None, RUN, "N", "tokens whose logits exist at a time", allowed=AT_LEAST_1,
                                      shown_default="128, or fewer if memory needs it")
     micro_batch: int | None = option(
-        None, RUN, "N", "samples of a pass that are worked on at a time, or more that are shorter than --ctx", allowed=AT_LEAST_1,
-        shown_default="all, or fewer if memory needs it")
+        None, RUN, "N", "samples of a pass that are worked on at a time, or more that are shorter than --ctx",
+        allowed=AT_LEAST_1, shown_default="all, or fewer if memory needs it")
     use_flash: bool = option(False, RUN, "", "accepted, without effect: attention is always fused", off=["--no-flash"])
     n_gpu_layers: int = option(0, RUN, "N", "accepted, without effect: there is no GPU path",
                                names=["-ngl", "--gpu-layers"])
@@ -164,8 +166,8 @@ class FinetuneConfig(ModelOptions):
     data_format: str = option("auto", DATA, "FORMAT", "text, jsonl, or auto: by what is in the files",
                               allowed=one_of(*DATA_FORMATS))
     chat_template: str = option("", DATA, "FILE", "Jinja template of chats", shown_default="the model's own")
-    train_on_prompt: bool = option(False, DATA, "", "prompts, and what the other side of a chat says, count in the loss "
-                                   "too")
+    train_on_prompt: bool = option(False, DATA, "", "prompts, and what the other side of a chat says, count in the "
+                                   "loss too")
     skip_bad: bool = option(False, DATA, "", "leave out lines that cannot be read, instead of refusing the file")
     pack: bool = option(False, DATA, "", "with records: fill each pass with as many as fit --batch times --ctx tokens")
     data_cache: str = option("", DATA, "FILE", "keep the tokenised data here for the next run")
@@ -188,16 +190,18 @@ class FinetuneConfig(ModelOptions):
                                 "trained on", allowed=BELOW_1)
     eval_every: int | None = option(None, EVALUATION, "N", "iterations between two evaluations; 0: at the end only",
                                     allowed=AT_LEAST_0, shown_default="--save-every")
-    eval_batches: int = option(0, EVALUATION, "N", "evaluate on the first N batches only; 0: on all", allowed=AT_LEAST_0)
-    sample_prompt: tuple[str, ...] = option((), EVALUATION, "TEXT", "show at each evaluation how this text goes on; may be "
+    eval_batches: int = option(0, EVALUATION, "N", "evaluate on the first N batches only; 0: on all",
+                               allowed=AT_LEAST_0)
+    sample_prompt: tuple[str, ...] = option((), EVALUATION, "TEXT",
+                                            "show at each evaluation how this text goes on; may be "
                                             "given several times")
     sample_tokens: int = option(64, EVALUATION, "N", "tokens that are generated for it", allowed=AT_LEAST_1)
 
-    metrics: str = option("", SEEING, "FILE", "write loss, learning rate, gradient norm and speed of each iteration here, "
-                          "a line of JSON each", shown_default="none")
+    metrics: str = option("", SEEING, "FILE", "write loss, learning rate, gradient norm and speed of each iteration "
+                          "here, a line of JSON each", shown_default="none")
     tensorboard: str = option("", SEEING, "FOLDER", "write them here for TensorBoard", shown_default="none")
-    report: str = option("", SEEING, "FILE", "at the end, write a page of plots and samples here, FILE.html (and FILE.png "
-                         "if matplotlib is installed)", shown_default="none")
+    report: str = option("", SEEING, "FILE", "at the end, write a page of plots and samples here, FILE.html (and "
+                         "FILE.png if matplotlib is installed)", shown_default="none")
 
     lora_r: int = option(4, ADAPTER, "N", "rank of the adapted matrices", allowed=AT_LEAST_1)
     lora_alpha: int | None = option(None, ADAPTER, "N", "the adapter's effect is scaled by alpha / --lora-r",
@@ -206,12 +210,13 @@ class FinetuneConfig(ModelOptions):
         "", ADAPTER, "LIST", f"tensors to adapt, with commas between: {', '.join(RANK_FIELDS)}, "
         f"names with * and ? such as blk.1?.ffn_*, or the groups {', '.join(TARGET_GROUPS)}",
         shown_default="attn,ffn; all if only .bin is written")
-    layers: int = option(0, ADAPTER, "N", "adapt only the last N blocks and what follows them; 0: all", allowed=AT_LEAST_0)
+    layers: int = option(0, ADAPTER, "N", "adapt only the last N blocks and what follows them; 0: all",
+                         allowed=AT_LEAST_0)
     dora: bool = option(False, ADAPTER, "", "adapt the direction of each row of a matrix by the pair, and its length "
                         "by a number of its own (DoRA, Liu et al., 2024); for PEFT folders and merged models")
     rslora: bool = option(False, ADAPTER, "", "scale by alpha / sqrt(--lora-r) instead (Kalajdzievski, 2023)")
-    lora_dropout: float = option(0.0, ADAPTER, "X", "share of its inputs that each pair of matrices does not see, others in "
-                                 "each iteration (Lin et al., 2024)", allowed=BELOW_1)
+    lora_dropout: float = option(0.0, ADAPTER, "X", "share of its inputs that each pair of matrices does not see, "
+                                 "others in each iteration (Lin et al., 2024)", allowed=BELOW_1)
     rank_att_norm: int | None = rank("attn_norm", "1")
     rank_ffn_norm: int | None = rank("ffn_norm", "1")
     rank_out_norm: int | None = rank("output_norm", "1")
@@ -232,9 +237,11 @@ class FinetuneConfig(ModelOptions):
     adam_beta1: float = option(0.9, OPTIMISER, "X", "decay rate of the first moment", allowed=BELOW_1)
     adam_beta2: float = option(0.999, OPTIMISER, "X", "decay rate of the second moment", allowed=BELOW_1)
     adam_gclip: float = option(1.0, OPTIMISER, "X", "highest norm of the whole gradient; 0: no limit")
-    lora_plus: float = option(1.0, OPTIMISER, "X", "the learning rate of B is X times that of A (LoRA+, Hayou et al., 2024)",
+    lora_plus: float = option(1.0, OPTIMISER, "X",
+                              "the learning rate of B is X times that of A (LoRA+, Hayou et al., 2024)",
                               allowed=POSITIVE)
-    schedule: str = option("original", OPTIMISER, "NAME", "course of the learning rate: after the warm-up it is constant, or "
+    schedule: str = option("original", OPTIMISER, "NAME",
+                           "course of the learning rate: after the warm-up it is constant, or "
                            "falls (linear, cosine) to --adam-min-alpha when the run ends, or (original) along a cosine "
                            "of given length", allowed=one_of(*SCHEDULES))
     decay_iter: int = option(0, OPTIMISER, "N", "linear and cosine end at iteration N, in all runs; 0: with the run",
@@ -245,7 +252,8 @@ class FinetuneConfig(ModelOptions):
     cos_decay_steps: int = option(1000, OPTIMISER, "N", "original: iterations in which it falls",
                                   allowed=AT_LEAST_1)
     cos_decay_min: float = option(0.1, OPTIMISER, "X", "original: the share of it that remains", allowed=SHARE)
-    enable_restart: bool = option(False, OPTIMISER, "", "original: begin again when the cosine ends", off=["--disable-restart"])
+    enable_restart: bool = option(False, OPTIMISER, "", "original: begin again when the cosine ends",
+                                  off=["--disable-restart"])
     cos_decay_restart: float = option(1.1, OPTIMISER, "X", "original: each time, its length grows by this factor",
                                       allowed=Allowed("at least 1", lambda x: x >= 1))
 
@@ -287,7 +295,8 @@ class FinetuneConfig(ModelOptions):
                 raise UsageError(f"--dora: {norm} is no matrix, it has no directions to adapt apart from lengths; "
                                  "leave norms out")
             self._check_dora_outputs("--dora")
-        given = [field for field in _ADAPTER_FIELDS if getattr(self, field) != type(self).__dataclass_fields__[field].default]
+        given = [field for field in _ADAPTER_FIELDS
+                 if getattr(self, field) != type(self).__dataclass_fields__[field].default]
         if self.init_lora and given:
             raise UsageError(f"{_spelling(given[0])}: --init-lora brings its own tensors, ranks and scale")
         if Form.GGLA in self.forms() and self.alpha != int(self.alpha):
@@ -319,7 +328,8 @@ class FinetuneConfig(ModelOptions):
 
     @property
     def options_path(self) -> Path | None:
-        """Where the options are recorded: beside the adapter, or the checkpoint if there is none. None if nothing is written."""
+        """Where the options are recorded: beside the adapter, or the checkpoint if there is none. None if nothing is
+        written."""
         outputs = [*self.adapter_outputs, *filter(None, [self.checkpoint_output])]
         if not outputs:
             return None
@@ -330,7 +340,8 @@ class FinetuneConfig(ModelOptions):
 
     @property
     def metrics_path(self) -> str:
-        """Where a line is written for each iteration: a report needs it even if --metrics was not given. Empty: nowhere."""
+        """Where a line is written for each iteration: a report needs it even if --metrics was not given. Empty:
+        nowhere."""
         return self.metrics or (str(Path(self.report).with_suffix(".jsonl")) if self.report else "")
 
     @property
@@ -340,7 +351,8 @@ class FinetuneConfig(ModelOptions):
 
     @property
     def alpha(self) -> float:
-        """--lora-alpha; by default --lora-r, so that the scale alpha / r is 1. With --rslora, what gives alpha / sqrt(r)."""
+        """--lora-alpha; by default --lora-r, so that the scale alpha / r is 1. With --rslora, what gives alpha /
+        sqrt(r)."""
         alpha = self.lora_alpha or self.lora_r
         return alpha * math.sqrt(self.lora_r) if self.rslora else alpha
 
@@ -428,7 +440,8 @@ class FinetuneConfig(ModelOptions):
                                  "into the model (lorafast merge)")
 
     def resume_command(self, checkpoint: str, iterations: int | None, epochs: int = -1) -> str:
-        """The shell command that goes on from `checkpoint` for so many `iterations` (None: as --epochs says) and epochs."""
+        """The shell command that goes on from `checkpoint` for so many `iterations` (None: as --epochs says) and
+        epochs."""
         going_on = dataclasses.replace(self, checkpoint_in=checkpoint, adam_iter=iterations, epochs=epochs,
                                        force_reshuffle=False)
         return shlex.join(["lorafast", "finetune", *to_argv(going_on)])

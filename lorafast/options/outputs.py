@@ -1,8 +1,8 @@
 """The names of the files a run writes, and what can be known before it starts: may they be written, do they fit.
 
 An output is given as a name with a placeholder (`shakespeare-ITERATION.gguf`). Each save writes it twice: with the
-number of the iteration, and with LATEST; a new lowest evaluation loss a third time, with BEST. Only the first placeholder
-counts; a name without one is a single file, written again at each save.
+number of the iteration, and with LATEST; a new lowest evaluation loss a third time, with BEST. Only the first
+placeholder counts; a name without one is a single file, written again at each save.
 """
 from __future__ import annotations
 

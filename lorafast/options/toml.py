@@ -63,8 +63,8 @@ def _value(name: str, value: Any, wanted: Any) -> Any:
 
 
 def write_options(path: str | os.PathLike, options: Options, leave_out: Collection[str] = ()) -> None:
-    """Writes every option but those fields with its value, by group, as a TOML file. One whose default is worked out later
-    is a comment.
+    """Writes every option but those fields with its value, by group, as a TOML file. One whose default is worked out
+    later is a comment.
     """
     lines, group = [WRITTEN.rstrip()], ""
     for field, spec in fields(type(options)):

@@ -55,10 +55,11 @@ class CheckOptions(Options):
 
 @dataclass(frozen=True)
 class InspectOptions(Options):
-    """The options of `lorafast inspect`. With --model-base it shows data; those options are the same as in `finetune`."""
+    """The options of `lorafast inspect`. With --model-base it shows data; those options are the same as in
+    `finetune`."""
 
-    file: str = argument("FILE", "model, adapter or checkpoint; what it is, its content tells. With --model-base: data to "
-                         "train on, a file or a folder")
+    file: str = argument("FILE", "model, adapter or checkpoint; what it is, its content tells. With --model-base: "
+                         "data to train on, a file or a folder")
     all: bool = option(False, OPTIONS, "", "list each tensor, and the whole of long values")
     model_base: str = option("", DATA, "FILE", "the model that the data is for", names=["-m"])
     samples: str = option("1,2,3", DATA, "LIST", "samples to show, with commas between",
@@ -121,7 +122,8 @@ class ReportOptions(Options):
     """The options of `lorafast report`."""
 
     run: str = argument("RUN", "what --metrics of a run wrote, or a folder that holds it")
-    output: str = option("", OPTIONS, "FILE", "page to write; the plots go beside it as a PNG if matplotlib is installed",
+    output: str = option("", OPTIONS, "FILE",
+                         "page to write; the plots go beside it as a PNG if matplotlib is installed",
                          names=["-o"], shown_default="RUN.html")
 
 

@@ -25,31 +25,33 @@ class WithAdapters(ModelOptions):
 class GenerateConfig(WithAdapters):
     """The options of `lorafast generate`."""
 
-    model_base: str = option("", TEXT, "FILE", "model: a GGUF of architecture llama (required)", names=["-m", "--model"])
-    lora: tuple[str, ...] = option((), TEXT, "FILE[:SCALE]", "adapter (of any form) or checkpoint to apply, times SCALE; may "
+    model_base: str = option("", TEXT, "FILE", "model: a GGUF of architecture llama (required)",
+                             names=["-m", "--model"])
+    lora: tuple[str, ...] = option((), TEXT, "FILE[:SCALE]",
+                                   "adapter (of any form) or checkpoint to apply, times SCALE; may "
                                    "be given several times")
     prompt: str = option("", TEXT, "TEXT", "text to continue; with --chat, the message to answer", names=["-p"])
     chat: bool = option(False, TEXT, "", "answer as in a conversation, by the model's chat template")
     system: str = option("", TEXT, "TEXT", "with --chat: what the system message says")
     chat_template: str = option("", TEXT, "FILE", "with --chat: a Jinja template", shown_default="the model's own")
-    interactive: bool = option(False, TEXT, "", "read further prompts line by line; with --chat they are one conversation. "
-                               "Ctrl-C ends an answer, Ctrl-D the program", names=["-i"])
+    interactive: bool = option(False, TEXT, "", "read further prompts line by line; with --chat they are one "
+                               "conversation. Ctrl-C ends an answer, Ctrl-D the program", names=["-i"])
     n_predict: int = option(128, TEXT, "N", "most tokens to generate", names=["-n"], allowed=AT_LEAST_0)
     stop: tuple[str, ...] = option((), TEXT, "TEXT", "end before this text; may be given several times")
-    ctx: int | None = option(None, TEXT, "N", "most tokens of prompt and answer together", names=["-c"], allowed=AT_LEAST_1,
-                             shown_default="the model's, at most 8192")
+    ctx: int | None = option(None, TEXT, "N", "most tokens of prompt and answer together", names=["-c"],
+                             allowed=AT_LEAST_1, shown_default="the model's, at most 8192")
 
-    repeat_penalty: float = option(1.0, CHOICE, "X", "logits of tokens that occurred are divided by X, or multiplied where "
-                                   "negative; 1: no penalty", allowed=POSITIVE)
+    repeat_penalty: float = option(1.0, CHOICE, "X", "logits of tokens that occurred are divided by X, or multiplied "
+                                   "where negative; 1: no penalty", allowed=POSITIVE)
     repeat_last_n: int = option(64, CHOICE, "N", "among the last N tokens, prompt included; -1: all",
                                 allowed=Allowed("at least -1", lambda n: n >= -1))
     top_k: int = option(40, CHOICE, "N", "only the N likeliest tokens; 0: all", allowed=AT_LEAST_0)
     top_p: float = option(0.95, CHOICE, "X", "of these, the likeliest that together have the probability X; 1: all",
                           allowed=SHARE)
-    min_p: float = option(0.05, CHOICE, "X", "of these, those with at least X times the probability of the likeliest; 0: all",
-                          allowed=SHARE)
-    temperature: float = option(0.8, CHOICE, "X", "higher: more variety; 0: always the likeliest token", names=["--temp"],
-                                allowed=AT_LEAST_0)
+    min_p: float = option(0.05, CHOICE, "X", "of these, those with at least X times the probability of the likeliest; "
+                          "0: all", allowed=SHARE)
+    temperature: float = option(0.8, CHOICE, "X", "higher: more variety; 0: always the likeliest token",
+                                names=["--temp"], allowed=AT_LEAST_0)
     seed: int = option(-1, CHOICE, "N", "seed of the choice; -1: the time", names=["-s"], allowed=SEED)
 
     threads: int | None = option(None, RUN, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
@@ -67,15 +69,18 @@ class GenerateConfig(WithAdapters):
 class PerplexityConfig(WithAdapters):
     """The options of `lorafast perplexity`."""
 
-    model_base: str = option("", TEXT, "FILE", "model: a GGUF of architecture llama (required)", names=["-m", "--model"])
+    model_base: str = option("", TEXT, "FILE", "model: a GGUF of architecture llama (required)",
+                             names=["-m", "--model"])
     file: str = option("", TEXT, "FILE", "text to predict (required)", names=["-f"])
-    lora: tuple[str, ...] = option((), TEXT, "FILE[:SCALE]", "adapter (of any form) or checkpoint to compare with the base "
+    lora: tuple[str, ...] = option((), TEXT, "FILE[:SCALE]",
+                                   "adapter (of any form) or checkpoint to compare with the base "
                                    "model, times SCALE; may be given several times")
     base: bool = option(True, TEXT, "", "with --lora: the base model's perplexity as well", off=["--no-base"])
     ctx: int = option(512, TEXT, "N", "tokens in a window, the second half of which is predicted", names=["-c"],
                       allowed=Allowed("at least 4", lambda n: n >= 4))
-    stride: int | None = option(None, TEXT, "N", "tokens from the start of one window to the next; of the second half, the "
-                                "last N are predicted", allowed=AT_LEAST_1, shown_default="--ctx, as in llama.cpp")
+    stride: int | None = option(None, TEXT, "N", "tokens from the start of one window to the next; of the second "
+                                "half, the last N are predicted", allowed=AT_LEAST_1,
+                                shown_default="--ctx, as in llama.cpp")
     chunks: int = option(0, TEXT, "N", "only the first N windows; 0: all", allowed=AT_LEAST_0)
     threads: int | None = option(None, RUN, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
                                  shown_default="physical cores")

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Started:
-    """Training begins. iteration: done in earlier runs; n_iter: planned for this one; options: all of them, by field."""
+    """Training begins. iteration: done in earlier runs; n_iter: planned for this one; options: all of them, by
+    field."""
 
     iteration: int
     n_iter: int
@@ -79,5 +80,5 @@ class Ended:
     seconds: float
 
 
-Event = Union[Started, Step, Evaluation, Continuation, Ended]
+Event = Started | Step | Evaluation | Continuation | Ended
 Observer = Callable[[Event], None]

@@ -32,8 +32,8 @@ class IterationRecord:
     sample          number of the batch's first sample in the shuffled order, from 1; sample_count: of how many
     sched           learning rate as a share of --adam-alpha; learning_rate: their product
     loss            of the evaluation before this line; 0 on a run's first line
-    step_ms         milliseconds of the iteration before this line, evaluation and saving not counted; None on a run's first
-                    line
+    step_ms         milliseconds of the iteration before this line, evaluation and saving not counted; None on a run's
+                    first line
     gradient_norm   of the update before this line, before clipping; 0 on a run's first line
     n_tokens        in the batch of that iteration
     """

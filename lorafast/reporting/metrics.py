@@ -1,7 +1,8 @@
 """The events of a run as a file, a line of JSON each, written as they happen: `{"event": "step", "iteration": 1, ...}`.
 
-The other keys are the fields of the event (events.py), `time` (seconds since 1970), and derived ones. A resumed run goes on in
-the same file: what a run that died had written beyond its last save is dropped, so each iteration stands there once.
+The other keys are the fields of the event (events.py), `time` (seconds since 1970), and derived ones. A resumed run
+goes on in the same file: what a run that died had written beyond its last save is dropped, so each iteration stands
+there once.
 """
 from __future__ import annotations
 

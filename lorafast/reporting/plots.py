@@ -1,4 +1,5 @@
-"""Charts of numbers over iterations, drawn twice from one description: as SVG for a page, and with matplotlib as a PNG."""
+"""Charts of numbers over iterations, drawn twice from one description: as SVG for a page, and with matplotlib as a
+PNG."""
 from __future__ import annotations
 
 import math
@@ -48,7 +49,8 @@ class Chart:
 
 
 def ticks(low: float, high: float, n: int = 5, least: float = 0.0) -> list[float]:
-    """At most about `n` round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten, `least` apart."""
+    """At most about `n` round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten, `least`
+    apart."""
     step = 10.0 ** math.floor(math.log10((high - low) / n))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= n)
     step = max(step, least)
@@ -90,7 +92,8 @@ def svg(chart: Chart) -> str:
                          f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{number(y)}</text>')
         for x in ticks(x_low, x_high, 6, least=1):
             at, _ = place(x, y_low)
-            parts.append(f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number(x)}</text>')
+            parts.append(f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" '
+                         f'text-anchor="middle">{number(x)}</text>')
         parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">iteration</text>')
         for line in lines:
             points = [place(x, y) for x, y in zip(line.x, line.y) if math.isfinite(y)]

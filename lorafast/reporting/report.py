@@ -23,7 +23,8 @@ MAX_POINTS = 1500
 
 
 def find_metrics(run: str) -> str:
-    """The file of metrics at that path, or in that folder. LoraFastError if there is none, UsageError if there are several."""
+    """The file of metrics at that path, or in that folder. LoraFastError if there is none, UsageError if there are
+    several."""
     if not os.path.isdir(run):
         return run
     found = sorted(map(str, Path(run).glob("*.jsonl")))
@@ -35,7 +36,8 @@ def find_metrics(run: str) -> str:
 
 
 def write_report(metrics: str | os.PathLike, page: str | os.PathLike) -> list[str]:
-    """Writes the page and, if matplotlib is installed, the PNG; returns their paths. FormatError if nothing was done yet."""
+    """Writes the page and, if matplotlib is installed, the PNG; returns their paths. FormatError if nothing was done
+    yet."""
     records = list(read_metrics(metrics))
     charts = charts_of(records)
     if not any(chart.drawn for chart in charts):
@@ -96,7 +98,8 @@ def thinned(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
     size = -(-len(x) // MAX_POINTS)
     if size <= 1:
         return x, y
-    return tuple([sum(values[i:i + size]) / len(values[i:i + size]) for i in range(0, len(values), size)] for values in (x, y))
+    return tuple([sum(values[i:i + size]) / len(values[i:i + size]) for i in range(0, len(values), size)]
+                 for values in (x, y))
 
 
 def heading(records: Sequence[dict[str, Any]]) -> str:
@@ -195,6 +198,7 @@ def sample_rows(samples: Sequence[dict[str, Any]]) -> list[str]:
     rows = ["<tr><th>iteration</th><th>text</th></tr>"]
     for prompt in dict.fromkeys(sample["prompt"] for sample in samples):
         rows.append(f'<tr class="prompt"><td></td><td class="text">{escape(prompt)}</td></tr>')
-        rows += [f'<tr><td>{sample["iteration"]}</td><td class="text">{escape(sample["text"].removeprefix(" "))}</td></tr>'
+        rows += [f'<tr><td>{sample["iteration"]}</td>'
+                 f'<td class="text">{escape(sample["text"].removeprefix(" "))}</td></tr>'
                  for sample in samples if sample["prompt"] == prompt]
     return rows

@@ -1,9 +1,9 @@
 """Writes a run's numbers for TensorBoard.
 
-An event file is a series of records: u64 length, u32 masked CRC of these 8 bytes, the data, u32 masked CRC of the data. The
-data is a protocol buffer `Event { double wall_time = 1; int64 step = 2; string file_version = 3; Summary summary = 5; }` with
-`Summary { repeated Value value = 1; }` and `Value { string tag = 1; float simple_value = 2; TensorProto tensor = 8;
-SummaryMetadata metadata = 9; }`.
+An event file is a series of records: u64 length, u32 masked CRC of these 8 bytes, the data, u32 masked CRC of the data.
+The data is a protocol buffer `Event { double wall_time = 1; int64 step = 2; string file_version = 3; Summary summary =
+5; }` with `Summary { repeated Value value = 1; }` and `Value { string tag = 1; float simple_value = 2; TensorProto
+tensor = 8; SummaryMetadata metadata = 9; }`.
 
 Source: TensorFlow, core/util/event.proto, core/framework/summary.proto, core/lib/io/record_writer (the framing).
 """
@@ -46,7 +46,8 @@ class EventFile:
         if isinstance(event, Step):
             self._write(event.iteration, field(5, b"".join(scalar(tag, value) for tag, value in (
                 ("train/loss", event.loss), ("train/learning_rate", event.learning_rate),
-                ("train/gradient_norm", event.gradient_norm), ("speed/tokens_per_second", event.tokens / event.seconds)))))
+                ("train/gradient_norm", event.gradient_norm),
+                ("speed/tokens_per_second", event.tokens / event.seconds)))))
         elif isinstance(event, Evaluation):
             self._write(event.iteration, field(5, scalar("evaluation/loss", event.loss)
                                                + scalar("evaluation/perplexity", event.perplexity)))

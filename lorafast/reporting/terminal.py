@@ -1,4 +1,5 @@
-"""The log of a run for a person who looks on: a few rows first, live lines during training, a row for what is worth keeping."""
+"""The log of a run for a person who looks on: a few rows first, live lines during training, a row for what is worth
+keeping."""
 from __future__ import annotations
 
 import itertools
@@ -52,7 +53,8 @@ class TerminalLog(Log):
     def _row(self, label: str, text: str) -> None:
         """`text` in the column right of `label`, wrapped to the terminal's width."""
         width = max(20, self.console.width - self.LABEL - 1)
-        lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False) or [""]]
+        lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False)
+                 or [""]]
         for head, line in zip(itertools.chain([label], itertools.repeat("")), lines):
             self.console.print(Text(f"{head:<{self.LABEL}}", "bold") + Text(line, "default"), soft_wrap=True)
 
@@ -74,7 +76,8 @@ class TerminalLog(Log):
     def loader(self, gguf: GGUFFile, tokenizer: Tokenizer, hparams: HParams) -> None:
         types = Counter(tensor.type for tensor in gguf.tensors.values())
         kind = f"{hparams.arch} {hparams.model_type}".removesuffix(" ?B")
-        self._row("", f"{gguf.metadata.get('general.name', 'no name')}: {kind} {file_type(gguf)}, {describe_size(gguf)}")
+        self._row("", f"{gguf.metadata.get('general.name', 'no name')}: {kind} {file_type(gguf)}, "
+                  f"{describe_size(gguf)}")
         self._row("", "tensors: " + ", ".join(f"{n} {kind.label}" for kind, n in sorted(types.items())))
         self._row("Tokens", f"{tokenizer.vocab_type}, vocabulary {hparams.n_vocab}, merges {tokenizer.n_merges}, "
                   + ", ".join(f"{name} {token} {text}" for name, token, text in special_tokens(gguf, tokenizer)))
@@ -117,7 +120,8 @@ class TerminalLog(Log):
             self.warning(warning)
 
     def restarted(self, *, forced: bool) -> None:
-        self._row("Order", "shuffled anew as asked" if forced else "shuffled from the seed: the data is new to this adapter")
+        self._row("Order", "shuffled anew as asked" if forced
+                  else "shuffled from the seed: the data is new to this adapter")
 
     def begin(self, work_size: int, *, n_iter: int, tokens_per_iter: int, folder: str = ".") -> None:
         self.course, self.folder = Progress(n_iter), folder
@@ -150,7 +154,8 @@ class TerminalLog(Log):
         if self.is_stopping:
             return Text(STOPPING, "bold", no_wrap=True, overflow="crop")
         rows = (self._how_far(), self._how_good(), self._how_fast())
-        return Text("\n").join(Text(fitting(row, self.console.width), no_wrap=True, overflow="crop") for row in rows if row)
+        return Text("\n").join(Text(fitting(row, self.console.width), no_wrap=True, overflow="crop") for row in rows
+                               if row)
 
     def _how_far(self) -> list[str]:
         record, progress = self.record, self.course

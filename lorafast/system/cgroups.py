@@ -10,9 +10,9 @@ from .mounts import read_mounts
 def groups_around(controller: str, root: Path = Path("/")) -> Iterator[tuple[str, list[Path]]]:
     """Version ("cgroup" or "cgroup2") and folders of the groups that may limit this process, the innermost first.
 
-    Of version 2 without regard to the controller: where both versions are mounted, it belongs to one of them, and in the
-    other there are no such files. root: the folder under which sys and proc are found. Nothing where the system does not
-    tell.
+    Of version 2 without regard to the controller: where both versions are mounted, it belongs to one of them, and in
+    the other there are no such files. root: the folder under which sys and proc are found. Nothing where the system
+    does not tell.
     """
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()

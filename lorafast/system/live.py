@@ -1,4 +1,5 @@
-"""How far a long piece of work has come, in a line of the terminal that the next one replaces. A log gets none of it."""
+"""How far a long piece of work has come, in a line of the terminal that the next one replaces. A log gets none of
+it."""
 from __future__ import annotations
 
 import os

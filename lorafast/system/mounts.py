@@ -36,7 +36,8 @@ def read_mounts(root: Path = Path("/")) -> list[Mount]:
     except OSError:
         return []
     mounts = []
-    for line in lines:          # number, parent, device, root, point, options..., "-", type, source, the file system's options
+    # A line: number, parent, device, root, point, options..., "-", type, source, the file system's options
+    for line in lines:
         front, _, back = line.partition(" - ")
         _, _, device, shown, point, *_ = front.split(" ")
         type, _, options = back.split(" ", 2)
@@ -45,7 +46,8 @@ def read_mounts(root: Path = Path("/")) -> list[Mount]:
 
 
 def file_system(path: str | os.PathLike, root: Path = Path("/")) -> str:
-    """The type of the file system in which a file lies (ext4, tmpfs, nfs4, fuse.sshfs); empty where that is not known."""
+    """The type of the file system in which a file lies (ext4, tmpfs, nfs4, fuse.sshfs); empty where that is not
+    known."""
     number = os.stat(path).st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
     return next((mount.type for mount in read_mounts(root) if mount.device == device), "")

@@ -77,8 +77,8 @@ class Tokenizer:
         return np.asarray(ids, dtype=np.int32)
 
     def encode_slices(self, text: bytes | mmap) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields the ids of encode(text), those of about a megabyte at a time: for a mapped file larger than memory. Before
-        them, how many bytes of text they stand for.
+        """Yields the ids of encode(text), those of about a megabyte at a time: for a mapped file larger than memory.
+        Before them, how many bytes of text they stand for.
 
         With a vocabulary whose tokens may reach across any line end (slices.py), that is the whole text at once.
         """

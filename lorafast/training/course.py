@@ -56,7 +56,8 @@ def plan_course(config: FinetuneConfig, samples: Samples, position: SamplerState
 
 
 def iterations_of_epochs(config: FinetuneConfig, samples: Samples, position: SamplerState) -> int:
-    """Iterations until --epochs epochs more are complete. An estimate where a pass takes a varying number of samples."""
+    """Iterations until --epochs epochs more are complete. An estimate where a pass takes a varying number of
+    samples."""
     count, batch = len(samples), float(config.batch)
     if config.pack and isinstance(samples, Sequences):
         batch *= config.ctx / np.mean(samples.size - 1)

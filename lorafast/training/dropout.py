@@ -1,9 +1,9 @@
 """Dropout for LoRA: in each iteration every pair of a matrix sees only some of its inputs.
 
-The inputs that it does not see are the same for all tokens of the iteration: dropping input k is then zeroing column k of A
-(and its gradient), which costs r·K instead of T·K operations and no memory for activations. Masks follow from the seed and
-the number of the iteration alone, so they are the same for any number of threads and in a resumed run. With DoRA the norms
-of an iteration are those of the matrix as it sees it, too.
+The inputs that it does not see are the same for all tokens of the iteration: dropping input k is then zeroing column k
+of A (and its gradient), which costs r·K instead of T·K operations and no memory for activations. Masks follow from the
+seed and the number of the iteration alone, so they are the same for any number of threads and in a resumed run. With
+DoRA the norms of an iteration are those of the matrix as it sees it, too.
 
 Source: Lin et al., "LoRA Dropout as a Sparsity Regularizer for Overfitting Control" (2024).
 """

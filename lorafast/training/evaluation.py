@@ -61,8 +61,8 @@ class Best:
 
     def extras(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"best.loss": self.loss, "best.iteration": self.iteration, "best.evaluations_since": self.evaluations_since,
-                "best.evaluated": self.evaluated}
+        return {"best.loss": self.loss, "best.iteration": self.iteration,
+                "best.evaluations_since": self.evaluations_since, "best.evaluated": self.evaluated}
 
     @classmethod
     def from_extras(cls, patience: int, extras: Mapping[str, Any]) -> Best:

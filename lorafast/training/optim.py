@@ -79,7 +79,8 @@ class PlainSchedule:
     floor: float = 0.0
 
     def __call__(self, step: int) -> float:
-        """The factor, 0 to 1, of the update after the evaluation of iteration `step`; the first one is not wasted on 0."""
+        """The factor, 0 to 1, of the update after the evaluation of iteration `step`; the first one is not wasted on
+        0."""
         if step < self.warmup:
             factor = (step + 1) / self.warmup
         elif self.shape == "constant":
@@ -152,8 +153,8 @@ class Adam:
             part = slice(group.begin, group.end)
             rate = f32(self.alpha) * f32(schedule) * f32(group.rate_factor)
             decay = f32(self.decay) * rate if group.decays else 0.0
-            adam_step(params[part], m[part], v[part], grads[part], scale, self.beta1, self.beta2, rate / bias1, c_t, EPS,
-                      decay, n_threads)
+            adam_step(params[part], m[part], v[part], grads[part], scale, self.beta1, self.beta2, rate / bias1, c_t,
+                      EPS, decay, n_threads)
         return norm
 
 

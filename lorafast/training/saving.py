@@ -1,4 +1,5 @@
-"""What a save writes: the checkpoint, then each adapter, under the iteration's number and as the latest; the options, once."""
+"""What a save writes: the checkpoint, then each adapter, under the iteration's number and as the latest; the options,
+once."""
 from __future__ import annotations
 
 import dataclasses

@@ -58,7 +58,7 @@ def test_what_is_no_adapter(tmp_path):
 
 def test_an_adapter_of_another_model_is_refused():
     adapter = random_adapter(SHAPES, targets=BLOCK_MATRICES)
-    with pytest.raises(LoraFastError, match="pair for blk.1.attn_q.weight, which this model lacks"):
+    with pytest.raises(LoraFastError, match=r"pair for blk.1.attn_q.weight, which this model lacks"):
         adapter.to_adapter(llama_shapes(16, 24, 1, 40, n_embd_gqa=8))
     with pytest.raises(LoraFastError, match=r"blk.0.attn_k.weight fits a tensor of shape \(8, 16\), but .* \(16, 16\)"):
         adapter.to_adapter(llama_shapes(16, 24, 2, 40))
@@ -74,7 +74,7 @@ def test_magnitudes_of_another_model_are_refused():
 
 def test_base_model_needs_a_models_keys(tmp_path):
     write_adapter(Form.GGUF, tmp_path / "a.gguf", random_adapter(SHAPES, targets=BLOCK_MATRICES), BASE)
-    with pytest.raises(FormatError, match="llama.block_count"):
+    with pytest.raises(FormatError, match=r"llama.block_count"):
         BaseModel.from_gguf(GGUFFile(tmp_path / "a.gguf"))
 
 

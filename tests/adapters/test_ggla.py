@@ -34,7 +34,7 @@ def test_the_originals_file_is_written_back_byte_for_byte(golden, tmp_path):
 
 def test_magnitudes_are_refused(tmp_path):
     adapter = Adapter(specs_for(llama_shapes(8, 24, 2, 40), default_ranks(3), dora=True), 3, 3)
-    with pytest.raises(LoraFastError, match="a ggla file cannot carry DoRA's magnitudes.*PEFT .*lorafast merge"):
+    with pytest.raises(LoraFastError, match=r"a ggla file cannot carry DoRA's magnitudes.*PEFT .*lorafast merge"):
         write_ggla(tmp_path / "a.bin", AdapterFile.of(adapter))
     assert not list(tmp_path.iterdir())
 
@@ -123,5 +123,5 @@ def test_unknown_tensors_are_refused(tmp_path):
     path = tmp_path / "a.bin"
     write_ggla(path, AdapterFile.of(small_adapter()))
     path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up.weight.loraB", b"blk.1.ffn_uq.weight.loraB"))
-    with pytest.raises(FormatError, match="'blk.1.ffn_uq.weight.loraB'"):
+    with pytest.raises(FormatError, match=r"'blk.1.ffn_uq.weight.loraB'"):
         read_ggla(path)

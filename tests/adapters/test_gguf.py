@@ -61,7 +61,7 @@ def test_keys_and_shapes(tmp_path):
 
 
 def test_magnitudes_are_refused(tmp_path):
-    with pytest.raises(LoraFastError, match="a GGUF adapter cannot carry DoRA's magnitudes.*PEFT .*lorafast merge"):
+    with pytest.raises(LoraFastError, match=r"a GGUF adapter cannot carry DoRA's magnitudes.*PEFT .*lorafast merge"):
         write_gguf_adapter(tmp_path / "a.gguf", random_adapter(llama_shapes(8, 24, 2, 40), dora=True), BASE)
     assert not list(tmp_path.iterdir())
 

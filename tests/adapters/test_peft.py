@@ -6,7 +6,7 @@ import pytest
 from adapter_merge import merge
 from make_models import make_tiny
 
-from lorafast.adapters import AdapterFile, BaseModel, read_adapter
+from lorafast.adapters import BaseModel, read_adapter
 from lorafast.adapters.peft import read_peft, write_peft
 from lorafast.errors import FormatError, LoraFastError
 from lorafast.gguf.reader import GGUFFile
@@ -126,7 +126,7 @@ def test_the_base_model_is_needed_for_q_and_k_only(tmp_path):
 
 
 def test_norms_are_refused(tmp_path):
-    with pytest.raises(LoraFastError, match="a PEFT adapter cannot carry the pair of blk.0.attn_norm"):
+    with pytest.raises(LoraFastError, match=r"a PEFT adapter cannot carry the pair of blk.0.attn_norm"):
         write_peft(tmp_path / "peft", random_adapter(SHAPES, targets=["attn_q", "attn_norm"]), BASE)
     assert not list(tmp_path.iterdir())
 
@@ -171,7 +171,7 @@ def test_broken_folders_are_refused(tmp_path):
     whole = weights.read_bytes()
     for size in (0, 5, 200, len(whole) - 4):
         weights.write_bytes(whole[:size])
-        with pytest.raises(LoraFastError, match="adapter_model.safetensors"):
+        with pytest.raises(LoraFastError, match=r"adapter_model.safetensors"):
             read_peft(folder, BASE)
     weights.unlink()
     with pytest.raises(LoraFastError, match="save_pretrained"):
@@ -180,7 +180,7 @@ def test_broken_folders_are_refused(tmp_path):
     with pytest.raises(FormatError, match="is no JSON"):
         read_peft(folder, BASE)
     config.unlink()
-    with pytest.raises(FormatError, match="without adapter_config.json"):
+    with pytest.raises(FormatError, match=r"without adapter_config.json"):
         read_adapter(folder, BASE)
 
 

@@ -21,20 +21,21 @@ from lorafast.reporting.events import Step
 from lorafast.tokenizer import load_tokenizer
 
 SAME = 2e-9, 2e-5
-"""Most NMSE of logits and most |difference| of next-token probabilities where all is computed in float32. Measured: 9e-13
-and 8e-7 with AVX2 or AVX-512, 3e-10 and 4e-6 with AMX."""
+"""Most NMSE of logits and most |difference| of next-token probabilities where all is computed in float32. Measured:
+9e-13 and 8e-7 with AVX2 or AVX-512, 3e-10 and 4e-6 with AMX."""
 
 STORED = {"f32": SAME, "f16": (5e-6, 2e-3), "q8_0": (4e-3, 5e-2)}
-"""The same between a merged model, its matrices stored in this type, and base + adapter in float32. Measured: 9e-7 and 5e-4
-in F16, 7e-4 and 1e-2 in Q8_0, twice that in llama.cpp, which rounds activations to the type of the weights as well."""
+"""The same between a merged model, its matrices stored in this type, and base + adapter in float32. Measured: 9e-7 and
+5e-4 in F16, 7e-4 and 1e-2 in Q8_0, twice that in llama.cpp, which rounds activations to the type of the weights as
+well."""
 
 OF_ONE_FILE = {"f32": SAME, "f16": SAME, "q8_0": (1e-7, 5e-4)}
-"""The same between lorafast and transformers, which computes in float32 with the weights of that type. Measured: 9e-9 and
-6e-5 in Q8_0, for which lorafast rounds activations to 16 bits."""
+"""The same between lorafast and transformers, which computes in float32 with the weights of that type. Measured: 9e-9
+and 6e-5 in Q8_0, for which lorafast rounds activations to 16 bits."""
 
 MASKED_LOSS = {"f32": 1e-4, "q8_0": 5e-4}
-"""Most |difference| in nats of a batch's mean loss, by the type of the weights. Measured: 2e-5 in F32; 2e-4 in Q8_0, where
-lorafast rounds activations to 16 bits (on processors with AMX it does not)."""
+"""Most |difference| in nats of a batch's mean loss, by the type of the weights. Measured: 2e-5 in F32; 2e-4 in Q8_0,
+where lorafast rounds activations to 16 bits (on processors with AMX it does not)."""
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +112,7 @@ def test_llama_cpp_with_a_scale(run):
     assert_same(lorafast.Model.open(folder / "model.gguf", [(folder / "a.gguf", 0.5)]).forward(tokens), wanted)
 
 
-# --------------------------------------------------------------------------------------------------------- the merged form
+# ------------------------------------------------------------------------------------------------------ the merged form
 
 @pytest.fixture(scope="module")
 def merged(run) -> dict[str, str]:
@@ -147,11 +148,13 @@ def test_merged_in_transformers(run, merged, type):
     assert_same(theirs, logits(folder, tokens, model=merged[type]), OF_ONE_FILE[type])
 
 
-# ----------------------------------------------------------------------------------------------------------- masked losses
+# -------------------------------------------------------------------------------------------------------- masked losses
 
 RECORDS = [
-    {"messages": [{"role": "user", "content": "Who wrote the sonnets?"}, {"role": "assistant", "content": "Shakespeare."}]},
-    {"messages": [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Capital of Norway?"},
+    {"messages": [{"role": "user", "content": "Who wrote the sonnets?"},
+                  {"role": "assistant", "content": "Shakespeare."}]},
+    {"messages": [{"role": "system", "content": "Answer in one word."},
+                  {"role": "user", "content": "Capital of Norway?"},
                   {"role": "assistant", "content": "Oslo"}, {"role": "user", "content": "And of Italy?"},
                   {"role": "assistant", "content": "Rome"}]},
     {"conversations": [{"from": "human", "value": "Please count to five."}, {"from": "gpt", "value": "1, 2, 3, 4, 5"},
@@ -184,7 +187,8 @@ def test_masked_losses_are_those_of_transformers(tmp_path, smollm2, type, pack):
     losses = []
     lorafast.finetune(
         dict(model_base=str(model), train_data=(str(data),), lora_out=(f"{tmp_path}/a-ITERATION/",), checkpoint_in="",
-             checkpoint_out="", ctx=96, batch=4, pack=pack, adam_iter=3, save_every=2, warmup=0, adam_alpha=0.002, seed=1),
+             checkpoint_out="", ctx=96, batch=4, pack=pack, adam_iter=3, save_every=2, warmup=0, adam_alpha=0.002,
+             seed=1),
         callback=lambda event: losses.append(event.loss) if isinstance(event, Step) else None)
 
     gguf = open_model(model)

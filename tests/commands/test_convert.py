@@ -81,7 +81,7 @@ def test_magnitudes_go_between_peft_and_checkpoint(folder):
 @pytest.mark.parametrize("out", ["b.gguf", "b.bin"])
 def test_magnitudes_go_nowhere_else(folder, out):
     make("a/", adapter_for(targets=BLOCK_MATRICES, dora=True))
-    with pytest.raises(LoraFastError, match="cannot carry DoRA's magnitudes.*PEFT folder.*lorafast merge"):
+    with pytest.raises(LoraFastError, match=r"cannot carry DoRA's magnitudes.*PEFT folder.*lorafast merge"):
         convert(f"a/ {out} -m model.gguf")
     assert not list(folder.glob("b*"))
 
@@ -182,7 +182,7 @@ def test_a_broken_alpha_goes_into_b(folder):
     assert "4.5 / 3 has been multiplied into every B" in convert("a.gguf b.bin")[0]
     one, other = read_adapter("a.gguf"), read_adapter("b.bin")
     assert (other.alpha, other.r) == (3, 3)
-    for name, (a, b) in one.pairs.items():
+    for name, (_, b) in one.pairs.items():
         np.testing.assert_array_equal(other.pairs[name][1], np.float32(1.5) * b)
 
 

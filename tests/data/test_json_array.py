@@ -56,7 +56,8 @@ def test_memory_for_one_item_at_a_time(monkeypatch):
     monkeypatch.setattr(json_array, "PIECE", 100)
     monkeypatch.setattr(json_array, "LONGEST_ITEM", 2000)
     windows, read = [], json_array._Text.read
-    monkeypatch.setattr(json_array._Text, "read", lambda self: (windows.append(len(self.buffer) - self.at), read(self))[1])
+    monkeypatch.setattr(json_array._Text, "read",
+                        lambda self: (windows.append(len(self.buffer) - self.at), read(self))[1])
     assert len(items(json.dumps(["x" * 300] * 1000).encode())) == 1000
     assert max(windows) < 800
     with pytest.raises(FormatError, match="item 2 is no JSON, or longer than"):

@@ -76,7 +76,8 @@ def test_array(tmp_path):
     data = json.dumps([{"text": "a"}, {"x": 1}, {"text": "b"}], indent=1).encode()
     numbers, records = zip(*read(tmp_path, b"\n" + data, "a.json"))
     assert numbers == (1, 2, 3) and records[0] == Text("a") and records[2] == Text("b") and "'x'" in records[1]
-    with pytest.raises(LoraFastError, match="a.jsonl:11: the array in it is broken: ',' is missing before the end of the file"):
+    with pytest.raises(LoraFastError, match=r"a.jsonl:11: the array in it is broken: ',' is missing before the end of "
+                       r"the file"):
         read(tmp_path, data[:-1])
 
 
@@ -99,5 +100,5 @@ def test_recognised_by_content(tmp_path, data, name, expected):
 
 @pytest.mark.parametrize("function", [is_json, lambda path: list(read_records(path))])
 def test_unreadable(tmp_path, function):
-    with pytest.raises(LoraFastError, match="cannot read training data .*missing.*: No such file"):
+    with pytest.raises(LoraFastError, match=r"cannot read training data .*missing.*: No such file"):
         function(str(tmp_path / "missing.jsonl"))

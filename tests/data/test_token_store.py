@@ -79,5 +79,5 @@ def test_other_files_are_not_overwritten(tmp_path):
 def test_no_room(monkeypatch):
     def full(writer):
         raise OSError(28, "No space left on device")
-    with pytest.raises(LoraFastError, match="No space left on device; name a file with --data-cache, .* TMPDIR"):
+    with pytest.raises(LoraFastError, match=r"No space left on device; name a file with --data-cache, .* TMPDIR"):
         store_tokens(full)

@@ -118,17 +118,18 @@ def test_whole_model_opens_as_it_is(tmp_path):
 def test_broken_splits_are_explained(tmp_path):
     first = write_parts(tmp_path)
     second = tmp_path / "m-00002-of-00003.gguf"
-    with pytest.raises(FormatError, match="part of a model split into 3 files; name the first, .*-00001-of-00003.gguf"):
+    with pytest.raises(FormatError, match=r"part of a model split into 3 files; name the first, "
+                       r".*-00001-of-00003.gguf"):
         open_model(second)
     contents = second.read_bytes()
     second.write_bytes((tmp_path / "m-00003-of-00003.gguf").read_bytes())
-    with pytest.raises(FormatError, match="m-00002-of-00003.gguf: is not part 2 of 3"):
+    with pytest.raises(FormatError, match=r"m-00002-of-00003.gguf: is not part 2 of 3"):
         open_model(first)
     second.unlink()
-    with pytest.raises(LoraFastError, match="cannot read .*m-00002-of-00003.gguf: No such file"):
+    with pytest.raises(LoraFastError, match=r"cannot read .*m-00002-of-00003.gguf: No such file"):
         open_model(first)
     second.write_bytes(contents.replace(b"w1", b"w0"))
-    with pytest.raises(FormatError, match="tensor 'w0' is also in m-00001-of-00003.gguf"):
+    with pytest.raises(FormatError, match=r"tensor 'w0' is also in m-00001-of-00003.gguf"):
         open_model(first)
     with pytest.raises(FormatError, match="3 parts hold 3 tensors, not the 4"):
         open_model(write_parts(tmp_path, promised=4))
@@ -145,7 +146,8 @@ def test_first_part_without_tensors(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/sys/kernel/uevent_seqnum"), reason="wants a file system that maps nothing")
 def test_a_file_that_cannot_be_mapped():
-    with pytest.raises(LoraFastError, match="cannot map .* into memory: .*; its file system .sysfs. may not be able to: copy it"):
+    with pytest.raises(LoraFastError, match=r"cannot map .* into memory: .*; its file system .sysfs. may not be able "
+                       r"to: copy it"):
         GGUFFile("/sys/kernel/uevent_seqnum")
 
 
@@ -169,11 +171,11 @@ def test_other_files_are_named(tmp_path, contents, message):
 
 
 def test_missing_files_folders_and_pipes(tmp_path):
-    with pytest.raises(LoraFastError, match="cannot read .*none: No such file or directory"):
+    with pytest.raises(LoraFastError, match=r"cannot read .*none: No such file or directory"):
         GGUFFile(tmp_path / "none")
     os.mkfifo(tmp_path / "pipe")
     for other in (tmp_path, tmp_path / "pipe", "/dev/zero"):
-        with pytest.raises(LoraFastError, match="cannot read .*: it is a folder or a device"):
+        with pytest.raises(LoraFastError, match=r"cannot read .*: it is a folder or a device"):
             GGUFFile(other)
 
 

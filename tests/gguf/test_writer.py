@@ -110,7 +110,7 @@ def test_chunks_stream(tmp_path):
 
 def test_wrong_amount_of_data_writes_nothing(tmp_path):
     for data in (np.zeros(3, np.float32), [b"123"], lambda: [bytes(20)]):
-        with pytest.raises(ValueError, match="tensor 'w': .* bytes of data, but its shape .4,. takes 16 in f32"):
+        with pytest.raises(ValueError, match=r"tensor 'w': .* bytes of data, but its shape .4,. takes 16 in f32"):
             write_gguf(tmp_path / "a", [], [TensorToWrite("w", GGMLType.F32, (4,), data)])
     with pytest.raises(ValueError, match="33 values a row are not a multiple of the 32"):
         write_gguf(tmp_path / "a", [], [TensorToWrite("w", GGMLType.Q8_0, (33,), b"")])
@@ -127,7 +127,7 @@ def test_values_that_do_not_fit_are_named(tmp_path, type, value):
 
 
 def test_unwritable_place_is_named(tmp_path):
-    with pytest.raises(LoraFastError, match="cannot write .*none/a"):
+    with pytest.raises(LoraFastError, match=r"cannot write .*none/a"):
         write_gguf(tmp_path / "none" / "a", [], [])
 
 

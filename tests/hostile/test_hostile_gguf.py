@@ -1,6 +1,7 @@
 """Broken GGUF files: an error of one line, never a crash, a hang or a large allocation."""
 import struct
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,10 @@ def info(name: bytes, ne: list[int], type: int = GGMLType.F32, offset: int = 0) 
     return string(name) + struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, type, offset)
 
 
-def gguf_bytes(values: list[bytes] = [], infos: list[bytes] = [], data: int = 0, n_tensors: int | None = None,
+def gguf_bytes(values: Sequence[bytes] = (), infos: Sequence[bytes] = (), data: int = 0, n_tensors: int | None = None,
                n_values: int | None = None) -> bytes:
     header = b"GGUF" + struct.pack("<IQQ", 3, len(infos) if n_tensors is None else n_tensors,
-                                   len(values) if n_values is None else n_values) + b"".join(values + infos)
+                                   len(values) if n_values is None else n_values) + b"".join((*values, *infos))
     return header + bytes(-len(header) % 32) + bytes(data)
 
 

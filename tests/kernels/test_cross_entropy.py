@@ -96,4 +96,5 @@ def test_bad_logits_show_in_the_loss(isa, bad, place):
 @pytest.mark.parametrize("target", [-2, 6])
 def test_target_outside_the_vocabulary(target):
     with pytest.raises(ValueError, match=rf"^cross_entropy_forward: targets\[1\] is {target}, wanted -1 to 5"):
-        cross_entropy_forward(np.empty(2, np.float32), np.zeros((2, 6), np.float32), np.array([0, target], np.int32), 0, 1)
+        cross_entropy_forward(np.empty(2, np.float32), np.zeros((2, 6), np.float32), np.array([0, target], np.int32),
+                              0, 1)

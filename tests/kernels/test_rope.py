@@ -69,5 +69,5 @@ def test_position_outside_the_tables(position):
 def test_heads_that_do_not_fit():
     x, table = np.zeros((2, 12), np.float32), np.zeros((5, 3), np.float32)
     for n_head in (0, 5, 3):                                   # no head, a remainder, heads of 4 < n_rot 6
-        with pytest.raises(ValueError, match="^rope_forward: rows of 12 values do not hold"):
+        with pytest.raises(ValueError, match=r"^rope_forward: rows of 12 values do not hold"):
             rope_forward(x.copy(), x, table, table, np.zeros(2, np.int32), n_head, True, 1)

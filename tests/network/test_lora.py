@@ -62,7 +62,7 @@ def test_rank_0_leaves_a_role_out_and_targets_that_fit_nothing_are_refused():
     assert "blk.0.attn_k.weight" not in {spec.name for spec in specs_for(shapes, ranks)}
     with pytest.raises(UsageError, match="every rank is 0"):
         specs_for(shapes, ranks, ["attn_k"])
-    with pytest.raises(UsageError, match="'attn_w' fits no tensor.*attn_q"):
+    with pytest.raises(UsageError, match=r"'attn_w' fits no tensor.*attn_q"):
         specs_for(shapes, ranks, ["attn_q", "attn_w"])
     with pytest.raises(UsageError, match="-1"):
         specs_for(shapes, ranks | {"attn_q": -1})

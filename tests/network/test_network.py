@@ -1,4 +1,7 @@
-"""Loss and gradients of the whole network against a plain float64 one, and generation against training's forward pass."""
+"""Loss and gradients of the whole network against a plain float64 one, and generation against training's forward
+pass."""
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from lorafast.kernels.build_info import available_isas
@@ -23,7 +26,8 @@ MODELS = {
     "rope": dict(rope_freqs=True, rope_scale_linear=4.0),
     "f16": dict(type="F16"),
     "q4_K": dict(type="Q4_K", n_embd=256, n_ff=256),
-    "mixed": dict(type="Q8_0", types={"blk.0.attn_v.weight": "F16", "blk.1.ffn_down.weight": "Q5_1", "output.weight": "BF16"}),
+    "mixed": dict(type="Q8_0", types={"blk.0.attn_v.weight": "F16", "blk.1.ffn_down.weight": "Q5_1",
+                                      "output.weight": "BF16"}),
 }
 
 
@@ -120,8 +124,8 @@ def test_checkpointing_and_threads_change_nothing(tmp_path):
         np.testing.assert_allclose(case.adapter.grads, gradients, atol=1e-5, err_msg=str(options))
 
 
-@pytest.mark.parametrize("targets", [["blk.1.attn_q"], ["blk.1.ffn_down"], ["blk.1.attn_norm"], ["output"], ["output_norm"],
-                                     ["token_embd"], ["blk.0.attn_output", "blk.1.ffn_up"]], ids=str)
+@pytest.mark.parametrize("targets", [["blk.1.attn_q"], ["blk.1.ffn_down"], ["blk.1.attn_norm"], ["output"],
+                                     ["output_norm"], ["token_embd"], ["blk.0.attn_output", "blk.1.ffn_up"]], ids=str)
 def test_a_part_of_the_tensors_gets_the_gradient_of_the_whole(tmp_path, targets):
     """What lies below the lowest adapted tensor is skipped, which must not show in the rest."""
     part = Case(tmp_path / "part.gguf", targets=targets)
@@ -145,14 +149,16 @@ def test_sequences_do_not_see_each_other(tmp_path):
     together = trainer.loss_and_gradients(Batch(tokens, targets, begin, 3, False), 1.0)
     gradients = case.adapter.grads.copy()
     case.adapter.grads.fill(0)
-    alone = sum(trainer.loss_and_gradients(Batch(tokens[a:b], targets[a:b], np.array([0, b - a], np.int32), 1, False), 1.0)
-                for a, b in zip(begin, begin[1:]))
+    alone = sum(trainer.loss_and_gradients(Batch(tokens[a:b], targets[a:b], np.array([0, b - a], np.int32), 1, False),
+                                           1.0)
+                for a, b in pairwise(begin))
     assert together == pytest.approx(alone, rel=1e-5)
     np.testing.assert_allclose(case.adapter.grads, gradients, rtol=1e-2, atol=1e-4 * np.abs(gradients).max())
 
 
 def test_generation_follows_the_forward_pass(tmp_path):
-    """Token by token through the cache, in chunks, or all at once: the same logits; and those that training's loss comes from."""
+    """Token by token through the cache, in chunks, or all at once: the same logits; and those that training's loss
+    comes from."""
     case = Case(tmp_path / "model.gguf")
     tokens = case.tokens[0]
 

@@ -50,7 +50,8 @@ def test_likeliest_are_sorted_and_ties_are_in_order():
 
 
 def test_the_seed_decides():
-    draws = [[choose(LOGITS, [], Sampling(**OFF), rng) for _ in range(20)] for rng in map(np.random.default_rng, (1, 1, 2))]
+    draws = [[choose(LOGITS, [], Sampling(**OFF), rng) for _ in range(20)]
+             for rng in map(np.random.default_rng, (1, 1, 2))]
     assert draws[0] == draws[1] != draws[2]
 
 

@@ -1,4 +1,5 @@
-"""Weights that stream: what the window holds, that results are those of the whole model, and what happens to a broken file."""
+"""Weights that stream: what the window holds, that results are those of the whole model, and what happens to a broken
+file."""
 import errno
 import os
 import subprocess
@@ -23,7 +24,7 @@ def zigzag(n: int) -> list[int]:
 def read_in_a_pass(window: Window) -> int:
     """Bytes that the second of two passes fetches when fetching is instant; checks the window's promises on the way."""
     read = 0
-    for first in (True, False):
+    for _ in range(2):
         read = 0
         for place, unit in enumerate(window.order):
             window.now = place
@@ -64,7 +65,8 @@ def test_window_follows_another_order_than_announced():
         assert window.order[window.now] == unit and unit in window.held
 
 
-@pytest.mark.parametrize("tied, dora, n_parts", [(False, False, 1), (True, False, 1), (True, True, 1), (False, False, 4)])
+@pytest.mark.parametrize("tied, dora, n_parts",
+                         [(False, False, 1), (True, False, 1), (True, True, 1), (False, False, 4)])
 @pytest.mark.parametrize("strategy", [Strategy(n_kept=4), Strategy(n_kept=1),
                                       Strategy(1, input_every=2, head_tokens=8, micro_batch=2)], ids=str)
 def test_results_are_those_of_the_whole_model(tmp_path, tied, dora, n_parts, strategy):
@@ -141,7 +143,8 @@ def test_a_model_cut_short_is_one_line_and_no_bus_error(tmp_path, then):
             sys.exit(f"lorafast: error: {{error}}")
         """)], capture_output=True, text=True)
     assert run.returncode == 1, run.stderr
-    assert run.stderr.startswith("lorafast: error: ") and run.stderr.count("\n") == 1 and "model.gguf was c" in run.stderr
+    assert run.stderr.startswith("lorafast: error: ") and run.stderr.count("\n") == 1
+    assert "model.gguf was c" in run.stderr
 
 
 def test_a_tensor_that_the_disk_does_not_give(tmp_path, monkeypatch):
@@ -152,7 +155,8 @@ def test_a_tensor_that_the_disk_does_not_give(tmp_path, monkeypatch):
         raise OSError(errno.EFAULT, "Bad address")
 
     monkeypatch.setattr("lorafast.network.residency.populate", fails)
-    with pytest.raises(LoraFastError, match="cannot read tensor 'output.weight' of .*: its disk or file system fails to"):
+    with pytest.raises(LoraFastError, match=r"cannot read tensor 'output.weight' of .*: its disk or file system fails "
+                       r"to"):
         files.populate(gguf.tensors["output.weight"])
     files.close()
 
@@ -186,7 +190,7 @@ def test_a_failing_reader_ends_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "populate", broken)
     residency = Residency(files, case.model.embedding, order, least_capacity(order))
-    with pytest.raises(LoraFastError, match="cannot read tensor 'blk.0.attn_q.weight'"):
+    with pytest.raises(LoraFastError, match=r"cannot read tensor 'blk.0.attn_q.weight'"):
         trainer.loss_and_gradients(batch_of(case.tokens, case.targets), 1.0)
     residency.close()
     files.close()

@@ -30,5 +30,5 @@ def test_scale_and_factors():
 
 
 def test_odd_number_of_values():
-    with pytest.raises(ValueError, match="^rope_tables: n_rot is 5"):
+    with pytest.raises(ValueError, match=r"^rope_tables: n_rot is 5"):
         rope_tables(8, 5, 10000.0)

@@ -205,7 +205,7 @@ def test_where_dora_makes_no_sense(line, parts):
 
 
 def test_an_adapter_with_magnitudes_to_start_from_needs_a_form_that_carries_them():
-    with pytest.raises(UsageError, match="--init-lora a/: --lora-out b.gguf: a GGUF adapter cannot carry"):
+    with pytest.raises(UsageError, match=r"--init-lora a/: --lora-out b.gguf: a GGUF adapter cannot carry"):
         finetune("--init-lora a/ --lora-out b.gguf").check_adapted(ATTENTION, tied=False, dora=True)
     finetune("--init-lora a/ --lora-out b/").check_adapted(ATTENTION, tied=False, dora=True)
 
@@ -250,7 +250,8 @@ def test_a_report_needs_metrics(line, path):
     assert finetune(line).metrics_path == path
 
 
-@pytest.mark.parametrize("line, interval", [("", 10), ("--save-every 3", 3), ("--save-every -1", 0), ("--eval-every 7", 7)])
+@pytest.mark.parametrize("line, interval", [("", 10), ("--save-every 3", 3), ("--save-every -1", 0),
+                                            ("--eval-every 7", 7)])
 def test_evaluation_interval(line, interval):
     assert finetune(line).evaluation_interval == interval
 

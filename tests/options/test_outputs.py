@@ -58,9 +58,9 @@ def test_prune_without_placeholder_deletes_nothing(tmp_path):
     assert Output(OUT, str(tmp_path / "1.gguf"), keep=1).prune() == []
 
 
-def refused(*outputs, inputs={}):
+def refused(*outputs, inputs=None):
     with pytest.raises(LoraFastError) as error:
-        check_outputs(outputs, inputs)
+        check_outputs(outputs, inputs or {})
     return str(error.value)
 
 
@@ -140,7 +140,7 @@ def test_the_best_copy_needs_room_too(tmp_path, monkeypatch):
     output = Output(OUT, str(tmp_path / "c-ITERATION.gguf"))
     # Two numbered copies, the latest, the best, and one that is being written.
     for free, fits in ((5000, True), (4999, False)):
-        monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage(0, 0, free))
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda folder, free=free: usage(0, 0, free))
         if fits:
             check_disk([(output, 1000)], iteration=0, n_iter=4, save_every=2, keep_best=True)
         else:

@@ -23,7 +23,8 @@ def toml(tmp_path):
 
 
 def test_what_is_written_is_read(tmp_path):
-    config = parsed("--adam-alpha", "1e-5", "--lora-out", "a.gguf", "--lora-out", 'b"\\ü\n\x7f/', "--use-flash", "--seed", 3,
+    config = parsed("--adam-alpha", "1e-5", "--lora-out", "a.gguf", "--lora-out", 'b"\\ü\n\x7f/', "--use-flash",
+                    "--seed", 3,
                     "--sample-start", "\t<s>", "--checkpoint-in", "", "--warmup-ratio", 0.25, "--lora-alpha", 7)
     path = tmp_path / "o.toml"
     write_options(path, config, ("config", "preset"))
@@ -65,7 +66,7 @@ def test_whole_numbers_serve_as_any_number(toml):
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(LoraFastError, match="nowhere.toml: No such file"):
+    with pytest.raises(LoraFastError, match=r"nowhere.toml: No such file"):
         parsed("--config", tmp_path / "nowhere.toml")
 
 

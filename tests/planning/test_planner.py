@@ -17,15 +17,16 @@ GIB, MIB = 2**30, 2**20
 
 
 @pytest.mark.parametrize("text, nbytes", [
-    ("1.5G", 3 * GIB // 2), ("800M", 800 * MIB), ("800m", 800 * MIB), ("800MB", 800 * MIB), ("1 GiB", GIB), ("2048K", 2 * MIB),
-    (".5T", 512 * GIB), ("50%", 4 * GIB), ("100%", 8 * GIB)])
+    ("1.5G", 3 * GIB // 2), ("800M", 800 * MIB), ("800m", 800 * MIB), ("800MB", 800 * MIB), ("1 GiB", GIB),
+    ("2048K", 2 * MIB), (".5T", 512 * GIB), ("50%", 4 * GIB), ("100%", 8 * GIB)])
 def test_limits(text, nbytes):
     assert parse_limit(text, 8 * GIB) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "1.5", "G", "-1G", "0M", "101%", "1.5GG", "1e3M", "nan%", "1,5G"])
 def test_what_is_no_limit(text):
-    with pytest.raises(UsageError, match="--mem-limit .*: must be a size such as 1.5G or 800M, or a share such as 50%"):
+    with pytest.raises(UsageError, match=r"--mem-limit .*: must be a size such as 1.5G or 800M, or a share such as "
+                       r"50%"):
         parse_limit(text, 8 * GIB)
 
 
@@ -34,7 +35,7 @@ PURE_V2 = {"": ("/sys/fs/cgroup", "cgroup2", "nsdelegate")}
 HYBRID = {**PURE_V1, "": ("/sys/fs/cgroup/unified", "cgroup2", "rw")}
 
 
-def system(root: Path, available: int = 8 * GIB, cgroup: str = "", files: dict[str, str] = {}, mounts=PURE_V2,
+def system(root: Path, available: int = 8 * GIB, cgroup: str = "", files: dict[str, str] | None = None, mounts=PURE_V2,
            shown: str = "/") -> Path:
     """A folder with proc and sys as this process would see them. shown: the group that is mounted at the top."""
     (root / "proc/self").mkdir(parents=True)
@@ -43,7 +44,7 @@ def system(root: Path, available: int = 8 * GIB, cgroup: str = "", files: dict[s
     lines = [f"{20 + i} 1 0:{20 + i} {shown} {point} rw,nosuid shared:9 - {type} {type} rw,{options}"
              for i, (point, type, options) in enumerate(mounts.values())]
     (root / "proc/self/mountinfo").write_text("\n".join(["19 1 0:19 / /a\\040b rw - tmpfs tmpfs rw", *lines, ""]))
-    for name, text in files.items():
+    for name, text in (files or {}).items():
         path = root / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
@@ -77,8 +78,8 @@ def test_limit_of_the_cgroup(tmp_path, mounts, cgroup, files, limit):
     assert cgroup_limit(system(tmp_path, cgroup=cgroup, files=files, mounts=mounts)) == limit
 
 
-@pytest.mark.parametrize("path, limit", [("/docker/1", 3 * GIB), ("/docker/1/job", GIB), ("/docker/2/job", 3 * GIB), ("/", 3 * GIB),
-                                         ("/../2", 3 * GIB)])
+@pytest.mark.parametrize("path, limit", [("/docker/1", 3 * GIB), ("/docker/1/job", GIB), ("/docker/2/job", 3 * GIB),
+                                         ("/", 3 * GIB), ("/../2", 3 * GIB)])
 def test_limit_of_a_container_that_sees_its_own_group_at_the_top(tmp_path, path, limit):
     files = {V2_FILE: str(3 * GIB), f"job/{V2_FILE}": str(GIB)}
     assert cgroup_limit(system(tmp_path, cgroup=f"0::{path}\n", files=files, shown="/docker/1")) == limit
@@ -172,7 +173,7 @@ def test_what_is_measured_on_a_part_of_a_long_sequence(tmp_path, monkeypatch):
     """The linear parts grow with the tokens, attention with their square."""
     case = Case(tmp_path / "model.gguf")
     monkeypatch.setattr("lorafast.planning.speed.MEASURED_TOKENS", 10)
-    monkeypatch.setattr("lorafast.planning.speed._usual_time", lambda run, residency: 1.0 if run() is None else 1.0)
+    monkeypatch.setattr("lorafast.planning.speed._usual_time", lambda run, residency: (run(), 1.0)[1])
     assert measure_speed(case.model, case.adapter, 40, 10, 8, 1) == Speed(40, 8, *[4.0] * 5)
     assert measure_speed(case.model, case.adapter, 13, 13, 8, 1) == Speed(
         13, 8, *(pytest.approx(1.3 * (1 + 0.3 * growth)) for growth in (1, 1, 1, 2.5, 0)))

@@ -16,8 +16,8 @@ def test_an_event_is_a_line_at_once(tmp_path):
         write(STEP)
         step, = read_metrics(path)
         assert step.pop("time") > 1.7e9 and step.pop("memory") >= 0
-        assert step == dict(event="step", iteration=1, loss=2.5, learning_rate=1e-3, gradient_norm=0.5, tokens=100, epochs=0,
-                            seconds=0.25, tokens_per_second=400.0)
+        assert step == dict(event="step", iteration=1, loss=2.5, learning_rate=1e-3, gradient_norm=0.5, tokens=100,
+                            epochs=0, seconds=0.25, tokens_per_second=400.0)
         write(Evaluation(1, 0.0, 7, True))
         write(Continuation(1, "ü\n", "\udcff🙂"))
         write(Started(0, 5, 3, {"lora_out": ("a", "b"), "ctx": None}))
@@ -45,7 +45,8 @@ def test_going_on_drops_what_came_after_and_a_fresh_run_everything(tmp_path):
     assert run(7, 8) == [8]
 
 
-@pytest.mark.parametrize("line", ["not json", "3", '{"event": "step"}', '{"iteration": 1}', '{"iteration": "1", "event": "step"}'])
+@pytest.mark.parametrize("line", ["not json", "3", '{"event": "step"}', '{"iteration": 1}',
+                                  '{"iteration": "1", "event": "step"}'])
 def test_another_file_is_refused_and_spared(tmp_path, line):
     path = tmp_path / "m.jsonl"
     path.write_text(line + "\n")

@@ -17,7 +17,8 @@ from lorafast.reporting.report import find_metrics, smoothed, thinned, write_rep
 def metrics(tmp_path):
     path = tmp_path / "m.jsonl"
     with MetricsFile(path, 0) as write:
-        write(Started(0, 3, 10, {"model_base": "/models/x<y>.gguf", "train_data": ("poems.txt",), "ctx": 64, "lora_out": ()}))
+        write(Started(0, 3, 10, {"model_base": "/models/x<y>.gguf", "train_data": ("poems.txt",), "ctx": 64,
+                                 "lora_out": ()}))
         for i in range(1, 4):
             write(Step(i, 3.0 - i / 4, 1e-3 * i, float("nan") if i == 2 else 0.5, 100, 0, 0.25))
         write(Evaluation(0, 3.0, 50, True))
@@ -66,14 +67,15 @@ def test_which_run(metrics, tmp_path):
     with pytest.raises(UsageError, match="holds several runs"):
         find_metrics(str(tmp_path))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LoraFastError, match="no .jsonl file there"):
+    with pytest.raises(LoraFastError, match=r"no .jsonl file there"):
         find_metrics(str(tmp_path / "empty"))
     with pytest.raises(FormatError, match="no iteration is done yet"):
         write_report(tmp_path / "n.jsonl", tmp_path / "r.html")
 
 
 @pytest.mark.parametrize("low, high, expected", [
-    (0, 10, [0, 2, 4, 6, 8, 10]), (0.13, 0.19, [0.14, 0.16, 0.18]), (-1e-5, 2.1e-5, [-1e-5, 0, 1e-5, 2e-5]), (3, 3.9, [3, 3.2, 3.4, 3.6, 3.8]),
+    (0, 10, [0, 2, 4, 6, 8, 10]), (0.13, 0.19, [0.14, 0.16, 0.18]), (-1e-5, 2.1e-5, [-1e-5, 0, 1e-5, 2e-5]),
+    (3, 3.9, [3, 3.2, 3.4, 3.6, 3.8]),
 ])
 def test_ticks(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected, abs=1e-12)

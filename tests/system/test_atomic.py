@@ -71,7 +71,7 @@ def test_device_is_not_replaced():
 
 def test_folder_cannot_be_overwritten_by_a_file(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(LoraFastError, match="cannot write .*a: Is a directory"):
+    with pytest.raises(LoraFastError, match=r"cannot write .*a: Is a directory"):
         with atomic_write(tmp_path / "a"):
             pass
 
@@ -123,7 +123,7 @@ def test_interrupted_dir_vanishes(tmp_path):
 
 def test_dir_over_a_file_names_it(tmp_path):
     (tmp_path / "adapter").write_text("a file")
-    with pytest.raises(LoraFastError, match="cannot write .*adapter: Not a directory"):
+    with pytest.raises(LoraFastError, match=r"cannot write .*adapter: Not a directory"):
         with atomic_dir(tmp_path / "adapter") as folder:
             (folder / "weights").write_text("w")
     assert names(tmp_path) == ["adapter"]

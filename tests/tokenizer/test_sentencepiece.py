@@ -31,7 +31,8 @@ def model_proto(metadata: dict) -> bytes:
     pieces = zip(metadata[key + "tokens"], metadata[key + "scores"], metadata[key + "token_type"])
     trainer = field(3, 2) + field(35, 1)
     normalizer = field(1, "identity") + field(3, 1) + field(4, 0)
-    return b"".join([*(field(1, field(1, piece) + field(2, float(score)) + field(3, int(type))) for piece, score, type in pieces),
+    return b"".join([*(field(1, field(1, piece) + field(2, float(score)) + field(3, int(type)))
+                       for piece, score, type in pieces),
                      field(2, trainer), field(3, normalizer)])
 
 
@@ -40,8 +41,8 @@ def test_ids_equal_those_of_sentencepiece():
     tokenizer = load_tokenizer(SimpleNamespace(metadata=metadata))
     library = spm.SentencePieceProcessor(model_proto=model_proto(metadata))
     sonnets = lzma.decompress((GOLDEN / "sonnets.txt.xz").read_bytes()).decode()
-    texts = [sonnets, "Hello, world!", "  two  spaces ", "naïve café — “quoted”", "日本語とemoji 😀👩‍👩‍👧", "tab\tand\nline",
-             "1234567890 3.14", "the\u00a0end"]
+    texts = [sonnets, "Hello, world!", "  two  spaces ", "naïve café — “quoted”", "日本語とemoji 😀👩‍👩‍👧",
+             "tab\tand\nline", "1234567890 3.14", "the\u00a0end"]
     for text in texts:
         assert tokenizer.encode(text).tolist() == library.encode(text), text[:40]
         assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -25,7 +25,8 @@ def test_characters_are_not_cut():
 
 @pytest.mark.parametrize("text, stop, shown", [
     ("one\nUser: two", ["User:"], "one\n"), ("one User", ["User:"], "one User"), ("UsUser:x", ["User:"], "Us"),
-    ("aab", ["ab"], "a"), ("abc", ["bc", "abc"], ""), ("abcd", ["cd", "b"], "a"), ("abc", ["x", ""], "abc"), ("né!", ["é"], "n")])
+    ("aab", ["ab"], "a"), ("abc", ["bc", "abc"], ""), ("abcd", ["cd", "b"], "a"), ("abc", ["x", ""], "abc"),
+    ("né!", ["é"], "n")])
 def test_stop_strings(text, stop, shown):
     assert "".join(pieces(text, *stop)) == shown
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tokenizer_cases import CONTROL, GOLDEN, NORMAL, USER_DEFINED, Case, cases, texts, vocabulary
+from tokenizer_cases import CONTROL, GOLDEN, NORMAL, USER_DEFINED, Case, cases, texts
 
 from lorafast.errors import FormatError
 from lorafast.tokenizer import Tokenizer, load_tokenizer

@@ -23,7 +23,8 @@ def sequences(count: int) -> Sequences:
 
 
 @pytest.mark.parametrize("start", [0, 1, 4])
-@pytest.mark.parametrize("options", [{}, {"grad_acc": 2}, {"epochs": 3}, {"batch": 7}, {"batch": 50}, {"grad_acc": 5, "epochs": 2}])
+@pytest.mark.parametrize("options", [{}, {"grad_acc": 2}, {"epochs": 3}, {"batch": 7}, {"batch": 50},
+                                     {"grad_acc": 5, "epochs": 2}])
 def test_iterations_of_epochs_are_those_of_the_sampler(options, start):
     cfg = config(**{"epochs": 1, **options})
     sampler = Sampler(text(20), 8, seed=1, bos_id=1, eos_id=2, n_vocab=50)
@@ -50,7 +51,8 @@ def test_iterations_of_packed_epochs():
 
 def test_length():
     state = SamplerState()
-    assert (plan_course(config(), text(20), state, 0).n_iter, plan_course(config(), text(20), state, 0).limit) == (256, 256)
+    assert (plan_course(config(), text(20), state, 0).n_iter,
+            plan_course(config(), text(20), state, 0).limit) == (256, 256)
     assert plan_course(config(adam_iter=5, epochs=9), text(20), state, 0).limit == 5
     by_epochs = plan_course(config(epochs=2), text(20), state, 0)
     assert (by_epochs.n_iter, by_epochs.limit) == (14, None)
@@ -67,6 +69,7 @@ def test_length():
     (dict(adam_iter=20, decay_iter=50), 4, 10, 50),
 ])
 def test_end_of_the_schedule(options, iteration, stored, end):
-    course = plan_course(config(schedule="linear", warmup_ratio=0.2, **options), text(20), SamplerState(), iteration, stored)
+    course = plan_course(config(schedule="linear", warmup_ratio=0.2, **options), text(20), SamplerState(), iteration,
+                         stored)
     assert course.end == end and course.warmup == round(0.2 * end)
     assert course.schedule(end) == 0 and course.schedule(course.warmup) == 1

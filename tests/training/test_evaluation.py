@@ -36,7 +36,8 @@ def batch(seed: int, *sizes: int) -> Batch:
     n = sum(sizes)
     targets = rng.integers(0, 380, n, dtype=np.int32)
     targets[rng.random(n) < 0.3] = -1
-    return Batch(rng.integers(0, 380, n, dtype=np.int32), targets, np.cumsum([0, *sizes], dtype=np.int32), len(sizes), False)
+    return Batch(rng.integers(0, 380, n, dtype=np.int32), targets, np.cumsum([0, *sizes], dtype=np.int32), len(sizes),
+                 False)
 
 
 def test_mean_loss_is_that_of_training(trainer):
@@ -51,17 +52,20 @@ def test_mean_loss_is_that_of_training(trainer):
 
 def test_best():
     best = Best(patience=2)
-    assert [best.take(loss, 10 * i) for i, loss in enumerate([3.0, 2.0, 2.5, 1.5, 1.5])] == [True, True, False, True, False]
+    assert [best.take(loss, 10 * i) for i, loss in enumerate([3.0, 2.0, 2.5, 1.5, 1.5])] == [
+        True, True, False, True, False]
     assert (best.loss, best.iteration, best.evaluations_since, best.evaluated) == (1.5, 30, 1, 40)
     assert best.stop_reason() is None
     assert Best.from_extras(2, best.extras()) == best and Best.from_extras(0, {}) == Best()
     best.take(math.nan, 50)
-    assert best.stop_reason() == ("2 evaluations in a row were not better than that of iteration 30, 1.500000 (--patience)")
+    assert best.stop_reason() == ("2 evaluations in a row were not better than that of iteration 30, 1.500000 "
+                                  "(--patience)")
     best.patience = 0
     assert best.stop_reason() is None
 
 
 def test_a_prompt_goes_on_the_same_way_each_time(trainer, model_path):
     tokenizer = load_tokenizer(open_model(model_path))
-    texts = [continued(trainer.model, trainer.adapter, tokenizer, prompt, 6, 1) for prompt in ("the love", "the love", "")]
+    texts = [continued(trainer.model, trainer.adapter, tokenizer, prompt, 6, 1)
+             for prompt in ("the love", "the love", "")]
     assert texts[0] == texts[1] and texts[0] and texts[2]

@@ -38,7 +38,8 @@ def test_schedule_without_restart():
 
 
 def test_schedule_with_restarts():
-    schedule = OriginalSchedule(warmup=10, cos_decay_steps=100, cos_decay_restart=1.5, cos_decay_min=0.2, enable_restart=True)
+    schedule = OriginalSchedule(warmup=10, cos_decay_steps=100, cos_decay_restart=1.5, cos_decay_min=0.2,
+                                enable_restart=True)
 
     def cosine(n, period):
         return 0.8 * 0.5 * (1 + math.cos(math.pi * n / period)) + 0.2
@@ -98,7 +99,8 @@ def test_parameters_with_a_learning_rate_of_their_own():
     adam = Adam(alpha=0.01, gclip=0.0)
     x, m, v = np.ones(9, np.float32), np.zeros(9, np.float32), np.zeros(9, np.float32)
     g = np.linspace(-1, 1, 9).astype(np.float32)
-    expected = [adam_float64([a.astype(np.float64) for a in (x, m, v)], g.astype(np.float64), 9, 1, 1.0, adam, factor)[0]
+    expected = [adam_float64([a.astype(np.float64) for a in (x, m, v)], g.astype(np.float64), 9, 1, 1.0, adam,
+                             factor)[0]
                 for factor in (1.0, 16.0)]
     adam.step(x, m, v, g, groups=[Group(0, 4, True), Group(4, 9, True, 16.0)], iteration=1, schedule=1.0, n_threads=1)
     np.testing.assert_allclose(x, [*expected[0][:4], *expected[1][4:]], rtol=3e-5)

@@ -1,4 +1,5 @@
-"""Whole training runs through the command line: against the original's logs and files, resumed, interrupted, refused."""
+"""Whole training runs through the command line: against the original's logs and files, resumed, interrupted,
+refused."""
 import json
 import os
 import re
@@ -78,9 +79,10 @@ def files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
             if path.is_file()}
 
 
-# ---------------------------------------------------------------------------------------------- the original's golden runs
+# ------------------------------------------------------------------------------------------- the original's golden runs
 
-GOLDEN_RUN = ["--model-base", "tinymha.gguf", "--train-data", "shakespeare.txt", "--checkpoint-out", "tiny-ITERATION.gguf",
+GOLDEN_RUN = ["--model-base", "tinymha.gguf", "--train-data", "shakespeare.txt",
+              "--checkpoint-out", "tiny-ITERATION.gguf",
               "--lora-out", "tiny-ITERATION.bin", "--save-every", 10, "--threads", 2, "--batch", 4, "--ctx", 64,
               "--warmup", 5, "--no-checkpointing", "-s", 1]
 
@@ -95,7 +97,7 @@ def golden_folder(tmp_path_factory) -> Path:
 
 def assert_same_course(lines: list[tuple[str, ...]], golden: list[tuple[str, ...]]) -> None:
     assert len(lines) == len(golden) > 0
-    for (number, sample, sched, loss, bar), wanted in zip(lines, golden):
+    for (number, sample, sched, loss, _), wanted in zip(lines, golden):
         assert (number, sample, sched) == wanted[:3]
         assert abs(float(loss) - float(wanted[3])) < LOSS_LIMIT
 
@@ -113,7 +115,8 @@ def test_golden_run(golden_folder, monkeypatch, train):
     assert_same_course(iterations(log), iterations(golden))
     assert_bars_follow(iterations(log))
 
-    # The original's lines are there, in its order, but for times and sizes that depend on the machine; of our own, only notes.
+    # The original's lines are there, in its order, but for times and sizes that depend on the machine; of our own, only
+    # notes.
     def lines(text: str) -> list[str]:
         text = re.sub(r" dt=\S+ eta=\S+|loss=\S+|\|-*>|(?<=time: ).*|(?<=(compute|...work)_size = ).*", "", text)
         return [line.rstrip() for line in text.splitlines() if not line.startswith("ll")]
@@ -161,7 +164,7 @@ def test_golden_run_of_a_real_model(tmp_path, monkeypatch, train):
                 Path(f"s-{name}.{end}").unlink()
 
 
-# ------------------------------------------------------------------------------------------------------- going on exactly
+# ----------------------------------------------------------------------------------------------------- going on exactly
 
 @pytest.mark.parametrize("options", [
     "",
@@ -207,7 +210,8 @@ def test_ten_and_ten_are_twenty_with_dora(folder, tiny, train, options):
 
 
 def test_an_epochs_end_is_no_place_to_lose_the_way(folder, tiny, train):
-    run = ["--model-base", tiny, *TINY, "--sample-start", "the", "--save-every", 0]     # 20 samples: 10 batches an epoch
+    # 20 samples: 10 batches an epoch
+    run = ["--model-base", tiny, *TINY, "--sample-start", "the", "--save-every", 0]
     for path, parts in (("whole", [23]), ("parts", [10, 1, 12])):
         for i, n in enumerate(parts):
             train(*run, "--adam-iter", n, "--checkpoint-out", f"{path}.gguf", "--lora-out", "",
@@ -219,14 +223,14 @@ def test_an_epochs_end_is_no_place_to_lose_the_way(folder, tiny, train):
 def test_threads_do_not_change_a_bit(folder, tiny, train):
     results = []
     for threads in (1, 2, 3):
-        train("--model-base", tiny, *TINY, "--threads", threads, "--adam-iter", 4, "--save-every", 2, "--lora-dropout", 0.2,
-              "--valid-split", 0.1)
+        train("--model-base", tiny, *TINY, "--threads", threads, "--adam-iter", 4, "--save-every", 2, "--lora-dropout",
+              0.2, "--valid-split", 0.1)
         results.append(files(folder, "*LATEST*") | files(folder, "*BEST*"))
         assert len(results[-1]) == 4
     assert results[0] == results[1] == results[2]
 
 
-# ----------------------------------------------------------------------------------------------------------- interruptions
+# -------------------------------------------------------------------------------------------------------- interruptions
 
 def test_interrupt_finishes_the_step_saves_and_tells_how_to_go_on(folder, tiny, train):
     run = ["--model-base", tiny, *TINY, "--adam-iter", 150, "--save-every", 0]
@@ -254,7 +258,8 @@ def test_interrupt_finishes_the_step_saves_and_tells_how_to_go_on(folder, tiny, 
 
 @pytest.mark.parametrize("nth", [1, 3, 4, 5, 7, 9])
 def test_a_kill_during_a_save_loses_nothing(folder, tiny, train, nth):
-    """The process dies by SIGKILL at its nth flush: of the options, then of each file of its save, and of their folder."""
+    """The process dies by SIGKILL at its nth flush: of the options, then of each file of its save, and of their
+    folder."""
     run = ["--model-base", tiny, *TINY, "--save-every", 2]
     train(*run, "--adam-iter", 2)
     before = files(folder, "[ca]-2.*")
@@ -281,8 +286,7 @@ def test_a_loss_that_is_no_number_stops_the_run(folder, tiny, capsys):
     run = ["--model-base", str(tiny), *TINY, "--adam-alpha", "1e30", "--save-every", "1", "--warmup", "3",
            "--adam-iter", "20"]
     assert cli.main(["finetune", *run]) == 1
-    out, err = capsys.readouterr()
-    error = err.splitlines()[-1]
+    error = capsys.readouterr().err.splitlines()[-1]
     match = re.search(r"the (?:loss|gradient) of iteration (\d+) is .*; the last good checkpoint is c-LATEST.gguf, of "
                       r"iteration (\d+); go on with a lower --adam-alpha", error)
     assert match and int(match[2]) < int(match[1]), error
@@ -294,7 +298,8 @@ def test_a_loss_that_is_no_number_stops_the_run(folder, tiny, capsys):
 def test_a_resumed_run_that_fails_at_once_names_the_checkpoint_that_it_began_with(folder, tiny, train, capsys):
     train("--model-base", tiny, *TINY, "--adam-iter", 2)
     Path("c-LATEST.gguf").rename("start.gguf")
-    run = ["--model-base", str(tiny), *TINY, "--adam-alpha", "1e30", "--checkpoint-in", "start.gguf", "--adam-iter", "20"]
+    run = ["--model-base", str(tiny), *TINY, "--adam-alpha", "1e30", "--checkpoint-in", "start.gguf", "--adam-iter",
+           "20"]
     assert cli.main(["finetune", *run]) == 1
     assert "the last good checkpoint is start.gguf, of iteration 2;" in capsys.readouterr().err.splitlines()[-1]
 
@@ -328,7 +333,7 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(folder, tiny, tr
     assert files(folder) == before
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 def truncated(folder: Path, model: Path) -> str:
     (folder / "cut.gguf").write_bytes(model.read_bytes()[:20000])
@@ -359,16 +364,19 @@ def truncated(folder: Path, model: Path) -> str:
     ("--dora --targets attn", 2, r"--dora: --lora-out a-ITERATION.bin: a ggla file cannot carry"),
     ("--ctx 1x", 2, r"--ctx 1x: must be a whole number"),
 ])
-def test_what_cannot_be_is_one_line_and_changes_nothing(folder, tiny, train, capsys, monkeypatch, options, status, message):
+def test_what_cannot_be_is_one_line_and_changes_nothing(folder, tiny, train, capsys, monkeypatch, options, status,
+                                                        message):
     model = folder / "tiny.gguf"
     model.symlink_to(tiny)
     Path("empty.txt").touch()
     Path("short.txt").write_text("love")
     Path("read-only").mkdir()
-    monkeypatch.setattr("lorafast.options.outputs.os.access", lambda path, mode: "read-only" not in str(path))    # root may write
+    # root may write
+    monkeypatch.setattr("lorafast.options.outputs.os.access", lambda path, mode: "read-only" not in str(path))
     train("--model-base", model, *TINY, "--checkpoint-out", "good.gguf", "--adam-iter", 1, "--lora-out", "")
     make_tiny(folder / "other-model.gguf", n_layer=1)
-    train("--model-base", "other-model.gguf", *TINY, "--checkpoint-out", "other.gguf", "--adam-iter", 1, "--lora-out", "")
+    train("--model-base", "other-model.gguf", *TINY, "--checkpoint-out", "other.gguf", "--adam-iter", 1, "--lora-out",
+          "")
     Path("cut-checkpoint.gguf").write_bytes(Path("good.gguf").read_bytes()[:-100])
     line = options.format(model=model, cut=truncated(folder, tiny))
     before = files(folder)
@@ -420,9 +428,10 @@ EVALUATION = re.compile(r"evaluation: iter= *(\d+) loss=(\S+) perplexity=(\S+) o
 
 def test_epochs_without_iterations(folder, tiny, train):
     """The number of iterations follows: 20 samples in passes of 2, two passes an iteration."""
-    log = train("--model-base", tiny, *TINY, "--sample-start", "the", "--epochs", 3, "--grad-acc", 2, "--metrics", "m.jsonl")
+    log = train("--model-base", tiny, *TINY, "--sample-start", "the", "--epochs", 3, "--grad-acc", 2, "--metrics",
+                "m.jsonl")
     assert len(iterations(log)) - 1 == 15 and "3 epochs completed (--epochs)" in log
-    assert list(read_metrics("m.jsonl"))[0]["n_iter"] == 15
+    assert next(iter(read_metrics("m.jsonl")))["n_iter"] == 15
 
 
 def test_max_minutes(folder, tiny, train):
@@ -441,7 +450,8 @@ def test_evaluation_keeps_the_best_and_loses_patience(folder, tiny, train):
     losses = [loss for _, loss, _ in evaluations]
     at = int(np.argmin(losses))
     assert [number for number, _, _ in evaluations] == list(range(at + 4))
-    assert [bool(best) for *_, best in evaluations] == [loss < min([np.inf, *losses[:i]]) for i, loss in enumerate(losses)]
+    assert [bool(best) for *_, best in evaluations] == [loss < min([np.inf, *losses[:i]])
+                                                        for i, loss in enumerate(losses)]
     assert f"3 evaluations in a row were not better than that of iteration {at}" in log
     assert read_checkpoint("c-BEST.gguf").state.iteration == at
     assert read_checkpoint("c-LATEST.gguf").state.iteration == at + 3
@@ -500,7 +510,8 @@ def test_starting_from_an_adapter(folder, tiny, train, form):
                 "i-ITERATION/", "--save-every", 1, "--warmup", 0, "--adam-iter", 11)
     Path("c-1.gguf").rename("checkpoint.gguf")
     started = train(*run, "--init-lora", form, "--force-reshuffle", "--adam-iter", 10, "--warmup", 0)
-    # The first batch of the new run, the 20 samples' first two, is also the eleventh of the old one, but of other weights.
+    # The first batch of the new run, the 20 samples' first two, is also the eleventh of the old one, but of other
+    # weights.
     assert float(iterations(started)[1][3]) != float(iterations(log)[1][3])
     adapter = read_adapter("a-10.bin")
     assert {len(a) for a, _ in adapter.pairs.values()} == {3} and len(adapter.pairs) == 6 and adapter.scale == 2
@@ -539,7 +550,8 @@ def test_lora_plus_moves_b_faster(folder, tiny, train):
 
 
 def test_records_train(folder, tiny, train):
-    records = [{"prompt": f"the love {word} ", "completion": "is thy sweet all"} for word in ("of", "in", "and", "to", "not")]
+    records = [{"prompt": f"the love {word} ", "completion": "is thy sweet all"}
+               for word in ("of", "in", "and", "to", "not")]
     Path("data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     for options in ((), ("--pack",)):
         log = train("--model-base", tiny, *TINY[2:], "--train-data", "data.jsonl", "--ctx", 64, "--epochs", 40,
@@ -550,7 +562,8 @@ def test_records_train(folder, tiny, train):
         assert "40 epochs completed" in log and "5 prompts and completions" in log
         assert float(EVALUATION.findall(log)[-1][1]) < 0.2 * losses[0]
     # Resumed within an epoch it is the same run.
-    run = ["--model-base", tiny, *TINY[2:], "--train-data", "data.jsonl", "--ctx", 64, "--save-every", 2, "--lora-out", ""]
+    run = ["--model-base", tiny, *TINY[2:], "--train-data", "data.jsonl", "--ctx", 64, "--save-every", 2, "--lora-out",
+           ""]
     train(*run, "--adam-iter", 5)
     whole = Path("c-5.gguf").read_bytes()
     train(*run, "--adam-iter", 3, "--checkpoint-in", "c-2.gguf")
@@ -563,13 +576,14 @@ def test_only_text_has_the_floor_in_the_originals_loss(folder, tiny, train, monk
     floors, step = [], Trainer.loss_and_gradients
     monkeypatch.setattr(Trainer, "loss_and_gradients",
                         lambda self, *arguments: floors.append(self.floor) or step(self, *arguments))
-    train("--model-base", tiny, *TINY[2:], "--train-data", data, "--adam-iter", 1, "--checkpoint-out", "", "--lora-out", "a.bin")
+    train("--model-base", tiny, *TINY[2:], "--train-data", data, "--adam-iter", 1, "--checkpoint-out", "",
+          "--lora-out", "a.bin")
     assert floors == [floor]
 
 
 def test_options_are_recorded_and_given_again(folder, tiny, train):
-    train("--model-base", tiny, *TINY, "--preset", "modern", "--ctx", 16, "--adam-iter", 3, "--lora-out", "a-ITERATION.gguf",
-          "-s", -1, "--checkpoint-in", "none.gguf")
+    train("--model-base", tiny, *TINY, "--preset", "modern", "--ctx", 16, "--adam-iter", 3, "--lora-out",
+          "a-ITERATION.gguf", "-s", -1, "--checkpoint-in", "none.gguf")
     first = Path("a-3.gguf").read_bytes()
     recorded = Path("a-options.toml").read_text()
     assert "\nlora-r = 16\n" in recorded and '\nschedule = "cosine"\n' in recorded and "\nctx = 16\n" in recorded
@@ -580,8 +594,8 @@ def test_options_are_recorded_and_given_again(folder, tiny, train):
 
 
 def test_metrics_of_a_resumed_run_name_each_iteration_once(folder, tiny, train):
-    run = ["--model-base", tiny, *TINY, "--metrics", "m.jsonl", "--valid-split", 0.1, "--eval-every", 3, "--save-every", 3,
-           "--sample-prompt", "love", "--sample-tokens", 2, "--lora-out", ""]
+    run = ["--model-base", tiny, *TINY, "--metrics", "m.jsonl", "--valid-split", 0.1, "--eval-every", 3,
+           "--save-every", 3, "--sample-prompt", "love", "--sample-tokens", 2, "--lora-out", ""]
     log = train(*run, "--adam-iter", 8)
     train(*run, "--adam-iter", 2, "--checkpoint-in", "c-6.gguf")        # as if the process had died after iteration 8
     records = list(read_metrics("m.jsonl"))
@@ -602,7 +616,6 @@ def test_python_has_it_too(folder, tiny, capsys):
     result = finetune(config, observers=[events.append])
     assert [type(event) for event in events] == [Started, Step, Step, Ended]
     assert result.iteration == 2 and result.loss == events[2].loss and not result.interrupted
-    out, err = capsys.readouterr()
-    assert out == ""
+    assert capsys.readouterr().out == ""
     with pytest.raises(ValueError):
         FinetuneConfig(model_base="m", preset="modern")
