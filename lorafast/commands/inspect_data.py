@@ -36,8 +36,8 @@ def show_data(options: InspectOptions, out: TextIO) -> None:
         train_on_prompt=options.train_on_prompt, skip_bad=options.skip_bad, stride=options.stride,
         sample_start=options.start_text, include_sample_start=options.include_sample_start,
         overlapping_samples=options.overlapping_samples), tokenizer, gguf.metadata, options.ctx, show_live)
-    inspect_data(data, tokenizer, out, ctx=options.ctx, batch=options.batch, numbers=list(map(int, options.samples.split(","))),
-                 width=min(120, shutil.get_terminal_size().columns))
+    inspect_data(data, tokenizer, out, ctx=options.ctx, batch=options.batch,
+                 numbers=list(map(int, options.samples.split(","))), width=min(120, shutil.get_terminal_size().columns))
 
 
 def inspect_data(data: Data, tokenizer: Tokenizer, out: TextIO, *, ctx: int, batch: int,

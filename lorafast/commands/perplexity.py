@@ -100,8 +100,8 @@ def losses_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def run(config: PerplexityConfig, write: Callable[[str], None] = print) -> int:
-    """The command: the base model, the adapted one, and what the adapter changes, each a line to `write`. Returns the exit
-    status.
+    """The command: the base model, the adapted one, and what the adapter changes, each a line to `write`. Returns the
+    exit status.
     """
     try:
         with open(config.file, "rb") as file:

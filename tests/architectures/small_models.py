@@ -72,8 +72,8 @@ class Row:
 
 
 SIZES = dict(vocab_size=387, hidden_size=60, intermediate_size=100, num_hidden_layers=3, num_attention_heads=6,
-             num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, pad_token_id=None, bos_token_id=1,
-             eos_token_id=2)
+             num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, pad_token_id=None,
+             bos_token_id=1, eos_token_id=2)
 """No size is a multiple of a vector, but for what a format demands."""
 
 
@@ -91,7 +91,8 @@ class SmallModel:
         self.tokens = self.rng.integers(3, self.text_config.vocab_size, row.n_tokens).astype(np.int32)
 
     def tensors_of(self, values: Mapping[str, torch.Tensor]) -> Tensors:
-        """Values of the model's parameters (weights, or their gradients) under GGUF's names and in its order of rows."""
+        """Values of the model's parameters (weights, or their gradients) under GGUF's names and in its order of
+        rows."""
         tensors = {}
         for name, value in values.items():
             if name == "lm_head.weight" and self.text_config.tie_word_embeddings:
@@ -160,7 +161,8 @@ class SmallModel:
         self.model.zero_grad()
         loss = cross_entropy(self.model(tokens[None], use_cache=False).logits[0, :-1], tokens[1:])
         loss.backward()
-        parameters = {name: parameter.grad for name, parameter in self.model.named_parameters() if parameter.grad is not None}
+        parameters = {name: parameter.grad for name, parameter in self.model.named_parameters()
+                      if parameter.grad is not None}
         of_weights = self.tensors_of(parameters)
         return loss.item(), {name: (ALPHA / RANK * b @ of_weights[name], ALPHA / RANK * a @ of_weights[name].T)
                              for name, (a, b) in self.pairs.items()}
@@ -173,7 +175,8 @@ class SmallModel:
 
 
 def randomise(model: torch.nn.Module, rng: np.random.Generator, one_plus: bool) -> None:
-    """Gives every parameter values that matter: gains from 0.5 to 1.5, biases that are felt, matrices that keep x's size."""
+    """Gives every parameter values that matter: gains from 0.5 to 1.5, biases that are felt, matrices that keep x's
+    size."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = tuple(parameter.shape)
