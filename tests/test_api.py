@@ -13,10 +13,10 @@ from lorafast.adapters import AdapterFile, BaseModel, write_adapter
 from lorafast.adapters.stack import stack
 from lorafast.commands.generate import generate
 from lorafast.errors import LoraFastError, UsageError
+from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import open_model
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import ROLES, Adapter, default_ranks, specs_for
-from lorafast.options.outputs import Form
 from lorafast.options.use import GenerateConfig
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -44,7 +44,7 @@ def adapters(path):
     base = BaseModel.from_gguf(open_model(path))
     names = [path.with_name(f"{i}.bin") for i in (1, 2)]
     for name, file in zip(names, files):
-        write_adapter(Form.GGLA, name, file, base)
+        write_adapter(FileForm.GGLA, name, file, base)
     return names
 
 

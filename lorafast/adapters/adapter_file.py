@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, LoraFastError
-from ..gguf.reader import GGUFFile
+from ..gguf.file_form import FileForm, cannot_carry_magnitudes
+from ..gguf.reader import GGUFFile, Tensor
 from ..network.lora import Adapter, Pair, file_order, specs_for, split_name
-from ..options.outputs import Form, cannot_carry_magnitudes
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class BaseModel:
     tied     the embedding serves as output matrix too
     name     `general.name`, for people
     source   where the model came from, as PEFT records it: a Hugging Face repository or a path; None if unknown
+    tensors  its weights, by name; empty if its file is not at hand
     """
 
     architecture: str
@@ -29,6 +30,7 @@ class BaseModel:
     tied: bool
     name: str = ""
     source: str | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_gguf(cls, model: GGUFFile) -> BaseModel:
@@ -41,7 +43,7 @@ class BaseModel:
             raise FormatError(f"{model.path}: lacks the key {error.args[0]}, so it is no base model") from None
         repository = str(metadata.get("general.repo_url", "")).removeprefix("https://huggingface.co/")
         return cls(architecture, n_layer, n_head, metadata.get(f"{architecture}.attention.head_count_kv", n_head),
-                   "output.weight" not in model.tensors, metadata.get("general.name", ""), repository or None)
+                   "output.weight" not in model.tensors, metadata.get("general.name", ""), repository or None, model.tensors)
 
 
 @dataclass
@@ -123,7 +125,7 @@ def fold(b: np.ndarray, numerator: float, denominator: float) -> np.ndarray:
     return b if factor == 1 else b * factor
 
 
-def refuse_magnitudes(adapter: AdapterFile, form: Form) -> None:
+def refuse_magnitudes(adapter: AdapterFile, form: FileForm) -> None:
     """LoraFastError for an adapter of DoRA."""
     if adapter.magnitudes:
         raise LoraFastError(f"{cannot_carry_magnitudes(form)}; write a PEFT folder (NAME/), or have it merged into the "

@@ -21,8 +21,9 @@ import numpy as np
 
 from ..data.batches import SamplerState
 from ..errors import FormatError, LoraFastError
-from ..gguf.file_kind import FileKind, file_kind
+from ..gguf.file_form import FileForm
 from ..gguf.reader import GGUFFile, Tensor
+from ..gguf.recognise import form_of_file
 from ..gguf.types import GGMLType, GGUFValueType
 from ..gguf.writer import TensorToWrite, ValueType, write_gguf
 from ..network.lora import ROLES, Adapter, Pair, PairSpec, file_order, split_name
@@ -321,9 +322,9 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     Raises FormatError for a file that is broken, of another kind, or of a version or optimiser this package does not
     know, and LoraFastError for one that cannot be read.
     """
-    kind = file_kind(path)
-    if kind is not FileKind.CHECKPOINT:
-        raise FormatError(f"{path}: is {kind.value}, not a checkpoint; {_ADVICE[kind]}")
+    kind = form_of_file(path)
+    if kind is not FileForm.CHECKPOINT:
+        raise FormatError(f"{path}: is {kind.phrase}, not a checkpoint; {_ADVICE[kind]}")
     file = GGUFFile(path)
     keys = _Keys(file)
     if keys.get("training.type", str, "finetune_lora") != "finetune_lora":
@@ -356,10 +357,11 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 _ADVICE = {
-    FileKind.MODEL: "pass it to --model-base",
-    FileKind.GGUF_ADAPTER: "pass the file that --checkpoint-out wrote beside it",
-    FileKind.GGLA: "pass the .gguf file that --checkpoint-out wrote beside it",
-    FileKind.PEFT: "pass the .gguf file that --checkpoint-out wrote",
+    FileForm.MODEL: "pass it to --model-base",
+    FileForm.GGUF: "pass the file that --checkpoint-out wrote beside it",
+    FileForm.GGLA: "pass the .gguf file that --checkpoint-out wrote beside it",
+    FileForm.PEFT: "pass the .gguf file that --checkpoint-out wrote",
+    FileForm.MLX: "make one of it with lorafast convert IN OUT.gguf --to checkpoint",
 }
 
 _OWN_KEYS = ("lorafast.alpha", "lorafast.r", "lorafast.moments_order", "lorafast.dora")

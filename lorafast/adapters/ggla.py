@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import FormatError, LoraFastError
+from ..gguf.file_form import FileForm
 from ..network.lora import Pair, split_name
-from ..options.outputs import Form
 from ..system.atomic import atomic_write
 from .adapter_file import AdapterFile, refuse_magnitudes
 
@@ -34,7 +34,7 @@ def write_ggla(path: str | os.PathLike, adapter: AdapterFile) -> None:
     """Writes a ggla file atomically. LoraFastError for an alpha that is no whole number, and for DoRA's magnitudes: it
     has no place for them.
     """
-    refuse_magnitudes(adapter, Form.GGLA)
+    refuse_magnitudes(adapter, FileForm.GGLA)
     header, tensors = _layout(adapter)
     with atomic_write(path) as file:
         file.write(header)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, LoraFastError
+from ..gguf.file_form import FileForm
 from ..gguf.reader import GGUFFile
 from ..gguf.types import GGMLType, GGUFValueType
 from ..gguf.writer import TensorToWrite, ValueType, write_gguf
 from ..network.lora import split_name
-from ..options.outputs import Form
 from .adapter_file import AdapterFile, BaseModel, fold, refuse_magnitudes, refuse_norms
 
 TOKEN_EMBD = "token_embd.weight"
@@ -36,7 +36,7 @@ def write_gguf_adapter(path: str | os.PathLike, adapter: AdapterFile, base: Base
 
 def _contents(adapter: AdapterFile, base: BaseModel) -> tuple[list[tuple[str, ValueType, Any]], list[TensorToWrite]]:
     refuse_norms(adapter.pairs, "GGUF adapter")
-    refuse_magnitudes(adapter, Form.GGUF)
+    refuse_magnitudes(adapter, FileForm.GGUF)
     if base.tied and TOKEN_EMBD in adapter.pairs:
         raise LoraFastError("a GGUF adapter cannot carry the pair of token_embd for a model that uses this matrix for "
                             "its output too: llama.cpp aborts; leave it out with --targets, or write a PEFT folder or "
@@ -63,6 +63,10 @@ def _contents(adapter: AdapterFile, base: BaseModel) -> tuple[list[tuple[str, Va
     return metadata, tensors
 
 
+READ_KEYS = ("adapter.type", "adapter.lora.alpha", "adapter.lora.task_name", "adapter.lora.prompt_prefix")
+"""Keys of an adapter that are read, or only describe it. Another one, as that of activation tokens, would change what it does."""
+
+
 def read_gguf_adapter(path: str | os.PathLike) -> AdapterFile:
     """Reads a GGUF adapter by the rules of llama.cpp's loader. FormatError for what that refuses.
 
@@ -71,6 +75,9 @@ def read_gguf_adapter(path: str | os.PathLike) -> AdapterFile:
     file = GGUFFile(path)
     if file.metadata.get("adapter.type") != "lora":
         raise FormatError(f"{path}: is no LoRA adapter: its adapter.type is {file.metadata.get('adapter.type')!r}")
+    unread = [key for key in file.metadata if key.startswith("adapter.") and key not in READ_KEYS]
+    if unread:
+        raise FormatError(f"{path}: has {', '.join(unread)}, which lorafast does not support")
     parts: dict[str, dict[str, np.ndarray]] = {}
     warnings = []
     for name, tensor in file.tensors.items():

@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, LoraFastError
-from ..gguf.file_kind import PEFT_CONFIG, PEFT_WEIGHTS
+from ..gguf.recognise import PEFT_CONFIG, PEFT_WEIGHTS
 from ..gguf.safetensors import read_safetensors, write_safetensors
 from ..network.lora import Pair, split_name
 from ..system.atomic import atomic_dir
 from .adapter_file import AdapterFile, BaseModel, fold, refuse_norms
+from .whole_matrices import compare_with_base
 
 MODULES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
@@ -43,7 +44,16 @@ ROLE_OF_MODULE = {module: role for role, module in MODULES.items()}
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
 PERMUTED_ARCHITECTURES = ("llama",)
-BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
+HARMLESS_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights whose first step leaves the base model's weights and output as they are."""
+
+READ_KEYS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights")
+KEYS_WITHOUT_EFFECT = (
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "target_modules",
+    "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "megatron_core",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
+    "ensure_weight_tying")
+"""Keys that say where and how the adapter was trained, but not what its tensors mean."""
 
 
 def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -> None:
@@ -58,9 +68,9 @@ def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -
             tensors[f"{module}.lora_embedding_B"] = a.T
         else:
             tensors[f"{module}.lora_A.weight"] = a
-            tensors[f"{module}.lora_B.weight"] = _rows_to_hf(b.T, role, base)
+            tensors[f"{module}.lora_B.weight"] = rows_to_hf(b.T, role, base)
         if name in adapter.magnitudes:
-            tensors[f"{module}.{MAGNITUDE}"] = _rows_to_hf(adapter.magnitudes[name], role, base)
+            tensors[f"{module}.{MAGNITUDE}"] = rows_to_hf(adapter.magnitudes[name], role, base)
     modules = _shortest_modules(adapter.pairs, base.n_layer)
     config = {
         "peft_type": "LORA",
@@ -121,11 +131,12 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
     magnitudes: dict[str, np.ndarray] = {}
     warnings = []
     for key, values in read_safetensors(folder / PEFT_WEIGHTS).items():
-        if re.search(r"(embed_tokens|lm_head)(\.base_layer)?\.weight$", key):
-            warnings.append(f"{folder}: {key!r} is left out: peft adds the base model's own matrix where it is adapted")
+        if re.search(r"(^|\.)(embed_tokens|lm_head)(\.base_layer)?\.weight$", key):
+            module = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
+            warnings.append(compare_with_base(folder, key, base_tensor(module), values, base))
             continue
         module, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
-        name = _base_tensor(module)
+        name = base_tensor(module)
         if name is not None and part == MAGNITUDE and values.ndim == 1:
             magnitudes[name] = values
             continue
@@ -142,7 +153,7 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
     return adapter
 
 
-def _base_tensor(module: str) -> str | None:
+def base_tensor(module: str) -> str | None:
     """The base tensor's name in GGUF for a PEFT module; None for one that is not known."""
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
     role = ROLE_OF_MODULE.get(match[2] if match else module)
@@ -159,7 +170,7 @@ def _pair(folder: Path, name: str, parts: dict[str, np.ndarray], base: BaseModel
         if role in ("attn_q", "attn_k") and base is None:
             raise LoraFastError(f"{folder}: adapts q or k, whose rows GGUF and Hugging Face order differently; "
                                 "name the base model as well")
-        b = _rows_to_gguf(rows, role, base).T
+        b = rows_to_gguf(rows, role, base).T
     elif set(parts) == {"lora_embedding_A", "lora_embedding_B"}:
         a, b = parts["lora_embedding_B"].T, parts["lora_embedding_A"]
     else:
@@ -180,7 +191,7 @@ def _magnitudes(folder: Path, config: Mapping[str, Any], pairs: Mapping[str, Pai
             has, says = ("lacks", "uses") if dora else ("has", "does not use")
             raise FormatError(f"{folder}: '{_module(name)}' {has} magnitudes, but {PEFT_CONFIG} {says} DoRA; the files "
                               "do not belong together")
-    return {name: _rows_to_gguf(stored[name], split_name(name)[1], base) for name in pairs if dora}
+    return {name: rows_to_gguf(stored[name], split_name(name)[1], base) for name in pairs if dora}
 
 
 def _with_one_scale(folder: Path, config: Mapping[str, Any], pairs: dict[str, Pair]) -> AdapterFile:
@@ -221,26 +232,27 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key in ("r", "lora_alpha"):
         if not isinstance(config.get(key), (int, float)) or config[key] <= 0:
             raise FormatError(f"{path}: {key} is {config.get(key)!r}, but should be a number above 0")
-    for key in ("lora_bias", "modules_to_save", "use_qalora", "layer_replication", "target_parameters"):
-        if config.get(key):
-            raise FormatError(f"{path}: uses {key}, which lorafast does not support")
     if config.get("bias", "none") != "none":
         raise FormatError(f"{path}: trained biases (bias is '{config['bias']}'), which lorafast does not support")
+    unread = [key for key in config if config[key] and key not in (*READ_KEYS, *KEYS_WITHOUT_EFFECT, "bias")]
+    if unread:
+        raise FormatError(f"{path}: uses {', '.join(unread)}, which lorafast does not support; merge the adapter with peft "
+                          "(merge_and_unload) and convert the whole model")
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.startswith(BASE_CHANGING_INITS):
-        raise FormatError(f"{path}: was initialised with '{init}', which changes the base model; "
+    if init not in HARMLESS_INITS:
+        raise FormatError(f"{path}: was initialised with {init!r}, which changes the base model; "
                           "convert it with peft's path_initial_model_for_weight_conversion")
     return config
 
 
-def _rows_to_hf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
+def rows_to_hf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
     """`rows` (n_out, ...) from GGUF's order to Hugging Face's: pairs of a head from neighbours to half a head apart."""
     heads = _permuted_heads(role, base)
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
 
 
-def _rows_to_gguf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
-    """The inverse of `_rows_to_hf`; base may be None for all but q and k."""
+def rows_to_gguf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
+    """The inverse of `rows_to_hf`; base may be None for all but q and k."""
     heads = _permuted_heads(role, base)
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
 

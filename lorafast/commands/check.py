@@ -13,8 +13,9 @@ import numpy as np
 
 from ..adapters import BaseModel, read_adapter
 from ..errors import FormatError
-from ..gguf.file_kind import FileKind, file_kind
+from ..gguf.file_form import FileForm
 from ..gguf.reader import GGUFFile, Tensor, open_model
+from ..gguf.recognise import form_of_file
 from ..gguf.types import GGUFValueType
 from ..options.tools import CheckOptions
 from ..words import count
@@ -34,9 +35,9 @@ class Finding:
 
 def run(options: CheckOptions, write: Callable[[str], None] = print) -> int:
     """The command: reports to `write`, a line each; returns 0 if llama.cpp loads the adapter and applies all of it."""
-    kind = file_kind(options.adapter)
-    if kind is not FileKind.GGUF_ADAPTER:
-        write(f"{options.adapter}: is {kind.value}, which llama.cpp does not load as an adapter. "
+    kind = form_of_file(options.adapter)
+    if kind is not FileForm.GGUF:
+        write(f"{options.adapter}: is {kind.phrase}, which llama.cpp does not load as an adapter. "
               f"{_advice(kind, options)}")
         return 1
     try:
@@ -68,8 +69,8 @@ def grouped(findings: Iterable[Finding]) -> Iterator[str]:
         yield f"{'error' if fatal else 'note'}: {where}{text}"
 
 
-def _advice(kind: FileKind, options: CheckOptions) -> str:
-    if kind is FileKind.MODEL:
+def _advice(kind: FileForm, options: CheckOptions) -> str:
+    if kind is FileForm.MODEL:
         return "Pass it to --model-base, and the adapter as ADAPTER"
     adapter = read_adapter(options.adapter, BaseModel.from_gguf(open_model(options.model_base)))
     if adapter.magnitudes:

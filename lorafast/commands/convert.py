@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable
-from enum import Enum
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -17,29 +16,26 @@ from ..adapters import AdapterFile, BaseModel, cards, read_adapter, write_adapte
 from ..adapters.adapter_file import fold, refuse_magnitudes
 from ..adapters.checkpoint import Geometry, TrainState, read_checkpoint, write_checkpoint
 from ..errors import LoraFastError, UsageError
-from ..gguf.file_kind import FileKind, file_kind
+from ..gguf.file_form import WRITTEN_FORMS, FileForm, form_of_name
 from ..gguf.reader import GGUFFile, open_model
+from ..gguf.recognise import form_of_file
 from ..network.hparams import read_hparams
 from ..network.lora import NORM_ROLES, ROLES, split_name
 from ..options.finetune import TARGET_GROUPS
-from ..options.outputs import Form
 from ..options.tools import ConvertOptions
-
-CHECKPOINT = "checkpoint"
-FORMS: dict[str, Form | str] = {"ggla": Form.GGLA, "gguf": Form.GGUF, "peft": Form.PEFT, CHECKPOINT: CHECKPOINT}
 
 
 def run(options: ConvertOptions, write: Callable[[str], None] = print) -> int:
     """The command: converts, and says to `write` line by line what was changed or left out. Returns the exit status."""
-    kind, form = file_kind(options.source), _form(options)
+    kind, form = form_of_file(options.source), _form(options)
     if os.path.exists(options.target) and os.path.samefile(options.source, options.target):
         raise UsageError(f"{options.target}: is the adapter to convert; write the new one under another name")
-    if options.modelfile and not (form is Form.GGUF and options.model_base):
+    if options.modelfile and not (form is FileForm.GGUF and options.model_base):
         raise UsageError("--modelfile: Ollama takes GGUF adapters, and the Modelfile names the model: it needs "
                          "--to gguf and --model-base")
     model = open_model(options.model_base) if options.model_base else None
-    if kind is FileKind.PEFT and model is None:
-        raise UsageError("--model-base is needed: a PEFT adapter does not say what GGUF makes of the model's heads")
+    if kind in (FileForm.PEFT, FileForm.MLX) and model is None:
+        raise UsageError("--model-base is needed: such an adapter does not say what GGUF makes of the model's heads")
     adapter = read_adapter(options.source, BaseModel.from_gguf(model) if model else None)
     for warning in adapter.warnings:
         write(f"note: {warning}")
@@ -48,7 +44,7 @@ def run(options: ConvertOptions, write: Callable[[str], None] = print) -> int:
     if model is None:
         _ask_for_model(kind, form, adapter)
     base = _base(options, model, adapter)
-    geometry = _geometry(options, model) if form is CHECKPOINT else None
+    geometry = _geometry(options, model) if form is FileForm.CHECKPOINT else None
     for line in convert(adapter, form, options.target, base, geometry):
         write(f"note: {line}")
     write(f"wrote {options.target}: {describe(adapter, form)}")
@@ -82,49 +78,49 @@ def _patterns(name: str) -> tuple[str, ...]:
     return TARGET_GROUPS.get(name, (pattern,))
 
 
-def convert(adapter: AdapterFile, form: Form | str, path: str, base: BaseModel,
+def convert(adapter: AdapterFile, form: FileForm, path: str, base: BaseModel,
             geometry: Geometry | None = None) -> list[str]:
     """Writes the adapter at `path` (atomically) and returns what should be said about it, a line each.
 
-    form      of the result; "checkpoint" for one that a training run starts from
+    form      of the result; CHECKPOINT is one that a training run starts from
     geometry  the model's, for a checkpoint
 
     Raises LoraFastError for what the form cannot carry.
     """
     refuse(adapter, form, base)
     notes = []
-    if form is CHECKPOINT:
+    if form is FileForm.CHECKPOINT:
         _write_as_checkpoint(path, adapter, geometry)
         return ["the checkpoint stands at iteration 0 with a fresh optimiser; finetune --checkpoint-in takes it"]
-    if form is Form.GGLA and adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
+    if form is FileForm.GGLA and adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
         notes.append(f"the scale {adapter.alpha:g} / {adapter.r} has been multiplied into every B: a ggla file holds "
                      "whole numbers only")
         adapter = dataclasses.replace(adapter, alpha=float(adapter.r), pairs={
             name: (a, fold(b, adapter.alpha, adapter.r)) for name, (a, b) in adapter.pairs.items()})
-    if form is Form.PEFT and not base.source:
+    if form is FileForm.PEFT and not base.source:
         notes.append("adapter_config.json does not say which model the adapter belongs to: --base-name REPOSITORY "
                      "records it")
     write_adapter(form, path, adapter, base)
     return notes
 
 
-def refuse(adapter: AdapterFile, form: Form | str, base: BaseModel) -> None:
+def refuse(adapter: AdapterFile, form: FileForm, base: BaseModel) -> None:
     """LoraFastError for pairs that an adapter of that form cannot carry, with the way out."""
     roles = {split_name(name)[1] for name in adapter.pairs}
-    if form in (Form.GGUF, Form.GGLA):
+    if form in (FileForm.GGUF, FileForm.GGLA):
         refuse_magnitudes(adapter, form)
-    if form in (Form.GGUF, Form.PEFT) and roles & set(NORM_ROLES):
-        raise LoraFastError(f"a {form.value} cannot carry the norms' pairs: what reads it adapts matrices only. Leave "
+    if form in (FileForm.GGUF, FileForm.PEFT) and roles & set(NORM_ROLES):
+        raise LoraFastError(f"{form.phrase} cannot carry the norms' pairs: what reads it adapts matrices only. Leave "
                             "them out (--drop norms), or have them merged into the model (lorafast merge)")
-    if form is Form.GGUF and base.tied and "token_embd" in roles:
+    if form is FileForm.GGUF and base.tied and "token_embd" in roles:
         raise LoraFastError("a GGUF adapter cannot carry the pair of token_embd for a model that uses this matrix for "
                             "its output too: llama.cpp aborts. Leave it out (--drop token_embd), or have it merged "
                             "into the model (lorafast merge)")
-    if form in (Form.GGUF, CHECKPOINT) and base.tied and "output" in roles:
+    if form in (FileForm.GGUF, FileForm.CHECKPOINT) and base.tied and "output" in roles:
         raise LoraFastError("the adapter has a pair for output.weight, which this model lacks: it uses "
                             "token_embd.weight for its output. Leave it out (--drop output), or have it merged "
                             "(lorafast merge)")
-    if form is CHECKPOINT:
+    if form is FileForm.CHECKPOINT:
         for role in sorted(roles):
             ranks = {len(a) for name, (a, _) in adapter.pairs.items() if split_name(name)[1] == role}
             if len(ranks) > 1:
@@ -140,13 +136,12 @@ def _write_as_checkpoint(path: str, adapter: AdapterFile, geometry: Geometry) ->
     write_checkpoint(path, geometry, trained, TrainState(), extras={})
 
 
-def describe(adapter: AdapterFile, form: Form | str) -> str:
+def describe(adapter: AdapterFile, form: FileForm) -> str:
     """`PEFT adapter, 210 pairs of rank 8 with magnitudes (DoRA), alpha 8`."""
     ranks = sorted({len(a) for a, _ in adapter.pairs.values()})
     alpha = "no alpha" if adapter.alpha is None else f"alpha {adapter.alpha:g}"
-    name = form.value if isinstance(form, Enum) else form
     magnitudes = " with magnitudes (DoRA)" if adapter.magnitudes else ""
-    return f"{name}, {len(adapter.pairs)} pairs of rank {', '.join(map(str, ranks))}{magnitudes}, {alpha}"
+    return f"{form.value}, {len(adapter.pairs)} pairs of rank {', '.join(map(str, ranks))}{magnitudes}, {alpha}"
 
 
 def summary(names: Iterable[str]) -> str:
@@ -158,16 +153,14 @@ def summary(names: Iterable[str]) -> str:
 
 # ---- what the two files say, or the options must ----
 
-def _form(options: ConvertOptions) -> Form | str:
+def _form(options: ConvertOptions) -> FileForm:
     if options.to:
-        return FORMS[options.to]
-    if options.target.endswith("/") or os.path.isdir(options.target):
-        return Form.PEFT
-    for end, form in ((".bin", Form.GGLA), (".gguf", Form.GGUF)):
-        if options.target.lower().endswith(end):
-            return form
+        return WRITTEN_FORMS[options.to]
+    form = FileForm.PEFT if os.path.isdir(options.target) else form_of_name(options.target)
+    if form:
+        return form
     raise UsageError(f"{options.target}: end the name in .gguf (adapter for llama.cpp), / (folder for PEFT) or .bin "
-                     f"(ggla), or say --to {', '.join(FORMS)}")
+                     f"(ggla), or say --to {', '.join(WRITTEN_FORMS)}")
 
 
 def _base(options: ConvertOptions, model: GGUFFile | None, adapter: AdapterFile) -> BaseModel:
@@ -177,22 +170,22 @@ def _base(options: ConvertOptions, model: GGUFFile | None, adapter: AdapterFile)
     else:
         n_layer = 1 + max(split_name(name)[0] for name in adapter.pairs)
         base = BaseModel(adapter.metadata.get("general.architecture", "llama"), n_layer, 0, 0, tied=False)
-        if file_kind(options.source) is FileKind.CHECKPOINT:
+        if form_of_file(options.source) is FileForm.CHECKPOINT:
             geometry = read_checkpoint(options.source).geometry
             base = BaseModel(geometry.architecture, geometry.n_layer, geometry.n_head, geometry.n_head_kv, tied=False)
     return dataclasses.replace(base, source=options.base_name or base.source)
 
 
-def _ask_for_model(kind: FileKind, form: Form | str, adapter: AdapterFile) -> None:
+def _ask_for_model(kind: FileForm, form: FileForm, adapter: AdapterFile) -> None:
     """UsageError where the files cannot be converted without knowing the base model."""
     roles = {split_name(name)[1] for name in adapter.pairs}
     reason = ""
-    if form is Form.PEFT and roles & {"attn_q", "attn_k"} and kind is not FileKind.CHECKPOINT:
+    if form is FileForm.PEFT and roles & {"attn_q", "attn_k"} and kind is not FileForm.CHECKPOINT:
         reason = "GGUF and Hugging Face order the rows of q and k differently, by the model's heads"
-    elif form is Form.GGUF and roles & {"token_embd", "output"}:
+    elif form is FileForm.GGUF and roles & {"token_embd", "output"}:
         reason = ("whether a GGUF adapter can carry pairs of token_embd and output depends on whether the model uses "
                   "one matrix for both")
-    elif form is CHECKPOINT and kind is not FileKind.CHECKPOINT:
+    elif form is FileForm.CHECKPOINT and kind is not FileForm.CHECKPOINT:
         reason = "a checkpoint holds the model's sizes"
     if reason:
         raise UsageError(f"--model-base is needed: {reason}")
@@ -206,7 +199,7 @@ def _geometry(options: ConvertOptions, model: GGUFFile | None) -> Geometry:
                     hparams.n_rot, hparams.norm_rms_eps, hparams.rope_freq_base, hparams.rope_freq_scale, hparams.arch)
 
 
-def _companions(options: ConvertOptions, adapter: AdapterFile, form: Form | str, base: BaseModel) -> list[str]:
+def _companions(options: ConvertOptions, adapter: AdapterFile, form: FileForm, base: BaseModel) -> list[str]:
     """Writes what --modelfile and --card ask for beside the adapter; returns the paths."""
     written = []
     if options.modelfile:

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..adapters import AdapterFile, BaseModel, read_adapter
 from ..adapters.checkpoint import Checkpoint, read_checkpoint
-from ..gguf.file_kind import FileKind, file_kind
+from ..gguf.file_form import FileForm
 from ..gguf.reader import GGUFFile, Tensor, open_model
+from ..gguf.recognise import form_of_file
 from ..gguf.types import FILE_TYPE_NAMES
 from ..network.lora import ROLES, Pair, split_name
 from ..options.outputs import megabytes
@@ -28,16 +29,16 @@ def inspect_file(path: str, *, everything: bool = False) -> Iterator[str]:
 
     Raises FormatError for a broken file or one of another kind, LoraFastError for one that cannot be read.
     """
-    kind = file_kind(path)
-    if kind is FileKind.MODEL:
+    kind = form_of_file(path)
+    if kind is FileForm.MODEL:
         yield from model_lines(open_model(path), everything)
         return
-    yield f"{path}: {kind.value}"
-    if kind is FileKind.CHECKPOINT:
+    yield f"{path}: {kind.phrase}"
+    if kind is FileForm.CHECKPOINT:
         checkpoint = read_checkpoint(path)
         yield from checkpoint_lines(checkpoint)
     adapter = read_adapter(path, ANY_BASE)
-    if kind is FileKind.GGUF_ADAPTER and everything:
+    if kind is FileForm.GGUF and everything:
         yield from metadata_lines(GGUFFile(path), everything)
     yield from adapter_lines(adapter, everything)
 
@@ -49,7 +50,7 @@ def model_lines(model: GGUFFile, everything: bool) -> Iterator[str]:
     n_values = sum(prod(tensor.shape) for tensor in model.tensors.values())
     file_type = model.metadata.get("general.file_type")
     named = f" ({FILE_TYPE_NAMES.get(file_type, file_type)})" if file_type is not None else ""
-    yield (f"{model.path}: {FileKind.MODEL.value}{named}, GGUF version {model.version}, {megabytes(model.nbytes)}, "
+    yield (f"{model.path}: {FileForm.MODEL.phrase}{named}, GGUF version {model.version}, {megabytes(model.nbytes)}, "
            f"{n_values / 1e6:.1f} million parameters")
     yield ""
     yield from metadata_lines(model, everything)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..gguf.file_form import FileForm, cannot_carry_magnitudes, form_of_output
 from ..system.threads import physical_cores
 from .declare import Allowed, Options, option, to_argv, unknown
-from .outputs import Form, Output, cannot_carry_magnitudes, form_of
+from .outputs import Output
 
 AT_LEAST_0 = Allowed("at least 0", lambda n: n >= 0)
 AT_LEAST_1 = Allowed("at least 1", lambda n: n >= 1)
@@ -299,8 +300,8 @@ class FinetuneConfig(ModelOptions):
                  if getattr(self, field) != type(self).__dataclass_fields__[field].default]
         if self.init_lora and given:
             raise UsageError(f"{_spelling(given[0])}: --init-lora brings its own tensors, ranks and scale")
-        if Form.GGLA in self.forms() and self.alpha != int(self.alpha):
-            raise UsageError(f"--rslora: a {Form.GGLA.value} holds whole numbers as alpha, not {self.alpha:g}; "
+        if FileForm.GGLA in self.forms() and self.alpha != int(self.alpha):
+            raise UsageError(f"--rslora: {FileForm.GGLA.phrase} holds whole numbers as alpha, not {self.alpha:g}; "
                              "write another form, or take a square number for --lora-r")
 
     @classmethod
@@ -373,9 +374,9 @@ class FinetuneConfig(ModelOptions):
         """Where adapters go."""
         return tuple(Output("--lora-out", name, self.pattern_fn_it, self.fn_latest) for name in self.lora_out if name)
 
-    def forms(self) -> set[Form]:
+    def forms(self) -> set[FileForm]:
         """The forms of the adapters to write."""
-        return {form_of(output.name) for output in self.adapter_outputs}
+        return {form_of_output(output.option, output.name) for output in self.adapter_outputs}
 
     def target_list(self) -> tuple[str, ...] | None:
         """--targets as roles and name patterns, its groups spelled out; None if it was not given."""
@@ -398,7 +399,7 @@ class FinetuneConfig(ModelOptions):
         """
         targets = self.target_list()
         if targets is None:
-            as_original = self.forms() <= {Form.GGLA} and not self.dora
+            as_original = self.forms() <= {FileForm.GGLA} and not self.dora
             targets = TARGET_GROUPS["all"] if as_original else ATTENTION + FEED_FORWARD
         ranks = {}
         for role, field in RANK_FIELDS.items():
@@ -424,7 +425,7 @@ class FinetuneConfig(ModelOptions):
                  if getattr(self, field)}
         if "output" in asked and tied:
             raise UsageError(f"{asked['output']}: this model has no output.weight, it uses token_embd.weight twice")
-        for form in sorted(self.forms()):
+        for form in sorted(self.forms(), key=lambda form: form.value):
             for role in roles:
                 reason = _cannot_carry(form, role, tied)
                 if reason:
@@ -433,8 +434,8 @@ class FinetuneConfig(ModelOptions):
 
     def _check_dora_outputs(self, cause: str) -> None:
         for output in self.adapter_outputs:
-            form = form_of(output.name)
-            if form is not Form.PEFT:
+            form = form_of_output(output.option, output.name)
+            if form is not FileForm.PEFT:
                 raise UsageError(f"{cause}: --lora-out {output.name}: {cannot_carry_magnitudes(form)}. Write a PEFT "
                                  "folder (--lora-out NAME/), or none (--lora-out '') and have the checkpoint merged "
                                  "into the model (lorafast merge)")
@@ -460,14 +461,14 @@ def _spelling(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def _cannot_carry(form: Form, role: str, tied: bool) -> str:
+def _cannot_carry(form: FileForm, role: str, tied: bool) -> str:
     """Why an adapter of that form cannot hold a pair for that role; empty if it can."""
-    if form is Form.GGLA:
+    if form is FileForm.GGLA:
         return ""
     if role in NORMS:
-        return f"a {form.value} cannot carry norms: the programs that read it adapt matrices only"
-    if form is Form.GGUF and role == "token_embd" and tied:
-        return f"a {form.value} cannot carry token_embd for a model that uses the same matrix for its output"
+        return f"{form.phrase} cannot carry norms: the programs that read it adapt matrices only"
+    if form is FileForm.GGUF and role == "token_embd" and tied:
+        return f"{form.phrase} cannot carry token_embd for a model that uses the same matrix for its output"
     return ""
 
 

@@ -11,34 +11,11 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from ..errors import LoraFastError, UsageError
 
 BEST = "BEST"
-
-
-class Form(str, Enum):
-    """The forms of an adapter, which the end of its name decides."""
-
-    GGLA = "ggla file"
-    GGUF = "GGUF adapter"
-    PEFT = "PEFT adapter"
-
-
-def cannot_carry_magnitudes(form: Form) -> str:
-    """Why DoRA's adapters do not go into that form, which is none of PEFT's."""
-    return f"a {form.value} cannot carry DoRA's magnitudes: what reads it adds pairs to the weights, and no more"
-
-
-def form_of(name: str) -> Form:
-    """`.bin` ggla, `.gguf` GGUF, `/` PEFT; UsageError for any other end."""
-    for end, form in ((".bin", Form.GGLA), (".gguf", Form.GGUF), ("/", Form.PEFT)):
-        if name.lower().endswith(end):
-            return form
-    raise UsageError(f"--lora-out {name}: end the name in .gguf (adapter for llama.cpp), / (folder for PEFT), "
-                     "or .bin (ggla, for programs of before July 2024)")
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ import re
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..gguf.file_form import WRITTEN_FORMS
 from ..gguf.types import GGMLType
 from ..system.threads import physical_cores
 from .declare import Allowed, Options, argument, option, same_as
 from .finetune import FinetuneConfig, decode_escapes
 
 OPTIONS, DATA = "Options", "Options for data"
-FORMS = ("ggla", "gguf", "peft", "checkpoint")
 MERGE_TYPES = {type.label.lower(): type for type in GGMLType if type.is_trainable}
 """Every type that merged matrices can have, by its name on the command line."""
 
@@ -25,8 +25,8 @@ class ConvertOptions(Options):
     source: str = argument("IN", "adapter or checkpoint, of any form; what it is, its content tells")
     target: str = argument("OUT", "file or folder to write: NAME.gguf for llama.cpp and its kin, NAME/ a folder for "
                            "PEFT, NAME.bin the original's ggla")
-    to: str = option("", OPTIONS, "FORM", f"form of OUT: {', '.join(FORMS)}", shown_default="by the end of its name",
-                     allowed=Allowed(f"one of {', '.join(FORMS)}", lambda form: not form or form in FORMS))
+    to: str = option("", OPTIONS, "FORM", f"form of OUT: {', '.join(WRITTEN_FORMS)}", shown_default="by the end of its name",
+                     allowed=Allowed(f"one of {', '.join(WRITTEN_FORMS)}", lambda form: not form or form in WRITTEN_FORMS))
     model_base: str = option("", OPTIONS, "FILE", "base model, where the conversion depends on it", names=["-m"])
     drop: str = option("", OPTIONS, "LIST", "pairs to leave out, with commas between: roles such as token_embd, names "
                        "with * and ?, or the groups norms, attn, ffn")

@@ -166,7 +166,7 @@ class Planner:
         """Bytes of the budget that all but weights leave."""
         return self.budget.nbytes - self._bytes(strategy)
 
-    def _capacity(self, strategy: Strategy) -> int | None | Literal[False]:
+    def _capacity(self, strategy: Strategy) -> int | Literal[False] | None:
         """Bytes that are left for weights; None if all find room, False if there is not enough for them to stream."""
         left = self._left(strategy)
         if left >= self._weight_bytes:
@@ -256,7 +256,7 @@ class Planner:
         if "micro_batch" in given or chosen.micro_batch:
             yield (f"of the {self.job.batch} samples of a pass, {samples} are worked on at a time: "
                    + why("micro_batch", micro_batch=None))
-        if "kept" in given or chosen.n_kept < n_blocks and chosen.input_every == 1:
+        if "kept" in given or (chosen.n_kept < n_blocks and chosen.input_every == 1):
             others = ", the others are computed again" if chosen.n_kept < n_blocks else ""
             yield (f"activations of {chosen.n_kept} of {n_blocks} blocks are kept{others}: "
                    + why("kept", n_kept=n_blocks))

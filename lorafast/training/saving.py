@@ -8,10 +8,11 @@ from typing import Any
 from .. import __version__
 from ..adapters import AdapterFile, BaseModel, write_adapter
 from ..adapters.checkpoint import Geometry, TrainState, write_checkpoint
+from ..gguf.file_form import form_of_output
 from ..network.hparams import HParams
 from ..network.lora import Adapter
 from ..options.finetune import FinetuneConfig
-from ..options.outputs import Output, check_disk, check_outputs, form_of
+from ..options.outputs import Output, check_disk, check_outputs
 from ..options.toml import check_writable, write_options
 from ..reporting.log import Log
 from . import llama_finetune_sizes as sizes
@@ -85,7 +86,7 @@ class Saver:
 
     def _save_adapter(self, path: str) -> None:
         self.log.saving("adapter", path)
-        write_adapter(form_of(path), path, AdapterFile.of(self.adapter), self.base)
+        write_adapter(form_of_output("--lora-out", path), path, AdapterFile.of(self.adapter), self.base)
 
 
 def geometry_of(hparams: HParams) -> Geometry:

@@ -6,9 +6,9 @@ from make_models import make_tiny
 from lorafast.adapters import AdapterFile, BaseModel, read_adapter, write_adapter
 from lorafast.adapters.checkpoint import Geometry, TrainState, write_checkpoint
 from lorafast.errors import FormatError, LoraFastError
+from lorafast.gguf.file_form import ADAPTER_FORMS, FileForm
 from lorafast.gguf.reader import GGUFFile
 from lorafast.network.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
-from lorafast.options.outputs import Form
 from tests.adapters.test_gguf import random_adapter
 from tests.network.test_lora import llama_shapes
 
@@ -21,7 +21,7 @@ def test_base_model_of_a_file(tmp_path):
     assert BaseModel.from_gguf(model) == BaseModel("llama", 3, 8, 4, tied=True, name="tiny Q8_0")
 
 
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("form", ADAPTER_FORMS)
 def test_each_form_is_recognised_whatever_its_name(tmp_path, form):
     adapter = random_adapter(SHAPES, targets=BLOCK_MATRICES)
     write_adapter(form, tmp_path / "anything", adapter, BASE)
@@ -73,7 +73,7 @@ def test_magnitudes_of_another_model_are_refused():
 
 
 def test_base_model_needs_a_models_keys(tmp_path):
-    write_adapter(Form.GGUF, tmp_path / "a.gguf", random_adapter(SHAPES, targets=BLOCK_MATRICES), BASE)
+    write_adapter(FileForm.GGUF, tmp_path / "a.gguf", random_adapter(SHAPES, targets=BLOCK_MATRICES), BASE)
     with pytest.raises(FormatError, match=r"llama.block_count"):
         BaseModel.from_gguf(GGUFFile(tmp_path / "a.gguf"))
 

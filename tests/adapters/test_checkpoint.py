@@ -11,11 +11,11 @@ from lorafast.adapters.checkpoint import Geometry, TrainState, read_checkpoint, 
 from lorafast.adapters.moments import ORDERS
 from lorafast.data.batches import SamplerState
 from lorafast.errors import FormatError, LoraFastError
+from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
 from lorafast.gguf.types import GGUFValueType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
 from lorafast.network.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
-from lorafast.options.outputs import Form
 from lorafast.rng import MT19937
 from tests.network.test_lora import llama_shapes
 
@@ -212,10 +212,10 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
 def test_other_files_are_named_for_what_they_are(tmp_path):
     base = BaseModel("llama", 2, 2, 2, tied=False)
     adapter = AdapterFile.of(small_adapter(targets=BLOCK_MATRICES))
-    for form, name in ((Form.GGLA, "a.bin"), (Form.GGUF, "a.gguf"), (Form.PEFT, "folder")):
+    for form, name in ((FileForm.GGLA, "a.bin"), (FileForm.GGUF, "a.gguf"), (FileForm.PEFT, "folder")):
         write_adapter(form, tmp_path / name, adapter, base)
     make_tiny(tmp_path / "model.gguf")
-    for name, what in (("a.bin", "a legacy ggla adapter, not a checkpoint"), ("a.gguf", "a GGUF adapter, not"),
+    for name, what in (("a.bin", "a ggla adapter, not a checkpoint"), ("a.gguf", "a GGUF adapter, not"),
                        ("folder", "a PEFT adapter, not"), ("model.gguf", "a base model, not.*--model-base")):
         assert re.search(what, refusal(read_checkpoint, tmp_path / name))
     (tmp_path / "text.gguf").write_bytes(b"To be, or not to be")

@@ -1,4 +1,4 @@
-"""ggla files: the original's bytes, what comes back, and what is refused."""
+"""ggla adapters: the original's bytes, what comes back, and what is refused."""
 import struct
 
 import numpy as np
@@ -34,7 +34,7 @@ def test_the_originals_file_is_written_back_byte_for_byte(golden, tmp_path):
 
 def test_magnitudes_are_refused(tmp_path):
     adapter = Adapter(specs_for(llama_shapes(8, 24, 2, 40), default_ranks(3), dora=True), 3, 3)
-    with pytest.raises(LoraFastError, match=r"a ggla file cannot carry DoRA's magnitudes.*PEFT .*lorafast merge"):
+    with pytest.raises(LoraFastError, match=r"a ggla adapter cannot carry DoRA's magnitudes.*PEFT .*lorafast merge"):
         write_ggla(tmp_path / "a.bin", AdapterFile.of(adapter))
     assert not list(tmp_path.iterdir())
 

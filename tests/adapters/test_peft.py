@@ -154,6 +154,10 @@ def test_scales_of_the_config_are_folded(tmp_path, change, scales):
     ({"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
     ({"bias": "all"}, "trained biases"),
     ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base model"),
+    ({"init_lora_weights": "next_year"}, "'next_year', which changes the base model"),
+    ({"alora_invocation_tokens": [1, 2]}, "uses alora_invocation_tokens"),
+    ({"trainable_token_indices": [5]}, "uses trainable_token_indices"),
+    ({"invented_tomorrow": {"a": 1}}, "uses invented_tomorrow"),
     ({"rank_pattern": {"v_proj": 4}}, "has rank 3, but 4 by adapter_config.json"),
 ])
 def test_what_a_pair_cannot_express_is_refused(tmp_path, change, message):
@@ -194,6 +198,37 @@ def test_unknown_tensors_are_refused(tmp_path):
         write_safetensors(folder / "adapter_model.safetensors", {name: a})
         with pytest.raises(FormatError, match=message):
             read_peft(folder, BASE)
+
+
+def whole_matrix(folder, key, values):
+    weights = folder / "adapter_model.safetensors"
+    tensors = {name: np.array(tensor) for name, tensor in read_safetensors(weights).items()}
+    write_safetensors(weights, tensors | {f"base_model.model.{key}.weight": np.asarray(values, np.float32)})
+
+
+@pytest.mark.parametrize("type", ["F32", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_whole_matrices_must_be_the_base_models(tmp_path, type, tied):
+    model = GGUFFile(make_tiny(tmp_path / "model.gguf", type=type, tied=tied))
+    base, folder = BaseModel.from_gguf(model), tmp_path / "peft"
+    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
+    adapter = random_adapter(shapes, targets=["attn_v"])
+    embedding = model.tensors["token_embd.weight"].to_float32()
+    head = embedding if tied else model.tensors["output.weight"].to_float32()
+    # What peft saves is of the model before it was quantised: off by about a rounding.
+    noise = np.random.default_rng(0).normal(size=embedding.shape) * np.abs(embedding).max(axis=1, keepdims=True) / 500
+    for key, values in (("model.embed_tokens", embedding + noise * (type != "F32")), ("lm_head", head)):
+        write_peft(folder, adapter, base)
+        whole_matrix(folder, key, values)
+        assert "is the base model's own" in read_peft(folder, base).warnings[0]
+        trained = np.array(values)
+        trained[7] *= -1
+        for other, message in ((trained, "1 of whose .* rows are not the base model's"),
+                               (np.concatenate([values, values[:2]]), "belongs to another vocabulary")):
+            write_peft(folder, adapter, base)
+            whole_matrix(folder, key, other)
+            with pytest.raises(FormatError, match=message):
+                read_peft(folder, base)
 
 
 def test_half_precision_is_read(tmp_path):

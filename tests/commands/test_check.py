@@ -10,13 +10,13 @@ from make_models import make_tiny
 from lorafast.adapters import BaseModel, write_adapter
 from lorafast.commands.check import MAX_SHOWN, check, run as run_check
 from lorafast.errors import FormatError, UsageError
+from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.quants import quantize
 from lorafast.gguf.reader import GGUFFile
 from lorafast.gguf.types import GGMLType, GGUFValueType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
 from lorafast.network.lora import BLOCK_MATRICES, ROLES
 from lorafast.options.declare import parse
-from lorafast.options.outputs import Form
 from lorafast.options.tools import CheckOptions
 from tests.adapters.test_gguf import LLAMA_CPP, MATRICES, random_adapter
 
@@ -137,12 +137,12 @@ def test_quantised_adapters_load(tmp_path):
     assert status == 0 and "llama-export-lora refuses" in lines[0]
 
 
-@pytest.mark.parametrize("form, name, what", [(Form.GGLA, "a.bin", "a legacy ggla adapter"),
-                                              (Form.PEFT, "a/", "a PEFT adapter")])
+@pytest.mark.parametrize("form, name, what", [(FileForm.GGLA, "a.bin", "a ggla adapter"),
+                                              (FileForm.PEFT, "a/", "a PEFT adapter")])
 def test_other_forms_are_named_with_the_way_out(tmp_path, form, name, what):
     model = make_tiny(tmp_path / "model.gguf")
     shapes = {tensor.name: tensor.shape for tensor in GGUFFile(model).tensors.values()}
-    targets = ROLES if form is Form.GGLA else BLOCK_MATRICES
+    targets = ROLES if form is FileForm.GGLA else BLOCK_MATRICES
     write_adapter(form, tmp_path / name, random_adapter(shapes, targets=targets), BaseModel.from_gguf(GGUFFile(model)))
     status, lines = lines_of(f"{tmp_path}/{name}", model)
     assert status == 1 and what in lines[0]
@@ -153,7 +153,7 @@ def test_magnitudes_lead_to_merging(tmp_path):
     model = make_tiny(tmp_path / "model.gguf")
     shapes = {tensor.name: tensor.shape for tensor in GGUFFile(model).tensors.values()}
     adapter = random_adapter(shapes, targets=BLOCK_MATRICES, dora=True)
-    write_adapter(Form.PEFT, tmp_path / "a", adapter, BaseModel.from_gguf(GGUFFile(model)))
+    write_adapter(FileForm.PEFT, tmp_path / "a", adapter, BaseModel.from_gguf(GGUFFile(model)))
     status, lines = lines_of(tmp_path / "a", model)
     assert status == 1 and "DoRA's magnitudes" in lines[0]
     assert f"lorafast merge --model-base {model} --lora {tmp_path}/a" in lines[0]
@@ -174,7 +174,7 @@ def test_a_model_and_a_broken_file(tmp_path):
 def test_what_lorafast_writes_passes(tmp_path):
     model = make_tiny(tmp_path / "model.gguf")
     shapes = {tensor.name: tensor.shape for tensor in GGUFFile(model).tensors.values()}
-    write_adapter(Form.GGUF, tmp_path / "a.gguf", random_adapter(shapes, targets=MATRICES),
+    write_adapter(FileForm.GGUF, tmp_path / "a.gguf", random_adapter(shapes, targets=MATRICES),
                   BaseModel.from_gguf(GGUFFile(model)))
     status, lines = lines_of(tmp_path / "a.gguf", model)
     assert status == 0 and lines == [f"{tmp_path / 'a.gguf'}: llama.cpp loads it: 16 pairs"]

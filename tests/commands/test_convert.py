@@ -10,10 +10,10 @@ from lorafast.adapters.checkpoint import Geometry, TrainState, read_checkpoint, 
 from lorafast.adapters.moments import RIGHT_TO_LEFT
 from lorafast.commands.convert import drop, run as run_convert, summary
 from lorafast.errors import LoraFastError, UsageError
+from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
 from lorafast.network.lora import BLOCK_MATRICES, ROLES, default_ranks
 from lorafast.options.declare import parse
-from lorafast.options.outputs import Form
 from lorafast.options.tools import ConvertOptions
 from tests.adapters.test_gguf import MATRICES, random_adapter
 
@@ -37,7 +37,7 @@ def convert(line: str) -> list[str]:
 def make(name: str, adapter, model="model.gguf"):
     """Writes the adapter under that name of NAMES.values()."""
     base = BaseModel.from_gguf(GGUFFile(model))
-    write_adapter({"a.bin": Form.GGLA, "a.gguf": Form.GGUF, "a/": Form.PEFT}[name], name, adapter, base)
+    write_adapter({"a.bin": FileForm.GGLA, "a.gguf": FileForm.GGUF, "a/": FileForm.PEFT}[name], name, adapter, base)
 
 
 def adapter_for(model="model.gguf", **kwargs):

@@ -7,9 +7,9 @@ from make_models import make_tiny
 from lorafast.adapters import BaseModel, write_adapter
 from lorafast.commands.inspect_model import change_square, inspect_file, shown
 from lorafast.errors import FormatError
+from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
 from lorafast.network.lora import ROLES
-from lorafast.options.outputs import Form
 from tests.adapters.test_gguf import MATRICES, random_adapter
 
 
@@ -32,8 +32,8 @@ def test_a_model(tmp_path):
     assert max(map(len, text.splitlines()[1:])) <= 120
 
 
-@pytest.mark.parametrize("form, name, targets", [(Form.GGLA, "a.bin", ROLES), (Form.GGUF, "a.gguf", MATRICES),
-                                                 (Form.PEFT, "a/", MATRICES)])
+@pytest.mark.parametrize("form, name, targets", [(FileForm.GGLA, "a.bin", ROLES), (FileForm.GGUF, "a.gguf", MATRICES),
+                                                 (FileForm.PEFT, "a/", MATRICES)])
 def test_an_adapter_of_any_form(tmp_path, form, name, targets):
     model = GGUFFile(make_tiny(tmp_path / "model.gguf"))
     shapes = {key: tensor.shape for key, tensor in model.tensors.items()}
@@ -56,7 +56,7 @@ def test_magnitudes(tmp_path):
     model = GGUFFile(make_tiny(tmp_path / "model.gguf"))
     shapes = {key: tensor.shape for key, tensor in model.tensors.items()}
     adapter = random_adapter(shapes, targets=["attn_q", "ffn_down"], dora=True)
-    write_adapter(Form.PEFT, tmp_path / "a", adapter, BaseModel.from_gguf(model))
+    write_adapter(FileForm.PEFT, tmp_path / "a", adapter, BaseModel.from_gguf(model))
     lines = text_of(tmp_path / "a").splitlines()
     n_params = sum(part.size for name in adapter.pairs for part in adapter.parts(name))
     assert lines[1].startswith(f"4 pairs with magnitudes (DoRA), {n_params / 1e6:.3f} million parameters")
@@ -68,7 +68,7 @@ def test_magnitudes(tmp_path):
 def test_values_that_are_not_finite_are_told(tmp_path):
     adapter = random_adapter({"blk.0.attn_q.weight": (8, 8)}, targets=["attn_q"])
     adapter.pairs["blk.0.attn_q.weight"][1][0, 0] = np.nan
-    write_adapter(Form.GGLA, tmp_path / "a.bin", adapter, BaseModel("llama", 1, 1, 1, False))
+    write_adapter(FileForm.GGLA, tmp_path / "a.bin", adapter, BaseModel("llama", 1, 1, 1, False))
     assert "warning: 1 pairs hold values that are not finite, blk.0.attn_q.weight" in text_of(tmp_path / "a.bin")
 
 

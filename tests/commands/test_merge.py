@@ -10,6 +10,7 @@ import lorafast.commands.merge
 from lorafast.adapters import AdapterFile, BaseModel, write_adapter
 from lorafast.commands.merge import Change, merge_model, report_lines, run as run_merge
 from lorafast.errors import LoraFastError, UsageError
+from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.quantize_k import quantize
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.reader import GGUFFile
@@ -18,7 +19,6 @@ from lorafast.gguf.writer import TensorToWrite, write_gguf
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import BLOCK_MATRICES, ROLES
 from lorafast.options.declare import parse
-from lorafast.options.outputs import Form
 from lorafast.options.tools import MERGE_TYPES, MergeOptions
 from lorafast.system.live import Meter
 from tests.adapters.test_gguf import MATRICES, llama_cpp_logits, random_adapter
@@ -112,7 +112,7 @@ def test_q8_0_is_within_the_error_of_requantising(tmp_path):
         theirs.append(TensorToWrite(name, tensor.type, tensor.shape, np.ascontiguousarray(data)))
     metadata = [(key, model.value_types[key], value) for key, value in model.metadata.items()]
     write_gguf(tmp_path / "theirs.gguf", metadata, theirs)
-    write_adapter(Form.GGUF, tmp_path / "a.gguf", adapter, BaseModel.from_gguf(model))
+    write_adapter(FileForm.GGUF, tmp_path / "a.gguf", adapter, BaseModel.from_gguf(model))
 
     tokens = np.random.default_rng(0).integers(3, 380, 64)
     exact = lorafast.Model.open(model.path, [tmp_path / "a.gguf"]).forward(tokens)
@@ -240,7 +240,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 def test_the_command(tmp_path):
     model, adapter = model_and_adapter(tmp_path, targets=BLOCK_MATRICES)
-    write_adapter(Form.PEFT, tmp_path / "peft", adapter, BaseModel.from_gguf(model))
+    write_adapter(FileForm.PEFT, tmp_path / "peft", adapter, BaseModel.from_gguf(model))
     lines = []
     options = parse(MergeOptions, ["-m", str(model.path), "--lora", f"{tmp_path / 'peft'}:0.5", "-o",
                                    str(tmp_path / "merged.gguf"), "--type", "F32"])
@@ -268,7 +268,7 @@ def test_llama_cpp_runs_the_merged_model(tmp_path, tied):
         wanted = Sequence(network, pairs, 16, 1).append(np.array(tokens, np.int32))
         merged = merged[-1]
     else:
-        write_adapter(Form.GGUF, tmp_path / "adapter.gguf", adapter, BaseModel.from_gguf(model))
+        write_adapter(FileForm.GGUF, tmp_path / "adapter.gguf", adapter, BaseModel.from_gguf(model))
         wanted = llama_cpp_logits(model.path, tmp_path / "adapter.gguf", tokens, tmp_path)
     # llama.cpp keeps K and V in float16: two ways to the same values differ by about 1e-3 of the logits' size.
     assert np.mean((merged - wanted) ** 2) / np.var(wanted) < 1e-4

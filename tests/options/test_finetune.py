@@ -4,10 +4,10 @@ import shlex
 import pytest
 
 from lorafast.errors import UsageError
+from lorafast.gguf.file_form import ADAPTER_FORMS
 from lorafast.network.lora import ROLES, default_ranks
 from lorafast.options.declare import HELP_WIDTH, help_text, parse, to_argv
 from lorafast.options.finetune import ATTENTION, FEED_FORWARD, NORMS, RANK_FIELDS, FinetuneConfig, decode_escapes
-from lorafast.options.outputs import Form
 from lorafast.options.use import GenerateConfig, PerplexityConfig
 
 SEED_RUN = """--model-base Llama-2-7b.Q8_0.gguf --checkpoint-in shakespeare-LATEST.gguf
@@ -173,7 +173,7 @@ def test_target_list():
 
 
 def test_forms():
-    assert finetune("--lora-out a.BIN --lora-out b-ITERATION.gguf --lora-out c/").forms() == set(Form)
+    assert finetune("--lora-out a.BIN --lora-out b-ITERATION.gguf --lora-out c/").forms() == set(ADAPTER_FORMS)
 
 
 @pytest.mark.parametrize("line, tied, parts", [
@@ -193,7 +193,7 @@ def test_what_cannot_be_had_is_refused(line, tied, parts):
 
 @pytest.mark.parametrize("line, parts", [
     ("--dora", ("--dora: --lora-out ggml-lora-ITERATION-f32.gguf: a GGUF adapter cannot carry", "NAME/", "merge")),
-    ("--dora --lora-out a/ --lora-out b.bin", ("--dora: --lora-out b.bin: a ggla file cannot carry",)),
+    ("--dora --lora-out a/ --lora-out b.bin", ("--dora: --lora-out b.bin: a ggla adapter cannot carry",)),
     ("--dora --lora-out a/ --targets all", ("--dora: output_norm is no matrix", "leave norms out")),
     ("--dora --lora-out a/ --rank-att-norm 1", ("--dora: attn_norm is no matrix",)),
     ("--dora --lora-out a/ --init-lora b/", ("--dora: --init-lora brings its own",)),

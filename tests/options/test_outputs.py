@@ -5,8 +5,9 @@ from collections import namedtuple
 import pytest
 
 from lorafast.errors import LoraFastError, UsageError
+from lorafast.gguf.file_form import FileForm, form_of_output
 from lorafast.options import outputs as files
-from lorafast.options.outputs import Form, Output, check_disk, check_outputs, form_of
+from lorafast.options.outputs import Output, check_disk, check_outputs
 
 OUT = "--checkpoint-out"
 
@@ -24,15 +25,15 @@ def test_other_placeholder_and_folder():
     assert Output(OUT, "x/IT/", "IT", "new").paths(3) == ("x/3/", "x/new/")
 
 
-@pytest.mark.parametrize("name, form", [("a.bin", Form.GGLA), ("A.GGUF", Form.GGUF), ("dir/", Form.PEFT)])
+@pytest.mark.parametrize("name, form", [("a.bin", FileForm.GGLA), ("A.GGUF", FileForm.GGUF), ("dir/", FileForm.PEFT)])
 def test_form(name, form):
-    assert form_of(name) is form
+    assert form_of_output("--lora-out", name) is form
 
 
 @pytest.mark.parametrize("name", ["a", "a.safetensors", "a.gguf.tmp"])
 def test_form_unknown(name):
     with pytest.raises(UsageError, match="--lora-out"):
-        form_of(name)
+        form_of_output("--lora-out", name)
 
 
 def touch(path, time):

@@ -4,7 +4,7 @@ from make_models import make_tiny
 
 from lorafast.commands.inspect_model import inspect_file
 from lorafast.errors import UsageError
-from lorafast.gguf.file_kind import is_data
+from lorafast.gguf.recognise import is_data
 from lorafast.gguf.types import GGMLType
 from lorafast.options.declare import HELP_WIDTH, help_text, parse, to_argv
 from lorafast.options.tools import CheckOptions, ConvertOptions, InspectOptions, MergeOptions, path_and_scale

@@ -361,7 +361,7 @@ def truncated(folder: Path, model: Path) -> str:
     ("--lora-out {model}", 2, r"would overwrite the base model"),
     ("--checkpoint-out text.txt", 2, r"would overwrite the training data"),
     ("--lora-out a.doc", 2, r"--lora-out a.doc: end the name in"),
-    ("--dora --targets attn", 2, r"--dora: --lora-out a-ITERATION.bin: a ggla file cannot carry"),
+    ("--dora --targets attn", 2, r"--dora: --lora-out a-ITERATION.bin: a ggla adapter cannot carry"),
     ("--ctx 1x", 2, r"--ctx 1x: must be a whole number"),
 ])
 def test_what_cannot_be_is_one_line_and_changes_nothing(folder, tiny, train, capsys, monkeypatch, options, status,
