@@ -11,19 +11,19 @@ import numpy as np
 
 
 def llama_cpp_logits(folder: Path, model: Path, tokens: np.ndarray, adapter: Path | None = None, *, scale: float = 1.0,
-                     losses: bool = False) -> np.ndarray:
+                     losses: bool = False, n_threads: int = 2) -> np.ndarray:
     """Logits float32 (n_sequences, n, n_vocab) for tokens int32 (n_sequences, n) or (n,), or with `losses` those of the
     tokens after each, float64 (n_sequences, n - 1). `folder` takes the files by which the process is told and answers.
     """
     np.save(folder / "tokens.npy", np.atleast_2d(tokens).astype(np.int32))
-    command = [sys.executable, __file__, model, folder / "tokens.npy", folder / "out.npy"]
+    command = [sys.executable, __file__, model, folder / "tokens.npy", folder / "out.npy", "--threads", n_threads]
     command += ["--adapter", adapter, "--scale", scale] if adapter else []
     command += ["--losses"] if losses else []
     subprocess.run([str(part) for part in command], check=True, stderr=subprocess.DEVNULL)
     return np.load(folder / "out.npy")
 
 
-def main(model: str, tokens: str, out: str, adapter: str | None, scale: float, losses: bool) -> None:
+def main(model: str, tokens: str, out: str, adapter: str | None, scale: float, losses: bool, threads: int) -> None:
     import llama_cpp
 
     sequences = np.load(tokens)
@@ -33,7 +33,7 @@ def main(model: str, tokens: str, out: str, adapter: str | None, scale: float, l
     assert loaded
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = n
-    params.n_threads = params.n_threads_batch = 2
+    params.n_threads = params.n_threads_batch = threads
     params.type_k = params.type_v = 0                               # float32: the comparison is of the products
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = llama_cpp.llama_init_from_model(loaded, params)
@@ -67,5 +67,6 @@ if __name__ == "__main__":
         parser.add_argument(name)
     parser.add_argument("--adapter")
     parser.add_argument("--scale", type=float, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--losses", action="store_true")
     main(**vars(parser.parse_args()))

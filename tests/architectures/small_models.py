@@ -1,6 +1,6 @@
 """Random small models of transformers and the GGUF files that say the same: the side that owes lorafast nothing.
 
-A row of the table (rows.py) is all that an architecture needs. Tensors and keys have the names that llama.cpp's
+A row of a table (dense.py) is all that an architecture needs. Tensors and keys have the names that llama.cpp's
 converter gives them.
 """
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Row:
     rearrange  what names alone cannot say: tensors in, tensors out; it must be linear, as gradients take this way too
     constants  tensors that are no weights of the model, such as RoPE's factors
     llama_cpp  most NMSE of llama.cpp's logits; None where it computes something else, which a comment then tells
+    peft       whether transformers' class has the modules that PEFT adapters of this architecture name
+    vision     the model is one with a vision tower, of which the file holds the text part only
     n_tokens   length of the test's sequence
     """
 
@@ -68,6 +70,8 @@ class Row:
     rearrange: Callable[[Any, Tensors], Tensors] = lambda config, tensors: tensors
     constants: Callable[[Any], Tensors] = lambda config: {}
     llama_cpp: float | None = 1e-9
+    peft: bool = True
+    vision: bool = False
     n_tokens: int = N_TOKENS
 
 
@@ -75,6 +79,9 @@ SIZES = dict(vocab_size=387, hidden_size=60, intermediate_size=100, num_hidden_l
              num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, pad_token_id=None,
              bos_token_id=1, eos_token_id=2)
 """No size is a multiple of a vector, but for what a format demands."""
+
+SMALL_VISION = dict(depth=1, embed_dim=16, hidden_size=16, intermediate_size=16, out_hidden_size=60, num_heads=2,
+                    num_position_embeddings=16, deepstack_visual_indexes=[0])
 
 
 class SmallModel:
@@ -84,18 +91,20 @@ class SmallModel:
         self.row, self.folder = row, folder
         self.rng = np.random.default_rng(seed)
         model_class = getattr(transformers, row.model)
-        self.config = model_class.config_class(**{**SIZES, **row.config}, attn_implementation="eager")
+        config = {**SIZES, **row.config}
+        if row.vision:
+            config = {"text_config": config, "vision_config": SMALL_VISION, "tie_word_embeddings": False}
+        self.config = model_class.config_class(**config, attn_implementation="eager")
         self.model = model_class(self.config).double().eval()
         randomise(self.model, self.rng, row.one_plus)
         self.text_config = self.config.get_text_config()
         self.tokens = self.rng.integers(3, self.text_config.vocab_size, row.n_tokens).astype(np.int32)
 
     def tensors_of(self, values: Mapping[str, torch.Tensor]) -> Tensors:
-        """Values of the model's parameters (weights, or their gradients) under GGUF's names and in its order of
-        rows."""
+        """Values of the parameters (weights, or their gradients) under GGUF's names and in its order of rows."""
         tensors = {}
         for name, value in values.items():
-            if name == "lm_head.weight" and self.text_config.tie_word_embeddings:
+            if (name == "lm_head.weight" and self.text_config.tie_word_embeddings) or ".visual." in name:
                 continue
             tensors[gguf_name(self.row, name)] = value.detach().numpy()
         if self.row.permuted:
@@ -168,15 +177,14 @@ class SmallModel:
                              for name, (a, b) in self.pairs.items()}
 
     def write(self, name: str, weights: Tensors) -> Path:
-        keys = {f"{self.row.arch}.{key}": value for key, value in {**llama_keys(self.text_config),
-                                                                  **self.row.keys(self.text_config)}.items()}
-        keys = {"general.architecture": self.row.arch, "general.name": self.row.model, "general.file_type": 0, **keys}
+        keys = {**llama_keys(self.text_config), **self.row.keys(self.text_config)}
+        keys = {"general.architecture": self.row.arch, "general.name": "small", "general.file_type": 0,
+                **{f"{self.row.arch}.{key}": value for key, value in keys.items()}}
         return write(self.folder / name, keys, spm_vocabulary(self.text_config.vocab_size), weights)
 
 
 def randomise(model: torch.nn.Module, rng: np.random.Generator, one_plus: bool) -> None:
-    """Gives every parameter values that matter: gains from 0.5 to 1.5, biases that are felt, matrices that keep x's
-    size."""
+    """Gives every parameter values that matter: gains around 1, biases that are felt, matrices that keep x's size."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = tuple(parameter.shape)
@@ -205,7 +213,7 @@ def gguf_name(row: Row, name: str) -> str:
 
 
 def is_norm(name: str) -> bool:
-    return "norm" in name.split(".")[-2]
+    return "norm" in name
 
 
 def is_matrix(name: str, values: np.ndarray) -> bool:
@@ -224,13 +232,28 @@ def llama_keys(config: Any) -> dict[str, Any]:
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
     }
-    rope = getattr(config, "rope_parameters", None) or {}
-    if "rope_theta" in rope:
-        keys["rope.freq_base"] = float(rope["rope_theta"])
+    keys |= rope_keys(getattr(config, "rope_parameters", None) or {})
     if getattr(config, "rms_norm_eps", None):
         keys["attention.layer_norm_rms_epsilon"] = float(config.rms_norm_eps)
+    if getattr(config, "layer_norm_eps", None):
+        keys["attention.layer_norm_epsilon"] = float(config.layer_norm_eps)
     if getattr(config, "head_dim", None):
         keys |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
+    return keys
+
+
+def rope_keys(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Of transformers' rope_parameters, which may tell full and sliding attention apart."""
+    full, sliding = parameters.get("full_attention", parameters), parameters.get("sliding_attention", {})
+    keys: dict[str, Any] = {}
+    if "rope_theta" in full:
+        keys["rope.freq_base"] = float(full["rope_theta"])
+    if "rope_theta" in sliding:
+        keys["rope.freq_base_swa"] = float(sliding["rope_theta"])
+    if full.get("rope_type") in ("linear", "yarn"):
+        keys |= {"rope.scaling.type": full["rope_type"], "rope.scaling.factor": float(full["factor"])}
+    if full.get("rope_type") == "yarn":
+        keys["rope.scaling.original_context_length"] = full["original_max_position_embeddings"]
     return keys
 
 
