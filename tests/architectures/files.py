@@ -126,3 +126,148 @@ def stacked_head_norms(config: Any, tensors: Tensors) -> Tensors:
             stacked[f"blk.{layer}.attn_{name}_norm.weight"] = np.stack(
                 [tensors[f"blk.{layer}.head_norm_{name}{head}.weight"] for head in range(n_head)])
     return stacked
+
+
+# ------------------------------------------------------------------------------------------------- experts and hybrids
+
+def experts(config: Any) -> dict[str, Any]:
+    n_experts = getattr(config, "num_experts", None) or config.num_local_experts
+    return {"expert_count": n_experts, "expert_used_count": config.num_experts_per_tok}
+
+
+def qwen_moe(config: Any) -> dict[str, Any]:
+    shared = getattr(config, "shared_expert_intermediate_size", None)
+    return {**experts(config), "expert_feed_forward_length": config.moe_intermediate_size,
+            **({"expert_shared_feed_forward_length": shared} if shared else {})}
+
+
+def mixtral(config: Any) -> dict[str, Any]:
+    return {**experts(config), **rotated(config)}
+
+
+def granite_moe(config: Any) -> dict[str, Any]:
+    return {**granite(config), **experts(config), "expert_shared_feed_forward_length": config.shared_intermediate_size}
+
+
+def ernie_moe(config: Any) -> dict[str, Any]:
+    return {"expert_count": config.moe_num_experts, "expert_used_count": config.moe_k,
+            "interleave_moe_layer_step": config.moe_layer_interval,
+            "leading_dense_block_count": config.moe_layer_start_index,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+            "expert_shared_count": config.moe_num_shared_experts,
+            "expert_shared_feed_forward_length": config.moe_num_shared_experts * config.moe_intermediate_size}
+
+
+def gpt_oss(config: Any) -> dict[str, Any]:
+    return {**window(config), **experts(config), "expert_feed_forward_length": config.intermediate_size}
+
+
+def lfm2(config: Any) -> dict[str, Any]:
+    return {"attention.head_count_kv": [config.num_key_value_heads * (kind != "conv") for kind in config.layer_types],
+            "attention.layer_norm_rms_epsilon": config.norm_eps, "shortconv.l_cache": config.conv_L_cache}
+
+
+def lfm2moe(config: Any) -> dict[str, Any]:
+    return {**lfm2(config), **experts(config), "expert_feed_forward_length": config.moe_intermediate_size,
+            "leading_dense_block_count": config.num_dense_layers, "expert_gating_func": 2}
+
+
+def qwen35(config: Any) -> dict[str, Any]:
+    sections = [*config.rope_parameters["mrope_section"], 0]
+    return {**rotated(config), "rope.dimension_sections": sections, "ssm.conv_kernel": config.linear_conv_kernel_dim,
+            "ssm.state_size": config.linear_key_head_dim, "ssm.group_count": config.linear_num_key_heads,
+            "ssm.time_step_rank": config.linear_num_value_heads,
+            "ssm.inner_size": config.linear_value_head_dim * config.linear_num_value_heads,
+            "attention.recurrent_layers": [kind == "linear_attention" for kind in config.layer_types],
+            "full_attention_interval": 4}
+
+
+def qwen35moe(config: Any) -> dict[str, Any]:
+    return {**qwen35(config), **qwen_moe(config), "feed_forward_length": config.moe_intermediate_size}
+
+
+def split_gate_and_up(config: Any, tensors: Tensors) -> Tensors:
+    """Gate rows and up rows of experts, which transformers holds in one parameter, gate first."""
+    split: Tensors = {}
+    for name, values in tensors.items():
+        if "gate_up" in name:
+            gate, up = np.split(values, 2, axis=-2)
+            split |= {name.replace("gate_up", "gate"): gate, name.replace("gate_up", "up"): up}
+        elif "ffn_gate_inp_shexp" in name:
+            split[name] = values[0]
+        elif "exp_probs_b" in name:
+            split[name] = values.reshape(-1)
+        else:
+            split[name] = values
+    return split
+
+
+def gpt_oss_experts(config: Any, tensors: Tensors) -> Tensors:
+    """Gate in even and up in odd columns of (E, C, 2F); down is (E, F, C)."""
+    split: Tensors = {}
+    for name, values in tensors.items():
+        if "_exps.weight" in name:
+            values = values.swapaxes(-1, -2)
+        if "gate_up" in name:
+            gate, up = (values[:, at::2] for at in (0, 1))
+            split |= {name.replace("gate_up", "gate"): gate, name.replace("gate_up", "up"): up}
+        else:
+            split[name] = values
+    return split
+
+
+def short_convolution(config: Any, tensors: Tensors) -> Tensors:
+    """The convolution's (C, 1, width) as (C, width)."""
+    return {name: values.squeeze(1) if "shortconv.conv" in name else values
+            for name, values in split_gate_and_up(config, tensors).items()}
+
+
+def gated_delta_net(config: Any, tensors: Tensors) -> Tensors:
+    """Value heads in tiled order, (m, n_k) in place of (n_k, m); the decay's A; the gains that multiply by 1 + weight."""
+    n_k, size = config.linear_num_key_heads, config.linear_value_head_dim
+    of_qk = 2 * n_k * config.linear_key_head_dim
+
+    def tiled(rows: np.ndarray, size: int) -> np.ndarray:
+        return rows.reshape(n_k, -1, size, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+
+    result: Tensors = {}
+    for name, values in split_gate_and_up(config, tensors).items():
+        role = name.split(".", 2)[-1]
+        if role in ("attn_qkv.weight", "ssm_conv1d.weight"):
+            values = values.squeeze(1) if values.ndim == 3 else values
+            values = np.concatenate([values[:of_qk], tiled(values[of_qk:], size)])
+        elif role == "attn_gate.weight":
+            values = tiled(values, size)
+        elif role == "ssm_out.weight":
+            values = tiled(values.T, size).T
+        elif role in ("ssm_alpha.weight", "ssm_beta.weight", "ssm_dt.bias", "ssm_a.weight"):
+            values = tiled(values, 1)
+        if role == "ssm_a.weight":
+            name, values = name.removesuffix(".weight"), -np.exp(values)
+        result[name] = values
+    return result
+
+
+def gemma4(config: Any) -> dict[str, Any]:
+    size, global_size = config.head_dim, global_head_size(config)
+    own = config.num_hidden_layers - config.num_kv_shared_layers
+    doubled = 2 if config.use_double_wide_mlp else 1
+    return {**window_pattern(config), "attention.shared_kv_layers": config.num_kv_shared_layers,
+            "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+            "attention.key_length": global_size, "attention.value_length": global_size,
+            "attention.key_length_swa": size, "attention.value_length_swa": size,
+            "rope.dimension_count": global_size, "rope.dimension_count_swa": size,
+            "feed_forward_length": [config.intermediate_size * (1 if layer < own else doubled)
+                                    for layer in range(config.num_hidden_layers)],
+            "final_logit_softcapping": config.final_logit_softcapping}
+
+
+def global_head_size(config: Any) -> int:
+    return config.per_layer_config[config.num_hidden_layers - 1].head_dim
+
+
+def proportional(config: Any) -> Tensors:
+    """Divisors of global layers' frequencies: 1 for the first part of the pairs, 1e30 (no rotation) for the rest."""
+    n = global_head_size(config) // 2
+    n_turned = int(n * config.rope_parameters["full_attention"]["partial_rotary_factor"])
+    return {"rope_freqs.weight": np.array([1.0] * n_turned + [1e30] * (n - n_turned))}

@@ -94,10 +94,11 @@ class SmallModel:
         config = {**SIZES, **row.config}
         if row.vision:
             config = {"text_config": config, "vision_config": SMALL_VISION, "tie_word_embeddings": False}
-        self.config = model_class.config_class(**config, attn_implementation="eager")
+        self.config = model_class.config_class(**config, attn_implementation="eager", experts_implementation="eager")
         self.model = model_class(self.config).double().eval()
         randomise(self.model, self.rng, row.one_plus)
         self.text_config = self.config.get_text_config()
+        self.text_config.allow_global_per_layer_attribute_access = True         # Gemma 4's own head sizes
         self.tokens = self.rng.integers(3, self.text_config.vocab_size, row.n_tokens).astype(np.int32)
 
     def tensors_of(self, values: Mapping[str, torch.Tensor]) -> Tensors:
@@ -120,7 +121,7 @@ class SmallModel:
         """What the file holds, float64."""
         weights = self.tensors_of(self.model.state_dict())
         if self.row.one_plus:
-            weights = {name: value + 1 if is_norm(name) else value for name, value in weights.items()}
+            weights = {name: value + 1 if multiplies_one_plus(name) else value for name, value in weights.items()}
         return {**weights, **self.row.constants(self.text_config)}
 
     @cached_property
@@ -185,13 +186,16 @@ class SmallModel:
 
 def randomise(model: torch.nn.Module, rng: np.random.Generator, one_plus: bool) -> None:
     """Gives every parameter values that matter: gains around 1, biases that are felt, matrices that keep x's size."""
+    parameters = dict(model.state_dict())               # the router's biases are buffers
+    if parameters["lm_head.weight"].data_ptr() == embedding_of(model).data_ptr():
+        del parameters["lm_head.weight"]
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in parameters.items():
             shape = tuple(parameter.shape)
             if "embed_tokens" in name:
                 values = rng.standard_normal(shape) * 0.5
-            elif is_norm(name) and name.endswith("weight"):
-                values = rng.uniform(0.5, 1.5, shape) - one_plus
+            elif (is_norm(name) and name.endswith("weight")) or name.endswith("layer_scalar"):
+                values = rng.uniform(0.5, 1.5, shape) - (one_plus and multiplies_one_plus(name))
             elif parameter.ndim == 1:
                 values = rng.standard_normal(shape) * 0.3
             else:
@@ -199,16 +203,26 @@ def randomise(model: torch.nn.Module, rng: np.random.Generator, one_plus: bool) 
             parameter.copy_(torch.from_numpy(values.astype(np.float32)))
 
 
+def embedding_of(model: torch.nn.Module) -> torch.Tensor:
+    return model.get_input_embeddings().weight
+
+
 def logits_of(model: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
     return model(torch.from_numpy(tokens[None].astype(np.int64)), use_cache=False).logits[0].double().numpy()
 
 
 def gguf_name(row: Row, name: str) -> str:
-    """GGUF's name of a parameter; KeyError where the row's names lack it."""
+    """GGUF's name of a parameter; KeyError where the row's names lack it.
+
+    A parameter that is no module's weight or bias (`mlp.experts.down_proj`) is looked up whole.
+    """
     module, _, suffix = name.rpartition(".")
+    if suffix not in ("weight", "bias"):
+        module, suffix = name, "weight"
     layer = re.fullmatch(r"model\.(?:language_model\.)?layers\.(\d+)\.(.+)", module)
     if layer:
-        return f"blk.{layer[1]}.{({**LLAMA_NAMES, **row.names})[layer[2]]}.{suffix}"
+        role = {**LLAMA_NAMES, **row.names}[layer[2]]
+        return f"blk.{layer[1]}.{role}" if role.endswith(".bias") else f"blk.{layer[1]}.{role}.{suffix}"
     return f"{({**GLOBAL_NAMES, **row.global_names})[module.replace('language_model.', '')]}.{suffix}"
 
 
@@ -216,9 +230,15 @@ def is_norm(name: str) -> bool:
     return "norm" in name
 
 
+def multiplies_one_plus(name: str) -> bool:
+    """Whether, in an architecture with such norms, the gain of this name is 1 + weight: not in a gated delta net."""
+    return is_norm(name) and "ssm_norm" not in name and "linear_attn.norm" not in name
+
+
 def is_matrix(name: str, values: np.ndarray) -> bool:
-    """Whether an adapter can have a pair for the tensor."""
-    return name.startswith("blk.") and values.ndim == 2 and not is_norm(name)
+    """Whether an adapter has a pair for the tensor: experts, routers and convolutions have none."""
+    return (name.startswith("blk.") and values.ndim == 2 and not is_norm(name)
+            and not re.search(r"ffn_gate_inp|_exps\.|conv", name))
 
 
 def llama_keys(config: Any) -> dict[str, Any]:

@@ -13,11 +13,13 @@ import lorafast
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from architectures.dense import ROWS  # noqa: E402
+from architectures import dense, experts_and_hybrids  # noqa: E402
 from architectures.small_models import SmallModel, logits_of  # noqa: E402
 
 from lorafast.cli import main  # noqa: E402
 from lorafast.network.hparams import ARCHITECTURES  # noqa: E402
+
+ROWS = {**dense.ROWS, **experts_and_hybrids.ROWS}
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
