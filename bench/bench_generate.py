@@ -20,9 +20,10 @@ from timing import alternate, summary
 
 from lorafast.gguf.reader import open_model
 from lorafast.kernels import build_info
+from lorafast.network.decoder import Decoder
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter
-from lorafast.network.network import Model, Sequence as TextSequence
+from lorafast.network.network import Network
 from lorafast.system.threads import physical_cores
 
 PROMPT = 16         # tokens before the first that is timed
@@ -36,13 +37,13 @@ class Generation:
         gguf = open_model(path)
         hparams = read_hparams(gguf)
         self.n_ctx, self.n_threads = n_ctx, n_threads
-        self.model, self.adapter = Model(gguf, hparams, n_ctx), Adapter((), 1, 1)
+        self.network, self.adapter = Network(gguf, hparams, n_ctx), Adapter((), 1, 1)
         self.weight_bytes = sum(tensor.nbytes for name, tensor in gguf.tensors.items() if name != "token_embd.weight")
         self.tokens = np.random.default_rng(0).integers(3, hparams.n_vocab, n_ctx, dtype=np.int32)
         self.restart()
 
     def restart(self) -> None:
-        self.sequence = TextSequence(self.model, self.adapter, self.n_ctx, self.n_threads)
+        self.sequence = Decoder(self.network, self.adapter, self.n_ctx, self.n_threads)
         self.sequence.append(self.tokens[:PROMPT])
 
     def run(self) -> float:

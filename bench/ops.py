@@ -15,7 +15,7 @@ from models import random_blocks
 from timing import alternate, stopwatch, summary
 
 from lorafast.gguf.types import GGMLType
-from lorafast.network.rope_tables import rope_tables
+from lorafast.network.rope import rope_tables
 
 Arguments = dict[str, Any]
 

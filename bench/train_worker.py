@@ -21,7 +21,8 @@ from lorafast.kernels import build_info
 from lorafast.network.block import Block
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter, default_ranks, specs_for
-from lorafast.network.network import Model, Strategy, Trainer
+from lorafast.network.network import Network
+from lorafast.network.trainer import Strategy, Trainer
 from lorafast.training.optim import Adam, parameter_groups
 
 RANK = 4
@@ -36,11 +37,11 @@ class Run:
         self.hparams = read_hparams(gguf)
         self.n_threads = n_threads
         specs = specs_for(self.hparams.tensor_shapes(), default_ranks(RANK), TARGETS)
-        self.adapter = Adapter(specs, alpha=RANK, r=RANK, training=True)
+        self.adapter = Adapter(specs, alpha=RANK, r=RANK)
         self.adapter.initialise(0)
-        self.model = Model(gguf, self.hparams, ctx)
+        self.network = Network(gguf, self.hparams, ctx)
         strategy = Strategy(n_kept=1 if checkpointing else self.hparams.n_layer)
-        self.trainer = Trainer(self.model, self.adapter, batch * ctx, strategy, n_threads)
+        self.trainer = Trainer(self.network, self.adapter, batch * ctx, strategy, n_threads)
         self.adam, self.groups = Adam(alpha=1e-4), parameter_groups(self.adapter, decay_min_ndim=2, lora_plus=1.0)
         self.iteration = 0
         tokens = np.random.default_rng(0).integers(3, self.hparams.n_vocab, (batch, ctx + 1), dtype=np.int32)
@@ -51,7 +52,7 @@ class Run:
     def step(self) -> float:
         """As a step of `lorafast finetune`, without its data and its log. Returns the loss."""
         adapter, n = self.adapter, len(self.batch.tokens)
-        self.model.merge(adapter)
+        self.network.refresh(adapter)
         adapter.grads.fill(0)
         loss = self.trainer.loss_and_gradients(self.batch, 1 / n) / n
         self.iteration += 1

@@ -24,10 +24,11 @@ from .adapters.stack import stack
 from .data.encode import chat_tokens
 from .errors import UsageError
 from .gguf.reader import GGUFFile, open_model
-from .network import network
+from .network.decoder import Decoder
 from .network.generation import Session, chooser
 from .network.hparams import read_hparams
 from .network.lora import Adapter
+from .network.network import Network
 from .network.next_token import Sampling
 from .options.finetune import FinetuneConfig
 from .options.tools import path_and_scale
@@ -80,8 +81,8 @@ class Model:
         self.gguf, self.tokenizer, self.adapter, self.n_ctx, self.n_threads = gguf, tokenizer, adapter, n_ctx, n_threads
         self.warnings = [*tokenizer.warnings, *warnings]
         self.n_vocab = hparams.n_vocab
-        self.network = network.Model(gguf, hparams, n_ctx)
-        self.network.merge(adapter)
+        self.network = Network(gguf, hparams, n_ctx)
+        self.network.refresh(adapter)
 
     @classmethod
     def open(cls, path: str | os.PathLike, lora: Sequence[Lora] = (), *, n_ctx: int | None = None,
@@ -115,8 +116,8 @@ class Model:
         tokens = np.ascontiguousarray(token_ids, np.int32)
         if tokens.ndim != 1 or not 0 < len(tokens) <= self.n_ctx:
             raise ValueError(f"token_ids has shape {tokens.shape}, wanted 1 to {self.n_ctx} (n_ctx) ids")
-        sequence = network.Sequence(self.network, self.adapter, len(tokens), self.n_threads)
-        return np.concatenate([sequence.logits(x) for x in sequence.outputs(tokens)])
+        decoder = Decoder(self.network, self.adapter, len(tokens), self.n_threads)
+        return np.concatenate([decoder.logits(x) for x in decoder.outputs(tokens)])
 
     def generate(self, prompt: str | Sequence[int] | np.ndarray, *, n_predict: int = 128, stop: Sequence[str] = (),
                  seed: int = 0, **sampling: Any) -> Iterator[str]:
@@ -160,4 +161,4 @@ class Model:
     @cached_property
     def session(self) -> Session:
         """What `generate` and `chat` have read; .speed is that of the last call."""
-        return Session(network.Sequence(self.network, self.adapter, self.n_ctx, self.n_threads))
+        return Session(Decoder(self.network, self.adapter, self.n_ctx, self.n_threads))

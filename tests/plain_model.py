@@ -6,7 +6,7 @@ import numpy as np
 
 from lorafast.gguf.reader import GGUFFile
 from lorafast.network.hparams import HParams
-from lorafast.network.rope_tables import rope_tables
+from lorafast.network.rope import rope_tables
 
 
 def base_weights(gguf: GGUFFile) -> dict[str, np.ndarray]:

@@ -15,8 +15,9 @@ from lorafast.commands.generate import generate
 from lorafast.errors import LoraFastError, UsageError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import open_model
+from lorafast.gguf.roles import ROLES
 from lorafast.network.hparams import read_hparams
-from lorafast.network.lora import ROLES, Adapter, default_ranks, specs_for
+from lorafast.network.lora import Adapter, default_ranks, specs_for
 from lorafast.options.use import GenerateConfig
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"

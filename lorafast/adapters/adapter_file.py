@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import FormatError, LoraFastError
 from ..gguf.file_form import FileForm, cannot_carry_magnitudes
 from ..gguf.reader import GGUFFile, Tensor
-from ..network.lora import Adapter, Pair, file_order, specs_for, split_name
+from ..gguf.roles import file_order, split_name
+from ..network.lora import Adapter, Pair, specs_for
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class BaseModel:
             n_layer, n_head = (metadata[f"{architecture}.{key}"] for key in ("block_count", "attention.head_count"))
         except KeyError as error:
             raise FormatError(f"{model.path}: lacks the key {error.args[0]}, so it is no base model") from None
+        n_head_kv = metadata.get(f"{architecture}.attention.head_count_kv", n_head)
+        n_head, n_head_kv = (int(np.max(n)) for n in (n_head, n_head_kv))      # arrays where blocks differ
         repository = str(metadata.get("general.repo_url", "")).removeprefix("https://huggingface.co/")
-        return cls(architecture, n_layer, n_head, metadata.get(f"{architecture}.attention.head_count_kv", n_head),
+        return cls(architecture, n_layer, n_head, n_head_kv,
                    "output.weight" not in model.tensors, metadata.get("general.name", ""), repository or None, model.tensors)
 
 

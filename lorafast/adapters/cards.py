@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..network.lora import ROLES, split_name
+from ..gguf.roles import ROLES, split_name
 from ..system.atomic import atomic_write
 from . import AdapterFile, BaseModel
 

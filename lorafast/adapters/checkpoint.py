@@ -24,10 +24,10 @@ from ..errors import FormatError, LoraFastError
 from ..gguf.file_form import FileForm
 from ..gguf.reader import GGUFFile, Tensor
 from ..gguf.recognise import form_of_file
+from ..gguf.roles import LLAMA_FINETUNE_ROLES, ROLES, file_order, split_name
 from ..gguf.types import GGMLType, GGUFValueType
 from ..gguf.writer import TensorToWrite, ValueType, write_gguf
-from ..network.lora import ROLES, Adapter, Pair, PairSpec, file_order, split_name
-from ..options.finetune import RANK_FIELDS
+from ..network.lora import Adapter, Moments, Pair, PairSpec
 from . import moments
 
 U32, U64, F32, BOOL, STRING = (GGUFValueType.UINT32, GGUFValueType.UINT64, GGUFValueType.FLOAT32, GGUFValueType.BOOL,
@@ -96,15 +96,16 @@ class TrainState:
 
 # ---------------------------------------------------------------------------------------------------------- writing
 
-def write_checkpoint(path: str | os.PathLike, geometry: Geometry, adapter: Adapter, state: TrainState,
+def write_checkpoint(path: str | os.PathLike, geometry: Geometry, adapter: Adapter, adam: Moments, state: TrainState,
                      extras: Mapping[str, Any] | None = None) -> None:
     """Writes a checkpoint atomically.
 
+    adam    the moments
     extras  more values to keep: int, float, bool, str, list of str or array of numbers, stored as `lorafast.<key>`
             after alpha, r and the moments' order. With None no `lorafast.*` key is written at all, and the file equals
             the original's to the byte.
     """
-    write_gguf(path, _metadata(geometry, adapter, state, extras), _tensors(adapter, state))
+    write_gguf(path, _metadata(geometry, adapter, state, extras), _tensors(adapter, adam, state))
 
 
 def _metadata(geometry: Geometry, adapter: Adapter, state: TrainState,
@@ -117,7 +118,7 @@ def _metadata(geometry: Geometry, adapter: Adapter, state: TrainState,
         ("general.file_type", U32, 0),
         *((f"{geometry.architecture}.{key}", type, getattr(geometry, name))
           for name, (key, type) in _GEOMETRY_KEYS.items()),
-        *((f"training.lora.rank.{role}", U32, ranks.get(role, 0)) for role in ROLES),
+        *((f"training.lora.rank.{role}", U32, ranks.get(role, 0)) for role in _recorded_roles(ranks)),
         ("training.file_version", U32, 1),
         ("training.iteration_count", U64, state.iteration),
         ("training.sample_count", U64, sampler.samples_used),
@@ -168,7 +169,13 @@ _ARRAY_TYPES = {"f4": F32, "f8": GGUFValueType.FLOAT64, "i4": GGUFValueType.INT3
                 "u1": GGUFValueType.UINT8, "u4": U32, "u8": U64, "b1": BOOL}
 
 
-def _tensors(adapter: Adapter, state: TrainState) -> list[TensorToWrite]:
+def _recorded_roles(ranks: Mapping[str, int]) -> list[str]:
+    """The roles whose ranks stand in a checkpoint: all that llama-finetune knew, and others that are adapted."""
+    return [role.name for role in LLAMA_FINETUNE_ROLES] + [name for name, role in ROLES.items()
+                                                           if not role.rank_field and ranks.get(name)]
+
+
+def _tensors(adapter: Adapter, adam: Moments, state: TrainState) -> list[TensorToWrite]:
     """The pairs in order with the rank as the fastest axis, with magnitudes where there are any, then the moments.
 
     B of a norm has one dimension, ne [r].
@@ -182,7 +189,7 @@ def _tensors(adapter: Adapter, state: TrainState) -> list[TensorToWrite]:
         if spec.n_magnitudes:
             m = adapter.magnitudes[spec.name]
             tensors.append(TensorToWrite(f"{spec.name}.{MAGNITUDE}", GGMLType.F32, m.shape, m))
-    for name, store in ((FIRST_MOMENTS, adapter.m), (SECOND_MOMENTS, adapter.v)):
+    for name, store in ((FIRST_MOMENTS, adam.m), (SECOND_MOMENTS, adam.v)):
         chunks = _moments(adapter, store, state.moments_order)
         tensors.append(TensorToWrite(name, GGMLType.F32, (adapter.n_params,), chunks))
     if len(state.past_losses):
@@ -252,8 +259,8 @@ class Checkpoint:
         if not np.isfinite(adapter.params).all():
             raise LoraFastError(f"{self.path}: holds values that are not finite; resume from an earlier checkpoint")
 
-    def load_training_state(self, adapter: Adapter, past: int) -> TrainState:
-        """Copies the moments into `adapter` (which `load_adapter` has accepted) and returns the rest of the state.
+    def load_training_state(self, adapter: Adapter, adam: Moments, past: int) -> TrainState:
+        """Copies the moments of `adapter` (which `load_adapter` has accepted) into `adam` and returns the rest of the state.
 
         past  length of the delta convergence test's window in this run (--opt-past)
 
@@ -266,7 +273,7 @@ class Checkpoint:
         if stored_past != past:
             raise LoraFastError(f"{self.path}: optimizer.convergence_past_count is {stored_past}, this run has "
                                 f"--opt-past {past}; pass --opt-past {stored_past}")
-        for stored, store in ((self.m, adapter.m), (self.v, adapter.v)):
+        for stored, store in ((self.m, adam.m), (self.v, adam.v)):
             if not np.isfinite(stored).all():
                 raise LoraFastError(f"{self.path}: holds moments that are not finite; "
                                     "resume from an earlier checkpoint")
@@ -286,9 +293,9 @@ class Checkpoint:
 
     def _check_ranks(self, wanted: Mapping[str, int]) -> None:
         for role in ROLES:
-            stored, rank = self.ranks[role], wanted.get(role, 0)
+            stored, rank = self.ranks.get(role, 0), wanted.get(role, 0)
             if stored != rank:
-                option = "--" + RANK_FIELDS[role].replace("_", "-")
+                option = "--" + (ROLES[role].rank_field or "lora_r").replace("_", "-")
                 raise LoraFastError(f"{self.path}: training.lora.rank.{role} is {stored}, this run has {rank}; "
                                     f"pass {option} {stored}, or the options of the run that wrote it")
 
@@ -332,7 +339,8 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
                           "it belongs to another program")
     if keys.get("general.file_type", int) != 0:
         raise FormatError(f"{path}: general.file_type is {file.metadata['general.file_type']}, but a checkpoint has 0")
-    ranks = {role: keys.get(f"training.lora.rank.{role}", int) for role in ROLES}
+    ranks = {name: keys.get(f"training.lora.rank.{name}", int, _REQUIRED if role.rank_field else 0)
+             for name, role in ROLES.items()}
     pairs, magnitudes = _read_pairs(file, ranks)
     alpha, r = keys.get("lorafast.alpha", float, None), keys.get("lorafast.r", int, None)
     if (alpha is None) != (r is None) or r == 0:

@@ -19,7 +19,8 @@ import numpy as np
 
 from ..errors import FormatError, LoraFastError
 from ..gguf.file_form import FileForm
-from ..network.lora import Pair, split_name
+from ..gguf.roles import split_name
+from ..network.lora import Pair
 from ..system.atomic import atomic_write
 from .adapter_file import AdapterFile, refuse_magnitudes
 

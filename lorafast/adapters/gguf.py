@@ -17,9 +17,9 @@ import numpy as np
 from ..errors import FormatError, LoraFastError
 from ..gguf.file_form import FileForm
 from ..gguf.reader import GGUFFile
+from ..gguf.roles import split_name
 from ..gguf.types import GGMLType, GGUFValueType
 from ..gguf.writer import TensorToWrite, ValueType, write_gguf
-from ..network.lora import split_name
 from .adapter_file import AdapterFile, BaseModel, fold, refuse_magnitudes, refuse_norms
 
 TOKEN_EMBD = "token_embd.weight"

@@ -21,7 +21,7 @@ from ..gguf.recognise import MLX_WEIGHTS, PEFT_CONFIG
 from ..gguf.safetensors import read_safetensors
 from ..network.lora import Pair, split_name
 from .adapter_file import AdapterFile, BaseModel
-from .peft import base_tensor, rows_to_gguf
+from .peft import architecture_for, base_tensor, rows_to_gguf
 
 PARTS = ("lora_a", "lora_b", "m")
 KINDS = ("lora", "dora")
@@ -41,7 +41,7 @@ def read_mlx(path: str | os.PathLike, base: BaseModel | None = None) -> AdapterF
     parts: dict[str, dict[str, np.ndarray]] = {}
     for key, values in read_safetensors(folder / MLX_WEIGHTS).items():
         module, _, part = key.rpartition(".")
-        name = base_tensor(module)
+        name = base_tensor(module, architecture_for(base))
         if name is None or part not in PARTS or values.ndim != (1 if part == "m" else 2):
             raise FormatError(f"{folder}: tensor {key!r} of shape {values.shape} is no part of an adapter that "
                               "lorafast knows")

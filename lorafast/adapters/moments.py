@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from ..network.lora import Pair, split_name
+from ..gguf.roles import file_order, split_name
+from ..network.lora import Pair
 
 RIGHT_TO_LEFT = "RIGHT_TO_LEFT"
 LEFT_TO_RIGHT = "LEFT_TO_RIGHT"
@@ -40,6 +41,8 @@ def parameter_order(names: Iterable[str], order: str) -> list[tuple[str, str]]:
                     *block(downwards, "ffn_down", "ffn_gate", "ffn_norm", "attn_output", "attn_norm"),
                     "token_embd.weight",
                     *block(upwards, "attn_v", "attn_k", "attn_q", "ffn_up")]
+    # llama-finetune knew no other tensors: those come last
+    sequence += sorted(present - set(sequence), key=file_order)
     return [(name, part) for name in sequence if name in present for part in parts]
 
 

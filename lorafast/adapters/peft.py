@@ -26,24 +26,16 @@ import numpy as np
 
 from ..errors import FormatError, LoraFastError
 from ..gguf.recognise import PEFT_CONFIG, PEFT_WEIGHTS
+from ..gguf.roles import split_name
 from ..gguf.safetensors import read_safetensors, write_safetensors
-from ..network.lora import Pair, split_name
+from ..network.architectures import Architecture, architecture_of
+from ..network.lora import Pair
 from ..system.atomic import atomic_dir
 from .adapter_file import AdapterFile, BaseModel, fold, refuse_norms
 from .whole_matrices import compare_with_base
 
-MODULES = {
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj", "ffn_down": "mlp.down_proj", "ffn_up": "mlp.up_proj",
-    "output": "lm_head", "token_embd": "model.embed_tokens",
-}
-"""Module by role, below `model.layers.<n>` for those of a layer."""
-
-ROLE_OF_MODULE = {module: role for role, module in MODULES.items()}
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
-PERMUTED_ARCHITECTURES = ("llama",)
 HARMLESS_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights whose first step leaves the base model's weights and output as they are."""
 
@@ -59,10 +51,11 @@ KEYS_WITHOUT_EFFECT = (
 def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -> None:
     """Writes a PEFT folder atomically, in float32. LoraFastError for pairs of norms, which PEFT cannot carry."""
     refuse_norms(adapter.pairs, "PEFT adapter")
+    arch = architecture_of(base.architecture)
     alpha, r, pairs = adapter.with_runtime_alpha()
     tensors = {}
     for name, (a, b) in pairs:
-        module, role = PREFIX + _module(name), split_name(name)[1]
+        module, role = PREFIX + _module(name, arch), split_name(name)[1]
         if role == "token_embd":
             tensors[f"{module}.lora_embedding_A"] = b
             tensors[f"{module}.lora_embedding_B"] = a.T
@@ -71,7 +64,7 @@ def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -
             tensors[f"{module}.lora_B.weight"] = rows_to_hf(b.T, role, base)
         if name in adapter.magnitudes:
             tensors[f"{module}.{MAGNITUDE}"] = rows_to_hf(adapter.magnitudes[name], role, base)
-    modules = _shortest_modules(adapter.pairs, base.n_layer)
+    modules = _shortest_modules(adapter.pairs, base.n_layer, arch)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -98,19 +91,25 @@ def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -
         write_safetensors(folder / PEFT_WEIGHTS, tensors)
 
 
-def _module(name: str) -> str:
+def architecture_for(base: BaseModel | None) -> Architecture:
+    """The base model's; llama, whose names most models share, without one."""
+    return architecture_of(base.architecture if base else "llama")
+
+
+def _module(name: str, arch: Architecture) -> str:
+    """Hugging Face's name of the module that a base tensor is."""
     layer, role = split_name(name)
-    return MODULES[role] if layer < 0 else f"model.layers.{layer}.{MODULES[role]}"
+    return arch.module(role) if layer < 0 else f"model.layers.{layer}.{arch.module(role)}"
 
 
-def _shortest_modules(pairs: Mapping[str, Pair], n_layer: int) -> dict[str, str]:
+def _shortest_modules(pairs: Mapping[str, Pair], n_layer: int, arch: Architecture) -> dict[str, str]:
     """How the config names each module: by its last part where all layers have it with one rank, otherwise in full."""
     ranks: dict[str, list[int]] = {}
     for name, (a, _) in pairs.items():
         ranks.setdefault(split_name(name)[1], []).append(len(a))
     alike = {role for role, of_role in ranks.items() if len(of_role) == n_layer and len(set(of_role)) == 1}
-    return {name: MODULES[split_name(name)[1]].rpartition(".")[2] if split_name(name)[1] in alike else _module(name)
-            for name in pairs}
+    return {name: arch.module(split_name(name)[1]).rpartition(".")[2] if split_name(name)[1] in alike
+            else _module(name, arch) for name in pairs}
 
 
 def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> AdapterFile:
@@ -127,16 +126,17 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
     config = _read_config(folder / PEFT_CONFIG)
     if not (folder / PEFT_WEIGHTS).exists():
         raise LoraFastError(f"{folder}: lacks {PEFT_WEIGHTS}; save the adapter with peft's save_pretrained")
+    arch = architecture_for(base)
     parts: dict[str, dict[str, np.ndarray]] = {}
     magnitudes: dict[str, np.ndarray] = {}
     warnings = []
     for key, values in read_safetensors(folder / PEFT_WEIGHTS).items():
         if re.search(r"(^|\.)(embed_tokens|lm_head)(\.base_layer)?\.weight$", key):
             module = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
-            warnings.append(compare_with_base(folder, key, base_tensor(module), values, base))
+            warnings.append(compare_with_base(folder, key, base_tensor(module, arch), values, base))
             continue
         module, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
-        name = base_tensor(module)
+        name = base_tensor(module, arch)
         if name is not None and part == MAGNITUDE and values.ndim == 1:
             magnitudes[name] = values
             continue
@@ -147,16 +147,16 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
     pairs = {name: _pair(folder, name, pair, base) for name, pair in parts.items()}
     if not pairs:
         raise FormatError(f"{folder}: {PEFT_WEIGHTS} holds no pairs")
-    adapter = _with_one_scale(folder, config, pairs)
+    adapter = _with_one_scale(folder, config, pairs, arch)
     adapter.magnitudes = _magnitudes(folder, config, pairs, magnitudes, base)
     adapter.warnings = warnings
     return adapter
 
 
-def base_tensor(module: str) -> str | None:
+def base_tensor(module: str, arch: Architecture) -> str | None:
     """The base tensor's name in GGUF for a PEFT module; None for one that is not known."""
-    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
-    role = ROLE_OF_MODULE.get(match[2] if match else module)
+    match = re.fullmatch(r"model\.(?:language_model\.)?layers\.(\d+)\.(.+)", module)
+    role = arch.role_of_module(match[2] if match else module)
     if role is None:
         return None
     name = f"blk.{match[1]}.{role}.weight" if match else f"{role}.weight"
@@ -183,25 +183,25 @@ def _pair(folder: Path, name: str, parts: dict[str, np.ndarray], base: BaseModel
 def _magnitudes(folder: Path, config: Mapping[str, Any], pairs: Mapping[str, Pair], stored: Mapping[str, np.ndarray],
                 base: BaseModel | None) -> dict[str, np.ndarray]:
     """DoRA's, in GGUF's order of rows: of all pairs or of none, as the config says."""
-    dora = bool(config.get("use_dora"))
+    arch, dora = architecture_for(base), bool(config.get("use_dora"))
     for name in pairs.keys() | stored.keys():
         if name not in pairs:
-            raise FormatError(f"{folder}: '{_module(name)}' has magnitudes, but no pair")
+            raise FormatError(f"{folder}: '{_module(name, arch)}' has magnitudes, but no pair")
         if (name in stored) != dora:
             has, says = ("lacks", "uses") if dora else ("has", "does not use")
-            raise FormatError(f"{folder}: '{_module(name)}' {has} magnitudes, but {PEFT_CONFIG} {says} DoRA; the files "
+            raise FormatError(f"{folder}: '{_module(name, arch)}' {has} magnitudes, but {PEFT_CONFIG} {says} DoRA; the files "
                               "do not belong together")
     return {name: rows_to_gguf(stored[name], split_name(name)[1], base) for name in pairs if dora}
 
 
-def _with_one_scale(folder: Path, config: Mapping[str, Any], pairs: dict[str, Pair]) -> AdapterFile:
+def _with_one_scale(folder: Path, config: Mapping[str, Any], pairs: dict[str, Pair], arch: Architecture) -> AdapterFile:
     """The pairs with alpha / r as the scale of all: a pair's own scale, where it differs, is folded into its B."""
     alpha, r = float(config["lora_alpha"]), int(config["r"])
     if config.get("use_rslora"):
         alpha *= math.sqrt(r)
     folded = {}
     for name, (a, b) in pairs.items():
-        module, rank = _module(name), len(a)
+        module, rank = _module(name, arch), len(a)
         expected = _pattern_value(config.get("rank_pattern"), module, config["r"])
         if rank != expected:
             raise FormatError(f"{folder}: '{module}' has rank {rank}, but {expected} by {PEFT_CONFIG}; "
@@ -259,6 +259,6 @@ def rows_to_gguf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
 
 def _permuted_heads(role: str, base: BaseModel | None) -> int:
     """How many heads the rows of that role hold; 0 where the two orders are the same."""
-    if role not in ("attn_q", "attn_k") or base.architecture not in PERMUTED_ARCHITECTURES:
+    if role not in ("attn_q", "attn_k") or not architecture_of(base.architecture).permuted:
         return 0
     return base.n_head if role == "attn_q" else base.n_head_kv

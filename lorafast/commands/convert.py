@@ -10,8 +10,6 @@ import os
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
-import numpy as np
-
 from ..adapters import AdapterFile, BaseModel, cards, read_adapter, write_adapter
 from ..adapters.adapter_file import fold, refuse_magnitudes
 from ..adapters.checkpoint import Geometry, TrainState, read_checkpoint, write_checkpoint
@@ -19,9 +17,9 @@ from ..errors import LoraFastError, UsageError
 from ..gguf.file_form import WRITTEN_FORMS, FileForm, form_of_name
 from ..gguf.reader import GGUFFile, open_model
 from ..gguf.recognise import form_of_file
+from ..gguf.roles import GROUPS, ROLES, role_of, split_name
 from ..network.hparams import read_hparams
-from ..network.lora import NORM_ROLES, ROLES, split_name
-from ..options.finetune import TARGET_GROUPS
+from ..network.lora import Moments
 from ..options.tools import ConvertOptions
 
 
@@ -72,10 +70,10 @@ def drop(adapter: AdapterFile, what: Iterable[str]) -> list[str]:
 
 def _patterns(name: str) -> tuple[str, ...]:
     pattern = name.removesuffix(".weight")
-    if name not in TARGET_GROUPS and not any(fnmatchcase(role, pattern.rpartition(".")[2]) for role in ROLES):
+    if name not in GROUPS and not any(fnmatchcase(role, pattern.rpartition(".")[2]) for role in ROLES):
         raise UsageError(f"--drop {name}: means no tensor; use {', '.join(ROLES)}, a name such as blk.1?.attn_q, or "
-                         f"{', '.join(TARGET_GROUPS)}")
-    return TARGET_GROUPS.get(name, (pattern,))
+                         f"{', '.join(GROUPS)}")
+    return GROUPS.get(name, (pattern,))
 
 
 def convert(adapter: AdapterFile, form: FileForm, path: str, base: BaseModel,
@@ -109,7 +107,7 @@ def refuse(adapter: AdapterFile, form: FileForm, base: BaseModel) -> None:
     roles = {split_name(name)[1] for name in adapter.pairs}
     if form in (FileForm.GGUF, FileForm.GGLA):
         refuse_magnitudes(adapter, form)
-    if form in (FileForm.GGUF, FileForm.PEFT) and roles & set(NORM_ROLES):
+    if form in (FileForm.GGUF, FileForm.PEFT) and roles & set(GROUPS["norms"]):
         raise LoraFastError(f"{form.phrase} cannot carry the norms' pairs: what reads it adapts matrices only. Leave "
                             "them out (--drop norms), or have them merged into the model (lorafast merge)")
     if form is FileForm.GGUF and base.tied and "token_embd" in roles:
@@ -129,11 +127,10 @@ def refuse(adapter: AdapterFile, form: FileForm, base: BaseModel) -> None:
 
 
 def _write_as_checkpoint(path: str, adapter: AdapterFile, geometry: Geometry) -> None:
-    shapes = {name: (a.shape[1],) if split_name(name)[1] in NORM_ROLES else (b.shape[1], a.shape[1])
+    shapes = {name: (a.shape[1],) if role_of(name).kind == "norm" else (b.shape[1], a.shape[1])
               for name, (a, b) in adapter.pairs.items()}
     trained = adapter.to_adapter(shapes)
-    trained.m = trained.v = np.zeros_like(trained.params)
-    write_checkpoint(path, geometry, trained, TrainState(), extras={})
+    write_checkpoint(path, geometry, trained, Moments(trained), TrainState(), extras={})
 
 
 def describe(adapter: AdapterFile, form: FileForm) -> str:

@@ -13,8 +13,9 @@ from ..adapters.checkpoint import Checkpoint, read_checkpoint
 from ..gguf.file_form import FileForm
 from ..gguf.reader import GGUFFile, Tensor, open_model
 from ..gguf.recognise import form_of_file
+from ..gguf.roles import ROLES, split_name
 from ..gguf.types import FILE_TYPE_NAMES
-from ..network.lora import ROLES, Pair, split_name
+from ..network.lora import Pair
 from ..options.outputs import megabytes
 
 VALUE_WIDTH = 60

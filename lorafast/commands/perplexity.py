@@ -17,7 +17,7 @@ import numpy as np
 
 from ..api import Model
 from ..errors import LoraFastError, UsageError
-from ..network.network import Sequence
+from ..network.decoder import Decoder
 from ..options.use import PerplexityConfig
 from ..system.live import show_live
 from ..words import count
@@ -68,26 +68,26 @@ def perplexity(model: Model, tokens: np.ndarray, n_ctx: int, *, stride: int | No
     begins = range(0, len(tokens) - n_ctx + 1, step)
     begins = begins[:n_windows or len(begins)]
     first = max(n_ctx // 2, n_ctx - 1 - step)
-    sequence = Sequence(model.network, model.adapter, n_ctx, model.n_threads, chunk=256)
+    decoder = Decoder(model.network, model.adapter, n_ctx, model.n_threads, chunk=256)
     losses = np.empty((len(begins), n_ctx - 1 - first))
     for i, begin in enumerate(begins):
         window = tokens[begin:begin + n_ctx].copy()
         if model.tokenizer.add_bos:
             window[0] = model.tokenizer.bos_id
-        losses[i] = np.concatenate(list(window_losses(sequence, window, first)))
+        losses[i] = np.concatenate(list(window_losses(decoder, window, first)))
         if progress:
             progress(i + 1, len(begins), Perplexity(losses[:i + 1]).value)
     return Perplexity(losses.ravel())
 
 
-def window_losses(sequence: Sequence, window: np.ndarray, first: int) -> Iterator[np.ndarray]:
+def window_losses(decoder: Decoder, window: np.ndarray, first: int) -> Iterator[np.ndarray]:
     """Losses of the tokens after those at `first` and later in a window, some at a time."""
-    sequence.rewind(0)
+    decoder.rewind(0)
     at = 0
-    for x in sequence.outputs(window[:-1]):
+    for x in decoder.outputs(window[:-1]):
         for begin in range(max(first - at, 0), len(x), HEAD_TOKENS):
             part = x[begin:begin + HEAD_TOKENS]
-            yield losses_of(sequence.logits(part), window[at + begin + 1:at + begin + 1 + len(part)])
+            yield losses_of(decoder.logits(part), window[at + begin + 1:at + begin + 1 + len(part)])
         at += len(x)
 
 

@@ -44,7 +44,12 @@ class Buffers:
     @property
     def nbytes(self) -> int:
         """What several attributes share counts once."""
-        return sum({id(array): array.nbytes for array in _arrays(list(vars(self).values()))}.values())
+        return nbytes_of(list(vars(self).values()))
+
+
+def nbytes_of(value: Any) -> int:
+    """Bytes of all arrays in a Buffers, or in a list of such; what several share counts once."""
+    return sum({id(array): array.nbytes for array in _arrays(value)}.values())
 
 
 class Scratch:

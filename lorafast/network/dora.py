@@ -25,6 +25,8 @@ from ..kernels.linear import Weight, linear_backward, linear_forward
 from ..kernels.lora import lora_forward
 from .buffers import empty
 from .lora import Adapter
+from .passes import Pass
+from .weights import Weights
 
 VALUES = 1 << 18
 """Of weights in float32, or of P, at a time (1 MB)."""
@@ -32,20 +34,15 @@ VALUES = 1 << 18
 TABLE_VALUES = 1 << 21
 """Of an embedding, whose rows may have to be read from the file, as stored at a time."""
 
-ReadRows = Callable[[int, int], np.ndarray]
-"""Rows of a matrix from one to before another, uint8 as stored."""
-
-
 class Gain:
     """g of one matrix, for an adapter's present values: computed when it is first asked for after `forget`.
 
     That is in the forward pass, when the matrix is in memory. ‖W_n‖² is computed once.
     """
 
-    def __init__(self, tensor: Tensor, *, of_columns: bool = False, read: ReadRows | None = None) -> None:
-        """of_columns: the tensor is an embedding. read: None for rows of the mapping."""
+    def __init__(self, tensor: Tensor, *, of_columns: bool = False) -> None:
+        """of_columns: the tensor is an embedding."""
         self.tensor, self.of_columns = tensor, of_columns
-        self.read = read or (lambda begin, end: tensor.data[begin:end])
         self.squares: np.ndarray | None = None
         self.forget()
 
@@ -53,26 +50,29 @@ class Gain:
         """To be called after each change of the parameters."""
         self.value: np.ndarray | None = None
 
-    def of(self, name: str, adapter: Adapter, n_threads: int) -> np.ndarray | None:
+    def of(self, name: str, pass_: Pass) -> np.ndarray | None:
         """g, float32 (N,); None where the adapter has no magnitude for the tensor of that name."""
+        adapter = pass_.adapter
         if name not in adapter.magnitudes:
             return None
         if self.value is None:
             change = change_of_columns if self.of_columns else change_of_rows
             A, B = adapter.pairs[name]
-            squares = self.base_squares(n_threads) + change(self.tensor, self.read, A, B, adapter.scale, n_threads)
+            squares = (self.base_squares(pass_.weights, pass_.n_threads)
+                       + change(self.tensor, pass_.weights, A, B, adapter.scale, pass_.n_threads))
             self.value = gain_of(adapter.magnitudes[name], np.sqrt(np.maximum(squares, 0)))
         return self.value
 
-    def base_squares(self, n_threads: int) -> np.ndarray:
+    def base_squares(self, weights: Weights, n_threads: int) -> np.ndarray:
         """‖W_n‖², float32 (N,)."""
         if self.squares is None:
-            self.squares = squared_norms(self.tensor, self.read, self.of_columns, n_threads)
+            self.squares = squared_norms(self.tensor, weights, self.of_columns, n_threads)
         return self.squares
 
-    def backward(self, name: str, dy: np.ndarray, y: np.ndarray, adapter: Adapter, n_threads: int) -> None:
-        """y becomes the gradient of what it was before g; adds to the gradient of m."""
-        dora_backward(y, adapter.d_magnitudes[name], dy, y, adapter.magnitudes[name], self.value, n_threads)
+    def backward(self, name: str, dy: np.ndarray, y: np.ndarray, pass_: Pass, rows: slice = slice(None)) -> None:
+        """y becomes the gradient of what it was before g; adds to the gradient of m. rows: of W, those y belongs to."""
+        dora_backward(y, pass_.gradients.magnitudes[name][rows], dy, y, pass_.adapter.magnitudes[name][rows],
+                      self.value[rows], pass_.n_threads)
 
 
 def gain_of(m: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -80,18 +80,19 @@ def gain_of(m: np.ndarray, c: np.ndarray) -> np.ndarray:
     return np.divide(m, c, out=np.zeros_like(c), where=c > 0)
 
 
-def initialise(adapter: Adapter, gains: dict[str, Gain], n_threads: int, after_each: Callable[[], None]) -> None:
+def initialise(adapter: Adapter, gains: dict[str, Gain], weights: Weights, n_threads: int,
+               after_each: Callable[[], None]) -> None:
     """m := ‖W_n‖, the magnitudes of the base model.
 
     gains       of each adapted tensor, by name
     after_each  is called when a tensor has been read
     """
     for name, m in adapter.magnitudes.items():
-        m[:] = np.sqrt(gains[name].base_squares(n_threads))
+        m[:] = np.sqrt(gains[name].base_squares(weights, n_threads))
         after_each()
 
 
-def squared_norms(tensor: Tensor, read: ReadRows, of_columns: bool, n_threads: int) -> np.ndarray:
+def squared_norms(tensor: Tensor, weights: Weights, of_columns: bool, n_threads: int) -> np.ndarray:
     """Sums of squares along the rows of a matrix (or its columns), float32 (N,)."""
     N, K = tensor.shape
     squares = np.zeros(K if of_columns else N)
@@ -99,7 +100,7 @@ def squared_norms(tensor: Tensor, read: ReadRows, of_columns: bool, n_threads: i
     w = empty(min(step, N), K)
     for begin in range(0, N, step):
         part = w[:min(step, N - begin)]
-        dequantize_rows(part, read(begin, begin + len(part)), int(tensor.type), n_threads)
+        dequantize_rows(part, weights.slice(tensor, begin, begin + len(part)), int(tensor.type), n_threads)
         np.square(part, out=part)
         if of_columns:
             squares += part.sum(axis=0, dtype=np.float64)
@@ -108,7 +109,7 @@ def squared_norms(tensor: Tensor, read: ReadRows, of_columns: bool, n_threads: i
     return squares.astype(np.float32)
 
 
-def change_of_rows(tensor: Tensor, read: ReadRows, A: np.ndarray, B: np.ndarray, scale: float,
+def change_of_rows(tensor: Tensor, weights: Weights, A: np.ndarray, B: np.ndarray, scale: float,
                    n_threads: int) -> np.ndarray:
     """‖W_n + s·B_n A‖² - ‖W_n‖² for each row, float32 (N,); A (r, K), B (r, N)."""
     r, N = B.shape
@@ -119,13 +120,13 @@ def change_of_rows(tensor: Tensor, read: ReadRows, A: np.ndarray, B: np.ndarray,
         rows = slice(begin, min(begin + step, N))
         B_rows = np.ascontiguousarray(B[:, rows])
         P = empty(r, B_rows.shape[1])
-        weight = Weight(read(rows.start, rows.stop), int(tensor.type), tensor.shape[1])
+        weight = Weight(weights.slice(tensor, rows.start, rows.stop), int(tensor.type), tensor.shape[1])
         linear_forward([P], A, [weight], [(half, B_rows)], None, n_threads)
         change[rows] = np.float32(2 * scale) * np.einsum("rn,rn->n", B_rows, P)
     return change
 
 
-def change_of_columns(tensor: Tensor, read: ReadRows, A: np.ndarray, B: np.ndarray, scale: float,
+def change_of_columns(tensor: Tensor, weights: Weights, A: np.ndarray, B: np.ndarray, scale: float,
                       n_threads: int) -> np.ndarray:
     """‖column j of E + s·Bᵀ A‖² - ‖column j of E‖², float32 (C,); E (V, C), A (r, C), B (r, V)."""
     r, V = B.shape
@@ -135,7 +136,7 @@ def change_of_columns(tensor: Tensor, read: ReadRows, A: np.ndarray, B: np.ndarr
     for begin in range(0, V, step):
         end = min(begin + step, V)
         B_rows = np.ascontiguousarray(B[:, begin:end])
-        weight = Weight(read(begin, end), int(tensor.type), tensor.shape[1])
+        weight = Weight(weights.slice(tensor, begin, end), int(tensor.type), tensor.shape[1])
         linear_backward(P, [B_rows], [weight], [None if begin else low_rank], True, n_threads)
     return np.float32(2 * scale) * np.einsum("rc,rc->c", A, P)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..words import count
-from .network import Sequence
+from .decoder import Decoder
 from .next_token import Sampling, choose
 
 Choose = Callable[[np.ndarray, list[int]], int]
@@ -38,10 +38,10 @@ class Speed:
 
 
 class Session:
-    """A Sequence with the tokens in its cache: a prompt that begins as they do is read only from where the two part."""
+    """A Decoder with the tokens in its cache: a prompt that begins as they do is read only from where the two part."""
 
-    def __init__(self, sequence: Sequence) -> None:
-        self.sequence = sequence
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
         self.tokens: list[int] = []
         self.speed = Speed()
 
@@ -50,20 +50,20 @@ class Session:
 
         Raises ValueError when the prompt does not fit the context. May be left at any point: the session stays usable.
         """
-        sequence, speed = self.sequence, Speed()
+        decoder, speed = self.decoder, Speed()
         self.speed = speed
         n_kept = 0                                          # the last token is read in any case: its logits are needed
-        for old, new in zip(self.tokens[:sequence.n_past], prompt[:-1].tolist()):
+        for old, new in zip(self.tokens[:decoder.n_past], prompt[:-1].tolist()):
             if old != new:
                 break
             n_kept += 1
-        sequence.rewind(n_kept)
+        n_kept = decoder.rewind(n_kept)
         self.tokens = prompt.tolist()
         speed.prompt_tokens = len(prompt) - n_kept
         began = time.perf_counter()
-        logits = sequence.append(prompt[n_kept:])
+        logits = decoder.append(prompt[n_kept:])
         speed.prompt_seconds = time.perf_counter() - began
-        n_predict = min(n_predict, sequence.n_ctx - len(prompt))
+        n_predict = min(n_predict, decoder.n_ctx - len(prompt))
         for i in range(n_predict):
             began = time.perf_counter()
             token = choose(logits, self.tokens)
@@ -75,5 +75,5 @@ class Session:
             yield token
             if i + 1 < n_predict:
                 began = time.perf_counter()
-                logits = sequence.append(np.array([token], np.int32))
+                logits = decoder.append(np.array([token], np.int32))
                 speed.seconds += time.perf_counter() - began

@@ -1,52 +1,28 @@
-"""What a model file says about its network: the architecture, described as data, and its sizes.
+"""What a model file says about its network: its sizes and constants, of the whole and of each block.
 
 The keys are GGUF's (docs/gguf.md of ggml), the defaults llama.cpp's. Whatever would change the function that the network
 computes, and is not implemented, is refused by name.
 """
 from __future__ import annotations
 
-import re
+import math
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from ..errors import FormatError
 from ..gguf.reader import GGUFFile
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How one `general.architecture` differs from the others.
-
-    rope_interleaved  RoPE turns the pairs (2j, 2j + 1) of a head; otherwise (j, j + n_rot / 2), as in Qwen and Gemma
-    block             tensors of a block and their shapes, in the symbols of HParams.sizes
-    """
-
-    name: str
-    rope_interleaved: bool
-    block: dict[str, tuple[str, ...]]
-
-
-LLAMA_BLOCK = {
-    "attn_norm.weight": ("C",),
-    "attn_q.weight": ("H*D", "C"),
-    "attn_k.weight": ("HKV*D", "C"),
-    "attn_v.weight": ("HKV*DV", "C"),
-    "attn_output.weight": ("C", "H*DV"),
-    "ffn_norm.weight": ("C",),
-    "ffn_gate.weight": ("F", "C"),
-    "ffn_up.weight": ("F", "C"),
-    "ffn_down.weight": ("C", "F"),
-}
-ARCHITECTURES = {"llama": Architecture("llama", rope_interleaved=True, block=LLAMA_BLOCK)}
-
-GLOBAL_TENSORS = {"token_embd.weight": ("V", "C"), "output_norm.weight": ("C",), "output.weight": ("V", "C")}
-OPTIONAL_TENSORS = {"output.weight", "rope_freqs.weight"}
+from .architectures import ARCHITECTURES, Architecture
+from .block_params import BlockParams
+from .keys import Keys
+from .rope import RopeParams, Yarn
+from .tensors import check_tensors, expected_tensors
 
 
 @dataclass(frozen=True)
 class HParams:
-    """Sizes and constants of a model; the names are those of GGUF's keys and llama.cpp's log."""
+    """Sizes and constants of a model; the names are those of GGUF's keys and llama.cpp's log.
+
+    Where blocks differ, the values here are those of the first one that has any; `blocks` has those of each.
+    """
 
     arch: str                       # general.architecture, a key of ARCHITECTURES
     n_vocab: int
@@ -65,6 +41,14 @@ class HParams:
     rope_freq_scale: float
     rope_scaling_type: str
     tied: bool                      # no output.weight: the output product uses token_embd.weight
+    blocks: tuple[BlockParams, ...]
+    shapes: dict[str, tuple[int, ...]]      # of every weight and norm that the network has, by name
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0        # logits are multiplied by it
+    attention_scale: float = 0.0    # of scores; 0: the root of a head's size divides them
+    attention_soft_cap: float = 0.0
+    logit_soft_cap: float = 0.0
 
     @property
     def architecture(self) -> Architecture:
@@ -72,35 +56,33 @@ class HParams:
 
     @property
     def model_type(self) -> str:
-        """The model's usual size name, guessed as llama.cpp does from the number of layers."""
+        """The model's usual size name, guessed as llama.cpp does from the number of blocks."""
         known = {22: "1B", 26: "3B", 32: "7B" if self.n_vocab < 40000 else "8B", 40: "13B", 48: "34B", 60: "30B",
                  80: "65B" if self.n_head == self.n_head_kv else "70B"}
-        return known.get(self.n_layer, "?B")
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Values of the symbols in which tensor shapes are written."""
-        return {"V": self.n_vocab, "C": self.n_embd, "F": self.n_ff, "H*D": self.n_head * self.n_embd_head_k,
-                "H*DV": self.n_head * self.n_embd_head_v, "HKV*D": self.n_head_kv * self.n_embd_head_k,
-                "HKV*DV": self.n_head_kv * self.n_embd_head_v}
+        return known.get(self.n_layer, "?B") if self.arch == "llama" else "?B"
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every weight that the network has, by name."""
-        def shape(symbols: tuple[str, ...]) -> tuple[int, ...]:
-            return tuple(self.sizes[symbol] for symbol in symbols)
-
-        shapes = {name: shape(symbols) for name, symbols in GLOBAL_TENSORS.items()
-                  if not (self.tied and name == "output.weight")}
-        for layer in range(self.n_layer):
-            shapes |= {f"blk.{layer}.{name}": shape(symbols) for name, symbols in self.architecture.block.items()}
-        return shapes
+        return dict(self.shapes)
 
     def with_overrides(self, *, n_ctx: int | None = None, norm_rms_eps: float | None = None,
                        rope_freq_base: float | None = None, rope_freq_scale: float | None = None) -> HParams:
-        """The same with the values that an option gave (None: not given)."""
+        """The same with the values that an option gave (None: not given). Those of RoPE hold for the blocks that had the
+        model's own."""
         given = {"n_ctx": n_ctx, "norm_rms_eps": norm_rms_eps, "rope_freq_base": rope_freq_base,
                  "rope_freq_scale": rope_freq_scale}
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        return replace(self, blocks=tuple(self._overridden(block, rope_freq_base, rope_freq_scale) for block in self.blocks),
+                       **{name: value for name, value in given.items() if value is not None})
+
+    def _overridden(self, block: BlockParams, base: float | None, scale: float | None) -> BlockParams:
+        rope = block.rope
+        if rope is None:
+            return block
+        if base is not None and rope.base == self.rope_freq_base:
+            rope = replace(rope, base=base)
+        if scale is not None and rope.scale == self.rope_freq_scale:
+            rope = replace(rope, scale=scale)
+        return replace(block, rope=rope)
 
 
 def read_hparams(gguf: GGUFFile) -> HParams:
@@ -109,74 +91,45 @@ def read_hparams(gguf: GGUFFile) -> HParams:
     Raises FormatError, in one line, for a file that is not a model, an architecture or a feature that is not supported, and
     keys or tensors that are missing or unfit.
     """
-    keys = _Keys(gguf)
+    keys = Keys(gguf)
     arch = _architecture(keys)
-    n_embd, n_head = keys.count("embedding_length"), keys.count("attention.head_count")
-    n_embd_head_k = keys.count("attention.key_length", n_embd // n_head)
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError(f"{gguf.path}: no tensor 'token_embd.weight'; is this a whole model?")
+    n_embd, n_layer = keys.count("embedding_length"), _n_layer(keys)
+    blocks = _blocks(keys, arch, n_embd, n_layer)
+    first = next((block for block in blocks if block.n_head_kv), blocks[0])
+    scaling = keys.text("rope.scaling.type", "linear")
     hparams = HParams(
         arch=arch.name,
         n_vocab=embedding.shape[0],
         n_ctx=keys.count("context_length", 0),
         n_ctx_train=keys.count("context_length", 0),
         n_embd=n_embd,
-        n_ff=keys.count("feed_forward_length"),
-        n_layer=keys.count("block_count"),
-        n_head=n_head,
-        n_head_kv=keys.count("attention.head_count_kv", n_head),
-        n_embd_head_k=n_embd_head_k,
-        n_embd_head_v=keys.count("attention.value_length", n_embd // n_head),
-        n_rot=keys.count("rope.dimension_count", n_embd_head_k),
-        norm_rms_eps=keys.number("attention.layer_norm_rms_epsilon", 1e-5),
+        n_ff=first.n_ff,
+        n_layer=n_layer,
+        n_head=first.n_head,
+        n_head_kv=first.n_head_kv,
+        n_embd_head_k=first.n_embd_head_k,
+        n_embd_head_v=first.n_embd_head_v,
+        n_rot=keys.count("rope.dimension_count", first.n_embd_head_k),
+        norm_rms_eps=keys.number(f"attention.layer_norm{'_rms' if arch.norm == 'rms' else ''}_epsilon", 1e-5),
         rope_freq_base=keys.number("rope.freq_base", 10000.0),
-        rope_freq_scale=_rope_freq_scale(keys),
-        rope_scaling_type=keys.text("rope.scaling.type", "linear"),
+        rope_freq_scale=_linear_scale(keys, scaling),
+        rope_scaling_type=scaling,
         tied="output.weight" not in gguf.tensors,
+        blocks=blocks,
+        shapes={},
+        **_scales(keys, arch, n_embd, n_layer, first),
     )
-    _check_sizes(keys, hparams)
-    _check_tensors(gguf, hparams)
-    return hparams
+    if hparams.tied and arch.tied == "never":
+        raise FormatError(f"{gguf.path}: tensor 'output.weight' is missing; is this a whole model?")
+    tensors = expected_tensors(gguf, arch, n_embd, hparams.n_vocab, blocks)
+    check_tensors(gguf, arch, tensors, n_layer)
+    return replace(hparams, shapes={name: tensors[name] for name in tensors if name.endswith(".weight")})
 
 
-class _Keys:
-    """Typed access to the metadata under the architecture's prefix."""
-
-    def __init__(self, gguf: GGUFFile) -> None:
-        self.gguf = gguf
-        self.prefix = str(gguf.metadata.get("general.architecture", ""))
-
-    def error(self, name: str, what: str) -> FormatError:
-        return FormatError(f"{self.gguf.path}: key '{self.prefix}.{name}' {what}")
-
-    def get(self, name: str, default, kinds: tuple[type, ...], wanted: str):
-        value = self.gguf.metadata.get(f"{self.prefix}.{name}", default)
-        if value is None:
-            raise self.error(name, "is missing; is this a whole model?")
-        if isinstance(value, np.ndarray):
-            raise self.error(name, "differs between layers, which lorafast does not support")
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise self.error(name, f"is {value!r}, wanted {wanted}")
-        return value
-
-    def count(self, name: str, default: int | None = None) -> int:
-        value = self.get(name, default, (int,), "a whole number")
-        if not 0 <= value < 2**31 or (value == 0 and default != 0):
-            raise self.error(name, f"is {value}, which cannot be")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = float(self.get(name, default, (int, float), "a number"))
-        if not 0 < value < float("inf"):
-            raise self.error(name, f"is {value}, wanted a number above 0")
-        return value
-
-    def text(self, name: str, default: str) -> str:
-        return self.get(name, default, (str,), "text")
-
-
-def _architecture(keys: _Keys) -> Architecture:
+def _architecture(keys: Keys) -> Architecture:
     metadata, path, name = keys.gguf.metadata, keys.gguf.path, keys.prefix
     if metadata.get("general.type") == "adapter" or metadata.get("training.type"):
         kind = "an adapter" if metadata.get("general.type") == "adapter" else "a training checkpoint"
@@ -190,38 +143,121 @@ def _architecture(keys: _Keys) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def _rope_freq_scale(keys: _Keys) -> float:
-    """1 / factor of linear RoPE scaling. The older key `rope.scale_linear` holds the same factor."""
+def _n_layer(keys: Keys) -> int:
+    """Blocks of the network itself: those behind them predict tokens further ahead (`nextn`) and are left out."""
+    n_blocks, n_ahead = keys.count("block_count"), keys.count("nextn_predict_layers", 0)
+    if n_ahead >= n_blocks:
+        raise keys.error("nextn_predict_layers", f"is {n_ahead}, of {n_blocks} blocks in all")
+    return n_blocks - n_ahead
+
+
+def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[BlockParams, ...]:
+    n_head = keys.counts("attention.head_count", n_layer)
+    n_head_kv = keys.counts("attention.head_count_kv", n_layer, n_head)
+    n_ff = keys.counts("feed_forward_length", n_layer)
+    default = n_embd // max(1, n_head[0])
+    n_embd_head_k = keys.count("attention.key_length", default)
+    n_embd_head_v = keys.count("attention.value_length", default)
+    windows = _windows(keys, arch, n_layer)
+    blocks = []
+    for layer in range(n_layer):
+        if n_head_kv[layer] == 0 or n_head[layer] % n_head_kv[layer]:
+            raise keys.error("attention.head_count_kv", f"is {n_head_kv[layer]}, which does not divide {n_head[layer]} heads")
+        has_rope = ((not arch.rope_every or (layer + 1) % arch.rope_every) and
+                    (not arch.rope_only or windows[layer] > 0 or not any(windows)))
+        rope = _rope(keys, arch, n_embd_head_k, is_local=windows[layer] > 0) if has_rope else None
+        blocks.append(BlockParams(n_head[layer], n_head_kv[layer], n_embd_head_k, n_embd_head_v, n_ff[layer], windows[layer],
+                                  rope))
+    return tuple(blocks)
+
+
+def _windows(keys: Keys, arch: Architecture, n_layer: int) -> list[int]:
+    """The window of each block; 0 without one."""
+    sliding = arch.sliding
+    if sliding is None or sliding.only_n_layer not in (0, n_layer):
+        return [0] * n_layer
+    window = keys.count("attention.sliding_window", sliding.window)
+    local = keys.flags("attention.sliding_window_pattern", n_layer, sliding.period)
+    return [window if is_local else 0 for is_local in local]
+
+
+def _rope(keys: Keys, arch: Architecture, n_embd_head_k: int, is_local: bool) -> RopeParams | None:
+    """What RoPE does in a block with a window (local) or without one; None where the model has no RoPE."""
+    if not keys.flag("rope.scaling.finetuned", True) and "rope_finetuned" in arch.scales:
+        return None
+    n_rot = keys.count("rope.dimension_count", n_embd_head_k)
+    if n_rot % 2 or n_rot > n_embd_head_k:
+        raise keys.error("rope.dimension_count", f"is {n_rot}, wanted an even number up to the head size {n_embd_head_k}")
+    base = keys.number("rope.freq_base", 10000.0)
+    if is_local:
+        base = keys.number("rope.freq_base_swa", arch.sliding.rope_base or base)
+        if not arch.sliding.scaled:
+            return RopeParams(n_rot, base)
     kind = keys.text("rope.scaling.type", "linear")
-    if kind not in ("none", "linear"):
+    n_ctx_orig = keys.count("rope.scaling.original_context_length", keys.count("context_length", 0) or 1)
+    temperature = keys.number("attention.temperature_scale", 0.0, at_least=0) if arch.yarn_log else 0.0
+    if temperature and n_rot != n_embd_head_k:
+        raise keys.error("attention.temperature_scale", "is given, but RoPE turns a part of each head only")
+    common = dict(temperature=temperature, n_ctx_orig=n_ctx_orig,
+                  multiplier=keys.number("rope.scaling.attn_factor", 1.0))
+    if "rope_factors_long.weight" in keys.gguf.tensors:
+        return RopeParams(n_rot, base, factors="rope_factors_short.weight", long_factors="rope_factors_long.weight", **common)
+    factors = "rope_freqs.weight" if "rope_freqs.weight" in keys.gguf.tensors else ""
+    if kind == "yarn":
+        yarn, multiplier = _yarn(keys, arch, n_ctx_orig)
+        return RopeParams(n_rot, base, factors=factors, yarn=yarn, **common | {"multiplier": multiplier * common["multiplier"]})
+    return RopeParams(n_rot, base, _linear_scale(keys, kind), factors, **common)
+
+
+def _yarn(keys: Keys, arch: Architecture, n_ctx_orig: int) -> tuple[Yarn, float]:
+    """YaRN, and what cos and sin are multiplied by."""
+    factor = keys.number("rope.scaling.factor")
+    betas = [keys.number(f"rope.scaling.yarn_beta_{speed}", default) if arch.yarn_betas else default
+             for speed, default in (("fast", 32.0), ("slow", 1.0))]
+    log = keys.number("rope.scaling.yarn_log_multiplier", 0.0, at_least=0) if arch.yarn_log else 0.0
+
+    def stretched(a: float) -> float:
+        return 1 + 0.1 * a * math.log(factor) if factor > 1 else 1.0
+
+    return Yarn(factor, n_ctx_orig, *betas), stretched(1) / (stretched(log) if log else 1)
+
+
+def _linear_scale(keys: Keys, kind: str) -> float:
+    """1 / factor of linear RoPE scaling. The older key `rope.scale_linear` holds the same factor."""
+    if kind not in ("none", "linear", "yarn", "longrope"):
         raise keys.error("rope.scaling.type", f"is '{kind}', which lorafast does not support")
+    if kind in ("none", "yarn", "longrope"):
+        return 1.0
     factor = keys.number("rope.scale_linear", 1.0)
-    if f"{keys.prefix}.rope.scaling.factor" in keys.gguf.metadata and keys.get("rope.scaling.factor", 0.0, (float, int), "a number"):
-        factor = keys.number("rope.scaling.factor")
-    return 1.0 if kind == "none" else 1.0 / factor
+    return 1.0 / (keys.number("rope.scaling.factor", 0.0, at_least=0) or factor)
 
 
-def _check_sizes(keys: _Keys, hparams: HParams) -> None:
-    if hparams.n_head % hparams.n_head_kv:
-        raise keys.error("attention.head_count_kv", f"is {hparams.n_head_kv}, which does not divide {hparams.n_head} heads")
-    if hparams.n_rot % 2 or hparams.n_rot > hparams.n_embd_head_k:
-        raise keys.error("rope.dimension_count", f"is {hparams.n_rot}, wanted an even number up to the head size "
-                                                 f"{hparams.n_embd_head_k}")
+def _scales(keys: Keys, arch: Architecture, n_embd: int, n_layer: int, first: BlockParams) -> dict[str, float]:
+    """The constants that an architecture multiplies with, and its soft caps."""
+    def scale(key: str) -> float:
+        default = DEFAULT_SCALES[arch.default_scales][key](n_embd, n_layer) if arch.default_scales else 0.0
+        return keys.number(key, default, at_least=0) if key in arch.scales else 0.0
+
+    def cap(key: str, default: float | None) -> float:
+        return 0.0 if default is None else keys.number(key, default, at_least=0)
+
+    logit = scale("logit_scale") or 1.0
+    wide = arch.wide_n_layer == n_layer
+    return {
+        "embedding_scale": math.sqrt(n_embd) if arch.embedding_scale == "sqrt" else scale("embedding_scale") or 1.0,
+        "residual_scale": scale("residual_scale") or 1.0,
+        "logit_scale": 1 / logit if arch.logit_scale_divides else logit,
+        "attention_scale": (n_embd / first.n_head) ** -0.5 if wide else scale("attention.scale"),
+        "attention_soft_cap": cap("attn_logit_softcapping", arch.attention_soft_cap),
+        "logit_soft_cap": cap("final_logit_softcapping", arch.logit_soft_cap),
+    }
 
 
-def _check_tensors(gguf: GGUFFile, hparams: HParams) -> None:
-    shapes = hparams.tensor_shapes()
-    for name, shape in shapes.items():
-        tensor = gguf.tensors.get(name)
-        if tensor is None:
-            raise FormatError(f"{gguf.path}: tensor '{name}' is missing; is this a whole model?")
-        if tensor.shape != shape:
-            raise FormatError(f"{gguf.path}: tensor '{name}' has shape {tensor.shape}, wanted {shape}")
-        if not tensor.type.is_trainable:
-            raise FormatError(f"{gguf.path}: tensor '{name}' has type {tensor.type.label}, which lorafast cannot train on; "
-                              "use a file in F16, BF16, Q8_0, Q4_0 to Q5_1, a K-quant, IQ4_NL or IQ4_XS")
-    for name in gguf.tensors:
-        if name not in shapes and name not in OPTIONAL_TENSORS:
-            detail = " (a bias)" if name.endswith(".bias") else " (experts)" if re.search(r"_exps?\b|gate_inp", name) else ""
-            raise FormatError(f"{gguf.path}: tensor '{name}'{detail} is no part of architecture '{hparams.arch}' as "
-                              "lorafast knows it; such a model is not supported")
+DEFAULT_SCALES = {
+    "minicpm": {
+        "embedding_scale": lambda n_embd, n_layer: 12.0,
+        "residual_scale": lambda n_embd, n_layer: 1.4 / math.sqrt(n_layer),
+        "logit_scale": lambda n_embd, n_layer: n_embd / 256,
+    },
+}
+"""Of files without these keys, by Architecture.default_scales."""

@@ -1,199 +1,173 @@
-"""The parts of the network that carry an adapter, forward and backward side by side: gains, embedding, projections.
+"""Matrices that carry an adapter, forward and backward side by side.
 
-T tokens are the rows of a batch, flattened. All activations are float32. `adapter` may lack a tensor's pair; then the
-part is frozen and only passes gradients on.
+T tokens are the rows of a batch, flattened. All activations are float32. The adapter may lack a matrix's pair; then the
+matrix is frozen and only passes gradients on.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..gguf.reader import Tensor
+from ..gguf.roles import split_name
 from ..kernels.dora import dora_forward
-from ..kernels.embedding import embedding_forward
 from ..kernels.linear import Weight, linear_backward, linear_forward
 from ..kernels.lora import lora_backward, lora_forward
-from ..kernels.rms_norm import rms_norm_backward, rms_norm_forward
+from .buffers import New
 from .dora import Gain
-from .lora import Adapter
-
-if TYPE_CHECKING:
-    from .residency import ModelFiles, Residency
+from .lora import Adapter, Ranks
+from .passes import Pass
 
 
-def as_weight(tensor: Tensor) -> Weight:
-    """The tensor as the product kernels take it: still the bytes of the file's mapping."""
-    return Weight(tensor.data, int(tensor.type), tensor.shape[1])
+class Linear:
+    """y = g · (x Wᵀ + h B) + b with h = s·x Aᵀ: a matrix, its pair, DoRA's gain g, its bias b.
 
-
-class Norm:
-    """y = x · rstd · (g + s·Σ_k B[k]·A[k]): RMS norm, whose gain may carry a pair."""
-
-    def __init__(self, tensor: Tensor, eps: float) -> None:
-        self.name, self.eps = tensor.name, eps
-        self.base_gain = tensor.to_float32()
-        self.gain = self.base_gain
-
-    def merge(self, adapter: Adapter) -> None:
-        """Takes over the pair's present values; to be called after each change of the parameters."""
-        if self.name in adapter:
-            self.gain = self.base_gain + np.float32(adapter.scale) * (adapter.B(self.name).T @ adapter.A(self.name))[0]
-
-    def forward(self, y: np.ndarray, rstd: np.ndarray, x: np.ndarray, n_threads: int) -> None:
-        rms_norm_forward(y, rstd, x, self.gain, self.eps, n_threads)
-
-    def backward(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, rstd: np.ndarray, adapter: Adapter,
-                 n_threads: int) -> None:
-        dgain = np.zeros_like(self.gain) if self.name in adapter else None
-        rms_norm_backward(dx, dgain, dy, x, self.gain, rstd, n_threads)
-        if dgain is not None:           # forward: gain = g + s·B.T @ A
-            A, B, s = adapter.A(self.name), adapter.B(self.name), np.float32(adapter.scale)
-            adapter.dA(self.name)[...] += s * B * dgain
-            adapter.dB(self.name)[...] += s * (A @ dgain)[:, None]
-
-
-class Embedding:
-    """x[t] = E[token] + s·Σ_k B[k, token]·A[k], with DoRA times a gain.
-
-    reader  reads the rows of a batch's tokens from the file, so that no others come into memory; None: they are mapped
+    name    under which it is adapted: the tensor's, but for an output matrix that is the embedding
+    rows    of W, where a tensor holds several matrices one above the other (q, k and v; gate and up): the pair is then that
+            of the whole tensor, and so is `gain`, its Gain
+    bias    (N,) of these rows, or None
     """
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.name, self.tensor = tensor.name, tensor
-        self.gain = Gain(tensor, of_columns=True, read=self.read)
-        self.reader: ModelFiles | Residency | None = None
+    def __init__(self, tensor: Tensor, bias: Tensor | None = None, *, name: str = "", rows: slice | None = None,
+                 gain: Gain | None = None) -> None:
+        self.name, self.tensor, self.rows = name or tensor.name, tensor, rows
+        self.role = split_name(self.name)[1]
+        # still the bytes of the file's mapping
+        self.weight = Weight(tensor.data if rows is None else tensor.data[rows], int(tensor.type), tensor.shape[1])
+        self.gain = gain or Gain(tensor)
+        self.bias = None if bias is None else np.ascontiguousarray(bias.to_float32()[rows or slice(None)])
 
-    def read(self, begin: int, end: int) -> np.ndarray:
-        """Rows as stored."""
-        if self.reader is None:
-            return self.tensor.data[begin:end]
-        return self.reader.read_rows(self.tensor, np.arange(begin, end))
+    def B(self, adapter: Adapter) -> np.ndarray:
+        """Of the pair, what belongs to these rows: (r, N), contiguous."""
+        B = adapter.B(self.name)
+        return B if self.rows is None else np.ascontiguousarray(B[:, self.rows])
 
-    def forward(self, x: np.ndarray, tokens: np.ndarray, adapter: Adapter, n_threads: int) -> None:
-        table, rows = self.tensor.data, tokens
-        if self.reader is not None:
-            different, rows = np.unique(tokens, return_inverse=True)
-            table, rows = self.reader.read_rows(self.tensor, different), rows.astype(np.int32)
-        embedding_forward(x, rows, table, int(self.tensor.type), n_threads)
-        if self.name in adapter:
-            A, s_B = adapter.A(self.name), np.float32(adapter.scale) * adapter.B(self.name)[:, tokens]
-            for t in range(0, len(tokens), 64):         # by pieces: the product is a temporary array
-                x[t:t + 64] += np.einsum("rt,rc->tc", s_B[:, t:t + 64], A)
-        gain = self.gain.of(self.name, adapter, n_threads)
-        if gain is not None:
-            dora_forward(x, None, x, gain, None, n_threads)
+    def gain_of(self, pass_: Pass) -> np.ndarray | None:
+        """g (N,), or None without DoRA."""
+        gain = self.gain.of(self.name, pass_)
+        return gain if gain is None or self.rows is None else gain[self.rows]
 
-    def backward(self, dx: np.ndarray, tokens: np.ndarray, x: np.ndarray, adapter: Adapter, n_threads: int) -> None:
-        """x: of forward; with DoRA it is used up."""
-        if self.name in adapter.magnitudes:
-            self.gain.backward(self.name, dx, x, adapter, n_threads)
-            dx = x
-        if self.name in adapter:        # forward: x = ... + s·B[:, tokens].T @ A
-            A, B, s = adapter.A(self.name), adapter.B(self.name), np.float32(adapter.scale)
-            adapter.dA(self.name)[...] += np.einsum("rt,tc->rc", s * B[:, tokens], dx)
-            np.add.at(adapter.dB(self.name), (slice(None), tokens), s * np.einsum("rc,tc->rt", A, dx))
+    def pair_forward(self, h: np.ndarray, x: np.ndarray, pass_: Pass) -> None:
+        """h = s·x Aᵀ, in the front of h's memory."""
+        A = pass_.adapter.A(self.name)
+        lora_forward(of_rank(h, A), x, A, pass_.adapter.scale, pass_.n_threads)
+
+    def pair_backward(self, dy: np.ndarray, x: np.ndarray, h: np.ndarray, pass_: Pass) -> np.ndarray:
+        """c = s·dy Bᵀ (T, r), the gradient before A; adds to the gradients of the pair."""
+        adapter, gradients, B = pass_.adapter, pass_.gradients, self.B(pass_.adapter)
+        h = of_rank(h, B)
+        c = np.empty_like(h)
+        dB = gradients.dB(self.name) if self.rows is None else np.zeros_like(B)
+        lora_backward(c, gradients.dA(self.name), dB, dy, x, B, h, adapter.scale, pass_.n_threads)
+        if self.rows is not None:
+            gradients.dB(self.name)[:, self.rows] += dB
+        return c
+
+    def gain_backward(self, dy: np.ndarray, y: np.ndarray, pass_: Pass) -> None:
+        """y, which forward made, becomes the gradient of the product before the gain; adds to that of the magnitudes."""
+        if self.bias is not None:
+            y -= self.bias
+        self.gain.backward(self.name, dy, y, pass_, self.rows or slice(None))
 
 
-class Projections:
-    """Matrices that share their input: y_i = x W_iᵀ + h_i B_i, h_i = s·x A_iᵀ, with DoRA times a gain (dora.py).
+class Group:
+    """Linears that share their input x.
 
-    residency  brings the matrices into memory before they are used, where the model is larger than that; else None
+    ys, dys  outputs and their gradients, float32 (T, N) each
+    h        what `saved` made: (T, rank) each, or wider and used in part
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.names = [tensor.name for tensor in tensors]
-        self.tensors = list(tensors)
-        self.weights = [as_weight(tensor) for tensor in tensors]
-        self.gains = [Gain(tensor) for tensor in tensors]
-        self.residency: Residency | None = None
+    def __init__(self, *linears: Linear) -> None:
+        self.linears = linears
+        self.weights = [linear.weight for linear in linears]
+        self.tensors = list({linear.tensor.name: linear.tensor for linear in linears}.values())
 
-    def ranks(self, adapter: Adapter) -> list[int]:
-        """Rank of each pair, 0 where there is none: the arrays `h` below are (T, rank), or wider and used in part."""
-        return [adapter.A(name).shape[0] if name in adapter else 0 for name in self.names]
+    @property
+    def nbytes(self) -> int:
+        """Of the matrices, as stored."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def saved(self, T: int, new: New, ranks: Ranks) -> list[np.ndarray]:
+        """h: of no columns where a role has no pairs."""
+        return [new(T, ranks.rank(linear.role)) for linear in self.linears]
+
+    def is_adapted(self, adapter: Adapter) -> bool:
+        return any(linear.name in adapter for linear in self.linears)
 
     def has_gains(self, adapter: Adapter) -> bool:
-        return any(name in adapter.magnitudes for name in self.names)
+        return any(linear.name in adapter.magnitudes for linear in self.linears)
 
     def dora_widths(self, adapter: Adapter) -> list[int]:
         """Columns of each y that `gain_backward` needs: N where there is a gain, otherwise 0."""
-        return [weight.N if name in adapter.magnitudes else 0 for name, weight in zip(self.names, self.weights)]
+        return [linear.weight.N if linear.name in adapter.magnitudes else 0 for linear in self.linears]
 
-    def is_adapted(self, adapter: Adapter) -> bool:
-        return any(name in adapter for name in self.names)
-
-    def forget_gains(self) -> None:
+    def refresh(self) -> None:
         """To be called after each change of the parameters."""
-        for gain in self.gains:
-            gain.forget()
+        for linear in self.linears:
+            linear.gain.forget()
 
-    def project(self, h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter, n_threads: int) -> None:
+    def project(self, h: Sequence[np.ndarray], x: np.ndarray, pass_: Pass) -> None:
         """h_i = s·x A_iᵀ."""
-        for name, h_i in zip(self.names, h):
-            if name in adapter:
-                lora_forward(_of_rank(h_i, adapter.A(name)), x, adapter.A(name), adapter.scale, n_threads)
+        for linear, h_i in zip(self.linears, h, strict=True):
+            if linear.name in pass_.adapter:
+                linear.pair_forward(h_i, x, pass_)
 
-    def recompute(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter,
-                  n_threads: int) -> None:
-        """All that backward needs of forward: h, and ys if there are gains."""
-        if self.has_gains(adapter):
-            self.forward(ys, h, x, adapter, n_threads)
-        else:
-            self.project(h, x, adapter, n_threads)
-
-    def forward(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, adapter: Adapter,
-                n_threads: int, residual: np.ndarray | None = None, y: np.ndarray | None = None) -> None:
+    def forward(self, ys: Sequence[np.ndarray], h: Sequence[np.ndarray], x: np.ndarray, pass_: Pass,
+                residual: np.ndarray | None = None, y: np.ndarray | None = None) -> None:
         """With a residual there is one matrix, and residual + y is put out; if it has a gain, y (T, N) is kept too."""
-        if self.residency is not None:
-            self.residency.wait_for(self)
-        self.project(h, x, adapter, n_threads)
-        low_rank = [(_of_rank(h_i, adapter.B(name)), adapter.B(name)) if name in adapter else None
-                    for name, h_i in zip(self.names, h)]
-        gains = [gain.of(name, adapter, n_threads) for gain, name in zip(self.gains, self.names)]
+        pass_.weights.wait_for(self)
+        self.project(h, x, pass_)
+        low_rank = [_low_rank(linear, h_i, pass_.adapter) for linear, h_i in zip(self.linears, h, strict=True)]
+        gains = [linear.gain_of(pass_) for linear in self.linears]
         if residual is not None and gains[0] is not None:
-            linear_forward([y], x, self.weights, low_rank, None, n_threads)
-            dora_forward(y, ys[0], y, gains[0], residual, n_threads)
-            return
-        linear_forward(list(ys), x, self.weights, low_rank, residual, n_threads)
-        for y_i, gain in zip(ys, gains):
-            if gain is not None:
-                dora_forward(y_i, None, y_i, gain, None, n_threads)
+            linear_forward([y], x, self.weights, low_rank, None, pass_.n_threads)
+            dora_forward(y, ys[0], y, gains[0], residual, pass_.n_threads)
+        else:
+            linear_forward(list(ys), x, self.weights, low_rank, residual, pass_.n_threads)
+            for y_i, gain in zip(ys, gains, strict=True):
+                if gain is not None:
+                    dora_forward(y_i, None, y_i, gain, None, pass_.n_threads)
+        for y_i, linear in zip(ys, self.linears, strict=True):
+            if linear.bias is not None:
+                y_i += linear.bias
+                if residual is not None and gains[0] is not None:
+                    y += linear.bias
 
-    def gain_backward(self, dys: Sequence[np.ndarray], ys: Sequence[np.ndarray], adapter: Adapter,
-                      n_threads: int) -> Sequence[np.ndarray]:
+    def gain_backward(self, dys: Sequence[np.ndarray], ys: Sequence[np.ndarray], pass_: Pass) -> Sequence[np.ndarray]:
         """The gradients of the products before their gains, and adds to those of the magnitudes.
 
         If there are gains, the results take the places of ys, which forward made; otherwise they are dys themselves.
         """
-        if not self.has_gains(adapter):
+        if not self.has_gains(pass_.adapter):
             return dys
-        for gain, name, dy, y in zip(self.gains, self.names, dys, ys):
-            if name in adapter.magnitudes:
-                gain.backward(name, dy, y, adapter, n_threads)
+        for linear, dy, y in zip(self.linears, dys, ys, strict=True):
+            if linear.name in pass_.adapter.magnitudes:
+                linear.gain_backward(dy, y, pass_)
             else:
                 y[:] = dy
         return ys
 
     def backward(self, dx: np.ndarray | None, dys: Sequence[np.ndarray], x: np.ndarray, h: Sequence[np.ndarray],
-                 adapter: Adapter, n_threads: int) -> None:
+                 pass_: Pass) -> None:
         """dx = Σ dy_i W_i + c_i A_i, and adds to the gradients of the pairs; dx is None when nobody reads it."""
         low_rank = []
-        for name, dy, h_i in zip(self.names, dys, h):
-            if name not in adapter:
-                low_rank.append(None)
-                continue
-            h_i = _of_rank(h_i, adapter.A(name))
-            c = np.empty_like(h_i)
-            lora_backward(c, adapter.dA(name), adapter.dB(name), dy, x, adapter.B(name), h_i, adapter.scale, n_threads)
-            low_rank.append((c, adapter.A(name)))
+        for linear, dy, h_i in zip(self.linears, dys, h, strict=True):
+            is_adapted = linear.name in pass_.adapter
+            low_rank.append((linear.pair_backward(dy, x, h_i, pass_), pass_.adapter.A(linear.name)) if is_adapted else None)
         if dx is not None:
-            if self.residency is not None:
-                self.residency.wait_for(self)
-            linear_backward(dx, list(dys), self.weights, low_rank, False, n_threads)
+            pass_.weights.wait_for(self)
+            linear_backward(dx, list(dys), self.weights, low_rank, False, pass_.n_threads)
 
 
-def _of_rank(h: np.ndarray, pair: np.ndarray) -> np.ndarray:
+def _low_rank(linear: Linear, h: np.ndarray, adapter: Adapter) -> tuple[np.ndarray, np.ndarray] | None:
+    if linear.name not in adapter:
+        return None
+    B = linear.B(adapter)
+    return of_rank(h, B), B
+
+
+def of_rank(h: np.ndarray, pair: np.ndarray) -> np.ndarray:
     """The front of the memory of h (T, R) as (T, rank), rank being that of `pair` (rank, ...) and at most R."""
     T, rank = len(h), len(pair)
     return h.reshape(-1)[:T * rank].reshape(T, rank)

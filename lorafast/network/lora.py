@@ -15,27 +15,15 @@ and deployed another; here alpha / r holds in training too, the same for every p
 """
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import numpy as np
 
 from ..errors import UsageError
+from ..gguf.roles import GROUPS, ROLES, Kind, file_order, role_of, split_name
 from ..rng import MT19937, NormalDistribution
-
-GLOBAL_ROLES = ("token_embd", "output_norm", "output")
-LAYER_ROLES = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_down", "ffn_up")
-ROLES = GLOBAL_ROLES + LAYER_ROLES
-"""Every kind of tensor that can be adapted, in the original's order: the global ones, then those of each layer."""
-
-NORM_ROLES = ("output_norm", "attn_norm", "ffn_norm")
-BLOCK_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up")
-"""The set that every adapter format can carry, and that today's trainers adapt."""
-
-_NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.weight")
 
 Pair = tuple[np.ndarray, np.ndarray]
 """A (r, K) and B (r, N), float32."""
@@ -49,7 +37,7 @@ class PairSpec:
     """
 
     name: str
-    kind: Literal["linear", "norm", "embedding"]
+    kind: Kind
     n_in: int
     n_out: int
     rank: int
@@ -64,36 +52,19 @@ class PairSpec:
         return self.rank * (self.n_in + self.n_out) + self.n_magnitudes
 
 
-def split_name(name: str) -> tuple[int, str]:
-    """Layer (-1 for a global tensor) and role of a base tensor: `blk.3.attn_q.weight` is (3, "attn_q").
-
-    The role is "" for a tensor that cannot be adapted.
-    """
-    match = _NAME.fullmatch(name)
-    layer = -1 if match is None or match[1] is None else int(match[1])
-    roles = GLOBAL_ROLES if layer < 0 else LAYER_ROLES
-    return layer, match[2] if match and match[2] in roles else ""
-
-
-def file_order(name: str) -> tuple[int, int]:
-    """Sort key that gives the original's order of tensors: in initialisation, in its adapters, in its checkpoints."""
-    layer, role = split_name(name)
-    return layer, ROLES.index(role)
-
-
 def default_ranks(r: int) -> dict[str, int]:
-    """Rank by role as the original chose it: `r` for matrices, 1 for norms."""
-    return {role: 1 if role in NORM_ROLES else r for role in ROLES}
+    """Rank by role as llama-finetune chose it: `r` for matrices, 1 for norms."""
+    return {name: 1 if role.kind == "norm" else r for name, role in ROLES.items()}
 
 
 def specs_for(shapes: Mapping[str, Sequence[int]], ranks: Mapping[str, int],
               targets: Iterable[str] | None = None, *, dora: bool = False) -> tuple[PairSpec, ...]:
-    """The pairs to train, in the original's order.
+    """The pairs to train, in llama-finetune's order.
 
     shapes   shape of each base tensor by name, NumPy order; what a model lacks (`output.weight` where the embedding is
              tied) is simply not adapted
     ranks    rank by role; 0 leaves the role out
-    targets  None for every tensor that can be adapted, or roles (`attn_q`) and tensor names, `*` and `?` allowed in the
+    targets  None for every tensor that can be adapted, or groups (`attn`), roles (`attn_q`) and tensor names, `*` and `?` allowed in the
              latter (`blk.1?.ffn_*`), `.weight` optional
     dora     with magnitudes for every matrix
 
@@ -117,7 +88,8 @@ def specs_for(shapes: Mapping[str, Sequence[int]], ranks: Mapping[str, int],
 
 
 def _fits(target: str, name: str) -> bool:
-    return target == split_name(name)[1] or fnmatchcase(name, target) or fnmatchcase(name, f"{target}.weight")
+    role = split_name(name)[1]
+    return target == role or role in GROUPS.get(target, ()) or fnmatchcase(name, target) or fnmatchcase(name, f"{target}.weight")
 
 
 def _no_such_target(target: str, names: Sequence[str]) -> str:
@@ -131,25 +103,23 @@ def _spec(name: str, shape: tuple[int, ...], rank: int, dora: bool) -> PairSpec:
     if len(shape) == 1:
         return PairSpec(name, "norm", shape[0], 1, rank)
     n_out, n_in = shape
-    if name == "token_embd.weight":
-        return PairSpec(name, "embedding", n_in, n_out, rank, n_in if dora else 0)
-    return PairSpec(name, "linear", n_in, n_out, rank, n_out if dora else 0)
+    kind = role_of(name).kind
+    return PairSpec(name, kind, n_in, n_out, rank, (n_in if kind == "embedding" else n_out) if dora else 0)
 
 
 class Adapter:
     """All pairs of an adapter, and DoRA's magnitudes, in one flat float32 store: the optimiser sees a single vector.
 
-    specs   the pairs, in the original's order
+    specs   the pairs, in llama-finetune's order
     alpha, r  the scale is alpha / r for every pair
     params  (n_params,) float32, zero until `initialise` or a file fills it
-    grads, m, v  likewise the gradients and Adam's first and second moments; None unless `training`
 
     Within a store the pairs follow in order, A before B, except that the B of every norm stands behind them, and the
     magnitudes at the end: those are the parameters that weight decay can leave out (`n_decayed`), so a step of AdamW is
     at most two contiguous calls.
     """
 
-    def __init__(self, specs: Sequence[PairSpec], alpha: float, r: int, *, training: bool = False) -> None:
+    def __init__(self, specs: Sequence[PairSpec], alpha: float, r: int) -> None:
         self.specs = tuple(specs)
         self.alpha = alpha
         self.r = r
@@ -159,11 +129,6 @@ class Adapter:
         self.params = _zeros(self.n_params)
         self.pairs = self.views(self.params)
         self.magnitudes = self.magnitude_views(self.params)
-        self.grads = self.m = self.v = None
-        if training:
-            self.grads, self.m, self.v = (_zeros(self.n_params) for _ in range(3))
-            self.d_pairs = self.views(self.grads)
-            self.d_magnitudes = self.magnitude_views(self.grads)
 
     @property
     def scale(self) -> float:
@@ -177,14 +142,6 @@ class Adapter:
     def B(self, name: str) -> np.ndarray:
         """B (r, N) of the base tensor `name`; a view."""
         return self.pairs[name][1]
-
-    def dA(self, name: str) -> np.ndarray:
-        """Gradient of A(name), same shape; a view."""
-        return self.d_pairs[name][0]
-
-    def dB(self, name: str) -> np.ndarray:
-        """Gradient of B(name), same shape; a view."""
-        return self.d_pairs[name][1]
 
     def __contains__(self, name: str) -> bool:
         return name in self.pairs
@@ -231,7 +188,7 @@ class Adapter:
         """A := clamp(z, -1, 1) / sqrt(r + K) with z ~ N(0, 1); B := 0, so that training starts at the base model.
         Magnitudes are left to dora.initialise, which knows the weights.
 
-        The draws are the original's: one mt19937 and one normal distribution for all A in order, within an A the rank
+        The draws are llama-finetune's: one mt19937 and one normal distribution for all A in order, within an A the rank
         fastest. For the full set of tensors the same seed gives the same bits.
         """
         normal = NormalDistribution(MT19937(seed))
@@ -241,6 +198,55 @@ class Adapter:
             z = normal.draw(a.size).reshape(spec.n_in, spec.rank)
             a[:] = (scale * np.clip(z, -1, 1)).T
             b[:] = 0
+
+
+class Gradients:
+    """The gradients of an adapter's parameters, laid out like them; zero at first, and added to by each pass.
+
+    flat  (n_params,) float32
+    pairs, magnitudes  views of it by base tensor
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.flat = _zeros(adapter.n_params)
+        self.pairs = adapter.views(self.flat)
+        self.magnitudes = adapter.magnitude_views(self.flat)
+
+    def dA(self, name: str) -> np.ndarray:
+        """Gradient of adapter.A(name), same shape; a view."""
+        return self.pairs[name][0]
+
+    def dB(self, name: str) -> np.ndarray:
+        """Gradient of adapter.B(name), same shape; a view."""
+        return self.pairs[name][1]
+
+    def clear(self) -> None:
+        self.flat.fill(0)
+
+
+class Moments:
+    """Adam's first and second moments m and v of an adapter's parameters, (n_params,) float32, laid out like them."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.m, self.v = _zeros(adapter.n_params), _zeros(adapter.n_params)
+
+
+class Ranks:
+    """The widest pairs of each role, over all blocks: what arrays that blocks use in turn must hold."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._ranks: dict[str, int] = {}
+        for spec in adapter.specs:
+            self._ranks[spec.role] = max(spec.rank, self._ranks.get(spec.role, 0))
+        self._with_gains = {spec.role for spec in adapter.specs if spec.n_magnitudes}
+
+    def rank(self, role: str) -> int:
+        """The highest rank of that role's pairs; 0 without any."""
+        return self._ranks.get(role, 0)
+
+    def has_gain(self, role: str) -> bool:
+        """Whether a tensor of that role has DoRA's magnitudes."""
+        return role in self._with_gains
 
 
 def _zeros(n: int) -> np.ndarray:

@@ -19,7 +19,6 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,9 +27,7 @@ from ..gguf.reader import GGUFFile, Tensor
 from ..kernels.pages import let_go, on_bus_error, populate
 from ..system.mounts import file_system
 from ..system.process import resident_bytes
-
-if TYPE_CHECKING:
-    from .linear import Embedding, Projections
+from .weights import Matrices, RowsFromFile
 
 MAPPED_AROUND = 2 << 20
 """Bytes on each side of a part of a file that reading it may map: the system caches and maps pieces of up to this."""
@@ -201,17 +198,18 @@ class Window:
         return unit, leaving
 
 
-class Residency:
-    """Keeps a window of a model's matrices in memory, for a Trainer that announces each group before it uses it.
+class Residency(RowsFromFile):
+    """Keeps a window of a model's matrices in memory, for passes that announce each group before they use it: the Weights of
+    a run that streams.
 
-    order     groups in the order of use, see Trainer.weight_order
+    order     groups in the order of use, see trainer.weight_order
     capacity  bytes of matrices in memory at a time, at least `least_capacity(order)`
 
     To be closed at the end.
     """
 
-    def __init__(self, files: ModelFiles, embedding: Embedding, order: Sequence[Projections], capacity: int) -> None:
-        self.files = files
+    def __init__(self, files: ModelFiles, order: Sequence[Matrices], capacity: int) -> None:
+        super().__init__(files)
         self.groups = list(dict.fromkeys(order))
         self.unit_of = {group: unit for unit, group in enumerate(self.groups)}
         sizes = [nbytes(group) for group in self.groups]
@@ -228,14 +226,10 @@ class Residency:
         for unit, group in enumerate(self.groups):
             for tensor in group.tensors:
                 insort(self.places[tensor.path], (tensor.offset, tensor.offset + tensor.nbytes, unit))
-        self.embedding, self.other_reader = embedding, embedding.reader
-        embedding.reader = self
-        for group in self.groups:
-            group.residency = self
         self.reader = threading.Thread(target=self._read, name="lorafast reader", daemon=True)
         self.reader.start()
 
-    def wait_for(self, group: Projections) -> None:
+    def wait_for(self, group: Matrices) -> None:
         """Returns when the group's matrices are in memory; they stay until the next call, or longer. LoraFastError if
         they cannot be read.
         """
@@ -250,20 +244,22 @@ class Residency:
             if self.failure:
                 raise self.failure
 
-    def read_rows(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
-        """Those rows of a matrix; what reading them brought into the system's cache goes as well."""
-        copy = self.files.read_rows(tensor, rows)
+    def rows(self, tensor: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What reading them brought into the system's cache goes as well."""
+        table = super().rows(tensor, rows)
         self.files.drop(tensor.path, tensor.offset, tensor.nbytes)
-        return copy
+        return table
+
+    def slice(self, tensor: Tensor, begin: int, end: int) -> np.ndarray:
+        table = super().slice(tensor, begin, end)
+        self.files.drop(tensor.path, tensor.offset, tensor.nbytes)
+        return table
 
     def close(self) -> None:
         with self.changed:
             self.closed = True
             self.changed.notify_all()
         self.reader.join()
-        self.embedding.reader = self.other_reader
-        for group in self.groups:
-            group.residency = None
 
     def _read(self) -> None:
         try:
@@ -305,10 +301,10 @@ class Residency:
         return self.task is not None
 
 
-def nbytes(group: Projections) -> int:
+def nbytes(group: Matrices) -> int:
     return sum(tensor.nbytes for tensor in group.tensors)
 
 
-def least_capacity(order: Sequence[Projections]) -> int:
+def least_capacity(order: Sequence[Matrices]) -> int:
     """Bytes for any two groups that follow each other, so that reading can overlap computing."""
     return max(nbytes(a) + nbytes(b) for a, b in zip(order, [*order[1:], order[0]]) if a is not b)

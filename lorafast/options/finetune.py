@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..gguf.file_form import FileForm, cannot_carry_magnitudes, form_of_output
+from ..gguf.roles import GROUPS, LLAMA_FINETUNE_ROLES, ROLES
 from ..system.threads import physical_cores
 from .declare import Allowed, Options, option, to_argv, unknown
 from .outputs import Output
@@ -36,18 +37,11 @@ def one_of(*words: str) -> Allowed:
     return Allowed(f"one of {', '.join(words)}", lambda word: word in words)
 
 
-RANK_FIELDS = {
-    "token_embd": "rank_tok_embd", "output_norm": "rank_out_norm", "output": "rank_out",
-    "attn_norm": "rank_att_norm", "attn_q": "rank_wq", "attn_k": "rank_wk", "attn_v": "rank_wv",
-    "attn_output": "rank_wo", "ffn_norm": "rank_ffn_norm",
-    "ffn_gate": "rank_ffn_gate", "ffn_down": "rank_ffn_down", "ffn_up": "rank_ffn_up",
-}
-"""The field that holds the rank of each role of tensor, in the original's order of tensors."""
+RANK_FIELDS = {role.name: role.rank_field for role in LLAMA_FINETUNE_ROLES}
+"""The field that holds the rank of a role, for those that have one; other matrices have that of --lora-r."""
 
-NORMS = ("output_norm", "attn_norm", "ffn_norm")
-ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
-FEED_FORWARD = ("ffn_gate", "ffn_down", "ffn_up")
-TARGET_GROUPS = {"all": tuple(RANK_FIELDS), "attn": ATTENTION, "ffn": FEED_FORWARD, "norms": NORMS}
+NORMS = GROUPS["norms"]
+ATTENTION, FEED_FORWARD = GROUPS["attn"], GROUPS["ffn"]
 
 SCHEDULES = ("original", "constant", "linear", "cosine")
 DATA_FORMATS = ("auto", "text", "jsonl")
@@ -208,8 +202,8 @@ class FinetuneConfig(ModelOptions):
     lora_alpha: int | None = option(None, ADAPTER, "N", "the adapter's effect is scaled by alpha / --lora-r",
                                     allowed=AT_LEAST_1, shown_default="--lora-r")
     targets: str = option(
-        "", ADAPTER, "LIST", f"tensors to adapt, with commas between: {', '.join(RANK_FIELDS)}, "
-        f"names with * and ? such as blk.1?.ffn_*, or the groups {', '.join(TARGET_GROUPS)}",
+        "", ADAPTER, "LIST", f"tensors to adapt, with commas between: {', '.join(ROLES)}, "
+        f"names with * and ? such as blk.1?.ffn_*, or the groups {', '.join(GROUPS)}",
         shown_default="attn,ffn; all if only .bin is written")
     layers: int = option(0, ADAPTER, "N", "adapt only the last N blocks and what follows them; 0: all",
                          allowed=AT_LEAST_0)
@@ -379,14 +373,14 @@ class FinetuneConfig(ModelOptions):
         return {form_of_output(output.option, output.name) for output in self.adapter_outputs}
 
     def target_list(self) -> tuple[str, ...] | None:
-        """--targets as roles and name patterns, its groups spelled out; None if it was not given."""
+        """--targets as groups, roles and name patterns; None if it was not given."""
         if not self.targets:
             return None
         targets: list[str] = []
         for name in filter(None, re.split(r"[,\s]+", self.targets)):
-            if name not in TARGET_GROUPS and not any(_covers(name, role) for role in RANK_FIELDS):
-                raise UsageError("--targets: " + unknown(name, [*RANK_FIELDS, *TARGET_GROUPS], "tensor"))
-            targets += TARGET_GROUPS.get(name, (name,))
+            if not any(_covers(name, role) for role in ROLES):
+                raise UsageError("--targets: " + unknown(name, [*ROLES, *GROUPS], "tensor"))
+            targets.append(name)
         return tuple(targets)
 
     def ranks(self) -> dict[str, int]:
@@ -400,10 +394,11 @@ class FinetuneConfig(ModelOptions):
         targets = self.target_list()
         if targets is None:
             as_original = self.forms() <= {FileForm.GGLA} and not self.dora
-            targets = TARGET_GROUPS["all"] if as_original else ATTENTION + FEED_FORWARD
+            targets = tuple(ROLES) if as_original else ATTENTION + FEED_FORWARD
         ranks = {}
-        for role, field in RANK_FIELDS.items():
-            given = getattr(self, field)
+        for role in ROLES:
+            field = RANK_FIELDS.get(role, "")
+            given = getattr(self, field) if field else None
             targeted = any(_covers(target, role) for target in targets)
             if given and self.targets and not targeted:
                 raise UsageError(f"{_spelling(field)} {given}: but {role} is not among --targets {self.targets}")
@@ -453,8 +448,8 @@ _ADAPTER_FIELDS = ("lora_r", "lora_alpha", "targets", "layers", "dora", "rslora"
 
 
 def _covers(target: str, role: str) -> bool:
-    """Whether a target (a role, or a tensor name with * and ?) can mean tensors of that role."""
-    return fnmatchcase(role, target.removesuffix(".weight").rpartition(".")[2])
+    """Whether a target (a group, a role, or a tensor name with * and ?) can mean tensors of that role."""
+    return role in GROUPS.get(target, ()) or fnmatchcase(role, target.removesuffix(".weight").rpartition(".")[2])
 
 
 def _spelling(field: str) -> str:

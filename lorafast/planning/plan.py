@@ -1,11 +1,13 @@
 """A plan of a run, and how it is shown: where every byte will go, how long a step will take, and why it was so chosen."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..data.memory import DataMemory
-from ..network.network import Strategy, Trainer, weight_order
+from ..network.linear import Group
 from ..network.residency import ModelFiles, Residency
+from ..network.trainer import Strategy
 from ..options.outputs import megabytes
 from .budget import Budget
 
@@ -90,11 +92,9 @@ class Plan:
     def tokens_per_second(self) -> float:
         return self.job.tokens * self.job.passes / self.timing.seconds
 
-    def stream(self, files: ModelFiles, trainer: Trainer) -> Residency | None:
-        """Starts what brings the weights into memory, where they do not fit; to be closed at the end of the run."""
-        if self.capacity is None:
-            return None
-        return Residency(files, trainer.model.embedding, weight_order(trainer.model, trainer.buffers), self.capacity)
+    def stream(self, files: ModelFiles, order: Sequence[Group]) -> Residency | None:
+        """Starts what brings the weights into memory, in this order, where they do not fit; to be closed at the end."""
+        return None if self.capacity is None else Residency(files, order, self.capacity)
 
     def table(self) -> list[str]:
         """The plan in full, in lines."""

@@ -1,8 +1,8 @@
 """The plan of a run: where every byte will go and how long a step will take, known before anything large is allocated.
 
 A budget of memory is shared out to what a run cannot do without, then to what saves time. What can be traded is in
-model.Strategy (keep activations or compute them again, logits of how many tokens and how many sequences at a time) and
-the part of the weights that stays in memory (residency.py). The plan takes the fastest combination that fits, by sizes
+network.trainer.Strategy (keep activations or compute them again, logits of how many tokens and how many sequences at a
+time) and the part of the weights that stays in memory (residency.py). The plan takes the fastest combination that fits, by sizes
 that follow from shapes, and by times that are measured (speed.py).
 """
 from __future__ import annotations
@@ -10,25 +10,26 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from ..data.memory import data_memory
+from ..data.options import data_options
 from ..errors import LoraFastError
 from ..gguf.reader import GGUFFile
-from ..kernels.attention import attention_scratch_bytes
 from ..kernels.linear import linear_scratch_bytes
-from ..network.block import attention_outputs
 from ..network.buffers import sized
-from ..network.linear import Projections
+from ..network.decoder import decoder_bytes
+from ..network.linear import Group
 from ..network.lora import Adapter
-from ..network.network import Activations, Model, Strategy, lowest_block, scratch_floats, sequence_bytes, weight_order
+from ..network.network import Network
 from ..network.residency import ModelFiles, Window, least_capacity, nbytes
+from ..network.trainer import Activations, Strategy, scratch_floats, weight_order
 from ..options.finetune import FinetuneConfig
 from ..options.outputs import megabytes
 from ..tokenizer import Tokenizer
-from ..training.prepare import data_options
 from .budget import Budget, read_budget
 from .plan import CACHE, Item, Job, Plan, Timing
 from .speed import MEASURED_TOKENS, Speed, follow, measure_disk, measure_optimiser, measure_speed
@@ -84,7 +85,7 @@ class Forced:
             field: f"{option} {getattr(self, field)}" for field, option in numbers.items() if getattr(self, field)}
 
 
-def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenizer: Tokenizer, model: Model,
+def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenizer: Tokenizer, network: Network,
              adapter: Adapter) -> Plan:
     """The plan for `lorafast finetune` with these options. LoraFastError, which says what would fit, if there is none.
 
@@ -97,16 +98,16 @@ def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenize
               may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)))
     forced = Forced(None if config.use_checkpointing is None else not config.use_checkpointing, config.checkpoint_every,
                     config.head_tokens, config.micro_batch)
-    return Planner(gguf, files, model, adapter, job, read_budget(config.mem_limit), base_bytes).plan(forced)
+    return Planner(gguf, files, network, adapter, job, read_budget(config.mem_limit), base_bytes).plan(forced)
 
 
 class Planner:
     """Finds the plan for a job. Nothing large is allocated: sizes come from arrays that have a shape, but no memory."""
 
-    def __init__(self, gguf: GGUFFile, files: ModelFiles, model: Model, adapter: Adapter, job: Job, budget: Budget,
+    def __init__(self, gguf: GGUFFile, files: ModelFiles, network: Network, adapter: Adapter, job: Job, budget: Budget,
                  base_bytes: int) -> None:
         """base_bytes: what this process takes already, pages of the model not counted."""
-        self.gguf, self.files, self.model, self.adapter = gguf, files, model, adapter
+        self.gguf, self.files, self.network, self.adapter = gguf, files, network, adapter
         self.job, self.budget, self.base_bytes = job, budget, base_bytes
         self.measured_tokens = 0
         """Of the passes that were measured: what the kernels then took they keep."""
@@ -128,11 +129,10 @@ class Planner:
 
     def _items(self, strategy: Strategy) -> list[Item]:
         """Everything but the weights."""
-        job, hp, params, T = self.job, self.model.hparams, 4 * self.adapter.n_params, self._tokens(strategy)
-        inputs, block = self._activation_bytes(T, strategy.input_every)
+        job, params, T = self.job, 4 * self.adapter.n_params, self._tokens(strategy)
+        inputs, kept = self._activation_bytes(T, strategy.n_kept, strategy.input_every, strategy.keeps_cheap)
         n_blocks = len(self._trained)
         n_kept = min(strategy.n_kept, n_blocks)
-        shared = 0 if strategy.keeps_attention else (n_kept - 1) * sum(a.nbytes for a in attention_outputs(hp, T, sized))
         of_blocks = f"of {n_kept} blocks of {n_blocks}" + ", the others compute them again" * (n_kept < n_blocks)
         items = [
             Item("Python, libraries, tokenizer", self.base_bytes),
@@ -142,11 +142,11 @@ class Planner:
             Item("its moments", 2 * params),
             Item("norms and gains of the rows", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
-            Item("activations kept for backward", n_kept * block - shared, of_blocks),
+            Item("activations kept for backward", kept, of_blocks),
             Item("working arrays, logits", self._scratch_bytes(T, strategy.head_tokens) + self._row_bytes(T),
                  f"of {strategy.head_tokens} tokens at a time"),
             Item("packed operands and tiles of the kernels", self._kernel_bytes(max(T, self.measured_tokens))),
-            Item("generating texts", sequence_bytes(self.model, self.adapter) if job.generates else 0),
+            Item("generating texts", decoder_bytes(self.network, self.adapter) if job.generates else 0),
             Item("reserve", RESERVE),
             Item(CACHE, CACHE_RESERVE if self._counts_cache else 0, "counts in the cgroup, not as resident"),
         ]
@@ -159,7 +159,7 @@ class Planner:
         name, size = "weights in memory", f"of {megabytes(self.gguf.nbytes)}"
         if capacity is not None:
             return Item(name, most_held, f"{size}, the rest is read when it is needed")
-        tied = self.model.hparams.tied
+        tied = self.network.hparams.tied
         return Item(name, self._weight_bytes, "the whole model" if tied else f"{size}, but for the embedding, which is read by rows")
 
     def _left(self, strategy: Strategy) -> int:
@@ -177,28 +177,28 @@ class Planner:
         return strategy.max_tokens(self.job.batch, self.job.ctx)
 
     @cached
-    def _activation_bytes(self, T: int, input_every: int) -> tuple[int, int]:
-        """Bytes of the blocks' inputs, and of what one block keeps for backward."""
-        activations = Activations(self.model, self.adapter, T, Strategy(1, input_every), new=sized)
-        block = activations.saved[0].nbytes
-        return activations.nbytes - block, block
+    def _activation_bytes(self, T: int, n_kept: int, input_every: int, keeps_cheap: bool) -> tuple[int, int]:
+        """Bytes of the blocks' inputs, and of what blocks keep for backward."""
+        strategy = Strategy(n_kept, input_every, keeps_cheap=keeps_cheap)
+        activations = Activations(self.network, self.adapter, T, strategy, new=sized)
+        return activations.nbytes - activations.saved_nbytes, activations.saved_nbytes
 
     @cached
     def _scratch_bytes(self, T: int, head_tokens: int) -> int:
-        return 4 * scratch_floats(self.model, self.adapter, T, head_tokens)
+        return 4 * scratch_floats(self.network, self.adapter, T, head_tokens)
 
     @cached
     def _kernel_bytes(self, T: int) -> int:
-        n_threads, hp, size = self.job.n_threads, self.model.hparams, self.model.hparams.sizes
-        C, F, V, heads = size["C"], size["F"], size["V"], size["H*D"]
-        shapes = [(C, V), (C, heads), (size["H*DV"], C), (C, F), (F, C)]
+        n_threads, network = self.job.n_threads, self.network
+        shapes = {(weight.K, weight.N) for group in network.groups for weight in group.weights}
+        branches = {branch.shape: branch for block in network.blocks for branch in block.branches}
         dora_tokens = [spec.rank for spec in self.adapter.specs if spec.n_magnitudes]       # the rows of A
         return (max(linear_scratch_bytes(max(T, *dora_tokens, 0), K, N, n_threads) for K, N in shapes)
-                + attention_scratch_bytes(T, hp.n_head, hp.n_embd_head_k, hp.n_embd_head_v, n_threads))
+                + max(branch.kernel_bytes(T, n_threads) for branch in branches.values()))
 
     def _row_bytes(self, T: int) -> int:
         """Of the embedding's rows for T tokens, as stored."""
-        tensor = self.model.embedding.tensor
+        tensor = self.network.embedding.tensor
         return min(T, tensor.shape[0]) * tensor.data.shape[1]
 
     @property
@@ -206,8 +206,8 @@ class Planner:
         return self.budget.cgroup is not None and self.budget.nbytes > self.budget.cgroup - CACHE_RESERVE
 
     @cached
-    def _order(self, strategy: Strategy) -> list[Projections]:
-        return weight_order(self.model, Activations(self.model, self.adapter, 1, strategy, new=sized))
+    def _order(self, strategy: Strategy) -> list[Group]:
+        return weight_order(self.network, self._activations(strategy))
 
     @property
     def _least_capacity(self) -> int:
@@ -221,7 +221,7 @@ class Planner:
     @property
     def _trained(self) -> range:
         """The blocks that gradients reach."""
-        return range(lowest_block(self.model, self.adapter), len(self.model.blocks))
+        return range(self.network.lowest_block(self.adapter), len(self.network.blocks))
 
     # Choices
 
@@ -238,7 +238,7 @@ class Planner:
                     for n_kept in kept:
                         yield Strategy(n_kept, 1, head_tokens, micro)
                         if n_kept > 1 and not forced.kept:
-                            yield Strategy(n_kept, 1, head_tokens, micro, keeps_attention=False)
+                            yield Strategy(n_kept, 1, head_tokens, micro, keeps_cheap=False)
                 if not forced.kept and forced.input_every != 1:
                     every = [forced.input_every] if forced.input_every else range(2, int(n_blocks**0.5) + 2)
                     yield from (Strategy(1, n, head_tokens, micro) for n in every)
@@ -260,8 +260,8 @@ class Planner:
             others = ", the others are computed again" if chosen.n_kept < n_blocks else ""
             yield (f"activations of {chosen.n_kept} of {n_blocks} blocks are kept{others}: "
                    + why("kept", n_kept=n_blocks))
-        if not chosen.keeps_attention:
-            yield "attention's outputs in these are computed again: " + why("", keeps_attention=True)
+        if not chosen.keeps_cheap:
+            yield "attention's outputs in these are computed again: " + why("", keeps_cheap=True)
         if chosen.input_every > 1:
             yield (f"of {chosen.input_every} blocks one keeps its input, the others compute even that again: "
                    + why("input_every", input_every=1, n_kept=n_blocks))
@@ -287,9 +287,9 @@ class Planner:
         """Measured with the largest micro-batch that fits."""
         largest = max((s for s in self._candidates(Forced()) if self._capacity(s) is not False), key=self._tokens)
         T = self._tokens(largest)
-        measured = sum(nbytes(group) for group in (*self.model.blocks[0].groups, self.model.head))
+        measured = sum(nbytes(group) for group in (*self.network.blocks[0].groups, self.network.head.group))
         is_tight = self._left(replace(largest, n_kept=1)) < measured
-        speed = measure_speed(self.model, self.adapter, T, self.job.ctx, min(128, T), self.job.n_threads,
+        speed = measure_speed(self.network, self.adapter, T, self.job.ctx, min(128, T), self.job.n_threads,
                               self.files if is_tight else None)
         self.files.let_go_pages()
         self.measured_tokens = min(T, MEASURED_TOKENS)
@@ -301,20 +301,34 @@ class Planner:
 
     @cached
     def _disk(self) -> float:
-        return measure_disk(self.files, self.model.embedding, self._order(Strategy(1)))
+        return measure_disk(self.files, self._order(Strategy(1)))
 
     def _compute(self, strategy: Strategy) -> float:
         """Seconds of computing of a pass over one micro-batch."""
-        speed, n_blocks = self._speed(), len(self._trained)
+        speed = self._speed()
         T = self.job.tokens / self._parts(strategy)
-        again = n_blocks - min(strategy.n_kept, n_blocks)
         head = speed.head * (1 + UNPACKING_TOKENS / strategy.head_tokens) / (1 + UNPACKING_TOKENS / speed.head_tokens)
-        lost = len(self._order(strategy)) - len(self._order(replace(strategy, input_every=1)))
-        forward = len(self.model.blocks) + lost / len(self.model.blocks[0].groups)
-        attention = 0 if strategy.keeps_attention else strategy.n_kept - 1
-        seconds = (head + speed.attention * attention + speed.forward * forward + speed.again * again
-                   + speed.backward * n_blocks)
+        seconds = head + sum(self._seconds_by_block(strategy))
         return seconds * (T + UNPACKING_TOKENS) / (speed.tokens + UNPACKING_TOKENS)
+
+    def _seconds_by_block(self, strategy: Strategy) -> Iterator[float]:
+        """Of a pass, as its parts were measured."""
+        activations = self._activations(strategy)
+        lost = Counter(below for layer in self._trained for below in activations.lost_inputs(layer))
+        for layer, block in enumerate(self.network.blocks):
+            speed = self._speed().blocks[block.shape]
+            yield speed.forward * (1 + lost[layer])
+            if layer in self._trained:
+                yield speed.backward
+                if activations.is_recomputed(layer):
+                    yield speed.again
+                elif activations.has_lost_cheap(layer):
+                    yield speed.cheap
+
+    @cached
+    def _activations(self, strategy: Strategy) -> Activations:
+        """Of a Trainer with this strategy, without memory: what it computes again."""
+        return Activations(self.network, self.adapter, 1, strategy, new=sized)
 
     def _parts(self, strategy: Strategy) -> int:
         """Micro-batches of a batch."""
@@ -389,7 +403,7 @@ class Planner:
             yield "--lora-r", r, self._with(adapter=Adapter(narrow, r, r))
 
     def _with(self, **changes: object) -> Planner:
-        names = "gguf", "files", "model", "adapter", "job", "budget", "base_bytes"
+        names = "gguf", "files", "network", "adapter", "job", "budget", "base_bytes"
         return Planner(**{**{name: getattr(self, name) for name in names}, **changes})
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
 from ..kernels.adam import adam_step
-from ..network.block import Rows
-from ..network.linear import Embedding, Projections
-from ..network.lora import Adapter
-from ..network.network import Model, Strategy, Trainer, weight_order
+from ..network.block import Block
+from ..network.buffers import sized
+from ..network.linear import Group
+from ..network.lora import Adapter, Gradients
+from ..network.network import Network
+from ..network.passes import Pass, Rows
 from ..network.residency import ModelFiles, Residency, Window, least_capacity
+from ..network.trainer import Activations, Strategy, Trainer, weight_order
+from ..network.weights import MAPPED
 
 MEASURED_TOKENS = 512
 """A measurement takes as many sequences as fit in this, or so much of one; the rest is in proportion, attention's growth with
@@ -31,68 +35,92 @@ MEASURED_BYTES, MEASURED_SECONDS = 256 << 20, 0.5
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Seconds for a pass of `tokens` tokens: of one block forward, with what follows from the adapter's present values;
-    forward again for backward (without what that does not need), backward, and its attention alone; of the output, both
-    ways, `head_tokens` at a time.
+class BlockSpeed:
+    """Seconds for a pass over one block: forward, with what follows from the adapter's present values; forward again for
+    backward (without what that does not need); backward; and what is cheap to compute again, alone.
     """
 
-    tokens: int
-    head_tokens: int
-    attention: float
     forward: float
     again: float
     backward: float
+    cheap: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for a pass of `tokens` tokens: of a block by its shape; of the output, both ways, `head_tokens` at a time."""
+
+    tokens: int
+    head_tokens: int
+    blocks: dict[tuple, BlockSpeed]
     head: float
 
 
-def measure_speed(model: Model, adapter: Adapter, T: int, ctx: int, head_tokens: int, n_threads: int,
+def measure_speed(network: Network, adapter: Adapter, T: int, ctx: int, head_tokens: int, n_threads: int,
                   files: ModelFiles | None = None) -> Speed:
-    """Runs one block in the middle, and the output, on some tokens. The adapter is not touched.
+    """Runs one block of each shape, the one in the middle, and the output, on some tokens. The adapter is not touched.
 
     With `files` no more of the weights is in memory at a time than must be.
     """
     length = min(ctx, MEASURED_TOKENS)
     n_sequences = max(1, min(T, MEASURED_TOKENS) // length)
     begin = np.arange(0, n_sequences * length + 1, length, dtype=np.int32)
-    tokens = np.arange(begin[-1], dtype=np.int32) % min(model.hparams.n_vocab, 64)
-    block = model.blocks[len(model.blocks) // 2]
-    small = copy.copy(model)
-    small.hparams, small.blocks = replace(model.hparams, n_layer=1), [block]
-    names = {name for group in (*block.groups, model.head) for name in group.names}
-    part = Adapter([spec for spec in adapter.specs if spec.name in names], adapter.alpha, adapter.r, training=True)
+    tokens = np.arange(begin[-1], dtype=np.int32) % min(network.hparams.n_vocab, 64)
+    small = copy.copy(network)
+    small.blocks = _one_of_each_shape(network)
+    names = {linear.name for group in small.groups for linear in group.linears}
+    part = Adapter([spec for spec in adapter.specs if spec.name in names], adapter.alpha, adapter.r)
     for magnitude in part.magnitudes.values():
         magnitude.fill(1)
-    trainer = Trainer(small, part, len(tokens), Strategy(n_kept=1, head_tokens=head_tokens), n_threads)
-    buffers = trainer.buffers
-    x, out, saved = buffers.input(0), buffers.input(1), buffers.saved_of(0)
-    common = trainer.scratch, Rows.of(begin), part, n_threads
-    order = weight_order(small, buffers)
-    residency = Residency(files, small.embedding, order, least_capacity(order)) if files else None
-    small.embedding.forward(x, tokens, part, n_threads)
-
-    def forward_block() -> None:
-        small.merge(part)
-        block.forward(out, x, saved, *common)
+    order = weight_order(small, Activations(small, part, 1, Strategy(1), new=sized))
+    residency = Residency(files, order, least_capacity(order)) if files else None
+    trainer = Trainer(small, part, len(tokens), Strategy(n_kept=len(small.blocks), head_tokens=head_tokens), n_threads,
+                      weights=residency or MAPPED)
+    pass_ = Pass(tokens, Rows.of(begin), part, trainer.scratch, n_threads, Gradients(part), trainer.weights)
+    per_pass = T / len(tokens)
+    blocks = {block.shape: _measure_block(block, trainer.buffers, layer, ctx, length, per_pass, pass_, small, residency)
+              for layer, block in enumerate(small.blocks)}
+    x = trainer.buffers.output
 
     def output() -> None:
-        small.merge(part)
-        trainer.head(out, buffers.rstd, tokens, 1e-6)
+        small.refresh(part)
+        small.head.loss(x, tokens, 0.0, head_tokens, 1e-6, True, pass_)
 
-    some = np.arange(min(16, len(tokens)))          # once before, on a few tokens, so that the weights are there
-    trainer.head(out[some], buffers.rstd, tokens[some], None)
-    forward_block()
-    attention, forward, again, backward, head = (T / len(tokens) * _usual_time(run, residency) for run in (
-        lambda: block.attend(saved, saved.k, saved.v, common[1], n_threads),
-        forward_block,
-        lambda: block.forward(None, x, saved, *common),
-        lambda: block.backward(out, x, saved, *common, need_dx=True),
-        output))
+    head = per_pass * _usual_time(output, residency)
     if residency:
         residency.close()
-    more = (ctx / length - 1) * attention
-    return Speed(T, head_tokens, attention + more, forward + more, again + more,
-                 backward + BACKWARD_OF_ATTENTION * more, head)
+    return Speed(T, head_tokens, blocks, head)
+
+
+def _one_of_each_shape(network: Network) -> list[Block]:
+    of_shape: dict[tuple, list[Block]] = {}
+    for block in network.blocks:
+        of_shape.setdefault(block.shape, []).append(block)
+    return [blocks[len(blocks) // 2] for blocks in of_shape.values()]
+
+
+def _measure_block(block: Block, buffers: Activations, layer: int, ctx: int, length: int, per_pass: float, pass_: Pass,
+                   network: Network, residency: Residency | None) -> BlockSpeed:
+    """Of one block, on sequences of `length` tokens for those of `ctx`."""
+    x, out, saved = buffers.input(buffers.lowest), buffers.output, buffers.saved_of(layer)
+    network.embedding.forward(x, pass_)
+
+    def forward() -> None:
+        network.refresh(pass_.adapter)
+        block.forward(out, x, saved, pass_)
+
+    def cheap() -> None:
+        for branch, s in zip(block.branches, saved.branches, strict=True):
+            branch.recompute_cheap(s, pass_)
+
+    forward()                                       # once before, so that the weights are there
+    seconds = [per_pass * _usual_time(run, residency) for run in (
+        forward,
+        lambda: block.forward(None, x, saved, pass_),
+        lambda: block.backward(out, x, saved, pass_, need_dx=True),
+        cheap)]
+    more = seconds[3] * max(branch.cheap_growth(length, ctx) for branch in block.branches)
+    return BlockSpeed(seconds[0] + more, seconds[1] + more, seconds[2] + BACKWARD_OF_ATTENTION * more, seconds[3] + more)
 
 
 def measure_optimiser(n_params: int, n_threads: int) -> float:
@@ -102,9 +130,9 @@ def measure_optimiser(n_params: int, n_threads: int) -> float:
     return n_params / len(arrays[0]) * seconds
 
 
-def measure_disk(files: ModelFiles, embedding: Embedding, order: Sequence[Projections]) -> float:
+def measure_disk(files: ModelFiles, order: Sequence[Group]) -> float:
     """Bytes a second at which the weights are read, in the order of a pass, when the system's cache does not have them."""
-    residency = Residency(files, embedding, order, least_capacity(order))
+    residency = Residency(files, order, least_capacity(order))
     began, seconds = time.perf_counter(), 0.0
     for group in order:
         residency.wait_for(group)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..gguf.roles import LLAMA_FINETUNE_ROLES
 from ..options.outputs import megabytes
 from .model_summary import loader_lines, meta_lines
 
@@ -220,12 +221,8 @@ class PipeLog(Log):
             self._print(f"print_params: {name:<22}: {getattr(hparams, name):f}")
 
     def lora_params(self, ranks: Mapping[str, int], n_params: int) -> None:
-        for name, role in (
-            ("attention_norm", "attn_norm"), ("wq", "attn_q"), ("wk", "attn_k"), ("wv", "attn_v"),
-            ("wo", "attn_output"), ("ffn_norm", "ffn_norm"), ("ffn_gate", "ffn_gate"), ("ffn_down", "ffn_down"),
-            ("ffn_up", "ffn_up"), ("tok_embeddings", "token_embd"), ("norm", "output_norm"), ("output", "output"),
-        ):
-            self._print(f"print_lora_params: {'n_rank_' + name:<22}: {ranks.get(role, 0)}")
+        for role in sorted(LLAMA_FINETUNE_ROLES, key=lambda role: not role.in_block):      # the blocks' first
+            self._print(f"print_lora_params: {'n_rank_' + role.log_name:<22}: {ranks.get(role.name, 0)}")
 
     def counters(self, iterations: int, samples: int, tokens: int, epochs: int) -> None:
         self._print(f"main: total train_iterations {iterations}")

@@ -13,17 +13,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..network.lora import Adapter
+from ..network.lora import Adapter, Gradients
 
 
 class Dropout:
-    """`thinned` is the adapter as an iteration sees it: the same gradients, but parameters of its own."""
+    """`thinned` is the adapter as an iteration sees it, laid out like it."""
 
     def __init__(self, adapter: Adapter, rate: float, seed: int) -> None:
         self.adapter, self.rate, self.seed = adapter, rate, seed
         self.thinned = Adapter(adapter.specs, adapter.alpha, adapter.r)
-        self.thinned.grads, self.thinned.d_pairs = adapter.grads, adapter.d_pairs
-        self.thinned.d_magnitudes = adapter.d_magnitudes
         self.masks: dict[str, np.ndarray] = {}
 
     def draw(self, iteration: int) -> None:
@@ -41,10 +39,10 @@ class Dropout:
                 stays = random.random_raw(spec.n_in) >= np.uint64(self.rate * 2.0**64)
                 yield spec.name, stays.astype(np.float32) / np.float32(1 - self.rate)
 
-    def backward(self) -> None:
-        """To be called when the iteration's gradients are complete. forward: A_thinned = A · mask."""
+    def backward(self, gradients: Gradients) -> None:
+        """Makes the gradients of `thinned`, once they are complete, those of the adapter. forward: A_thinned = A · mask."""
         for name, mask in self.masks.items():
-            self.adapter.dA(name)[:] *= mask
+            gradients.dA(name)[:] *= mask
 
     def restore(self) -> None:
         """All inputs are seen again, for evaluation."""

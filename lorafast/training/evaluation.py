@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..data.batches import Batch
+from ..network.decoder import Decoder
 from ..network.generation import Session, chooser
 from ..network.lora import Adapter
-from ..network.network import Model, Sequence, Trainer
+from ..network.network import Network
 from ..network.next_token import Sampling
+from ..network.trainer import Trainer
 from ..tokenizer import Tokenizer
 
 SAMPLING = Sampling(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0)
@@ -71,11 +73,11 @@ class Best:
         return cls(patience, *(type(default)(extras.get(key, default)) for key, default in new.extras().items()))
 
 
-def continued(model: Model, adapter: Adapter, tokenizer: Tokenizer, prompt: str, n_tokens: int, n_threads: int) -> str:
+def continued(network: Network, adapter: Adapter, tokenizer: Tokenizer, prompt: str, n_tokens: int, n_threads: int) -> str:
     """`n_tokens` tokens that follow `prompt`, as text. The choice among tokens is the same random one every time."""
     tokens = prompt_tokens(tokenizer, prompt)
-    sequence = Sequence(model, adapter, len(tokens) + n_tokens, n_threads)
-    chosen = Session(sequence).continuation(tokens, n_tokens, chooser(SAMPLING, seed=0), tokenizer.eog_ids)
+    decoder = Decoder(network, adapter, len(tokens) + n_tokens, n_threads)
+    chosen = Session(decoder).continuation(tokens, n_tokens, chooser(SAMPLING, seed=0), tokenizer.eog_ids)
     return tokenizer.decode(chosen, continuation=True)
 
 

@@ -6,12 +6,14 @@ import os
 from ..adapters import BaseModel, read_adapter
 from ..adapters.checkpoint import Checkpoint, TrainState, read_checkpoint
 from ..data.batches import Sampler, SequenceSampler
-from ..data.open import Data, DataOptions, open_data
+from ..data.open import Data, open_data
+from ..data.options import data_options
 from ..data.samples import Sequences
 from ..errors import UsageError
 from ..gguf.reader import GGUFFile, open_model
+from ..gguf.roles import split_name
 from ..network.hparams import HParams, read_hparams
-from ..network.lora import Adapter, specs_for, split_name
+from ..network.lora import Adapter, specs_for
 from ..options.finetune import FinetuneConfig
 from ..reporting.log import Log
 from ..tokenizer import Tokenizer
@@ -33,12 +35,10 @@ def new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, log: 
         file = read_adapter(config.init_lora, base)
         for warning in file.warnings:
             log.warning(warning)
-        start = file.to_adapter(hparams.tensor_shapes())
-        adapter = Adapter(start.specs, start.alpha, start.r, training=not config.only_write_lora)
-        adapter.params[:] = start.params
+        adapter = file.to_adapter(hparams.tensor_shapes())
     else:
         specs = specs_for(_shapes(config, hparams), config.ranks(), config.target_list(), dora=config.dora)
-        adapter = Adapter(specs, config.alpha, config.lora_r, training=not config.only_write_lora)
+        adapter = Adapter(specs, config.alpha, config.lora_r)
     config.check_adapted({spec.role for spec in adapter.specs}, tied=hparams.tied, dora=bool(adapter.magnitudes))
     return adapter
 
@@ -63,14 +63,6 @@ def find_checkpoint(config: FinetuneConfig, log: Log) -> Checkpoint | None:
     if path:
         log.note(f"no checkpoint {path}: starting fresh")
     return None
-
-
-def data_options(config: FinetuneConfig) -> DataOptions:
-    """How the data is to be read."""
-    return DataOptions(
-        config.train_data, config.valid_data, config.valid_split, config.data_format, config.chat_template,
-        config.train_on_prompt, config.skip_bad, config.data_cache, config.stride, config.start_text,
-        config.include_sample_start, config.overlapping_samples)
 
 
 def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, gguf: GGUFFile) -> Data:

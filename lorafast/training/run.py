@@ -12,38 +12,32 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from ..adapters import BaseModel
-from ..adapters.checkpoint import TrainState
-from ..data.batches import Sampler, SequenceSampler, evaluation_batches
-from ..data.open import Data
+from ..data.batches import evaluation_batches
 from ..data.samples import Sequences
 from ..errors import LoraFastError
-from ..network import dora
-from ..network.lora import Adapter
-from ..network.network import ORIGINALS_FLOOR, Model, Trainer
-from ..network.residency import ModelFiles, Residency
+from ..network.residency import Residency
+from ..network.trainer import LLAMA_FINETUNE_FLOOR, Strategy, Trainer, weight_order
 from ..options.finetune import FinetuneConfig
 from ..planning.plan import Measured, Plan
-from ..planning.planner import plan_run
 from ..reporting.events import Continuation, Ended, Evaluation, Event, Observer, Started, Step
 from ..reporting.log import IterationRecord, Log
 from ..reporting.metrics import open_observers
 from ..reporting.report import write_report
 from ..system.process import peak_resident_bytes
-from ..tokenizer import Tokenizer, load_tokenizer
 from . import llama_finetune_sizes as sizes
-from .course import Course, plan_course
 from .dropout import Dropout
 from .evaluation import Best, continued, mean_loss
-from .optim import Adam, EpochLimit, LossHistory, StopTests, parameter_groups
-from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, open_sampler, open_training_data
-from .saving import Saver, check_writing, geometry_of
+from .learner import Learner
+from .opening import Opened, open_run
+from .optim import EpochLimit, StopTests
+from .saving import Saver, check_writing
+from .starting import Source, Start, open_source, starting_point
 
 
 @dataclass(frozen=True)
@@ -82,117 +76,88 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
     seed = config.resolve_seed()
     log.seed(seed)
     log.model_base(config.model_base)
-    gguf, hparams = open_base(config)
-    tokenizer = load_tokenizer(gguf)
-    files = ModelFiles(gguf)
-    stack.callback(files.close)
-    log.loader(gguf, tokenizer, hparams)
-    if 0 < hparams.n_ctx_train < config.ctx:
-        log.warning(f"--ctx {config.ctx} is more than the {hparams.n_ctx_train} tokens that the model was trained on")
-
-    base = BaseModel.from_gguf(gguf)
-    checkpoint = find_checkpoint(config, log)
-    adapter = new_adapter(config, hparams, base, log)
-    model = Model(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
-    if not hparams.tied:
-        model.embedding.reader = files
-    memory_plan = None if config.only_write_lora else plan_run(config, gguf, files, tokenizer, model, adapter)
-    state, history, extras = TrainState(), None, {}
-    if checkpoint is None:
-        if not config.init_lora:
-            adapter.initialise(seed)
-            dora.initialise(adapter, model.dora_gains(), config.n_threads, after_each=files.let_go_pages)
-    else:
-        checkpoint.load_adapter(adapter, geometry_of(hparams))
-        if config.only_write_lora:
-            state = checkpoint.state or state
-        else:
-            state, extras = checkpoint.load_training_state(adapter, config.opt_past), checkpoint.extras
-            log.note(f"order of the moments in {checkpoint.path}: {state.moments_order}, {checkpoint.moments_evidence}")
-            # The original begins its stop tests afresh on resuming; its last save has seen one loss too many to go on exactly.
-            if state.iteration and not checkpoint.is_originals:
-                history = LossHistory(state.best_loss, state.previous_loss, state.no_improvement, state.past_losses)
-    del checkpoint                                      # it is mapped
-
-    log.params(hparams)
-    log.lora_params({spec.role: spec.rank for spec in adapter.specs}, adapter.n_params)
-    log.counters(state.iteration, state.sampler.samples_used, state.tokens, state.sampler.epochs)
-    log.lora_size(sizes.lora_size(adapter.specs))
-    saver = Saver(config, log, adapter, hparams, base)
+    opened = open_run(config, log, stack)
+    saver = Saver(config, log, opened)
     if config.only_write_lora:
-        saver.save_adapters(state.iteration)
-        return Result(state.iteration, math.nan, "only the adapter was asked for", False)
+        start = starting_point(opened, seed, log)
+        log_start(opened, start, log)
+        saver.save_adapters(start.state.iteration)
+        return Result(start.state.iteration, math.nan, "only the adapter was asked for", False)
 
-    dropout = Dropout(adapter, config.lora_dropout, extras.get("dropout_seed", seed)) if config.lora_dropout else None
-    strategy = memory_plan.strategy
-    trainer = Trainer(model, dropout.thinned if dropout else adapter, strategy.max_tokens(config.batch, config.ctx), strategy,
-                      config.n_threads)
-    log.sizes(opt_size=sizes.opt_size(adapter.n_params, config.opt_past), opt_iter=state.iteration,
-              input_size=sizes.input_size(config.ctx, config.batch, hparams.n_vocab), compute_size=trainer.nbytes,
-              order=state.moments_order)
-    data = open_training_data(config, log, tokenizer, gguf)
-    trainer.floor = 0.0 if isinstance(data.train, Sequences) else ORIGINALS_FLOOR
-    sampler = open_sampler(config, log, data, tokenizer, hparams, seed, state)
-    course = plan_course(config, data.train, sampler.state, state.iteration, extras.get("schedule_end", 0))
+    memory_plan = opened.plan()
+    start = starting_point(opened, seed, log)
+    log_start(opened, start, log)
+    dropout = Dropout(opened.adapter, config.lora_dropout, start.extras.get("dropout_seed", seed)) if config.lora_dropout else None
+    trainer = new_trainer(opened, memory_plan.strategy, dropout)
+    log.sizes(opt_size=sizes.opt_size(opened.adapter.n_params, config.opt_past), opt_iter=start.state.iteration,
+              input_size=sizes.input_size(config.ctx, config.batch, opened.hparams.n_vocab), compute_size=trainer.nbytes,
+              order=start.state.moments_order)
+    source = open_source(opened, start, seed, log)
+    trainer.floor = 0.0 if isinstance(source.data.train, Sequences) else LLAMA_FINETUNE_FLOOR
+    course = source.course
     if config.schedule != "original" and course.warmup >= course.end > 0:
         log.warning(f"the warm-up of {course.warmup} iterations does not end before the run (--warmup, --warmup-ratio)")
-    saver.check_disk(state.iteration, course.n_iter, data.valid is not None and config.keep_best)
+    saver.check_disk(start.state.iteration, course.n_iter, source.data.valid is not None and config.keep_best)
 
     memory_plan = memory_plan.for_iterations(course.n_iter)
     for line in memory_plan.summary():
         log.note(line)
-
-    residency = memory_plan.stream(files, trainer)
+    residency = memory_plan.stream(opened.files, weight_order(opened.network, trainer.buffers))
     if residency:
+        trainer.weights = residency
         stack.callback(residency.close)
-    observers = [*observers, *open_observers(config, state.iteration, stack)]
+    observers = [*observers, *open_observers(config, start.state.iteration, stack)]
     saver.save_options(seed)
-    log.begin(sizes.work_size(config.n_threads, hparams.n_vocab), n_iter=course.n_iter,
+    log.begin(sizes.work_size(config.n_threads, opened.hparams.n_vocab), n_iter=course.n_iter,
               tokens_per_iter=config.n_acc * config.batch * config.ctx, folder=saver.folder)
     interrupted = stack.enter_context(_interrupts(log))
     stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
-    run = Run(config, log, tokenizer, model, files, adapter, trainer, dropout, data, sampler, state, history, extras, course,
-              memory_plan, residency, saver, observers, interrupted)
-    return run.loop()
+    learner = Learner(config, opened.network, opened.adapter, start.moments, trainer, dropout)
+    return Run(opened, learner, source, start, memory_plan, Reporting(log, saver, observers, interrupted)).loop()
 
 
-@dataclass
-class Run:
-    """The loop and what it changes.
+def new_trainer(opened: Opened, strategy: Strategy, dropout: Dropout | None) -> Trainer:
+    config = opened.config
+    return Trainer(opened.network, dropout.thinned if dropout else opened.adapter,
+                   strategy.max_tokens(config.batch, config.ctx), strategy, config.n_threads, weights=opened.weights)
 
-    state    counters, and the position in the data before the next batch
-    history, stored_extras  of the run that this one goes on from: of its stop tests, and what else its checkpoint keeps
-    """
 
-    config: FinetuneConfig
+def log_start(opened: Opened, start: Start, log: Log) -> None:
+    """What is trained, and how far it has come."""
+    adapter, state = opened.adapter, start.state
+    log.params(opened.hparams)
+    log.lora_params({spec.role: spec.rank for spec in adapter.specs}, adapter.n_params)
+    log.counters(state.iteration, state.sampler.samples_used, state.tokens, state.sampler.epochs)
+    log.lora_size(sizes.lora_size(adapter.specs))
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Whom the run tells what happens. interrupted: the signals that came."""
+
     log: Log
-    tokenizer: Tokenizer
-    model: Model
-    files: ModelFiles
-    adapter: Adapter
-    trainer: Trainer
-    dropout: Dropout | None
-    data: Data
-    sampler: Sampler | SequenceSampler
-    state: TrainState
-    history: LossHistory | None
-    stored_extras: dict[str, Any]
-    course: Course
-    plan: Plan
-    residency: Residency | None
     saver: Saver
     observers: Sequence[Observer]
     interrupted: list[int]
 
-    def __post_init__(self) -> None:
-        config, state = self.config, self.state
+
+class Run:
+    """The loop and what it changes.
+
+    state    counters, and the position in the data before the next batch
+    """
+
+    def __init__(self, opened: Opened, learner: Learner, source: Source, start: Start, plan: Plan, reporting: Reporting) -> None:
+        config, state = opened.config, start.state
+        self.config, self.opened, self.learner, self.plan, self.state = config, opened, learner, plan, state
+        self.data, self.sampler, self.course = source.data, source.sampler, source.course
+        self.log, self.saver, self.observers = reporting.log, reporting.saver, reporting.observers
+        self.interrupted = reporting.interrupted
         self.first_iteration = self.saved_at = state.iteration
-        self.adam = Adam(config.adam_alpha, config.adam_beta1, config.adam_beta2, config.adam_decay, config.adam_gclip)
-        self.groups = parameter_groups(self.adapter, config.adam_decay_min_ndim, config.lora_plus)
         self.stop_tests = StopTests(config.adam_epsf, config.opt_past, config.opt_delta, config.opt_max_no_improvement,
-                                    self.history, state.past_losses if len(state.past_losses) else None)
+                                    start.history, state.past_losses if len(state.past_losses) else None)
         self.epoch_limit = EpochLimit(config.epochs, self.sampler.state.epochs)
-        self.best = Best.from_extras(config.patience, self.stored_extras)
+        self.best = Best.from_extras(config.patience, start.extras)
         self.evaluates = self.data.valid is not None or bool(config.sample_prompt)
         self.lowest_loss = self.best.loss
         self.loss = self.gradient_norm = 0.0
@@ -208,7 +173,8 @@ class Run:
     @property
     def bytes_read(self) -> int:
         """Of weights that stream."""
-        return self.residency.bytes_read if self.residency else 0
+        weights = self.learner.trainer.weights
+        return weights.bytes_read if isinstance(weights, Residency) else 0
 
     @property
     def has_saved(self) -> bool:
@@ -219,7 +185,7 @@ class Run:
         config, log, state = self.config, self.log, self.state
         began = time.perf_counter()
         reason, step_seconds = None, None
-        self.tell(Started(state.iteration, self.course.n_iter, self.adapter.n_params, _as_dict(config)))
+        self.tell(Started(state.iteration, self.course.n_iter, self.opened.adapter.n_params, _as_dict(config)))
         while reason is None:
             state.sampler = self.sampler.state
             self.remember_history()
@@ -274,33 +240,24 @@ class Run:
 
     def step(self) -> str | None:
         """Loss and gradients of the next batch. Returns why the run is to end instead of going on with an update."""
-        config, state, adapter = self.config, self.state, self.adapter
+        config, state = self.config, self.state
         batches = []
         for _ in range(config.n_acc):
             batches.append(self.sampler.next_batch(config.batch))
             reason = self.epoch_limit.check(self.sampler.state.epochs, state.iteration)
             if reason:
                 return reason
-        if self.dropout:
-            self.dropout.draw(state.iteration)
-        self.model.merge(adapter)
-        adapter.grads.fill(0)
         self.n_tokens = sum(len(batch.tokens) for batch in batches)
-        token_weight = 1 / sum(np.count_nonzero(batch.targets >= 0) for batch in batches)
-        loss = token_weight * sum(self.trainer.loss_and_gradients(batch, token_weight) for batch in batches)
-        self.files.check()          # before anything is made of it
-        if self.dropout:
-            self.dropout.backward()
+        loss = self.learner.loss_and_gradients(batches, state.iteration)
+        self.opened.files.check()       # before anything is made of it
         if not math.isfinite(loss):
             raise LoraFastError(f"the loss of iteration {state.iteration} is {loss}; {self.last_good()}")
         self.loss = loss
         return self.stop_tests.check(loss, state.iteration)
 
     def update(self, schedule: float) -> None:
-        state, adapter = self.state, self.adapter
-        self.gradient_norm = self.adam.step(
-            adapter.params, adapter.m, adapter.v, adapter.grads, groups=self.groups, iteration=state.iteration + 1,
-            schedule=schedule, n_threads=self.config.n_threads)
+        state = self.state
+        self.gradient_norm = self.learner.update(state.iteration, schedule)
         if not math.isfinite(self.gradient_norm):
             raise LoraFastError(f"the gradient of iteration {state.iteration} is not finite; {self.last_good()}")
         state.iteration += 1
@@ -317,34 +274,32 @@ class Run:
         The last one comes where no other run would evaluate: what a checkpoint keeps does not change, so that a resumed run
         is the same as one that was never cut.
         """
-        config, state = self.config, self.state
-        self.model.merge(self.adapter)
-        if self.dropout:
-            self.dropout.restore()
+        config, state, opened = self.config, self.state, self.opened
+        self.learner.show_all()
         reason = None
         if self.data.valid is not None:
-            batches = evaluation_batches(self.data.valid, config.batch * config.ctx, bos_id=self.tokenizer.bos_id,
-                                         n_vocab=self.model.hparams.n_vocab)
-            loss, n_tokens = mean_loss(self.trainer, batches, config.eval_batches)
+            batches = evaluation_batches(self.data.valid, config.batch * config.ctx, bos_id=opened.tokenizer.bos_id,
+                                         n_vocab=opened.hparams.n_vocab)
+            loss, n_tokens = mean_loss(self.learner.trainer, batches, config.eval_batches)
             self.lowest_loss = min(loss, self.lowest_loss)
             is_best = loss < self.best.loss if is_last else self.best.take(loss, state.iteration)
             evaluation = Evaluation(state.iteration, loss, n_tokens, is_best)
             self.log.evaluation(evaluation)
             self.tell(evaluation)
             if is_best and config.keep_best:
-                self.saver.save_best(self.state, self.extras())
+                self.saver.save_best(self.state, self.learner.moments, self.extras())
             reason = self.best.stop_reason()
         else:
             self.best.evaluated = state.iteration
         for prompt in config.sample_prompt:
-            text = continued(self.model, self.adapter, self.tokenizer, prompt, config.sample_tokens, config.n_threads)
+            text = continued(opened.network, opened.adapter, opened.tokenizer, prompt, config.sample_tokens, config.n_threads)
             continuation = Continuation(state.iteration, prompt, text)
             self.log.continuation(continuation)
             self.tell(continuation)
         return reason
 
     def save(self) -> None:
-        self.saver.save(self.state, self.extras())
+        self.saver.save(self.state, self.learner.moments, self.extras())
         self.saved_at = self.state.iteration
 
     def remember_history(self) -> None:
@@ -359,8 +314,8 @@ class Run:
         extras: dict[str, Any] = {}
         if self.config.schedule != "original" or self.config.warmup_ratio is not None:
             extras["schedule_end"] = self.course.end
-        if self.dropout:
-            extras["dropout_seed"] = self.dropout.seed
+        if self.learner.dropout:
+            extras["dropout_seed"] = self.learner.dropout.seed
         if self.evaluates:
             extras |= self.best.extras()
         return extras
@@ -396,13 +351,8 @@ def _as_dict(config: FinetuneConfig) -> dict[str, Any]:
 
 def plan(config: FinetuneConfig, write: Callable[[str], None]) -> None:
     """Runs `lorafast plan`: writes, line by line, where a run with these options would spend memory and time."""
-    gguf, hparams = open_base(config)
-    tokenizer = load_tokenizer(gguf)
-    files = ModelFiles(gguf)
-    with closing(files):
-        adapter = new_adapter(config, hparams, BaseModel.from_gguf(gguf), Log())
-        model = Model(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
-        for line in plan_run(config, gguf, files, tokenizer, model, adapter).table():
+    with ExitStack() as stack:
+        for line in open_run(config, Log(), stack).plan().table():
             write(line)
 
 

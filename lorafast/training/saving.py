@@ -6,16 +6,17 @@ import dataclasses
 from typing import Any
 
 from .. import __version__
-from ..adapters import AdapterFile, BaseModel, write_adapter
+from ..adapters import AdapterFile, write_adapter
 from ..adapters.checkpoint import Geometry, TrainState, write_checkpoint
 from ..gguf.file_form import form_of_output
 from ..network.hparams import HParams
-from ..network.lora import Adapter
+from ..network.lora import Moments
 from ..options.finetune import FinetuneConfig
 from ..options.outputs import Output, check_disk, check_outputs
 from ..options.toml import check_writable, write_options
 from ..reporting.log import Log
 from . import llama_finetune_sizes as sizes
+from .opening import Opened
 
 
 def check_writing(config: FinetuneConfig) -> None:
@@ -34,8 +35,9 @@ def check_writing(config: FinetuneConfig) -> None:
 class Saver:
     """Writes the files of a run."""
 
-    def __init__(self, config: FinetuneConfig, log: Log, adapter: Adapter, hparams: HParams, base: BaseModel) -> None:
-        self.config, self.log, self.adapter, self.geometry, self.base = config, log, adapter, geometry_of(hparams), base
+    def __init__(self, config: FinetuneConfig, log: Log, opened: Opened) -> None:
+        self.config, self.log, self.adapter, self.base = config, log, opened.adapter, opened.base
+        self.geometry = geometry_of(opened.hparams)
 
     @property
     def folder(self) -> str:
@@ -55,21 +57,21 @@ class Saver:
         if self.config.options_path:
             write_options(self.config.options_path, dataclasses.replace(self.config, seed=seed), ("config", "preset"))
 
-    def save(self, state: TrainState, extras: dict[str, Any]) -> None:
+    def save(self, state: TrainState, moments: Moments, extras: dict[str, Any]) -> None:
         """The numbered and the latest copies."""
         output = self.config.checkpoint_output
         if output:
             for path in output.paths(state.iteration):
-                self._save_checkpoint(path, state, extras)
+                self._save_checkpoint(path, state, moments, extras)
         self.save_adapters(state.iteration)
         if output:
             output.prune()
 
-    def save_best(self, state: TrainState, extras: dict[str, Any]) -> None:
+    def save_best(self, state: TrainState, moments: Moments, extras: dict[str, Any]) -> None:
         """The copies of the lowest evaluation loss."""
         output = self.config.checkpoint_output
         if output and output.best_path:
-            self._save_checkpoint(output.best_path, state, extras)
+            self._save_checkpoint(output.best_path, state, moments, extras)
         for output in self.config.adapter_outputs:
             if output.best_path:
                 self._save_adapter(output.best_path)
@@ -80,9 +82,9 @@ class Saver:
             for path in output.paths(iteration):
                 self._save_adapter(path)
 
-    def _save_checkpoint(self, path: str, state: TrainState, extras: dict[str, Any]) -> None:
+    def _save_checkpoint(self, path: str, state: TrainState, moments: Moments, extras: dict[str, Any]) -> None:
         self.log.saving("checkpoint", path)
-        write_checkpoint(path, self.geometry, self.adapter, state, extras={"version": __version__, **extras})
+        write_checkpoint(path, self.geometry, self.adapter, moments, state, extras={"version": __version__, **extras})
 
     def _save_adapter(self, path: str) -> None:
         self.log.saving("adapter", path)

@@ -8,7 +8,8 @@ from lorafast.adapters.checkpoint import Geometry, TrainState, write_checkpoint
 from lorafast.errors import FormatError, LoraFastError
 from lorafast.gguf.file_form import ADAPTER_FORMS, FileForm
 from lorafast.gguf.reader import GGUFFile
-from lorafast.network.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
+from lorafast.gguf.roles import BLOCK_MATRICES
+from lorafast.network.lora import Adapter, Moments, default_ranks, specs_for
 from tests.adapters.test_gguf import random_adapter
 from tests.network.test_lora import llama_shapes
 
@@ -32,11 +33,11 @@ def test_each_form_is_recognised_whatever_its_name(tmp_path, form):
 
 
 def test_a_checkpoint_is_an_adapter_too(tmp_path):
-    adapter = Adapter(specs_for(SHAPES, default_ranks(3)), 6, 3, training=True)
+    adapter = Adapter(specs_for(SHAPES, default_ranks(3)), 6, 3)
     adapter.initialise(1)
     geometry = Geometry(16, 16, 24, 4, 2, 2, 4, 1e-5, 10000.0, 1.0)
     for extras, scale in ((None, 1), ({}, 2)):          # the original trained with scale 1 and did not record alpha
-        write_checkpoint(tmp_path / "c.gguf", geometry, adapter, TrainState(), extras)
+        write_checkpoint(tmp_path / "c.gguf", geometry, adapter, Moments(adapter), TrainState(), extras)
         file = read_adapter(tmp_path / "c.gguf")
         assert file.scale == scale and file.to_adapter(SHAPES).scale == scale
         np.testing.assert_array_equal(file.to_adapter(SHAPES).params, adapter.params)

@@ -3,7 +3,7 @@ import pytest
 
 from lorafast.adapters import AdapterFile, BaseModel
 from lorafast.adapters.cards import model_card, modelfile, write_beside
-from lorafast.network.lora import BLOCK_MATRICES
+from lorafast.gguf.roles import BLOCK_MATRICES
 from tests.adapters.test_gguf import random_adapter
 from tests.network.test_lora import llama_shapes
 

@@ -13,9 +13,10 @@ from lorafast.data.batches import SamplerState
 from lorafast.errors import FormatError, LoraFastError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
+from lorafast.gguf.roles import BLOCK_MATRICES
 from lorafast.gguf.types import GGUFValueType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
-from lorafast.network.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
+from lorafast.network.lora import Adapter, Moments, default_ranks, specs_for
 from lorafast.rng import MT19937
 from tests.network.test_lora import llama_shapes
 
@@ -34,19 +35,25 @@ def golden(tmp_path_factory):
 def load(path, shapes=TINYMHA, past=0):
     """The checkpoint, and an adapter and state resumed from it."""
     checkpoint = read_checkpoint(path)
-    adapter = Adapter(specs_for(shapes, checkpoint.ranks), 4, 4, training=True)
+    adapter = Adapter(specs_for(shapes, checkpoint.ranks), 4, 4)
     checkpoint.load_adapter(adapter, checkpoint.geometry)
-    return checkpoint, adapter, checkpoint.load_training_state(adapter, past)
+    moments = Moments(adapter)
+    return checkpoint, adapter, moments, checkpoint.load_training_state(adapter, moments, past)
 
 
 def small_adapter(seed=0, targets=None, shapes=SMALL, dora=False):
-    """Every parameter and moment random, second moments positive."""
-    adapter = Adapter(specs_for(shapes, default_ranks(3), targets, dora=dora), 3, 3, training=True)
+    """Every parameter random."""
+    adapter = Adapter(specs_for(shapes, default_ranks(3), targets, dora=dora), 3, 3)
     rng = np.random.default_rng(seed)
-    for store in (adapter.params, adapter.m, adapter.v):
-        store[:] = rng.standard_normal(adapter.n_params)
-    adapter.v[:] = np.abs(adapter.v)
+    adapter.params[:] = rng.standard_normal(adapter.n_params)
     return adapter
+
+
+def moments_of(adapter):
+    """Some that follow from the parameters, second ones positive."""
+    moments = Moments(adapter)
+    moments.m[:], moments.v[:] = adapter.params[::-1], np.abs(adapter.params)
+    return moments
 
 
 def rewrite(source, target, metadata=(), types=(), drop=()):
@@ -59,13 +66,13 @@ def rewrite(source, target, metadata=(), types=(), drop=()):
 
 @pytest.mark.parametrize("iteration", [10, 20])
 def test_the_originals_checkpoint_is_written_back_byte_for_byte(golden, tmp_path, iteration):
-    checkpoint, adapter, state = load(golden[iteration])
+    checkpoint, adapter, moments, state = load(golden[iteration])
     assert state.iteration == iteration and state.tokens == iteration * 256
     assert state.sampler.next_sample == state.sampler.samples_used == iteration * 4
     assert state.sampler.samples_hash == 2383937669184073739 and state.sampler.sample_count == 28849
     assert state.sampler.rng_state == MT19937(1).state_text()
     assert checkpoint.alpha is None and not checkpoint.extras
-    write_checkpoint(tmp_path / "again.gguf", checkpoint.geometry, adapter, state)
+    write_checkpoint(tmp_path / "again.gguf", checkpoint.geometry, adapter, moments, state)
     assert (tmp_path / "again.gguf").read_bytes() == golden[iteration].read_bytes()
 
 
@@ -80,13 +87,14 @@ def test_everything_comes_back(tmp_path, order, targets, shapes, dora):
     state = TrainState(7, 448, sampler, np.float32([3, 2, 1]), 1.5, 2.5, 4, order)
     extras = {"loss_before": 2.25, "shuffled": True, "note": "text", "best": -3, "list": ["a", "b"],
               "window": np.float64([1, 2, 3])}
-    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, state, extras)
+    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, moments_of(adapter), state, extras)
     checkpoint = read_checkpoint(tmp_path / "c.gguf")
-    again = Adapter(adapter.specs, 3, 3, training=True)
+    again = Adapter(adapter.specs, 3, 3)
     checkpoint.load_adapter(again, SMALL_GEOMETRY)
-    state_again = checkpoint.load_training_state(again, 3)
-    for store in ("params", "m", "v"):
-        np.testing.assert_array_equal(getattr(again, store), getattr(adapter, store))
+    moments, stored = Moments(again), moments_of(adapter)
+    state_again = checkpoint.load_training_state(again, moments, 3)
+    for got, wanted in ((again.params, adapter.params), (moments.m, stored.m), (moments.v, stored.v)):
+        np.testing.assert_array_equal(got, wanted)
     np.testing.assert_array_equal(state_again.past_losses, state.past_losses)
     assert {**vars(state_again), "past_losses": None} == {**vars(state), "past_losses": None}
     assert (checkpoint.alpha, checkpoint.r, checkpoint.moments_evidence) == (3, 3, "recorded in the file")
@@ -96,8 +104,8 @@ def test_everything_comes_back(tmp_path, order, targets, shapes, dora):
 
 def test_own_keys_follow_the_originals(tmp_path):
     adapter, state = small_adapter(), TrainState()
-    write_checkpoint(tmp_path / "plain.gguf", SMALL_GEOMETRY, adapter, state)
-    write_checkpoint(tmp_path / "own.gguf", SMALL_GEOMETRY, adapter, state, {})
+    write_checkpoint(tmp_path / "plain.gguf", SMALL_GEOMETRY, adapter, moments_of(adapter), state)
+    write_checkpoint(tmp_path / "own.gguf", SMALL_GEOMETRY, adapter, moments_of(adapter), state, {})
     plain, own = GGUFFile(tmp_path / "plain.gguf"), GGUFFile(tmp_path / "own.gguf")
     assert len(plain.metadata) == 43
     assert list(own.metadata)[43:] == ["lorafast.alpha", "lorafast.r", "lorafast.moments_order"]
@@ -106,12 +114,12 @@ def test_own_keys_follow_the_originals(tmp_path):
 
 def test_magnitudes_add_a_key_and_a_tensor_each(tmp_path):
     adapter = small_adapter(targets=["attn_q"], dora=True)
-    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, TrainState(), {})
+    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, moments_of(adapter), TrainState(), {})
     file = GGUFFile(tmp_path / "c.gguf")
     assert list(file.metadata)[-4:] == ["lorafast.alpha", "lorafast.r", "lorafast.moments_order", "lorafast.dora"]
     assert list(file.tensors)[:3] == [f"blk.0.attn_q.weight.lora_{part}" for part in ("a", "b", "magnitude")]
     m = file.tensors["optimizer.adam.first_moments"].to_float32()
-    np.testing.assert_array_equal(m[-16:], adapter.m[-16:])
+    np.testing.assert_array_equal(m[-16:], moments_of(adapter).m[-16:])
     rewrite(tmp_path / "c.gguf", tmp_path / "a.gguf", drop=["blk.1.attn_q.weight.lora_magnitude"])
     rewrite(tmp_path / "c.gguf", tmp_path / "b.gguf", drop=["lorafast.dora"])
     assert "lacks tensor 'blk.1.attn_q.weight.lora_magnitude'" in refusal(read_checkpoint, tmp_path / "a.gguf")
@@ -122,7 +130,7 @@ def test_dora_and_lora_do_not_go_on_from_each_other(tmp_path):
     for dora, message in ((True, "was trained with DoRA, this run is without; pass --dora"),
                           (False, "was trained without DoRA, this run is with; leave out --dora")):
         one, other = (small_adapter(targets=["attn_q"], dora=flag) for flag in (dora, not dora))
-        write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, one, TrainState(), {})
+        write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, one, moments_of(one), TrainState(), {})
         assert message in refusal(read_checkpoint(tmp_path / "c.gguf").load_adapter, other, SMALL_GEOMETRY)
 
 
@@ -140,9 +148,9 @@ def test_another_run_is_refused(golden, tmp_path):
     geometry = checkpoint.geometry
 
     def load_with(shapes=TINYMHA, r=4, geometry=geometry, targets=None, past=0, ranks=None):
-        adapter = Adapter(specs_for(shapes, ranks or default_ranks(r), targets), r, r, training=True)
+        adapter = Adapter(specs_for(shapes, ranks or default_ranks(r), targets), r, r)
         checkpoint.load_adapter(adapter, geometry)
-        checkpoint.load_training_state(adapter, past)
+        checkpoint.load_training_state(adapter, Moments(adapter), past)
 
     other = Geometry(**(vars(geometry) | {"n_ff": 192}))
     assert re.search(r"tinymha-seed1-10.gguf.*n_ff is 160, the base model's 192.*--model-base",
@@ -159,11 +167,11 @@ def test_another_run_is_refused(golden, tmp_path):
 
 
 def test_another_scale_is_refused(tmp_path):
-    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, small_adapter(), TrainState(), {})
+    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, small_adapter(), moments_of(small_adapter()), TrainState(), {})
     checkpoint = read_checkpoint(tmp_path / "c.gguf")
     adapter = Adapter(specs_for(SMALL, checkpoint.ranks), 6, 3)
     assert "--lora-r 3 --lora-alpha 3" in refusal(checkpoint.load_adapter, adapter, SMALL_GEOMETRY)
-    write_checkpoint(tmp_path / "original.gguf", SMALL_GEOMETRY, small_adapter(), TrainState())
+    write_checkpoint(tmp_path / "original.gguf", SMALL_GEOMETRY, small_adapter(), moments_of(small_adapter()), TrainState())
     checkpoint = read_checkpoint(tmp_path / "original.gguf")
     assert re.search("scale 1.*6 / 3; pass --lora-alpha 3", refusal(checkpoint.load_adapter, adapter, SMALL_GEOMETRY))
 
@@ -171,8 +179,9 @@ def test_another_scale_is_refused(tmp_path):
 @pytest.mark.parametrize("store", ["params", "m", "v"])
 def test_values_that_are_not_finite_are_refused(tmp_path, store):
     adapter = small_adapter()
-    getattr(adapter, store)[11] = np.nan
-    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, TrainState(), {})
+    moments = moments_of(adapter)
+    {"params": adapter.params, "m": moments.m, "v": moments.v}[store][11] = np.nan
+    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, moments, TrainState(), {})
     assert "not finite" in refusal(load, tmp_path / "c.gguf", SMALL)
 
 
@@ -193,7 +202,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path, store):
     ({"drop": ["optimizer.adam.second_moments"]}, "lacks tensor 'optimizer.adam.second_moments'"),
 ])
 def test_a_broken_checkpoint_is_refused(tmp_path, change, message):
-    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, small_adapter(), TrainState(sampler=SamplerState()))
+    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, small_adapter(), moments_of(small_adapter()), TrainState(sampler=SamplerState()))
     rewrite(tmp_path / "c.gguf", tmp_path / "changed.gguf", **change)
     with pytest.raises(FormatError, match=message) as caught:
         read_checkpoint(tmp_path / "changed.gguf")
@@ -202,7 +211,7 @@ def test_a_broken_checkpoint_is_refused(tmp_path, change, message):
 
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     path = tmp_path / "c.gguf"
-    write_checkpoint(path, SMALL_GEOMETRY, small_adapter(), TrainState())
+    write_checkpoint(path, SMALL_GEOMETRY, small_adapter(), moments_of(small_adapter()), TrainState())
     whole = path.read_bytes()
     for size in (0, 3, 100, len(whole) // 2, len(whole) - 64):
         path.write_bytes(whole[:size])
@@ -226,7 +235,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
 def test_version_0_has_no_epochs_and_no_position(tmp_path):
     adapter = small_adapter()
     state = TrainState(5, 320, SamplerState(1, "x", 2, 3, 4, 20))
-    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, state)
+    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, moments_of(adapter), state)
     shuffle = [f"training.shuffle.{key}" for key in ("samples_hash", "rng_state", "sample_count", "next_sample")]
     rewrite(tmp_path / "c.gguf", tmp_path / "old.gguf", {"training.file_version": 0},
             drop=["training.epoch_count", *shuffle])
@@ -236,23 +245,23 @@ def test_version_0_has_no_epochs_and_no_position(tmp_path):
 
 def test_without_training_state_only_the_adapter_loads(tmp_path):
     adapter = small_adapter()
-    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, TrainState())
+    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, adapter, moments_of(adapter), TrainState())
     file = GGUFFile(tmp_path / "c.gguf")
     state = [key for key in file.metadata if key.startswith(("training.", "optimizer.")) and "rank" not in key]
     moments = ["optimizer.adam.first_moments", "optimizer.adam.second_moments"]
     rewrite(tmp_path / "c.gguf", tmp_path / "bare.gguf", drop=[*state, *moments])
     checkpoint = read_checkpoint(tmp_path / "bare.gguf")
-    again = Adapter(adapter.specs, 3, 3, training=True)
+    again = Adapter(adapter.specs, 3, 3)
     checkpoint.load_adapter(again, SMALL_GEOMETRY)
     np.testing.assert_array_equal(again.params, adapter.params)
-    assert "--only-write-lora" in refusal(checkpoint.load_training_state, again, 0)
+    assert "--only-write-lora" in refusal(checkpoint.load_training_state, again, Moments(again), 0)
 
 
 @pytest.mark.slow
 def test_size_of_the_7b_runs_checkpoint(tmp_path):
-    adapter = Adapter(specs_for(llama_shapes(4096, 11008, 32, 32000), default_ranks(4)), 4, 4, training=True)
+    adapter = Adapter(specs_for(llama_shapes(4096, 11008, 32, 32000), default_ranks(4)), 4, 4)
     geometry = Geometry(64, 4096, 11008, 32, 32, 32, 128, 1e-5, 10000.0, 1.0)
     rng_state = MT19937(1720093158).state_text()
     state = TrainState(30, 7680, SamplerState(2383937669184055177, rng_state, 27520, 120, 0, 120))
-    write_checkpoint(tmp_path / "7b.gguf", geometry, adapter, state)
+    write_checkpoint(tmp_path / "7b.gguf", geometry, adapter, moments_of(adapter), state)
     assert (tmp_path / "7b.gguf").stat().st_size == 126_641_472

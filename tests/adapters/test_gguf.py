@@ -13,9 +13,10 @@ from lorafast.adapters.gguf import read_gguf_adapter, write_gguf_adapter
 from lorafast.errors import FormatError, LoraFastError
 from lorafast.gguf.quants import quantize
 from lorafast.gguf.reader import GGUFFile
+from lorafast.gguf.roles import BLOCK_MATRICES
 from lorafast.gguf.types import GGMLType, GGUFValueType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
-from lorafast.network.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
+from lorafast.network.lora import Adapter, default_ranks, specs_for
 from tests.network.test_lora import llama_shapes
 
 BASE = BaseModel("llama", 2, 4, 2, tied=False, name="Tiny")

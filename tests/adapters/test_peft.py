@@ -10,8 +10,9 @@ from lorafast.adapters import BaseModel, read_adapter
 from lorafast.adapters.peft import read_peft, write_peft
 from lorafast.errors import FormatError, LoraFastError
 from lorafast.gguf.reader import GGUFFile
+from lorafast.gguf.roles import BLOCK_MATRICES
 from lorafast.gguf.safetensors import read_safetensors, write_safetensors
-from lorafast.network.lora import BLOCK_MATRICES, default_ranks
+from lorafast.network.lora import default_ranks
 from tests.adapters.test_gguf import MATRICES, assert_same_effect, random_adapter
 from tests.network.test_lora import llama_shapes
 

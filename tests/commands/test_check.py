@@ -13,9 +13,9 @@ from lorafast.errors import FormatError, UsageError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.quants import quantize
 from lorafast.gguf.reader import GGUFFile
+from lorafast.gguf.roles import BLOCK_MATRICES, ROLES
 from lorafast.gguf.types import GGMLType, GGUFValueType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
-from lorafast.network.lora import BLOCK_MATRICES, ROLES
 from lorafast.options.declare import parse
 from lorafast.options.tools import CheckOptions
 from tests.adapters.test_gguf import LLAMA_CPP, MATRICES, random_adapter

@@ -12,7 +12,8 @@ from lorafast.commands.convert import drop, run as run_convert, summary
 from lorafast.errors import LoraFastError, UsageError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
-from lorafast.network.lora import BLOCK_MATRICES, ROLES, default_ranks
+from lorafast.gguf.roles import BLOCK_MATRICES, ROLES
+from lorafast.network.lora import Moments, default_ranks
 from lorafast.options.declare import parse
 from lorafast.options.tools import ConvertOptions
 from tests.adapters.test_gguf import MATRICES, random_adapter
@@ -104,7 +105,7 @@ def test_a_run_can_start_from_the_checkpoint(folder):
     fresh.params[:] = 7
     fresh.m, fresh.v = np.full_like(fresh.params, 7), np.full_like(fresh.params, 7)
     checkpoint.load_adapter(fresh, Geometry(128, 64, 160, 4, 2, 2, 16, 1e-5, 10000.0, 1.0))
-    state = checkpoint.load_training_state(fresh, past=0)
+    state = checkpoint.load_training_state(fresh, Moments(fresh), past=0)
     np.testing.assert_array_equal(fresh.params, adapter.to_adapter(shapes).params)
     assert not fresh.m.any() and not fresh.v.any() and state.iteration == 0 and state.moments_order == RIGHT_TO_LEFT
 
@@ -112,7 +113,7 @@ def test_a_run_can_start_from_the_checkpoint(folder):
 def test_checkpoints_of_the_original_lose_only_their_training_state(folder):
     adapter = adapter_for(targets=ROLES).to_adapter({n: t.shape for n, t in GGUFFile("model.gguf").tensors.items()})
     adapter.m = adapter.v = np.zeros_like(adapter.params)
-    write_checkpoint("c.gguf", Geometry(16, 64, 160, 4, 2, 2, 16, 1e-5, 10000.0, 1.0), adapter, TrainState())
+    write_checkpoint("c.gguf", Geometry(16, 64, 160, 4, 2, 2, 16, 1e-5, 10000.0, 1.0), adapter, Moments(adapter), TrainState())
     lines = convert("c.gguf p/ --drop norms")
     assert lines[0] == "note: left out: output_norm, 2 attn_norm, 2 ffn_norm" and "--base-name" in lines[1]
     assert lines[2] == "wrote p/: PEFT adapter, 16 pairs of rank 3, no alpha"

@@ -9,7 +9,7 @@ from lorafast.commands.inspect_model import change_square, inspect_file, shown
 from lorafast.errors import FormatError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
-from lorafast.network.lora import ROLES
+from lorafast.gguf.roles import ROLES
 from tests.adapters.test_gguf import MATRICES, random_adapter
 
 

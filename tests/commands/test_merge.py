@@ -14,10 +14,10 @@ from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.quantize_k import quantize
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.reader import GGUFFile
+from lorafast.gguf.roles import BLOCK_MATRICES, ROLES
 from lorafast.gguf.types import GGMLType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
 from lorafast.network.hparams import read_hparams
-from lorafast.network.lora import BLOCK_MATRICES, ROLES
 from lorafast.options.declare import parse
 from lorafast.options.tools import MERGE_TYPES, MergeOptions
 from lorafast.system.live import Meter
@@ -261,11 +261,12 @@ def test_llama_cpp_runs_the_merged_model(tmp_path, tied):
     tokens = [1, 300, 17, 263, 5, 101]
     merged = llama_cpp_logits(tmp_path / "merged.gguf", None, tokens, tmp_path)
     if tied:
-        from lorafast.network.network import Model, Sequence
+        from lorafast.network.decoder import Decoder
+        from lorafast.network.network import Network
         hparams = read_hparams(model)
         pairs = adapter.to_adapter(hparams.tensor_shapes())
-        network = Model(model, hparams, 16)
-        wanted = Sequence(network, pairs, 16, 1).append(np.array(tokens, np.int32))
+        network = Network(model, hparams, 16)
+        wanted = Decoder(network, pairs, 16, 1).append(np.array(tokens, np.int32))
         merged = merged[-1]
     else:
         write_adapter(FileForm.GGUF, tmp_path / "adapter.gguf", adapter, BaseModel.from_gguf(model))

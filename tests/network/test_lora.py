@@ -5,7 +5,8 @@ from golden_files import unpack
 
 from lorafast.adapters.checkpoint import read_checkpoint
 from lorafast.errors import UsageError
-from lorafast.network.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
+from lorafast.gguf.roles import BLOCK_MATRICES
+from lorafast.network.lora import Adapter, Gradients, Moments, default_ranks, specs_for
 
 
 def llama_shapes(n_embd, n_ff, n_layer, n_vocab, n_embd_gqa=None, tied=False):
@@ -69,8 +70,9 @@ def test_rank_0_leaves_a_role_out_and_targets_that_fit_nothing_are_refused():
 
 
 def test_views_cover_the_store_once_with_the_norms_b_at_the_end():
-    adapter = Adapter(specs_for(llama_shapes(8, 24, 2, 40, n_embd_gqa=4), default_ranks(3)), 6, 3, training=True)
-    for store in (adapter.params, adapter.grads, adapter.m, adapter.v):
+    adapter = Adapter(specs_for(llama_shapes(8, 24, 2, 40, n_embd_gqa=4), default_ranks(3)), 6, 3)
+    gradients, moments = Gradients(adapter), Moments(adapter)
+    for store in (adapter.params, gradients.flat, moments.m, moments.v):
         assert store.shape == (adapter.n_params,) and store.dtype == np.float32 and not store.any()
         assert store.ctypes.data % 64 == 0
     for value, (a, b) in enumerate(adapter.pairs.values()):
@@ -81,8 +83,8 @@ def test_views_cover_the_store_once_with_the_norms_b_at_the_end():
     assert {int(v): int(n) for v, n in zip(*np.unique(adapter.params, return_counts=True))} == sizes  # ... by one view
     norms = [i for i, spec in enumerate(adapter.specs) if spec.kind == "norm"]
     assert adapter.params[-len(norms):].tolist() == [2 * i + 2 for i in norms]
-    adapter.dB("blk.1.attn_k.weight")[2, 3] = 5
-    assert adapter.dB("blk.1.attn_k.weight").shape == (3, 4) and adapter.grads.sum() == 5
+    gradients.dB("blk.1.attn_k.weight")[2, 3] = 5
+    assert gradients.dB("blk.1.attn_k.weight").shape == (3, 4) and gradients.flat.sum() == 5
     assert adapter.scale == 2
 
 
@@ -96,7 +98,7 @@ def test_which_parameters_decay():
 
 def test_magnitudes_stand_at_the_end_and_never_decay():
     shapes = llama_shapes(8, 24, 2, 40, n_embd_gqa=4)
-    adapter = Adapter(specs_for(shapes, default_ranks(3), dora=True), 6, 3, training=True)
+    adapter = Adapter(specs_for(shapes, default_ranks(3), dora=True), 6, 3)
     plain = Adapter(specs_for(shapes, default_ranks(3)), 6, 3)
     assert {name: len(m) for name, m in adapter.magnitudes.items()} == {
         name: shape[name == "token_embd.weight"] for name, shape in shapes.items() if len(shape) == 2}
@@ -104,8 +106,9 @@ def test_magnitudes_stand_at_the_end_and_never_decay():
     for value, m in enumerate(adapter.magnitudes.values(), 1):
         m += value
     assert not adapter.params[:plain.n_params].any() and (np.diff(adapter.params[plain.n_params:]) >= 0).all()
-    adapter.d_magnitudes["blk.1.attn_k.weight"][3] = 5
-    assert adapter.grads.sum() == 5
+    gradients = Gradients(adapter)
+    gradients.magnitudes["blk.1.attn_k.weight"][3] = 5
+    assert gradients.flat.sum() == 5
     adapter.initialise(1), plain.initialise(1)
     np.testing.assert_array_equal(adapter.params[:plain.n_params], plain.params)      # the pairs lie as ever
     assert [adapter.n_decayed(n) for n in (0, 1, 2, 3)] == [plain.n_decayed(n) for n in (0, 1, 2, 3)]

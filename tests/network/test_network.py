@@ -1,6 +1,5 @@
 """Loss and gradients of the whole network against a plain float64 one, and generation against training's forward
 pass."""
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,9 +9,14 @@ from plain_model import base_weights, plain_loss
 
 from lorafast.data.batches import Batch
 from lorafast.gguf.reader import open_model
+from lorafast.gguf.roles import ROLES
+from lorafast.network.buffers import Scratch
+from lorafast.network.decoder import Decoder
 from lorafast.network.hparams import read_hparams
-from lorafast.network.lora import ROLES, Adapter, specs_for
-from lorafast.network.network import Model, Sequence, Strategy, Trainer
+from lorafast.network.lora import Adapter, Gradients, specs_for
+from lorafast.network.network import Network
+from lorafast.network.passes import Pass, Rows
+from lorafast.network.trainer import Strategy, Trainer
 
 LOSS_LIMIT = 1e-5           # relative difference; measured 3e-6 (int16 products), 4e-8 (float32)
 GRADIENT_LIMIT = 1e-3       # of each pair's gradient, relative norm of the difference; measured 1e-4 (int16 products)
@@ -36,6 +40,12 @@ def batch_of(tokens: np.ndarray, targets: np.ndarray) -> Batch:
     return Batch(tokens.ravel(), targets.ravel(), np.arange(0, tokens.size + 1, ctx, dtype=np.int32), rows, False)
 
 
+def pass_of(adapter: Adapter, **options) -> Pass:
+    """Over no tokens."""
+    none = np.zeros(0, np.int32)
+    return Pass(none, Rows(none, np.zeros(1, np.int32)), adapter, Scratch(0), 2, **options)
+
+
 class Case:
     """A tiny model with a random adapter on everything, and a batch with targets that do not count."""
 
@@ -46,28 +56,32 @@ class Case:
         self.hp = read_hparams(self.gguf)
         ranks = dict.fromkeys(ROLES, 3) | {"attn_norm": 1, "ffn_norm": 2, "output_norm": 1}
         specs = specs_for(self.hp.tensor_shapes(), ranks, targets, dora=dora)
-        self.adapter = Adapter(specs, alpha=6, r=3, training=True)
+        self.adapter = Adapter(specs, alpha=6, r=3)
+        self.gradients = Gradients(self.adapter)
         rng = np.random.default_rng(5)
         self.adapter.params[:] = 0.05 * rng.standard_normal(self.adapter.n_params)
         for name, m in self.adapter.magnitudes.items():
             norms = np.linalg.norm(self.gguf.tensors[name].to_float32(), axis=int(name != "token_embd.weight"))
             m[:] = rng.uniform(0.8, 1.2, m.size) * norms
         rng = np.random.default_rng(6)
-        self.model = Model(self.gguf, self.hp, ctx)
-        self.model.merge(self.adapter)
+        self.network = Network(self.gguf, self.hp, ctx)
+        self.network.refresh(self.adapter)
         self.tokens = rng.integers(0, self.hp.n_vocab, (rows, ctx)).astype(np.int32)
         self.targets = rng.integers(0, self.hp.n_vocab, (rows, ctx)).astype(np.int32)
         self.targets[-1, 2:6] = self.targets[0, 0] = -1
 
     def train(self, *, checkpointing: bool = False, n_threads: int = 2, **options) -> float:
-        """Loss; gradients of the mean are added to the adapter's."""
+        """Loss; gradients of the mean are added to `gradients`."""
         strategy = Strategy(n_kept=1 if checkpointing else self.hp.n_layer, **options)
-        trainer = Trainer(self.model, self.adapter, self.tokens.size, strategy, n_threads)
+        trainer = Trainer(self.network, self.adapter, self.tokens.size, strategy, n_threads)
         n = int((self.targets >= 0).sum())
-        return trainer.loss_and_gradients(batch_of(self.tokens, self.targets), 1 / n) / n
+        return trainer.loss_and_gradients(batch_of(self.tokens, self.targets), 1 / n, self.gradients) / n
 
     def exact(self, pairs: dict) -> float:
         return plain_loss(base_weights(self.gguf), pairs, self.adapter.scale, self.hp, self.tokens, self.targets)
+
+    def pass_(self) -> Pass:
+        return pass_of(self.adapter)
 
     def pairs(self) -> dict:
         return {name: [part.astype(np.float64) for part in pair] for name, pair in self.adapter.pairs.items()}
@@ -80,7 +94,7 @@ def test_loss_and_gradients(tmp_path, monkeypatch, name, isa):
     case = Case(tmp_path / "model.gguf", **MODELS[name])
     assert case.train() == pytest.approx(case.exact(case.pairs()), rel=LOSS_LIMIT)
     # Along the gradient of each part, the loss must change by its squared norm.
-    for pair, gradients in case.adapter.d_pairs.items():
+    for pair, gradients in case.gradients.pairs.items():
         for part in (0, 1):
             direction = gradients[part].astype(np.float64)
             norm = np.linalg.norm(direction)
@@ -107,21 +121,21 @@ def test_gradients_against_torch(tmp_path, name):
     plain_loss(weights, pairs, case.adapter.scale, case.hp, case.tokens, case.targets, torch).backward()
     for pair, exact in pairs.items():
         limits = GRADIENT_LIMIT, NORM_B_LIMIT if "norm" in pair else GRADIENT_LIMIT
-        for got, part, limit in zip(case.adapter.d_pairs[pair], exact, limits):
+        for got, part, limit in zip(case.gradients.pairs[pair], exact, limits):
             wanted = part.grad.numpy()
             assert np.linalg.norm(got - wanted) < limit * np.linalg.norm(wanted), pair
 
 
 def test_checkpointing_and_threads_change_nothing(tmp_path):
     case = Case(tmp_path / "model.gguf")
-    loss, gradients = case.train(), case.adapter.grads.copy()
+    loss, gradients = case.train(), case.gradients.flat.copy()
     for options in (dict(checkpointing=True), dict(n_threads=1), dict(n_threads=3), dict(head_tokens=5, n_threads=1)):
-        case.adapter.grads.fill(0)
+        case.gradients.flat.fill(0)
         # Fewer tokens at a time may go through another product kernel, which rounds differently.
         assert case.train(**options) == pytest.approx(loss, rel=1e-6 if "head_tokens" in options else 1e-12), options
         if "head_tokens" not in options:
-            np.testing.assert_array_equal(case.adapter.grads, gradients, str(options))
-        np.testing.assert_allclose(case.adapter.grads, gradients, atol=1e-5, err_msg=str(options))
+            np.testing.assert_array_equal(case.gradients.flat, gradients, str(options))
+        np.testing.assert_allclose(case.gradients.flat, gradients, atol=1e-5, err_msg=str(options))
 
 
 @pytest.mark.parametrize("targets", [["blk.1.attn_q"], ["blk.1.ffn_down"], ["blk.1.attn_norm"], ["output"],
@@ -133,10 +147,10 @@ def test_a_part_of_the_tensors_gets_the_gradient_of_the_whole(tmp_path, targets)
     whole.adapter.params.fill(0)
     for name in part.adapter.pairs:
         whole.adapter.A(name)[:], whole.adapter.B(name)[:] = part.adapter.A(name), part.adapter.B(name)
-    whole.model.merge(whole.adapter)
+    whole.network.refresh(whole.adapter)
     part.train(), whole.train()
-    for name, gradients in part.adapter.d_pairs.items():
-        for got, wanted in zip(gradients, whole.adapter.d_pairs[name]):
+    for name, gradients in part.gradients.pairs.items():
+        for got, wanted in zip(gradients, whole.gradients.pairs[name]):
             np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-5 * np.abs(wanted).max())
 
 
@@ -145,15 +159,15 @@ def test_sequences_do_not_see_each_other(tmp_path):
     case = Case(tmp_path / "model.gguf", rows=1, ctx=20)
     tokens, targets = case.tokens[0], np.abs(case.targets[0])
     begin = np.array([0, 7, 8, 20], np.int32)
-    trainer = Trainer(case.model, case.adapter, 20, Strategy(n_kept=case.hp.n_layer), 1)
-    together = trainer.loss_and_gradients(Batch(tokens, targets, begin, 3, False), 1.0)
-    gradients = case.adapter.grads.copy()
-    case.adapter.grads.fill(0)
+    trainer = Trainer(case.network, case.adapter, 20, Strategy(n_kept=case.hp.n_layer), 1)
+    together = trainer.loss_and_gradients(Batch(tokens, targets, begin, 3, False), 1.0, case.gradients)
+    gradients = case.gradients.flat.copy()
+    case.gradients.flat.fill(0)
     alone = sum(trainer.loss_and_gradients(Batch(tokens[a:b], targets[a:b], np.array([0, b - a], np.int32), 1, False),
-                                           1.0)
-                for a, b in pairwise(begin))
+                                           1.0, case.gradients)
+                for a, b in zip(begin, begin[1:]))
     assert together == pytest.approx(alone, rel=1e-5)
-    np.testing.assert_allclose(case.adapter.grads, gradients, rtol=1e-2, atol=1e-4 * np.abs(gradients).max())
+    np.testing.assert_allclose(case.gradients.flat, gradients, rtol=1e-2, atol=1e-4 * np.abs(gradients).max())
 
 
 def test_generation_follows_the_forward_pass(tmp_path):
@@ -163,10 +177,10 @@ def test_generation_follows_the_forward_pass(tmp_path):
     tokens = case.tokens[0]
 
     def logits(*pieces: int, chunk: int = 64) -> np.ndarray:
-        sequence = Sequence(case.model, case.adapter, len(tokens), n_threads=2, chunk=chunk)
+        decoder = Decoder(case.network, case.adapter, len(tokens), n_threads=2, chunk=chunk)
         at = 0
         for n in pieces:
-            result = sequence.append(tokens[at:at + n])
+            result = decoder.append(tokens[at:at + n])
             at += n
         return result
 
@@ -179,4 +193,4 @@ def test_generation_follows_the_forward_pass(tmp_path):
     expected = np.log(np.exp(whole - whole.max(), dtype=np.float64).sum()) - (whole[target] - whole.max())
     assert case.train() == pytest.approx(expected, rel=1e-3, abs=1e-4)
     with pytest.raises(ValueError, match="do not fit"):
-        Sequence(case.model, case.adapter, 3, 1).append(tokens)
+        Decoder(case.network, case.adapter, 3, 1).append(tokens)

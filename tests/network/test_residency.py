@@ -12,8 +12,9 @@ from make_models import make_tiny, split_model
 
 from lorafast.errors import LoraFastError
 from lorafast.gguf.reader import open_model
-from lorafast.network.network import Strategy, Trainer, weight_order
 from lorafast.network.residency import ModelFiles, Residency, Window, least_capacity, nbytes
+from lorafast.network.trainer import Strategy, Trainer, weight_order
+from lorafast.network.weights import MAPPED
 from tests.network.test_network import Case, batch_of
 
 
@@ -72,21 +73,23 @@ def test_window_follows_another_order_than_announced():
 def test_results_are_those_of_the_whole_model(tmp_path, tied, dora, n_parts, strategy):
     case = Case(tmp_path / "model.gguf", n_layer=4, tied=tied, dora=dora, n_parts=n_parts)
     batch = batch_of(case.tokens, case.targets)
-    trainer = Trainer(case.model, case.adapter, case.tokens.size, strategy, n_threads=2)
-    expected = trainer.loss_and_gradients(batch, 0.1), case.adapter.grads.copy(), trainer.loss(batch)
+    trainer = Trainer(case.network, case.adapter, case.tokens.size, strategy, n_threads=2)
+    expected = trainer.loss_and_gradients(batch, 0.1, case.gradients), case.gradients.flat.copy(), trainer.loss(batch)
     files = ModelFiles(case.gguf)
     assert len(files.files) == n_parts
-    order = weight_order(case.model, trainer.buffers)
-    residency = Residency(files, case.model.embedding, order, least_capacity(order))
+    order = weight_order(case.network, trainer.buffers)
+    residency = Residency(files, order, least_capacity(order))
+    trainer.weights = residency
     for _ in range(2):
-        case.adapter.grads.fill(0)
-        case.model.merge(case.adapter)
-        assert trainer.loss_and_gradients(batch, 0.1) == expected[0]
-        np.testing.assert_array_equal(case.adapter.grads, expected[1])
+        case.gradients.clear()
+        case.network.refresh(case.adapter)
+        assert trainer.loss_and_gradients(batch, 0.1, case.gradients) == expected[0]
+        np.testing.assert_array_equal(case.gradients.flat, expected[1])
         assert trainer.loss(batch) == expected[2]
     assert residency.bytes_read > sum(nbytes(group) for group in set(order))
     residency.close()
     files.close()
+    trainer.weights = MAPPED
     assert trainer.loss(batch) == expected[2], "the model works without it again"
 
 
@@ -182,15 +185,15 @@ def test_a_model_in_a_file_system_in_memory_is_told(tmp_path, monkeypatch):
 
 def test_a_failing_reader_ends_the_run(tmp_path, monkeypatch):
     case = Case(tmp_path / "model.gguf")
-    trainer = Trainer(case.model, case.adapter, case.tokens.size, Strategy(1), n_threads=1)
-    files, order = ModelFiles(case.gguf), weight_order(case.model, trainer.buffers)
+    trainer = Trainer(case.network, case.adapter, case.tokens.size, Strategy(1), n_threads=1)
+    files, order = ModelFiles(case.gguf), weight_order(case.network, trainer.buffers)
 
     def broken(tensor):
         raise LoraFastError(f"cannot read tensor '{tensor.name}'")
 
     monkeypatch.setattr(files, "populate", broken)
-    residency = Residency(files, case.model.embedding, order, least_capacity(order))
-    with pytest.raises(LoraFastError, match=r"cannot read tensor 'blk.0.attn_q.weight'"):
-        trainer.loss_and_gradients(batch_of(case.tokens, case.targets), 1.0)
+    trainer.weights = residency = Residency(files, order, least_capacity(order))
+    with pytest.raises(LoraFastError, match="cannot read tensor 'blk.0.attn_q.weight'"):
+        trainer.loss_and_gradients(batch_of(case.tokens, case.targets), 1.0, case.gradients)
     residency.close()
     files.close()

@@ -5,7 +5,8 @@ import pytest
 
 from lorafast.errors import UsageError
 from lorafast.gguf.file_form import ADAPTER_FORMS
-from lorafast.network.lora import ROLES, default_ranks
+from lorafast.gguf.roles import LLAMA_FINETUNE_ROLES, ROLES
+from lorafast.network.lora import default_ranks
 from lorafast.options.declare import HELP_WIDTH, help_text, parse, to_argv
 from lorafast.options.finetune import ATTENTION, FEED_FORWARD, NORMS, RANK_FIELDS, FinetuneConfig, decode_escapes
 from lorafast.options.use import GenerateConfig, PerplexityConfig
@@ -144,7 +145,7 @@ SEVEN = {role: 4 if role in ATTENTION + FEED_FORWARD else 0 for role in ROLES}
 
 
 def test_rank_fields_are_all_roles_in_order():
-    assert tuple(RANK_FIELDS) == ROLES
+    assert tuple(RANK_FIELDS) == tuple(role.name for role in LLAMA_FINETUNE_ROLES)
 
 
 @pytest.mark.parametrize("line, expected", [

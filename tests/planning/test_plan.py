@@ -13,15 +13,17 @@ from make_models import make_tiny, split_model
 from lorafast import cli
 from lorafast.errors import LoraFastError
 from lorafast.gguf.reader import open_model
+from lorafast.gguf.roles import BLOCK_MATRICES
 from lorafast.network.buffers import sized
 from lorafast.network.hparams import read_hparams
-from lorafast.network.lora import BLOCK_MATRICES, Adapter, default_ranks, specs_for
-from lorafast.network.network import Activations, Model
+from lorafast.network.lora import Adapter, default_ranks, specs_for
+from lorafast.network.network import Network
 from lorafast.network.residency import ModelFiles
+from lorafast.network.trainer import Activations
 from lorafast.planning.budget import Budget
 from lorafast.planning.plan import CACHE, Job, Plan
 from lorafast.planning.planner import Forced, Planner
-from lorafast.planning.speed import Speed
+from lorafast.planning.speed import BlockSpeed, Speed
 
 MIB = 2**20
 
@@ -38,10 +40,10 @@ def planner(model):
         gguf = open_model(model)
         hparams = read_hparams(gguf)
         specs = specs_for(hparams.tensor_shapes(), default_ranks(4), BLOCK_MATRICES if dora else None, dora=dora)
-        adapter = Adapter(specs, 4, 4, training=True)
+        adapter = Adapter(specs, 4, 4)
         job = Job(**{**dict(batch=4, ctx=32, passes=1, iterations=10, n_threads=1), **job})
         budget = Budget(int(limit * MIB), "--mem-limit", cgroup and int(cgroup * MIB))
-        return Planner(gguf, ModelFiles(gguf), Model(gguf, hparams, 2048), adapter, job, budget, base_bytes=30 * MIB)
+        return Planner(gguf, ModelFiles(gguf), Network(gguf, hparams, 2048), adapter, job, budget, base_bytes=30 * MIB)
     return make
 
 
@@ -118,13 +120,14 @@ def test_options_force_a_choice(planner, forced, field, value, reason):
 def test_choices_of_the_plan_have_reasons(planner, monkeypatch, attention, reason):
     """Where the disk is very slow: what is cheap to compute again is not kept."""
     everything = total(planner(1000).plan())
-    monkeypatch.setattr(Planner, "_speed", lambda self: Speed(128, 128, attention, 1.0, 1.0, 2.0, 1.0))
+    monkeypatch.setattr(Planner, "_speed", lambda self: Speed(128, 128, {self.network.blocks[0].shape: BlockSpeed(1.0, 1.0, 2.0, attention)},
+                                                              1.0))
     monkeypatch.setattr(Planner, "_disk", lambda self: 1.0)
     tight = planner(everything - 1)
     plan = tight.plan()
     assert any(each.startswith(reason) for each in plan.reasons), plan.reasons
     sizes = {item.name: item.nbytes for item in plan.items}
-    activations = Activations(tight.model, tight.adapter, 128, plan.strategy, sized)
+    activations = Activations(tight.network, tight.adapter, 128, plan.strategy, sized)
     assert sizes["inputs of the blocks"] + sizes["activations kept for backward"] == activations.nbytes
 
 

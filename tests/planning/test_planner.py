@@ -1,4 +1,5 @@
 """Budgets, the bytes and seconds that the plan reckons with, and the strategies it chooses from."""
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +7,10 @@ import pytest
 
 from lorafast.errors import UsageError
 from lorafast.network.buffers import Scratch, empty, sized
-from lorafast.network.network import Activations, Strategy, Trainer, scratch_floats
 from lorafast.network.residency import Window
+from lorafast.network.trainer import Activations, Strategy, Trainer, scratch_floats
 from lorafast.planning.budget import cgroup_limit, parse_limit, read_budget
-from lorafast.planning.speed import Speed, follow, measure_speed
+from lorafast.planning.speed import BlockSpeed, Speed, follow, measure_speed
 from lorafast.system.mounts import Mount, read_mounts
 from tests.network.test_network import Case, batch_of
 
@@ -108,8 +109,8 @@ def test_budget(tmp_path, monkeypatch, limit, cgroup, nbytes, source):
 
 
 STRATEGIES = [Strategy(4), Strategy(3), Strategy(1), Strategy(1, 2), Strategy(1, 3), Strategy(1, 4), Strategy(2, 1, 7),
-              Strategy(1, 2, 16, 2), Strategy(4, 1, 128, 1), Strategy(4, keeps_attention=False),
-              Strategy(3, keeps_attention=False)]
+              Strategy(1, 2, 16, 2), Strategy(4, 1, 128, 1), Strategy(4, keeps_cheap=False),
+              Strategy(3, keeps_cheap=False)]
 
 
 @pytest.mark.parametrize("targets, dora", [
@@ -120,9 +121,9 @@ def test_every_strategy_gives_the_same_loss_and_gradients(tmp_path, targets, dor
     batch = batch_of(case.tokens, case.targets)
     results = {}
     for strategy in STRATEGIES:
-        case.adapter.grads.fill(0)
-        trainer = Trainer(case.model, case.adapter, strategy.max_tokens(*case.tokens.shape), strategy, n_threads=2)
-        results[strategy] = trainer.loss_and_gradients(batch, 0.01), case.adapter.grads.copy()
+        case.gradients.flat.fill(0)
+        trainer = Trainer(case.network, case.adapter, strategy.max_tokens(*case.tokens.shape), strategy, n_threads=2)
+        results[strategy] = trainer.loss_and_gradients(batch, 0.01, case.gradients), case.gradients.flat.copy()
     loss, gradients = results[STRATEGIES[0]]
     for strategy, (other_loss, other_gradients) in results.items():
         if strategy.head_tokens == 128 and not strategy.micro_batch:
@@ -138,9 +139,9 @@ def test_every_strategy_gives_the_same_loss_and_gradients(tmp_path, targets, dor
 def test_sizes_without_memory_are_those_with_it(tmp_path, strategy, dora):
     case = Case(tmp_path / "model.gguf", n_layer=4, dora=dora)
     T = strategy.max_tokens(*case.tokens.shape)
-    trainer = Trainer(case.model, case.adapter, T, strategy, n_threads=1)
-    assert Activations(case.model, case.adapter, T, strategy, sized).nbytes == trainer.buffers.nbytes
-    scratch = 4 * scratch_floats(case.model, case.adapter, T, strategy.head_tokens)
+    trainer = Trainer(case.network, case.adapter, T, strategy, n_threads=1)
+    assert Activations(case.network, case.adapter, T, strategy, sized).nbytes == trainer.buffers.nbytes
+    scratch = 4 * scratch_floats(case.network, case.adapter, T, strategy.head_tokens)
     assert trainer.nbytes == trainer.buffers.nbytes + scratch
     array = sized(1000, 1000, 1000)
     assert (array.shape, array.nbytes) == ((1000, 1000, 1000), 4 * 10**9)
@@ -173,19 +174,18 @@ def test_what_is_measured_on_a_part_of_a_long_sequence(tmp_path, monkeypatch):
     """The linear parts grow with the tokens, attention with their square."""
     case = Case(tmp_path / "model.gguf")
     monkeypatch.setattr("lorafast.planning.speed.MEASURED_TOKENS", 10)
-    monkeypatch.setattr("lorafast.planning.speed._usual_time", lambda run, residency: (run(), 1.0)[1])
-    assert measure_speed(case.model, case.adapter, 40, 10, 8, 1) == Speed(40, 8, *[4.0] * 5)
-    assert measure_speed(case.model, case.adapter, 13, 13, 8, 1) == Speed(
-        13, 8, *(pytest.approx(1.3 * (1 + 0.3 * growth)) for growth in (1, 1, 1, 2.5, 0)))
+    monkeypatch.setattr("lorafast.planning.speed._usual_time", lambda run, residency: 1.0 if run() is None else 1.0)
+    shape = case.network.blocks[0].shape
+    assert measure_speed(case.network, case.adapter, 40, 10, 8, 1) == Speed(40, 8, {shape: BlockSpeed(*[4.0] * 4)}, 4.0)
+    of_block = BlockSpeed(*(pytest.approx(1.3 * (1 + 0.3 * growth)) for growth in (1, 1, 2.5, 1)))
+    assert measure_speed(case.network, case.adapter, 13, 13, 8, 1) == Speed(13, 8, {shape: of_block}, pytest.approx(1.3))
 
 
 def test_measuring_leaves_the_adapter_alone(tmp_path):
     case = Case(tmp_path / "model.gguf")
     before = case.adapter.params.copy()
-    speed = measure_speed(case.model, case.adapter, 39, 13, 8, 1)
+    speed = measure_speed(case.network, case.adapter, 39, 13, 8, 1)
     assert isinstance(speed, Speed) and speed.tokens == 39
-    assert all(seconds > 0 for seconds in (speed.attention, speed.forward, speed.again, speed.backward, speed.head))
+    assert speed.head > 0 and all(seconds > 0 for block in speed.blocks.values() for seconds in astuple(block))
     np.testing.assert_array_equal(case.adapter.params, before)
-    assert not case.adapter.grads.any()
-    assert all(group.residency is None for block in case.model.blocks for group in block.groups)
     assert empty(2, 3).shape == (2, 3)

@@ -9,8 +9,9 @@ from make_models import make_tiny
 from lorafast.data.batches import Batch
 from lorafast.gguf.reader import open_model
 from lorafast.network.hparams import read_hparams
-from lorafast.network.lora import Adapter, default_ranks, specs_for
-from lorafast.network.network import Model, Strategy, Trainer
+from lorafast.network.lora import Adapter, Gradients, default_ranks, specs_for
+from lorafast.network.network import Network
+from lorafast.network.trainer import Strategy, Trainer
 from lorafast.tokenizer import load_tokenizer
 from lorafast.training.evaluation import Best, continued, mean_loss
 
@@ -24,11 +25,11 @@ def model_path(tmp_path_factory) -> Path:
 def trainer(model_path) -> Trainer:
     gguf = open_model(model_path)
     hparams = read_hparams(gguf)
-    adapter = Adapter(specs_for(hparams.tensor_shapes(), default_ranks(2)), 2, 2, training=True)
+    adapter = Adapter(specs_for(hparams.tensor_shapes(), default_ranks(2)), 2, 2)
     adapter.params[:] = 0.1 * np.random.default_rng(0).standard_normal(adapter.n_params)
-    model = Model(gguf, hparams, 32)
-    model.merge(adapter)
-    return Trainer(model, adapter, 24, Strategy(n_kept=1, head_tokens=5), 1)
+    network = Network(gguf, hparams, 32)
+    network.refresh(adapter)
+    return Trainer(network, adapter, 24, Strategy(n_kept=1, head_tokens=5), 1)
 
 
 def batch(seed: int, *sizes: int) -> Batch:
@@ -42,12 +43,10 @@ def batch(seed: int, *sizes: int) -> Batch:
 
 def test_mean_loss_is_that_of_training(trainer):
     batches = [batch(0, 9, 8), batch(1, 24), batch(2, 3)]
-    wanted = [trainer.loss_and_gradients(each, 1.0) for each in batches]
+    wanted = [trainer.loss_and_gradients(each, 1.0, Gradients(trainer.adapter)) for each in batches]
     counted = [int((each.targets >= 0).sum()) for each in batches]
-    trainer.adapter.grads.fill(0)
     assert mean_loss(trainer, iter(batches)) == (pytest.approx(sum(wanted) / sum(counted), rel=1e-6), sum(counted))
     assert mean_loss(trainer, iter(batches), 1) == (pytest.approx(wanted[0] / counted[0], rel=1e-6), counted[0])
-    assert not trainer.adapter.grads.any()
 
 
 def test_best():
@@ -66,6 +65,5 @@ def test_best():
 
 def test_a_prompt_goes_on_the_same_way_each_time(trainer, model_path):
     tokenizer = load_tokenizer(open_model(model_path))
-    texts = [continued(trainer.model, trainer.adapter, tokenizer, prompt, 6, 1)
-             for prompt in ("the love", "the love", "")]
+    texts = [continued(trainer.network, trainer.adapter, tokenizer, prompt, 6, 1) for prompt in ("the love", "the love", "")]
     assert texts[0] == texts[1] and texts[0] and texts[2]

@@ -20,9 +20,10 @@ from lorafast import cli
 from lorafast.adapters import read_adapter
 from lorafast.adapters.checkpoint import read_checkpoint
 from lorafast.gguf.reader import open_model
+from lorafast.gguf.roles import LLAMA_FINETUNE_ROLES
 from lorafast.network.hparams import read_hparams
-from lorafast.network.lora import LAYER_ROLES, Adapter, default_ranks, specs_for
-from lorafast.network.network import Trainer
+from lorafast.network.lora import Adapter, default_ranks, specs_for
+from lorafast.network.trainer import Trainer
 from lorafast.options.finetune import FinetuneConfig
 from lorafast.reporting.events import Ended, Started, Step
 from lorafast.reporting.metrics import read_metrics
@@ -530,7 +531,7 @@ def test_an_adapter_to_start_from_decides_its_shape(folder, tiny, capsys):
 def test_only_the_last_blocks(folder, tiny, train):
     train("--model-base", tiny, *TINY, "--layers", 1, "--adam-iter", 1)
     names = set(read_adapter("a-1.bin").pairs)
-    assert names == {f"blk.1.{role}.weight" for role in LAYER_ROLES} | {"output_norm.weight", "output.weight"}
+    assert names == {f"blk.1.{role}.weight" for role in (row.name for row in LLAMA_FINETUNE_ROLES if row.in_block)} | {"output_norm.weight", "output.weight"}
     assert cli.main(["finetune", "--model-base", str(tiny), *TINY, "--layers", "3"]) == 2
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lorafast.network.rope_tables import rope_tables
+from lorafast.network.rope import rope_tables
 
 
 def test_angles():

@@ -1,0 +1,13 @@
+"""How a run reads its data, from its options."""
+from __future__ import annotations
+
+from ..options.finetune import FinetuneConfig
+from .open import DataOptions
+
+
+def data_options(config: FinetuneConfig) -> DataOptions:
+    """How the data is to be read."""
+    return DataOptions(
+        config.train_data, config.valid_data, config.valid_split, config.data_format, config.chat_template,
+        config.train_on_prompt, config.skip_bad, config.data_cache, config.stride, config.start_text,
+        config.include_sample_start, config.overlapping_samples)

@@ -1,0 +1,124 @@
+"""The architectures: how each differs from the others, a row each, as data.
+
+How these facts are computed with stands in the branches (attention.py, feed_forward.py). Sources of every row: llama.cpp
+(src/llama-model.cpp, src/models/), which decides what a GGUF file means, and the modelling code of transformers.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+PEFT_MODULES = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj", "ffn_down": "mlp.down_proj", "ffn_up": "mlp.up_proj",
+    "output": "lm_head", "token_embd": "model.embed_tokens",
+}
+"""The module that Hugging Face's llama has for each role, below `model.layers.<n>` for those of a block."""
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """Which blocks see only a window of the newest positions, where `attention.sliding_window` gives its length.
+
+    period     block i is local when i mod period < period - 1; 0: only an array in the file makes blocks local
+    window     its length where the file gives none; 0: then no block is local
+    rope_base  of local blocks where the file has no `rope.freq_base_swa`; None: that of the others
+    scaled     whether `rope.scaling` holds in local blocks too
+    only_n_layer  models with this many blocks have windows; 0: all have
+    """
+
+    period: int = 0
+    window: int = 0
+    rope_base: float | None = None
+    scaled: bool = False
+    only_n_layer: int = 0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one `general.architecture` differs from the others.
+
+    rope        which values of a head RoPE turns together: "norm" (2j, 2j + 1), "neox" (j, j + n_rot / 2)
+    permuted    rows of q and k lie in another order than in Hugging Face's model, which pairs halves
+    norm        "rms", or "layer": the mean is subtracted, and there may be biases
+    attn_norm, ffn_norm            names of the norms before a branch; "" without
+    attn_post_norm, ffn_post_norm  names of the norms behind it; "" without
+    final_norm  name of the norm before the output
+    qk_norm     norms of q and k: of each "head", of all heads of a "row" together, of each head by weights of its own ("heads")
+    qk_norm_after_rope  they come after RoPE
+    sub_norms   norms before the last matrix of each branch (attn_sub_norm, ffn_sub_norm)
+    parallel    both branches read the block's input; "without ffn_norm": they do where there is no ffn_norm
+    activation  "silu", "gelu" (by tanh) or "relu_squared"
+    gated       the feed-forward's activation is multiplied by `ffn_up`; otherwise there is no gate
+    fused_gate_up  `ffn_up` holds the rows of gate, then those of up
+    biases      roles that may have a bias beside q, k and v, which always may
+    needed_biases  those of them that are never missing
+    tied        the output matrix: "always" the embedding, "never", or as the "file" has it
+    scales      keys that are read: "embedding_scale", "residual_scale", "logit_scale", "attention.scale"
+    embedding_scale  "sqrt": the embedding is multiplied by the root of its width
+    logit_scale_divides  the logits are divided by the key, otherwise multiplied
+    default_scales   of keys that may be missing, as functions of (n_embd, n_layer)
+    sliding     which blocks have a window; None: none, whatever the file says
+    rope_every  blocks i with (i + 1) mod rope_every = 0 have no RoPE; 0: all have
+    rope_only   "local": only blocks with a window have RoPE (where any has one)
+    attention_soft_cap, logit_soft_cap   of scores and logits where the file has no key; 0: none; None: no key is read
+    wide_n_layer   models with this many blocks scale scores by (n_embd / n_head)^-0.5, not by the head's size
+    yarn_betas, yarn_log   whether the keys of YaRN's betas and of its log multiplier are read
+    peft        modules other than Hugging Face's llama's, by role
+    """
+
+    name: str
+    rope: Literal["norm", "neox"] = "neox"
+    permuted: bool = False
+    norm: Literal["rms", "layer"] = "rms"
+    attn_norm: str = "attn_norm"
+    attn_post_norm: str = ""
+    ffn_norm: str = "ffn_norm"
+    ffn_post_norm: str = ""
+    final_norm: str = "output_norm"
+    qk_norm: Literal["", "head", "row", "heads"] = ""
+    qk_norm_after_rope: bool = False
+    sub_norms: bool = False
+    parallel: bool | Literal["without ffn_norm"] = False
+    activation: Literal["silu", "gelu", "relu_squared"] = "silu"
+    gated: bool = True
+    fused_gate_up: bool = False
+    biases: tuple[str, ...] = ()
+    needed_biases: tuple[str, ...] = ()
+    tied: Literal["always", "never", "file"] = "file"
+    scales: tuple[str, ...] = ()
+    embedding_scale: Literal["", "sqrt"] = ""
+    logit_scale_divides: bool = True
+    default_scales: str = ""
+    sliding: Sliding | None = None
+    rope_every: int = 0
+    rope_only: Literal["", "local"] = ""
+    attention_soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    wide_n_layer: int = 0
+    yarn_betas: bool = False
+    yarn_log: bool = False
+    peft: dict[str, str] = field(default_factory=dict, hash=False)
+
+    def module(self, role: str) -> str:
+        """Hugging Face's name of the module that a role's tensor is, below its layer."""
+        return self.peft.get(role) or PEFT_MODULES[role]
+
+    def role_of_module(self, module: str) -> str | None:
+        """The inverse of `module`; None for a module that is not known."""
+        return next((role for role, name in (PEFT_MODULES | self.peft).items() if name == module), None)
+
+
+LLAMA = Architecture("llama", rope="norm", permuted=True)
+QWEN2 = Architecture("qwen2")
+QWEN3 = replace(QWEN2, name="qwen3", qk_norm="head")
+
+ARCHITECTURES = {row.name: row for row in (LLAMA, QWEN2, QWEN3)}
+"""By the value of `general.architecture`."""
+
+
+def architecture_of(name: str) -> Architecture:
+    """The row of an architecture. One that lorafast cannot train has llama's names and no permutation: its adapters can
+    still be converted."""
+    return ARCHITECTURES.get(name) or Architecture(name)

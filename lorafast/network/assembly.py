@@ -1,0 +1,93 @@
+"""Blocks made of a model file, as its architecture's row says."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..gguf.reader import GGUFFile, Tensor
+from .attention import Attention, Heads, Scores
+from .block import Block
+from .block_params import BlockParams
+from .branch import BranchOutput
+from .dora import Gain
+from .feed_forward import FeedForward
+from .hparams import HParams
+from .linear import Group, Linear
+from .norm import HeadNorm, Norm
+from .rope import Rope, RopeParams
+
+
+def norm_of(gguf: GGUFFile, hparams: HParams, name: str) -> Norm | None:
+    """The norm of that name, without `.weight`; None where the file has none."""
+    tensor = gguf.tensors.get(f"{name}.weight")
+    return None if tensor is None else Norm(tensor, hparams.norm_rms_eps)
+
+
+def build_blocks(gguf: GGUFFile, hparams: HParams, n_positions: int) -> list[Block]:
+    """All blocks, for up to `n_positions` positions a sequence. Those with the same RoPE share its tables."""
+    ropes: dict[RopeParams | None, Rope | None] = {None: None}
+    blocks = []
+    for layer, params in enumerate(hparams.blocks):
+        if params.rope not in ropes:
+            factors = gguf.tensors.get(params.rope.factors_for(n_positions))
+            ropes[params.rope] = Rope(params.rope, n_positions, factors.to_float32() if factors else None,
+                                      hparams.architecture.rope == "norm")
+        blocks.append(_Assembly(gguf, hparams, params, ropes[params.rope], f"blk.{layer}.").block())
+    return blocks
+
+
+@dataclass(frozen=True)
+class _Assembly:
+    """One block. prefix: of its tensors' names."""
+
+    gguf: GGUFFile
+    hparams: HParams
+    params: BlockParams
+    rope: Rope | None
+    prefix: str
+
+    def block(self) -> Block:
+        arch = self.hparams.architecture
+        is_parallel = arch.parallel is True or (arch.parallel == "without ffn_norm" and self.norm(arch.ffn_norm) is None)
+        ffn_norm = self.norm(arch.attn_norm if is_parallel else arch.ffn_norm)
+        return Block(self.hparams.n_embd, [self.attention(), self.feed_forward(ffn_norm)], is_parallel)
+
+    def attention(self) -> Attention:
+        arch, hp, params = self.hparams.architecture, self.hparams, self.params
+        heads = Heads(params.n_head, params.n_head_kv, params.n_embd_head_k, params.n_embd_head_v)
+        scale = hp.attention_scale or heads.D**-0.5
+        q, k, v, _ = heads.widths
+        group = self.split("attn_qkv", q, k, v) or Group(*(self.linear(f"attn_{part}") for part in "qkv"))
+        norms = [HeadNorm(norm) if norm else None for norm in map(self.norm, ("attn_q_norm", "attn_k_norm"))]
+        output = self.output("attn_output", "attn_sub_norm", arch.attn_post_norm)
+        return Attention(self.norm(arch.attn_norm), group, output, heads, Scores(scale, params.window, hp.attention_soft_cap),
+                         self.rope, *norms, norm_after_rope=arch.qk_norm_after_rope)
+
+    def feed_forward(self, norm: Norm | None) -> FeedForward:
+        arch, F = self.hparams.architecture, self.params.n_ff
+        names = ("ffn_gate", "ffn_up") if arch.gated else ("ffn_up",)
+        is_fused = arch.fused_gate_up and self.tensor("ffn_gate.weight") is None
+        inner = self.split("ffn_up", F, F) if is_fused else Group(*map(self.linear, names))
+        return FeedForward(norm, inner, self.output("ffn_down", "ffn_sub_norm", arch.ffn_post_norm), arch.activation)
+
+    def output(self, name: str, pre_norm: str, post_norm: str) -> BranchOutput:
+        return BranchOutput(Group(self.linear(name)), self.hparams.residual_scale, self.norm(pre_norm), self.norm(post_norm))
+
+    def tensor(self, name: str) -> Tensor | None:
+        return self.gguf.tensors.get(self.prefix + name)
+
+    def norm(self, name: str) -> Norm | None:
+        return norm_of(self.gguf, self.hparams, self.prefix + name) if name else None
+
+    def linear(self, name: str) -> Linear:
+        return Linear(self.gguf.tensors[f"{self.prefix}{name}.weight"], self.tensor(f"{name}.bias"))
+
+    def split(self, name: str, *rows: int) -> Group | None:
+        """Matrices of so many rows that one tensor holds; None where the file has no such tensor."""
+        tensor, bias, begin = self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"), 0
+        if tensor is None:
+            return None
+        linears, gain = [], Gain(tensor)
+        for n in rows:
+            linears.append(Linear(tensor, bias, rows=slice(begin, begin + n), gain=gain))
+            begin += n
+        return Group(*linears)

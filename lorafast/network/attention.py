@@ -1,0 +1,205 @@
+"""The attention branch: q, k, v = projections of norm(x), RoPE, causal attention, and the output matrix.
+
+Sources: Touvron et al., LLaMA (2023); grouped-query attention: Ainslie et al. (2023); norms of q and k: Dehghani et al.,
+"Scaling Vision Transformers to 22 Billion Parameters" (2023); soft caps: Gemma 2 (2024).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..kernels.attention import attention_backward, attention_forward, attention_scratch_bytes
+from .branch import BranchOutput, Saved, given
+from .buffers import Buffers, New, Scratch
+from .kv_cache import KVCache
+from .linear import Group
+from .lora import Adapter, Ranks
+from .norm import HeadNorm, Norm
+from .passes import Pass
+from .rope import Rope
+
+
+@dataclass(frozen=True)
+class Heads:
+    """n_head queries of size D share n_head_kv keys of size D and values of size DV."""
+
+    n_head: int
+    n_head_kv: int
+    D: int
+    DV: int
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """Of q, k, v and the output."""
+        return self.n_head * self.D, self.n_head_kv * self.D, self.n_head_kv * self.DV, self.n_head * self.DV
+
+
+@dataclass(frozen=True)
+class Scores:
+    """scale · q kᵀ, capped: c·tanh(s / c), of the `window` newest keys (0: of all; a cap of 0: none)."""
+
+    scale: float
+    window: int = 0
+    soft_cap: float = 0.0
+
+
+class AttentionSaved(Saved):
+    """q and k stand as RoPE turned them, where that can be undone; otherwise as the projections put them out.
+
+    cheap.o    attention's output
+    cheap.lse  the logarithm of its softmax's denominators
+    """
+
+    def __init__(self, branch: Attention, T: int, new: New, ranks: Ranks) -> None:
+        q, k, v, _ = branch.heads.widths
+        self.norm = branch.norm.saved(T, new) if branch.norm else []
+        self.q, self.k, self.v = new(T, q), new(T, k), new(T, v)
+        self.q_norm = branch.q_norm.saved(T, q, new) if branch.q_norm else []
+        self.k_norm = branch.k_norm.saved(T, k, new) if branch.k_norm else []
+        self.cheap = AttentionOutputs(branch.heads, T, new)
+        self.h = branch.qkv.saved(T, new, ranks)
+        self.output = branch.output.saved(T, new, ranks)
+
+
+class AttentionOutputs(Buffers):
+    def __init__(self, heads: Heads, T: int, new: New) -> None:
+        self.o, self.lse = new(T, heads.widths[3]), new(T, heads.n_head)
+
+
+class Attention:
+    """out = residual + output(attention(RoPE(q), RoPE(k), v)).
+
+    norm            of the input; None: the projections read x itself
+    q_norm, k_norm  of heads; None without. norm_after_rope: they come behind RoPE
+    rope            None: no position is marked
+    """
+
+    def __init__(self, norm: Norm | None, qkv: Group, output: BranchOutput, heads: Heads, scores: Scores, rope: Rope | None,
+                 q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, norm_after_rope: bool = False) -> None:
+        self.norm, self.qkv, self.output, self.heads, self.scores = norm, qkv, output, heads, scores
+        self.rope, self.q_norm, self.k_norm, self.norm_after_rope = rope, q_norm, k_norm, norm_after_rope
+        self.groups = (qkv, output.group)
+        self.norms = given(norm, output.post_norm)
+        norm_first = q_norm is not None and not norm_after_rope
+        self.turns_saved = rope is not None and rope.is_rotation and not norm_first
+        """RoPE turns s.q and s.k themselves: it can be undone."""
+
+    @property
+    def shape(self) -> tuple:
+        return (type(self), self.heads, self.scores.window, self.norm is None, self.q_norm is None, self.output.is_plain)
+
+    def saved(self, T: int, new: New, ranks: Ranks) -> AttentionSaved:
+        return AttentionSaved(self, T, new, ranks)
+
+    def scratch(self, T: int, adapter: Adapter) -> int:
+        C, spare = self.output.N, self.output.widths()
+        q, k, v, o = self.heads.widths
+        return max(Scratch.floats(T, C, *self._turned_widths(), *spare),
+                   Scratch.floats(T, q, k, v, C, max(C, o), *self._turned_widths(), *spare))
+
+    def kernel_bytes(self, T: int, n_threads: int) -> int:
+        return attention_scratch_bytes(T, self.heads.n_head, self.heads.D, self.heads.DV, n_threads)
+
+    def cheap_growth(self, length: int, ctx: int) -> float:
+        window = self.scores.window or ctx
+        return min(window, ctx) / min(window, length) - 1
+
+    def new_cache(self, n_ctx: int, chunk: int, new: New) -> KVCache:
+        return KVCache(n_ctx, self.scores.window, chunk, *self.heads.widths[1:3], new)
+
+    def _turned_widths(self) -> tuple[int, int]:
+        """Columns of scratch for q and k as attention takes them; 0 where these are s.q and s.k."""
+        return (0, 0) if self._takes_saved else self.heads.widths[:2]
+
+    @property
+    def _takes_saved(self) -> bool:
+        return self.q_norm is None and (self.rope is None or self.turns_saved)
+
+    def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: AttentionSaved, pass_: Pass,
+                cache: KVCache | None = None) -> None:
+        normed, q, k, *spare = pass_.scratch.arrays(len(x), self.output.N, *self._turned_widths(), *self.output.widths())
+        if self.norm:
+            self.norm.forward(normed, s.norm, x, pass_)
+        self.qkv.forward((s.q, s.k, s.v), s.h, normed if self.norm else x, pass_)
+        if self.turns_saved:
+            self._turn(s.q, s.k, pass_)
+        q, k = self._turned(q, k, s, pass_)
+        self._attend(s, q, *(cache.append(k, s.v) if cache is not None else (k, s.v)), pass_)
+        self.output.forward(out, residual, s.cheap.o, s.output, spare, pass_)
+
+    def recompute_cheap(self, s: AttentionSaved, pass_: Pass) -> None:
+        _, *turned = pass_.scratch.arrays(len(s.q), self.output.N, *self._turned_widths())
+        self._attend(s, *self._turned(*turned, s, pass_), s.v, pass_)
+
+    def _attend(self, s: AttentionSaved, q: np.ndarray, k: np.ndarray, v: np.ndarray, pass_: Pass) -> None:
+        """s.cheap from queries, and keys and values of the same rows, or of one sequence with earlier ones before them."""
+        begin, heads, scores = pass_.rows.q_begin, self.heads, self.scores
+        k_begin = begin if len(k) == len(q) else np.array([0, len(k)], np.int32)
+        attention_forward(s.cheap.o, s.cheap.lse, q, k, v, begin, k_begin, scores.scale, scores.window, heads.n_head,
+                          heads.n_head_kv, pass_.n_threads)
+
+    def _turn(self, q: np.ndarray, k: np.ndarray, pass_: Pass) -> None:
+        self.rope.of_queries.turn(q, pass_.rows.positions, self.heads.n_head, pass_.n_threads)
+        self.rope.turn(k, pass_.rows.positions, self.heads.n_head_kv, pass_.n_threads)
+
+    def _turn_back(self, q: np.ndarray, k: np.ndarray, pass_: Pass) -> None:
+        self.rope.of_queries.turn_back(q, pass_.rows.positions, self.heads.n_head, pass_.n_threads)
+        self.rope.turn_back(k, pass_.rows.positions, self.heads.n_head_kv, pass_.n_threads)
+
+    def _turned(self, q: np.ndarray, k: np.ndarray, s: AttentionSaved, pass_: Pass) -> tuple[np.ndarray, np.ndarray]:
+        """q and k as attention takes them: s.q and s.k, or made of them in the memory of q and k."""
+        if self._takes_saved:
+            return s.q, s.k
+        if self.q_norm:
+            self.q_norm.forward(q, s.q_norm, s.q, pass_)
+            self.k_norm.forward(k, s.k_norm, s.k, pass_)
+        else:
+            q[:], k[:] = s.q, s.k
+        if self.rope and not self.turns_saved:
+            self._turn(q, k, pass_)
+        return q, k
+
+    def backward(self, dx: np.ndarray, d_out: np.ndarray, x: np.ndarray, s: AttentionSaved, pass_: Pass,
+                 need_dx: bool) -> None:
+        T, C, (wq, wk, wv, wo) = len(x), self.output.N, self.heads.widths
+        widths = wq, wk, wv, C, max(C, wo), *self._turned_widths(), *self.output.widths()
+        dq, dk, dv, d_normed, last, q, k, *spare = pass_.scratch.arrays(T, *widths)
+        do, normed = last.reshape(-1)[:T * wo].reshape(T, wo), last.reshape(-1)[:T * C].reshape(T, C)
+        norm_is_adapted = self.norm is not None and self.norm.is_adapted(pass_.adapter)
+        # out = residual + output(o)
+        if not (need_dx or norm_is_adapted or self.qkv.is_adapted(pass_.adapter)):
+            self.output.backward(None, d_out, s.cheap.o, s.output, spare, pass_)
+            return
+        self.output.backward(do, d_out, s.cheap.o, s.output, spare, pass_)
+        # o = attention(q, k, v)
+        q, k = self._turned(q, k, s, pass_)
+        begin, scores = pass_.rows.q_begin, self.scores
+        attention_backward(dq, dk, dv, do, q, k, s.v, s.cheap.o, s.cheap.lse, begin, begin, scores.scale, scores.window,
+                           self.heads.n_head, self.heads.n_head_kv, False, pass_.n_threads)
+        dq, dk = self._turned_backward(dq, dk, q, k, s, pass_)
+        d_qkv = self.qkv.gain_backward([dq, dk, dv], [s.q, s.k, s.v], pass_)
+        # q, k, v = projections of normed = norm(x)
+        if self.norm:
+            self.norm.forward(normed, s.norm, x, pass_)         # in the place of do, which has served
+        self.qkv.backward(d_normed if need_dx or norm_is_adapted else None, d_qkv, normed if self.norm else x, s.h, pass_)
+        if self.norm and (need_dx or norm_is_adapted):
+            self.norm.backward(dx, d_normed, x, s.norm, pass_)
+        elif need_dx:
+            dx += d_normed
+
+    def _turned_backward(self, dq: np.ndarray, dk: np.ndarray, q: np.ndarray, k: np.ndarray, s: AttentionSaved,
+                         pass_: Pass) -> tuple[np.ndarray, np.ndarray]:
+        """The gradients of what the projections put out; s.q and s.k become that again if it is needed. q, k: of _turned."""
+        if self.rope and not self.norm_after_rope:
+            self._turn_back(dq, dk, pass_)
+        if self.q_norm:
+            self.q_norm.backward(q, dq, s.q, s.q_norm, pass_)   # q and k have served
+            self.k_norm.backward(k, dk, s.k, s.k_norm, pass_)
+            dq, dk = q, k
+        if self.rope and self.norm_after_rope:
+            self._turn_back(dq, dk, pass_)
+        if self.turns_saved and self.qkv.has_gains(pass_.adapter):
+            self._turn_back(s.q, s.k, pass_)
+        return dq, dk
+

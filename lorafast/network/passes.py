@@ -1,0 +1,47 @@
+"""What travels through a pass: where the rows belong, the adapter, memory, threads."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .buffers import Scratch
+from .lora import Adapter, Gradients
+from .weights import MAPPED, Weights
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the T rows of a batch belong. Rows of one sequence follow each other; sequences don't see each other.
+
+    positions   int32 (T,), place within the sequence
+    q_begin     int32 (n_seq + 1,), first row of each sequence
+    """
+
+    positions: np.ndarray
+    q_begin: np.ndarray
+
+    @staticmethod
+    def of(begin: np.ndarray) -> Rows:
+        """Whole sequences, the i-th from row begin[i] to begin[i + 1]."""
+        positions = np.arange(begin[-1], dtype=np.int32) - np.repeat(begin[:-1], np.diff(begin))
+        return Rows(positions.astype(np.int32), begin)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Built once for a pass over some tokens, and handed to every part of the network.
+
+    tokens     int32 (T,)
+    scratch    working memory that the parts use in turn
+    gradients  None in a pass without a way back
+    weights    where their bytes come from
+    """
+
+    tokens: np.ndarray
+    rows: Rows
+    adapter: Adapter
+    scratch: Scratch
+    n_threads: int
+    gradients: Gradients | None = None
+    weights: Weights = MAPPED

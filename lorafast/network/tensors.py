@@ -1,0 +1,99 @@
+"""Which tensors the network of a file has, and whether the file has them, of the right shape and type."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..errors import FormatError
+from ..gguf.reader import GGUFFile
+from .architectures import Architecture
+from .block_params import BlockParams
+
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+EVERYWHERE = ("attn_q", "attn_k", "attn_v", "attn_qkv")
+"""Roles that may have a bias in every architecture."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def expected_tensors(gguf: GGUFFile, arch: Architecture, C: int, V: int, blocks: Sequence[BlockParams]) -> Shapes:
+    """Shape of every tensor of the network, by name: those that it needs, and those that it may have and the file has."""
+    shapes: Shapes = {"token_embd.weight": (V, C), f"{arch.final_norm}.weight": (C,)}
+    if arch.norm == "layer" and f"{arch.final_norm}.bias" in gguf.tensors:
+        shapes[f"{arch.final_norm}.bias"] = (C,)
+    if "output.weight" in gguf.tensors:
+        shapes["output.weight"] = (V, C)
+        if "output.bias" in gguf.tensors:
+            shapes["output.bias"] = (V,)
+    for layer, block in enumerate(blocks):
+        sizes = {"C": C, **block.sizes}
+        present = {name.removeprefix(f"blk.{layer}.") for name in gguf.tensors if name.startswith(f"blk.{layer}.")}
+        for name, symbols in _block_tensors(arch, present):
+            shapes[f"blk.{layer}.{name}"] = tuple(sizes[symbol] for symbol in symbols)
+    for name in ROPE_FACTORS:
+        n_rot = {block.rope.n_rot for block in blocks if block.rope}
+        if name in gguf.tensors and n_rot:
+            shapes[name] = (max(n_rot) // 2,)
+    return shapes
+
+
+def _block_tensors(arch: Architecture, present: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Name and shape, in symbols, of a block's tensors. present: names that the file has of this block."""
+    matrices = {"attn_output": ("C", "H*DV"), "ffn_down": ("C", "F")}
+    if "attn_qkv.weight" in present:
+        matrices["attn_qkv"] = ("QKV", "C")
+    else:
+        matrices |= {"attn_q": ("H*D", "C"), "attn_k": ("HKV*D", "C"), "attn_v": ("HKV*DV", "C")}
+    if arch.gated and not (arch.fused_gate_up and "ffn_gate.weight" not in present):
+        matrices |= {"ffn_gate": ("F", "C"), "ffn_up": ("F", "C")}
+    else:
+        matrices["ffn_up"] = ("2F" if arch.gated else "F", "C")
+    for name, shape in matrices.items():
+        yield f"{name}.weight", shape
+        may_have_bias = name in EVERYWHERE or name in arch.biases
+        if name in arch.needed_biases or (may_have_bias and f"{name}.bias" in present):
+            yield f"{name}.bias", shape[:1]
+    norms = [arch.attn_norm, arch.attn_post_norm, arch.ffn_norm, arch.ffn_post_norm]
+    for name in filter(None, norms):
+        if name == arch.ffn_norm and arch.parallel == "without ffn_norm" and f"{name}.weight" not in present:
+            continue
+        yield f"{name}.weight", ("C",)
+        if arch.norm == "layer" and f"{name}.bias" in present:
+            yield f"{name}.bias", ("C",)
+    yield from _inner_norms(arch, present)
+
+
+def _inner_norms(arch: Architecture, present: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Norms inside of the branches."""
+    shapes = {"head": (("D",), ("D",)), "row": (("H*D",), ("HKV*D",)), "heads": (("H", "D"), ("HKV", "D"))}
+    if arch.qk_norm and (arch.qk_norm != "heads" or "attn_q_norm.weight" in present):
+        of_q, of_k = shapes[arch.qk_norm]
+        yield "attn_q_norm.weight", of_q
+        yield "attn_k_norm.weight", of_k
+    if arch.sub_norms:
+        yield "attn_sub_norm.weight", ("C",)
+        yield "ffn_sub_norm.weight", ("F",)
+
+
+def check_tensors(gguf: GGUFFile, arch: Architecture, shapes: Mapping[str, tuple[int, ...]], n_layer: int) -> None:
+    """FormatError for a tensor that is missing, of another shape, of a type that cannot be trained on, or not known."""
+    for name, shape in shapes.items():
+        tensor = gguf.tensors.get(name)
+        if tensor is None:
+            raise FormatError(f"{gguf.path}: tensor '{name}' is missing; is this a whole model?")
+        if tensor.shape != shape:
+            raise FormatError(f"{gguf.path}: tensor '{name}' has shape {tensor.shape}, wanted {shape}")
+        if not tensor.type.is_trainable:
+            raise FormatError(f"{gguf.path}: tensor '{name}' has type {tensor.type.label}, which lorafast cannot train on; "
+                              "use a file in F16, BF16, Q8_0, Q4_0 to Q5_1, a K-quant, IQ4_NL or IQ4_XS")
+    for name in gguf.tensors:
+        if name not in shapes and name not in ROPE_FACTORS and not _is_behind(name, n_layer):
+            detail = " (a bias)" if name.endswith(".bias") else " (experts)" if re.search(r"_exps?\b|gate_inp", name) else ""
+            raise FormatError(f"{gguf.path}: tensor '{name}'{detail} is no part of architecture '{arch.name}' as "
+                              "lorafast knows it; such a model is not supported")
+
+
+def _is_behind(name: str, n_layer: int) -> bool:
+    """Whether a tensor belongs to a block behind the network's own, which predicts tokens further ahead."""
+    match = re.match(r"blk\.(\d+)\.", name)
+    return match is not None and int(match[1]) >= n_layer

@@ -1,0 +1,209 @@
+"""Loss and gradients of batches: what is kept of the forward pass, and what is computed again for the backward pass."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..data.batches import Batch
+from .block import BlockSaved
+from .buffers import Buffers, New, Scratch, empty, nbytes_of
+from .linear import Group
+from .lora import Adapter, Gradients, Ranks
+from .network import Network
+from .passes import Pass, Rows
+from .weights import MAPPED, Weights
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What of a step is kept in memory, and what is computed again (planning chooses). The results are the same.
+
+    n_kept       blocks, counted from the top, whose forward pass is kept for backward. The others keep their input only and
+                 are computed again: gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016)
+    input_every  of those, each so-many-th keeps its input; between them even the inputs are computed again. Above 1, n_kept is 1
+    keeps_cheap  of what is kept, also what is cheap to compute again (attention's outputs, for short sequences)
+    head_tokens  tokens whose logits exist at a time
+    micro_batch  long sequences of a batch that are worked on at a time, or more that are shorter; None: all
+    """
+
+    n_kept: int
+    input_every: int = 1
+    head_tokens: int = 128
+    micro_batch: int | None = None
+    keeps_cheap: bool = True
+
+    def max_tokens(self, batch: int, ctx: int) -> int:
+        """Tokens worked on at a time, at most, of batches of `batch` sequences of up to `ctx`."""
+        return min(batch, self.micro_batch or batch) * ctx
+
+
+LLAMA_FINETUNE_FLOOR = 1e-9
+"""Under the probabilities in llama-finetune's loss, -ln(p (1 - floor) + floor): no token's loss is above 20.72."""
+
+
+class Trainer:
+    """Works on at most `max_tokens` tokens at a time, with buffers allocated once. No sequence may have more.
+
+    adapter  as passes see it: with dropout not the one that is trained, but one laid out like it
+    floor    under the probabilities in the loss; 0: none
+    weights  where their bytes come from
+    """
+
+    def __init__(self, network: Network, adapter: Adapter, max_tokens: int, strategy: Strategy, n_threads: int, *,
+                 floor: float = 0.0, weights: Weights = MAPPED) -> None:
+        self.network, self.adapter, self.strategy, self.n_threads = network, adapter, strategy, n_threads
+        self.max_tokens, self.floor, self.weights = max_tokens, floor, weights
+        self.buffers = Activations(network, adapter, max_tokens, strategy)
+        self.scratch = Scratch(scratch_floats(network, adapter, max_tokens, strategy.head_tokens))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers, the adapter's own arrays not counted."""
+        return self.buffers.nbytes + self.scratch.memory.nbytes
+
+    def loss(self, batch: Batch) -> float:
+        """Sum of the losses in nats of the targets that count, without gradients."""
+        loss = 0.0
+        for tokens, targets, begin in self._parts(batch):
+            pass_ = self._pass(tokens, begin)
+            buffers = self._forward(pass_)
+            loss += self._head(buffers, targets, None, pass_)
+        return loss
+
+    def loss_and_gradients(self, batch: Batch, token_weight: float, gradients: Gradients) -> float:
+        """Sum of the losses in nats of the targets that count; adds `token_weight` times its gradients to `gradients`."""
+        return sum((self._loss_and_gradients(tokens, targets, begin, token_weight, gradients)
+                    for tokens, targets, begin in self._parts(batch)), 0.0)
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Tokens, targets and begins of as many sequences at a time as can be worked on."""
+        first = 0
+        while first + 1 < len(batch.begin):
+            end = max(first + 2, int(np.searchsorted(batch.begin, batch.begin[first] + self.max_tokens, side="right")))
+            begin = batch.begin[first:end]
+            rows = slice(begin[0], begin[-1])
+            yield batch.tokens[rows], batch.targets[rows], begin - begin[0]
+            first = end - 1
+
+    def _pass(self, tokens: np.ndarray, begin: np.ndarray, gradients: Gradients | None = None) -> Pass:
+        return Pass(tokens, Rows.of(begin), self.adapter, self.scratch, self.n_threads, gradients, self.weights)
+
+    def _loss_and_gradients(self, tokens: np.ndarray, targets: np.ndarray, begin: np.ndarray, token_weight: float,
+                            gradients: Gradients) -> float:
+        network, pass_ = self.network, self._pass(tokens, begin, gradients)
+        buffers = self._forward(pass_)
+        loss = self._head(buffers, targets, token_weight, pass_)
+        x, saved, dx = buffers.input, buffers.saved_of, buffers.output
+        for layer in range(len(network.blocks) - 1, buffers.lowest - 1, -1):
+            block = network.blocks[layer]
+            for below in buffers.lost_inputs(layer):
+                network.blocks[below].forward(x(below + 1), x(below), saved(below), pass_)
+            if buffers.is_recomputed(layer):
+                block.forward(None, x(layer), saved(layer), pass_)
+            elif buffers.has_lost_cheap(layer):
+                for branch, s in zip(block.branches, saved(layer).branches, strict=True):
+                    branch.recompute_cheap(s, pass_)
+            block.backward(dx, x(layer), saved(layer), pass_,
+                           need_dx=layer > buffers.lowest or network.embedding.name in self.adapter)
+        if network.embedding.name in self.adapter:
+            network.embedding.backward(dx, x(0), pass_)
+        return loss
+
+    def _forward(self, pass_: Pass) -> Activations:
+        """Runs the blocks; returns the buffers, with the input of each block and what is kept for backward."""
+        buffers = self.buffers.first(len(pass_.tokens))
+        x, saved = buffers.input, buffers.saved_of
+        self.network.embedding.forward(x(0), pass_)
+        for layer, block in enumerate(self.network.blocks):
+            block.forward(x(layer + 1), x(layer), saved(layer), pass_)
+        return buffers
+
+    def _head(self, buffers: Activations, targets: np.ndarray, token_weight: float | None, pass_: Pass) -> float:
+        head, n_layer = self.network.head, len(self.network.blocks)
+        need_dx = buffers.lowest < n_layer or head.norm.is_adapted(self.adapter) or self.network.embedding.name in self.adapter
+        return head.loss(buffers.output, targets, self.floor, self.strategy.head_tokens, token_weight, need_dx, pass_)
+
+
+class Activations(Buffers):
+    """The inputs of the blocks, and what is kept of their forward passes, for a Trainer of T tokens."""
+
+    def __init__(self, network: Network, adapter: Adapter, T: int, strategy: Strategy, new: New = empty) -> None:
+        blocks, C = network.blocks, network.hparams.n_embd
+        self.n_layer, self.input_every = len(blocks), strategy.input_every
+        self.lowest = network.lowest_block(adapter)
+        self.kept_inputs = [new(T, C) for _ in range(self.lowest, self.n_layer, self.input_every)]
+        self.passing_inputs = [new(T, C) for _ in range(self.input_every - 1)]
+        self.below = [new(T, C)] if self.lowest else []
+        self.output = new(T, C)                                             # of the last block; then every dx
+        self.first_kept = self.n_layer - max(1, min(strategy.n_kept, self.n_layer - self.lowest))
+        self.shares_cheap = not strategy.keeps_cheap
+        self.saved: list[BlockSaved] = []
+        self.place: tuple[int, ...] = self._make_saved(network, T, new, Ranks(adapter))
+
+    def _make_saved(self, network: Network, T: int, new: New, ranks: Ranks) -> tuple[int, ...]:
+        """Fills `saved`: the top blocks have each their own, all others share that of the lowest of them with their shape, or
+        of the first below. Returns the place in it of each block's."""
+        places, of_shape, cheap = [0] * self.n_layer, {}, {}
+        for layer in [*range(self.first_kept, self.n_layer), *range(self.first_kept - 1, -1, -1)]:
+            shape = network.blocks[layer].shape
+            if layer >= self.first_kept or shape not in of_shape:
+                saved = network.blocks[layer].saved(T, new, ranks)
+                if self.shares_cheap:
+                    for i, branch in enumerate(saved.branches):
+                        branch.cheap = cheap.setdefault((shape, i), branch.cheap)
+                of_shape.setdefault(shape, len(self.saved))
+                self.saved.append(saved)
+                places[layer] = len(self.saved) - 1
+            else:
+                places[layer] = of_shape[shape]
+        return tuple(places)
+
+    @property
+    def saved_nbytes(self) -> int:
+        """Of `nbytes`, what is kept of the blocks' forward passes."""
+        return nbytes_of(self.saved)
+
+    def input(self, layer: int) -> np.ndarray:
+        """x (T, C), the input of a block or (layer = n_layer) the output of the last one."""
+        if layer == self.n_layer:
+            return self.output
+        i = layer - self.lowest
+        if i < 0:                                                   # two that alternate
+            return self.input(self.lowest) if i % 2 == 0 else self.below[0]
+        at, offset = divmod(i, self.input_every)
+        return self.passing_inputs[offset - 1] if offset else self.kept_inputs[at]
+
+    def lost_inputs(self, layer: int) -> range:
+        """The blocks that must run again because backward, coming from above, now needs the inputs over a kept one."""
+        i, n = layer - self.lowest, self.input_every
+        return range(layer - n + 1, layer) if n > 1 and i % n == n - 1 and layer + 1 < self.n_layer else range(0)
+
+    def saved_of(self, layer: int) -> BlockSaved:
+        return self.saved[self.place[layer]]
+
+    def is_recomputed(self, layer: int) -> bool:
+        return layer < self.first_kept
+
+    def has_lost_cheap(self, layer: int) -> bool:
+        """Whether a block above has used what this block shares with it."""
+        return self.shares_cheap and layer + 1 < self.n_layer
+
+
+def weight_order(network: Network, activations: Activations) -> list[Group]:
+    """The groups of matrices in the order in which a Trainer's pass reads them."""
+    order = [group for block in network.blocks for group in block.groups]
+    order += [network.head.group] * 2
+    for layer in range(len(network.blocks) - 1, activations.lowest - 1, -1):
+        order += [group for below in activations.lost_inputs(layer) for group in network.blocks[below].groups]
+        *all_but_last, last = network.blocks[layer].groups
+        if activations.is_recomputed(layer):
+            order += all_but_last
+        order += [last, *reversed(all_but_last)]
+    return order
+
+
+def scratch_floats(network: Network, adapter: Adapter, T: int, head_tokens: int) -> int:
+    """Size of a Trainer's Scratch."""
+    return max(network.head.scratch(min(T, head_tokens), adapter), *(block.scratch(T, adapter) for block in network.blocks))

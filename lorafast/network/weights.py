@@ -1,0 +1,68 @@
+"""Where the bytes of the weights come from when they are used: the mapping, the file, or a window that streams."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ..gguf.reader import Tensor
+
+
+class Matrices(Protocol):
+    """Matrices that are used together."""
+
+    tensors: Sequence[Tensor]
+
+
+class Weights(Protocol):
+    """What a pass asks of them."""
+
+    def wait_for(self, group: Matrices) -> None:
+        """Returns when these matrices are in memory; they stay until the next call, or longer."""
+
+    def rows(self, tensor: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A table of rows as stored, uint8, and the place in it of each of `rows`, int32."""
+
+    def slice(self, tensor: Tensor, begin: int, end: int) -> np.ndarray:
+        """Rows as stored, uint8 (end - begin, bytes a row)."""
+
+
+class MappedWeights:
+    """All weights lie in their mappings, and the system brings their pages."""
+
+    def wait_for(self, group: Matrices) -> None:
+        pass
+
+    def rows(self, tensor: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return tensor.data, rows
+
+    def slice(self, tensor: Tensor, begin: int, end: int) -> np.ndarray:
+        return tensor.data[begin:end]
+
+
+MAPPED = MappedWeights()
+
+
+class RowReader(Protocol):
+    """Reads rows of a matrix from its file, as stored."""
+
+    def read_rows(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
+        """uint8 (len(rows), bytes a row)."""
+
+
+class RowsFromFile:
+    """Rows are read from the file as they are needed, so that no others come into memory; matrices are as in the mapping."""
+
+    def __init__(self, files: RowReader) -> None:
+        self.files = files
+
+    def wait_for(self, group: Matrices) -> None:
+        pass
+
+    def rows(self, tensor: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        different, places = np.unique(rows, return_inverse=True)
+        return self.files.read_rows(tensor, different), places.astype(np.int32)
+
+    def slice(self, tensor: Tensor, begin: int, end: int) -> np.ndarray:
+        return self.files.read_rows(tensor, np.arange(begin, end))

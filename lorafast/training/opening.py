@@ -1,0 +1,62 @@
+"""What a run starts from, opened in one way for a run and for its plan."""
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ..adapters import BaseModel
+from ..adapters.checkpoint import Checkpoint
+from ..gguf.reader import GGUFFile
+from ..network.hparams import HParams
+from ..network.lora import Adapter
+from ..network.network import Network
+from ..network.residency import ModelFiles
+from ..network.weights import MAPPED, RowsFromFile, Weights
+from ..options.finetune import FinetuneConfig
+from ..planning.plan import Plan
+from ..planning.planner import plan_run
+from ..reporting.log import Log
+from ..tokenizer import Tokenizer, load_tokenizer
+from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The base model, and the adapter to train, still without values unless they are those of --init-lora.
+
+    checkpoint  that the run goes on from; None for a new one
+    """
+
+    config: FinetuneConfig
+    gguf: GGUFFile
+    hparams: HParams
+    tokenizer: Tokenizer
+    files: ModelFiles
+    base: BaseModel
+    network: Network
+    adapter: Adapter
+    checkpoint: Checkpoint | None
+
+    @property
+    def weights(self) -> Weights:
+        """Where their bytes come from when they don't stream: an embedding that is no output matrix is read by rows."""
+        return MAPPED if self.hparams.tied else RowsFromFile(self.files)
+
+    def plan(self) -> Plan:
+        return plan_run(self.config, self.gguf, self.files, self.tokenizer, self.network, self.adapter)
+
+
+def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:
+    """Opens what the options name. stack: closes it."""
+    gguf, hparams = open_base(config)
+    tokenizer = load_tokenizer(gguf)
+    files = ModelFiles(gguf)
+    stack.callback(files.close)
+    log.loader(gguf, tokenizer, hparams)
+    if 0 < hparams.n_ctx_train < config.ctx:
+        log.warning(f"--ctx {config.ctx} is more than the {hparams.n_ctx_train} tokens that the model was trained on")
+    base = BaseModel.from_gguf(gguf)
+    checkpoint = find_checkpoint(config, log)
+    adapter = new_adapter(config, hparams, base, log)
+    network = Network(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
+    return Opened(config, gguf, hparams, tokenizer, files, base, network, adapter, checkpoint)
