@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ..options.finetune import FinetuneConfig
-from ..reporting.log import open_log
+from ..reporting.choose import open_log
 from ..training.run import finetune
 
 INTERRUPTED = 130

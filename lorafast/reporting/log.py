@@ -140,15 +140,6 @@ class Log:
 STOPPING = "lorafast: finishing this step, then saving; once more to stop at once, unsaved"
 
 
-def open_log() -> Log:
-    """TerminalLog where stdout is a terminal that can move its cursor, else PipeLog."""
-    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        return PipeLog()
-    from .terminal import TerminalLog
-
-    return TerminalLog()
-
-
 def duration(ms: float) -> str:
     """`385.3ms`, `00:05:08` or `2d 03:04:05`."""
     if ms < 1000:

@@ -10,8 +10,9 @@ import pytest
 
 from lorafast.gguf.types import GGMLType, GGUFValueType
 from lorafast.network.lora import default_ranks
+from lorafast.reporting.choose import open_log
 from lorafast.reporting.events import Continuation, Evaluation
-from lorafast.reporting.log import IterationRecord, PipeLog, Progress, duration, open_log
+from lorafast.reporting.log import IterationRecord, PipeLog, Progress, duration
 from lorafast.reporting.model_summary import shorten, show_value
 
 GOLDEN = Path(__file__).parents[1] / "golden"

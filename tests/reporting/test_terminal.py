@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
+from lorafast.reporting.choose import open_log
 from lorafast.reporting.events import Continuation, Evaluation
-from lorafast.reporting.log import IterationRecord, open_log
+from lorafast.reporting.log import IterationRecord
 from lorafast.reporting.terminal import Rate, TerminalLog, bar, fitting, printable
 from tests.reporting.test_log import Terminal, replay
 
