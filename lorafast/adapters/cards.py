@@ -9,6 +9,9 @@ from ..gguf.roles import ROLES, split_name
 from ..system.atomic import atomic_write
 from . import AdapterFile, BaseModel
 
+CARD, MODELFILE = ".md", ".Modelfile"
+"""Ends of the names of what lies beside an adapter's file."""
+
 
 def modelfile(model_path: str, adapter_path: str | None = None, *,
               parameters: Mapping[str, object] | None = None) -> str:
@@ -77,12 +80,16 @@ def _usage(path: str, is_folder: bool, base: BaseModel, model_path: str) -> list
     return ["```sh", *commands, "```"]
 
 
-def write_beside(path: str, suffix: str, text: str) -> str:
-    """Writes `text` beside the adapter: `a.gguf` + `.md` is `a.md`; a folder gets README.md or Modelfile. The path."""
+def beside(path: str, suffix: str) -> Path:
+    """Where something beside an adapter goes: `a.gguf` + `.md` is `a.md`; a folder gets README.md or Modelfile."""
     if path.endswith("/") or os.path.isdir(path):
-        target = Path(path) / {".md": "README.md", ".Modelfile": "Modelfile"}[suffix]
-    else:
-        target = Path(path).with_suffix(suffix)
+        return Path(path) / {CARD: "README.md", MODELFILE: "Modelfile"}[suffix]
+    return Path(path).with_suffix(suffix)
+
+
+def write_beside(path: str, suffix: str, text: str) -> str:
+    """Writes `text` beside the adapter, and returns the path."""
+    target = beside(path, suffix)
     with atomic_write(target) as file:
         file.write(text.encode())
     return str(target)

@@ -64,7 +64,9 @@ def _contents(adapter: AdapterFile, base: BaseModel) -> tuple[list[tuple[str, Va
 
 
 READ_KEYS = ("adapter.type", "adapter.lora.alpha", "adapter.lora.task_name", "adapter.lora.prompt_prefix")
-"""Keys of an adapter that are read, or only describe it. Another one, as that of activation tokens, would change what it does."""
+"""Keys of an adapter that are read, or only describe it. Another one, as that of activation tokens, would change what
+it does.
+"""
 
 
 def read_gguf_adapter(path: str | os.PathLike) -> AdapterFile:

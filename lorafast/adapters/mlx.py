@@ -1,8 +1,8 @@
 """Adapters of mlx-lm: a folder with `adapter_config.json` and `adapters.safetensors`. They are read, not written.
 
-Per pair `<module>.lora_a` (n_in, r) and `<module>.lora_b` (r, n_out), for the embedding (n_vocab, r) and (r, n_embd); with DoRA
-also `<module>.m` (n_out,). y = x·Wᵀ + scale·(x·lora_a)·lora_b, the scale being `lora_parameters.scale` whatever the rank.
-Modules have the names of Hugging Face and the rows of q and k its order, as in PEFT's adapters.
+Per pair `<module>.lora_a` (n_in, r) and `<module>.lora_b` (r, n_out), for the embedding (n_vocab, r) and (r, n_embd);
+with DoRA also `<module>.m` (n_out,). y = x·Wᵀ + scale·(x·lora_a)·lora_b, the scale being `lora_parameters.scale`
+whatever the rank. Modules have the names of Hugging Face and the rows of q and k its order, as in PEFT's adapters.
 
 Source: ml-explore/mlx-lm, mlx_lm/tuner/lora.py, dora.py, utils.py.
 """
@@ -32,8 +32,8 @@ def read_mlx(path: str | os.PathLike, base: BaseModel | None = None) -> AdapterF
 
     base  the model it will be used with: its architecture and heads are needed to permute q and k
 
-    Raises FormatError for a broken adapter or one that is more than pairs and magnitudes, LoraFastError where q or k are
-    adapted without `base`.
+    Raises FormatError for a broken adapter or one that is more than pairs and magnitudes, LoraFastError where q or k
+    are adapted without `base`.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -61,11 +61,12 @@ def read_mlx(path: str | os.PathLike, base: BaseModel | None = None) -> AdapterF
 def _pair(folder: Path, name: str, parts: Mapping[str, np.ndarray], kind: str, base: BaseModel | None) -> Pair:
     wanted = {*PARTS[:2], *(["m"] if kind == "dora" else [])}
     if set(parts) != wanted:
-        raise FormatError(f"{folder}: '{name}' has {', '.join(sorted(parts))}, but {kind} has {', '.join(sorted(wanted))}; "
-                          "the files do not belong together")
+        raise FormatError(f"{folder}: '{name}' has {', '.join(sorted(parts))}, but {kind} has "
+                          f"{', '.join(sorted(wanted))}; the files do not belong together")
     a, b = parts["lora_a"], parts["lora_b"]
     if a.shape[1] != len(b):
-        raise FormatError(f"{folder}: '{name}' has rank {a.shape[1]} in its lora_a, {len(b)} in its lora_b; the file is broken")
+        raise FormatError(f"{folder}: '{name}' has rank {a.shape[1]} in its lora_a, {len(b)} in its lora_b; "
+                          "the file is broken")
     role = split_name(name)[1]
     if role == "token_embd":
         return b, a.T
@@ -86,8 +87,8 @@ def _read_config(path: Path) -> tuple[str, float]:
     config = config if isinstance(config, dict) else {}
     kind = config.get("fine_tune_type", "lora")
     if kind not in KINDS:
-        raise FormatError(f"{path}: fine_tune_type is {kind!r}, which is no adapter but a changed model; convert the whole "
-                          "model (mlx_lm.fuse, then convert_hf_to_gguf.py of llama.cpp)")
+        raise FormatError(f"{path}: fine_tune_type is {kind!r}, which is no adapter but a changed model; convert the "
+                          f"whole model (mlx_lm.fuse, then convert_hf_to_gguf.py of llama.cpp)")
     parameters = config.get("lora_parameters")
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < np.inf:

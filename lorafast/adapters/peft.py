@@ -39,9 +39,11 @@ MAGNITUDE = "lora_magnitude_vector"
 HARMLESS_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights whose first step leaves the base model's weights and output as they are."""
 
-READ_KEYS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights")
+READ_KEYS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
+             "init_lora_weights")
 KEYS_WITHOUT_EFFECT = (
-    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "target_modules",
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules",
     "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "megatron_core",
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
     "ensure_weight_tying")
@@ -236,8 +238,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path}: trained biases (bias is '{config['bias']}'), which lorafast does not support")
     unread = [key for key in config if config[key] and key not in (*READ_KEYS, *KEYS_WITHOUT_EFFECT, "bias")]
     if unread:
-        raise FormatError(f"{path}: uses {', '.join(unread)}, which lorafast does not support; merge the adapter with peft "
-                          "(merge_and_unload) and convert the whole model")
+        raise FormatError(f"{path}: uses {', '.join(unread)}, which lorafast does not support; merge the adapter with "
+                          f"peft (merge_and_unload) and convert the whole model")
     init = config.get("init_lora_weights")
     if init not in HARMLESS_INITS:
         raise FormatError(f"{path}: was initialised with {init!r}, which changes the base model; "

@@ -1,5 +1,5 @@
-"""Whole embeddings and output matrices in an adapter's folder: peft adds them where they are adapted, and where the vocabulary was
-resized. They can be left out only if they are the base model's own.
+"""Whole embeddings and output matrices in an adapter's folder: peft adds them where they are adapted, and where the
+vocabulary was resized. They can be left out only if they are the base model's own.
 """
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ BFLOAT16_ROUNDING = 4e-6
 """NMSE of a row that was stored in bfloat16, rounded up."""
 
 SAME = 4.0
-"""A row is the base model's if its NMSE is at most so many times the largest that rounding to the type makes in the rows tried."""
+"""A row is the base model's if its NMSE is at most so many times the largest that rounding to the type makes in the
+rows tried.
+"""
 
 ROWS_TRIED = 256
 ROWS_AT_A_TIME = 2048
@@ -35,17 +37,18 @@ def compare_with_base(folder: Path, key: str, name: str | None, values: np.ndarr
     tensor = base.tensors.get(name or "", base.tensors.get("token_embd.weight"))
     if tensor is None or tensor.shape != values.shape:
         has = "has no such matrix" if tensor is None else f"has {tensor.shape}"
-        raise FormatError(f"{folder}: carries the whole matrix {key!r} of shape {values.shape}, but the base model {has}: it "
-                          f"belongs to another vocabulary. {MERGE}")
+        raise FormatError(f"{folder}: carries the whole matrix {key!r} of shape {values.shape}, but the base model "
+                          f"{has}: it belongs to another vocabulary. {MERGE}")
     if not tensor.type.is_trainable:
-        return f"{folder}: {key!r} is left out; it could not be compared with the base model's, of type {tensor.type.label}"
+        return (f"{folder}: {key!r} is left out; it could not be compared with the base model's, of type "
+                f"{tensor.type.label}")
     tried = np.ascontiguousarray(values[::max(1, len(values) // ROWS_TRIED)], np.float32)
     rounding = row_nmse(dequantize(quantize(tried, tensor.type), tensor.type), tried).max()
     limit = SAME * rounding + BFLOAT16_ROUNDING
     changed = sum(int((errors > limit).sum()) for errors in _errors(tensor, values))
     if changed:
-        raise FormatError(f"{folder}: carries the whole matrix {key!r}, {changed} of whose {len(values)} rows are not the base "
-                          f"model's: it was trained, which pairs cannot express. {MERGE}")
+        raise FormatError(f"{folder}: carries the whole matrix {key!r}, {changed} of whose {len(values)} rows are not "
+                          f"the base model's: it was trained, which pairs cannot express. {MERGE}")
     return f"{folder}: {key!r} is left out: it is the base model's own matrix"
 
 

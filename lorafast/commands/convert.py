@@ -20,17 +20,19 @@ from ..gguf.recognise import form_of_file
 from ..gguf.roles import GROUPS, ROLES, role_of, split_name
 from ..network.hparams import read_hparams
 from ..network.lora import Moments
+from ..options.overwriting import Target, check_overwriting
 from ..options.tools import ConvertOptions
 
 
 def run(options: ConvertOptions, write: Callable[[str], None] = print) -> int:
     """The command: converts, and says to `write` line by line what was changed or left out. Returns the exit status."""
     kind, form = form_of_file(options.source), _form(options)
-    if os.path.exists(options.target) and os.path.samefile(options.source, options.target):
-        raise UsageError(f"{options.target}: is the adapter to convert; write the new one under another name")
     if options.modelfile and not (form is FileForm.GGUF and options.model_base):
         raise UsageError("--modelfile: Ollama takes GGUF adapters, and the Modelfile names the model: it needs "
                          "--to gguf and --model-base")
+    check_overwriting([Target("OUT", options.target, form), *_companion_targets(options)],
+                      {options.source: "the adapter to convert", options.model_base: "the base model"},
+                      force=options.force)
     model = open_model(options.model_base) if options.model_base else None
     if kind in (FileForm.PEFT, FileForm.MLX) and model is None:
         raise UsageError("--model-base is needed: such an adapter does not say what GGUF makes of the model's heads")
@@ -196,13 +198,21 @@ def _geometry(options: ConvertOptions, model: GGUFFile | None) -> Geometry:
                     hparams.n_rot, hparams.norm_rms_eps, hparams.rope_freq_base, hparams.rope_freq_scale, hparams.arch)
 
 
+def _companion_targets(options: ConvertOptions) -> list[Target]:
+    """What --modelfile and --card ask for beside the adapter."""
+    wanted = ((options.modelfile, "--modelfile", cards.MODELFILE, FileForm.MODELFILE),
+              (options.card, "--card", cards.CARD, FileForm.CARD))
+    return [Target(option, str(cards.beside(options.target, suffix)), form)
+            for given, option, suffix, form in wanted if given]
+
+
 def _companions(options: ConvertOptions, adapter: AdapterFile, form: FileForm, base: BaseModel) -> list[str]:
-    """Writes what --modelfile and --card ask for beside the adapter; returns the paths."""
+    """Writes them; returns the paths."""
     written = []
     if options.modelfile:
         text = cards.modelfile(options.model_base, options.target)
-        written.append(cards.write_beside(options.target, ".Modelfile", text))
+        written.append(cards.write_beside(options.target, cards.MODELFILE, text))
     if options.card:
         text = cards.model_card(adapter, base, options.target, model_path=options.model_base)
-        written.append(cards.write_beside(options.target, ".md", text))
+        written.append(cards.write_beside(options.target, cards.CARD, text))
     return written

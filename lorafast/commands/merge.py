@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..adapters import AdapterFile, BaseModel, read_adapter
-from ..errors import LoraFastError, UsageError
+from ..errors import LoraFastError
+from ..gguf.file_form import FileForm
 from ..gguf.quantize_k import quantize
 from ..gguf.quants import dequantize
 from ..gguf.reader import GGUFFile, Tensor, open_model
@@ -29,6 +30,7 @@ from ..gguf.types import GGMLType, GGUFValueType
 from ..gguf.writer import TensorToWrite, ValueType, write_gguf
 from ..network.dora import gain_of
 from ..options.outputs import megabytes
+from ..options.overwriting import Target, check_overwriting
 from ..options.tools import MergeOptions
 from ..system.live import Meter, Show, show_live, silent
 
@@ -102,6 +104,8 @@ class Report:
 
 def run(options: MergeOptions, write: Callable[[str], None] = print) -> int:
     """The command: merges and reports, line by line, to `write`. Returns the exit status."""
+    inputs = {options.model_base: "the base model", **{path: "an adapter" for path, _ in options.adapters()}}
+    check_overwriting([Target("--output", options.output, FileForm.MODEL)], inputs, force=options.force)
     model = open_model(options.model_base)
     base = BaseModel.from_gguf(model)
     adapters = []
@@ -132,8 +136,7 @@ def merge_model(path: str | os.PathLike, model: GGUFFile, adapters: Sequence[tup
     Raises LoraFastError for a pair that fits no tensor, a tensor that cannot be dequantised, or values that are not
     finite (in an adapter, or in the result: float16 ends at 65504), UsageError where `path` is the model itself.
     """
-    if os.path.exists(path) and os.path.samefile(path, model.path):
-        raise UsageError(f"-o {path}: is the base model itself; write the merged one under another name")
+    check_overwriting([Target("-o", os.fspath(path), FileForm.MODEL)], {str(model.path): "the base model"}, force=True)
     notes: list[str] = []
     plans = _plan(model, _changes_by_tensor(model, adapters), type, notes)
     changes: dict[GGMLType, Change] = {}

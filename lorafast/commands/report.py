@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..gguf.file_form import FileForm
+from ..options.overwriting import Target, check_overwriting
 from ..options.tools import ReportOptions
 from ..reporting.report import find_metrics, write_report
 
@@ -10,6 +12,8 @@ from ..reporting.report import find_metrics, write_report
 def run(options: ReportOptions) -> int:
     """Runs the command and returns its exit status."""
     metrics = find_metrics(options.run)
-    for path in write_report(metrics, options.output or Path(metrics).with_suffix(".html")):
+    page = options.output or str(Path(metrics).with_suffix(".html"))
+    check_overwriting([Target("--output", page, FileForm.REPORT)], {metrics: "the metrics"}, force=options.force)
+    for path in write_report(metrics, page):
         print("wrote", path)
     return 0

@@ -10,7 +10,8 @@ from ..errors import UsageError
 
 
 class FileForm(Enum):
-    """What a file or folder is. The value is what people call it."""
+    """What a file or folder is. The value is what people call it, and completes "is no ...".
+    """
 
     MODEL = "base model"
     CHECKPOINT = "training checkpoint"
@@ -18,6 +19,12 @@ class FileForm(Enum):
     GGLA = "ggla adapter"
     PEFT = "PEFT adapter"
     MLX = "adapter of mlx-lm"
+    OPTIONS = "file of options"
+    METRICS = "file of metrics"
+    REPORT = "report"
+    MODELFILE = "Modelfile"
+    CARD = "model card"
+    TOKENS = "cache of tokens"
 
     @property
     def phrase(self) -> str:
@@ -33,7 +40,9 @@ WRITTEN_FORMS = {"ggla": FileForm.GGLA, "gguf": FileForm.GGUF, "peft": FileForm.
 
 
 def form_of_name(name: str) -> FileForm | None:
-    """The form of an adapter to write, which the end of its name decides: `.bin` ggla, `.gguf` GGUF, `/` PEFT. None for others."""
+    """The form of an adapter to write, which the end of its name decides: `.bin` ggla, `.gguf` GGUF, `/` PEFT. None for
+    others.
+    """
     for end, form in ((".bin", FileForm.GGLA), (".gguf", FileForm.GGUF), ("/", FileForm.PEFT)):
         if name.lower().endswith(end):
             return form

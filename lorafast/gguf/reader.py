@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, LoraFastError
+from ..system.hub import local_path
 from ..system.mounts import file_system
 from .quants import dequantize
 from .types import GGMLType, GGUFValueType
@@ -159,8 +160,10 @@ class GGUFFile:
 
 def open_model(path: str | os.PathLike) -> GGUFFile:
     """The model at `path`. One that llama.cpp's gguf-split divided (`name-00001-of-00003.gguf`) is opened by its first
-    part, and has the metadata of that and the tensors of all parts.
+    part, and has the metadata of that and the tensors of all parts. `hf:org/name[:file]` is fetched from Hugging Face.
     """
+    path = local_path(os.fspath(path))
+    refuse_folder(path)
     model = GGUFFile(path)
     count = model.metadata.get("split.count", 1)
     if count == 1:
@@ -184,6 +187,21 @@ def open_model(path: str | os.PathLike) -> GGUFFile:
         raise FormatError(f"{path}: its {count} parts hold {len(model.tensors)} tensors, not the {expected} that "
                           "'split.tensors.count' promises; fetch the parts again")
     return model
+
+
+def refuse_folder(path: str | os.PathLike) -> None:
+    """FormatError, with the command that converts it, where `path` is a model in Hugging Face's form, or part of one."""
+    given = Path(path)
+    folder = given.parent if given.suffix == ".safetensors" or given.name == "config.json" else given
+    if folder.is_dir() and (folder is not given or (given / "config.json").exists() or any(given.glob("*.safetensors"))):
+        raise FormatError(f"{given}: is a model in Hugging Face's form, no GGUF file. {how_to_convert(folder)}")
+    if given.is_dir():
+        raise FormatError(f"{given}: is a folder; name the GGUF file of the model")
+
+
+def how_to_convert(folder: str | os.PathLike) -> str:
+    """The command of llama.cpp that makes a GGUF file of a model in Hugging Face's form."""
+    return f"Make it one: python convert_hf_to_gguf.py {folder} --outfile model.gguf (of llama.cpp)"
 
 
 def _map(path: Path) -> mmap.mmap:

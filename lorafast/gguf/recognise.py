@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import FormatError, LoraFastError
 from .file_form import FileForm
-from .reader import GGUFFile
+from .reader import GGUFFile, how_to_convert
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -46,15 +46,10 @@ def form_of_file(path: str | os.PathLike) -> FileForm:
 def _form_of_folder(folder: Path) -> FileForm:
     if not (folder / PEFT_CONFIG).exists():
         if (folder / "config.json").exists():
-            raise FormatError(f"{folder}: is a folder without {PEFT_CONFIG}, so not a PEFT adapter: its config.json is a "
-                              "model's. " + how_to_convert_model(folder))
+            raise FormatError(f"{folder}: is a folder without {PEFT_CONFIG}, so not a PEFT adapter: its config.json is "
+                              f"a model's. " + how_to_convert(folder))
         raise FormatError(f"{folder}: is a folder without {PEFT_CONFIG}, so not a PEFT adapter")
     return FileForm.MLX if (folder / MLX_WEIGHTS).exists() and not (folder / PEFT_WEIGHTS).exists() else FileForm.PEFT
-
-
-def how_to_convert_model(folder: str | os.PathLike) -> str:
-    """The command of llama.cpp that makes a GGUF file of a model in Hugging Face's form."""
-    return f"Make it a GGUF file: python convert_hf_to_gguf.py {folder} --outfile model.gguf (of llama.cpp)"
 
 
 def is_data(path: str | os.PathLike) -> bool:

@@ -69,6 +69,11 @@ def argument(metavar: str, help: str) -> Any:
         "option": Option("Arguments", help, metavar, (), (), None, "", is_argument=True)})
 
 
+def force() -> Any:
+    """The option of every command that writes files, to replace what it would not."""
+    return option(False, "Options", "", "replace a file of another kind than the output")
+
+
 def same_as(cls: type, name: str, group: str) -> Any:
     """A dataclass field that is the same option as that field of `cls`, under another heading in the help."""
     field = cls.__dataclass_fields__[name]
@@ -168,12 +173,15 @@ def unknown(name: str, known: Sequence[str], what: str = "option") -> str:
     return f"unknown {what} {name} ({f'did you mean {near[0]}?' if near else listed})"
 
 
-def to_argv(options: Options) -> list[str]:
-    """The shortest command line that `parse` reads as these options: what differs from the defaults."""
+def to_argv(options: Options, defaults: Mapping[str, Any] | None = None) -> list[str]:
+    """The shortest command line that `parse` reads as these options: what differs from the defaults.
+
+    defaults  those of a preset, by field
+    """
     argv: list[str] = []
     for field, spec in fields(type(options)):
         value = getattr(options, field.name)
-        if value == field.default:
+        if value == (defaults or {}).get(field.name, field.default):
             continue
         if isinstance(value, bool):
             argv.append((spec.names if value else spec.off)[0])

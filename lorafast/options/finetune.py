@@ -21,6 +21,7 @@ from ..gguf.file_form import FileForm, cannot_carry_magnitudes, form_of_output
 from ..gguf.roles import GROUPS, LLAMA_FINETUNE_ROLES, ROLES
 from ..system.threads import physical_cores
 from .declare import Allowed, Options, option, to_argv, unknown
+from .defaults import MODERN, ORIGINAL, PRESETS, RUN_OPTIONS, completed, resume_command
 from .outputs import Output
 
 AT_LEAST_0 = Allowed("at least 0", lambda n: n >= 0)
@@ -45,13 +46,6 @@ ATTENTION, FEED_FORWARD = GROUPS["attn"], GROUPS["ffn"]
 
 SCHEDULES = ("original", "constant", "linear", "cosine")
 DATA_FORMATS = ("auto", "text", "jsonl")
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "original": {},
-    "modern": dict(targets="attn,ffn", lora_r=16, ctx=512, adam_alpha=2e-4, adam_decay=0.01, schedule="cosine",
-                   warmup_ratio=0.03),
-}
-"""Defaults other than the original's, by name: `modern` is what trainers of 2024 and later start from."""
 
 MOST_TOKENS = 2**31 - 1
 """Of a pass: kernels count tokens in 32 bits."""
@@ -113,6 +107,14 @@ class FinetuneConfig(ModelOptions):
                             "tensors, ranks and scale are used")
     checkpoint_in: str = option("checkpoint.gguf", FILES, "FILE", "checkpoint to go on from; starts afresh if missing")
     checkpoint_out: str = option("checkpoint-ITERATION.gguf", FILES, "FILE", "checkpoint to write; empty: none")
+    run: str = option("", FILES, "FOLDER", "keep everything of this run in FOLDER: options, checkpoints, adapter, "
+                                           "metrics, report",
+                      shown_default="none")
+    resume: bool = option(False, FILES, "", "go on from the newest checkpoint of --run, or of --checkpoint-out; "
+                                            "--adam-iter and "
+                          "--epochs count from the run's beginning then")
+    force: bool = option(False, FILES, "", "replace files of another kind than the output, and the results of another "
+                                           "run")
     only_write_lora: bool = option(False, FILES, "", "no training: write the adapter of --checkpoint-in and end")
     save_every: int = option(10, FILES, "N", "iterations between two saves; 0: save at the end only")
     keep_best: bool = option(True, FILES, "", "with evaluation: keep a copy of the files of the lowest loss, BEST in "
@@ -124,10 +126,10 @@ class FinetuneConfig(ModelOptions):
                             allowed=NOT_EMPTY)
     config: str = option("", FILES, "FILE", "TOML file of options, `ctx = 64` for --ctx 64; the command line overrides "
                          "it. Every run writes such a file beside its results")
-    preset: str = option("", FILES, "NAME", "other defaults. modern, what today's trainers start from: "
+    preset: str = option(ORIGINAL, FILES, "NAME", "other defaults. modern, what today's trainers start from: "
                          + ", ".join(_as_option(name, value) for name, value in PRESETS["modern"].items()),
-                         allowed=Allowed(f"one of {', '.join(PRESETS)}", lambda name: not name or name in PRESETS),
-                         shown_default="original")
+                         allowed=Allowed(f"one of {', '.join(PRESETS)}", lambda name: name in PRESETS),
+                         shown_default="modern with --run or records, else original")
 
     seed: int = option(-1, RUN, "N", "seed of the initial adapter and of the shuffling; -1: the time", names=["-s"],
                        allowed=SEED)
@@ -277,8 +279,10 @@ class FinetuneConfig(ModelOptions):
             raise UsageError(f"--batch {self.batch}, --ctx {self.ctx}: a pass has {self.batch * self.ctx} tokens then, "
                              f"but at most {MOST_TOKENS} are possible")
         self._check_adapter()
-        if self.config or self.preset:
-            raise ValueError("config and preset are for FinetuneConfig.complete, which knows what else was given")
+        if self.config:
+            raise ValueError("config is for FinetuneConfig.complete, which knows what else was given")
+        if self.resume and self.init_lora:
+            raise UsageError(f"--resume goes on from a checkpoint, not from --init-lora {self.init_lora}")
 
     def _check_adapter(self) -> None:
         if self.use_checkpointing is False and (self.checkpoint_every or 1) > 1:
@@ -290,8 +294,9 @@ class FinetuneConfig(ModelOptions):
                 raise UsageError(f"--dora: {norm} is no matrix, it has no directions to adapt apart from lengths; "
                                  "leave norms out")
             self._check_dora_outputs("--dora")
+        defaults = PRESETS[self.preset]
         given = [field for field in _ADAPTER_FIELDS
-                 if getattr(self, field) != type(self).__dataclass_fields__[field].default]
+                 if getattr(self, field) != defaults.get(field, type(self).__dataclass_fields__[field].default)]
         if self.init_lora and given:
             raise UsageError(f"{_spelling(given[0])}: --init-lora brings its own tensors, ranks and scale")
         if FileForm.GGLA in self.forms() and self.alpha != int(self.alpha):
@@ -300,21 +305,21 @@ class FinetuneConfig(ModelOptions):
 
     @classmethod
     def complete(cls, given: Mapping[str, Any]) -> FinetuneConfig:
-        """The options with these values, by field; for others those of the file `config`, then those of `preset`.
+        """The options with these values, by field; the others have the values that defaults.py says."""
+        return cls(**completed(cls, given))
 
-        In the result both are empty: what they said is in the other fields.
-        """
-        given = dict(given)
-        path = given.pop("config", "")
-        if path:
-            from .toml import read_options
+    @property
+    def is_llama_finetune_run(self) -> bool:
+        """Whether defaults, log and overwriting are those of llama.cpp's llama-finetune."""
+        return self.preset != MODERN and not self.run
 
-            given = {**read_options(cls, path), **given}
-            given.pop("config", None)
-        preset = given.pop("preset", "")
-        if preset and preset not in PRESETS:
-            raise UsageError("--preset: " + unknown(preset, list(PRESETS), "preset"))
-        return cls(**{**PRESETS[preset or "original"], **given})
+    @property
+    def matters_most(self) -> str:
+        """The five options that matter most, as a command line has them."""
+        length = _as_option("epochs", self.epochs) if self.adam_iter is None and self.epochs > 0 else _as_option(
+            "adam_iter", ITERATIONS if self.adam_iter is None else self.adam_iter)
+        others = (_as_option(name, getattr(self, name)) for name in ("lora_r", "adam_alpha", "ctx", "batch"))
+        return ", ".join([*others, length])
 
     @property
     def evaluation_interval(self) -> int:
@@ -325,6 +330,8 @@ class FinetuneConfig(ModelOptions):
     def options_path(self) -> Path | None:
         """Where the options are recorded: beside the adapter, or the checkpoint if there is none. None if nothing is
         written."""
+        if self.run:
+            return Path(self.run) / RUN_OPTIONS
         outputs = [*self.adapter_outputs, *filter(None, [self.checkpoint_output])]
         if not outputs:
             return None
@@ -361,16 +368,26 @@ class FinetuneConfig(ModelOptions):
         """Where checkpoints go; None if none are wanted."""
         if not self.checkpoint_out:
             return None
-        return Output("--checkpoint-out", self.checkpoint_out, self.pattern_fn_it, self.fn_latest, self.keep)
+        return Output("--checkpoint-out", self.checkpoint_out, FileForm.CHECKPOINT, self.pattern_fn_it, self.fn_latest,
+                      self.keep)
 
     @property
     def adapter_outputs(self) -> tuple[Output, ...]:
         """Where adapters go."""
-        return tuple(Output("--lora-out", name, self.pattern_fn_it, self.fn_latest) for name in self.lora_out if name)
+        return tuple(Output("--lora-out", name, form_of_output("--lora-out", name), self.pattern_fn_it, self.fn_latest)
+                     for name in self.lora_out if name)
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """All that saves and the end of the run write, but for the record of the options."""
+        others = (("--metrics", self.metrics_path, FileForm.METRICS), ("--report", self.report, FileForm.REPORT))
+        return (*filter(None, [self.checkpoint_output]), *self.adapter_outputs,
+                *(Output(option, name, form, self.pattern_fn_it, self.fn_latest)
+                  for option, name, form in others if name))
 
     def forms(self) -> set[FileForm]:
         """The forms of the adapters to write."""
-        return {form_of_output(output.option, output.name) for output in self.adapter_outputs}
+        return {output.form for output in self.adapter_outputs}
 
     def target_list(self) -> tuple[str, ...] | None:
         """--targets as groups, roles and name patterns; None if it was not given."""
@@ -429,7 +446,7 @@ class FinetuneConfig(ModelOptions):
 
     def _check_dora_outputs(self, cause: str) -> None:
         for output in self.adapter_outputs:
-            form = form_of_output(output.option, output.name)
+            form = output.form
             if form is not FileForm.PEFT:
                 raise UsageError(f"{cause}: --lora-out {output.name}: {cannot_carry_magnitudes(form)}. Write a PEFT "
                                  "folder (--lora-out NAME/), or none (--lora-out '') and have the checkpoint merged "
@@ -438,9 +455,12 @@ class FinetuneConfig(ModelOptions):
     def resume_command(self, checkpoint: str, iterations: int | None, epochs: int = -1) -> str:
         """The shell command that goes on from `checkpoint` for so many `iterations` (None: as --epochs says) and
         epochs."""
+        if self.run:
+            return resume_command(self.run)
         going_on = dataclasses.replace(self, checkpoint_in=checkpoint, adam_iter=iterations, epochs=epochs,
-                                       force_reshuffle=False)
-        return shlex.join(["lorafast", "finetune", *to_argv(going_on)])
+                                       force_reshuffle=False, resume=False)
+        return shlex.join(["lorafast", "finetune", "--preset", self.preset,
+                           *to_argv(dataclasses.replace(going_on, preset=ORIGINAL), PRESETS[self.preset])])
 
 
 _ADAPTER_FIELDS = ("lora_r", "lora_alpha", "targets", "layers", "dora", "rslora", *RANK_FIELDS.values())

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LoraFastError, UsageError
+from ..gguf.file_form import FileForm
 
 BEST = "BEST"
 
@@ -22,11 +23,13 @@ BEST = "BEST"
 class Output:
     """A file, or a folder if `name` ends in `/`, that each save writes anew.
 
-    option: the option that named it, for messages. keep: how many numbered copies `prune` leaves; 0 means all.
+    option: the option that named it, for messages. form: what it holds. keep: how many numbered copies `prune` leaves;
+    0 means all.
     """
 
     option: str
     name: str
+    form: FileForm
     placeholder: str = "ITERATION"
     latest: str = "LATEST"
     keep: int = 0
@@ -46,6 +49,11 @@ class Output:
     def best_path(self) -> str | None:
         """The copy of the lowest evaluation loss; None if the name has no placeholder."""
         return self._filled(BEST) if self.placeholder in self.name else None
+
+    def existing(self) -> Iterator[str]:
+        """The paths under which saves write that exist already."""
+        paths = {self.latest_path, self.best_path or self.name, *map(str, self.numbered().values())}
+        yield from (path for path in sorted(paths) if os.path.lexists(path.rstrip("/")))
 
     def _filled(self, text: str) -> str:
         return self.name.replace(self.placeholder, text, 1)
@@ -75,11 +83,8 @@ class Output:
         return old
 
 
-def check_outputs(outputs: Sequence[Output], inputs: Mapping[str, str]) -> None:
-    """Raises an error for an output that could not be written, or would destroy something.
-
-    inputs: what must not be overwritten, the path of each and a description ("the base model").
-    """
+def check_outputs(outputs: Sequence[Output]) -> None:
+    """Raises an error for an output that could not be written."""
     owner: dict[str, Output] = {}
     for output in outputs:
         if output.placeholder in str(output.folder):
@@ -97,9 +102,6 @@ def check_outputs(outputs: Sequence[Output], inputs: Mapping[str, str]) -> None:
             if os.path.exists(path) and os.path.isdir(path) != output.name.endswith("/"):
                 kind = "a folder" if os.path.isdir(path) else "a file"
                 raise LoraFastError(f"{output.option} {output.name}: {path} is {kind}")
-            for source, what in inputs.items():
-                if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
-                    raise UsageError(f"{output.option} {output.name}: would overwrite {what}, {source}")
 
 
 def check_disk(outputs: Sequence[tuple[Output, int]], *, iteration: int, n_iter: int, save_every: int,

@@ -88,15 +88,3 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(map(_toml, value)) + "]"
     # JSON's strings are TOML's, but for DEL, which TOML wants escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F") if isinstance(value, str) else repr(value)
-
-
-def check_writable(path: str | os.PathLike) -> None:
-    """LoraFastError where `path` is a file that was not written by `write_options`."""
-    if os.path.exists(path):
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                ours = file.read(len(WRITTEN)) == WRITTEN
-        except OSError as error:
-            raise LoraFastError(f"cannot read {path}: {error.strerror}") from None
-        if not ours:
-            raise LoraFastError(f"{path} is to hold the options of this run, but is another file; move it away")

@@ -8,7 +8,7 @@ from ..errors import UsageError
 from ..gguf.file_form import WRITTEN_FORMS
 from ..gguf.types import GGMLType
 from ..system.threads import physical_cores
-from .declare import Allowed, Options, argument, option, same_as
+from .declare import Allowed, Options, argument, force, option, same_as
 from .finetune import FinetuneConfig, decode_escapes
 
 OPTIONS, DATA = "Options", "Options for data"
@@ -25,8 +25,10 @@ class ConvertOptions(Options):
     source: str = argument("IN", "adapter or checkpoint, of any form; what it is, its content tells")
     target: str = argument("OUT", "file or folder to write: NAME.gguf for llama.cpp and its kin, NAME/ a folder for "
                            "PEFT, NAME.bin the original's ggla")
-    to: str = option("", OPTIONS, "FORM", f"form of OUT: {', '.join(WRITTEN_FORMS)}", shown_default="by the end of its name",
-                     allowed=Allowed(f"one of {', '.join(WRITTEN_FORMS)}", lambda form: not form or form in WRITTEN_FORMS))
+    to: str = option("", OPTIONS, "FORM", f"form of OUT: {', '.join(WRITTEN_FORMS)}", shown_default="by the end of its "
+                                                                                                    "name",
+                     allowed=Allowed(f"one of {', '.join(WRITTEN_FORMS)}",
+                                     lambda form: not form or form in WRITTEN_FORMS))
     model_base: str = option("", OPTIONS, "FILE", "base model, where the conversion depends on it", names=["-m"])
     drop: str = option("", OPTIONS, "LIST", "pairs to leave out, with commas between: roles such as token_embd, names "
                        "with * and ?, or the groups norms, attn, ffn")
@@ -34,6 +36,7 @@ class ConvertOptions(Options):
                             shown_default="the GGUF's general.repo_url")
     modelfile: bool = option(False, OPTIONS, "", "also write NAME.Modelfile, for `ollama create`")
     card: bool = option(False, OPTIONS, "", "also write a model card, NAME.md or README.md in a folder")
+    force: bool = force()
 
     def drop_list(self) -> tuple[str, ...]:
         """--drop, taken apart."""
@@ -95,6 +98,7 @@ class MergeOptions(Options):
                        allowed=Allowed(f"one of {', '.join(MERGE_TYPES)}", lambda t: not t or t.lower() in MERGE_TYPES))
     threads: int | None = option(None, OPTIONS, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
                                  shown_default="physical cores")
+    force: bool = force()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,6 +129,8 @@ class ReportOptions(Options):
     output: str = option("", OPTIONS, "FILE",
                          "page to write; the plots go beside it as a PNG if matplotlib is installed",
                          names=["-o"], shown_default="RUN.html")
+    force: bool = force()
+
 
 
 def path_and_scale(text: str) -> tuple[str, float]:

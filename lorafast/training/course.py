@@ -1,6 +1,7 @@
 """How long a run is, and how the learning rate goes in it."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ..data.batches import SamplerState
 from ..data.samples import Samples, Sequences
+from ..errors import UsageError
 from ..options.finetune import ITERATIONS, FinetuneConfig
 from .optim import OriginalSchedule, PlainSchedule
 
@@ -34,10 +36,13 @@ def plan_course(config: FinetuneConfig, samples: Samples, position: SamplerState
                 stored_end: int = 0) -> Course:
     """The course of a run that begins after `iteration` iterations at that position in the data.
 
+    With --resume, iterations and epochs count from the run's beginning; UsageError if there is nothing left to do.
     stored_end: `end` of the run that it goes on from. If that was cut short its schedule goes on, unless this run's own
     length, when it is given, leads beyond it.
     """
     by_epochs = config.adam_iter is None and config.epochs > 0
+    if config.resume:
+        config = _what_is_left(config, position, iteration)
     if by_epochs:
         n_iter = iterations_of_epochs(config, samples, position)
     else:
@@ -52,7 +57,18 @@ def plan_course(config: FinetuneConfig, samples: Samples, position: SamplerState
                                     config.enable_restart, floor)
     else:
         schedule = PlainSchedule(config.schedule, warmup, end, floor)
-    return Course(n_iter, None if by_epochs else n_iter, end, warmup, schedule)
+    return Course(n_iter, None if by_epochs and not config.resume else n_iter, end, warmup, schedule)
+
+
+def _what_is_left(config: FinetuneConfig, position: SamplerState, iteration: int) -> FinetuneConfig:
+    """The options with iterations and epochs counted from here instead of from the run's beginning."""
+    epochs = config.epochs - position.epochs if config.epochs > 0 else config.epochs
+    by_epochs = config.adam_iter is None and config.epochs > 0
+    iterations = (ITERATIONS if config.adam_iter is None else config.adam_iter) - iteration
+    if (config.epochs > 0 and epochs <= 0) or (not by_epochs and iterations <= 0):
+        done = f"{iteration} iterations, {position.epochs} times through the data"
+        raise UsageError(f"--resume: the run is complete ({done}); a larger --adam-iter or --epochs goes on")
+    return dataclasses.replace(config, adam_iter=None if by_epochs else iterations, epochs=epochs)
 
 
 def iterations_of_epochs(config: FinetuneConfig, samples: Samples, position: SamplerState) -> int:

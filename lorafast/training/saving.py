@@ -3,33 +3,72 @@ once."""
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from .. import __version__
 from ..adapters import AdapterFile, write_adapter
 from ..adapters.checkpoint import Geometry, TrainState, write_checkpoint
-from ..gguf.file_form import form_of_output
+from ..errors import LoraFastError, UsageError
+from ..gguf.file_form import FileForm, form_of_output
+from ..gguf.reader import refuse_folder
 from ..network.hparams import HParams
 from ..network.lora import Moments
 from ..options.finetune import FinetuneConfig
-from ..options.outputs import Output, check_disk, check_outputs
-from ..options.toml import check_writable, write_options
+from ..options.outputs import check_disk, check_outputs
+from ..options.overwriting import Target, check_overwriting
+from ..options.toml import write_options
 from ..reporting.log import Log
 from . import llama_finetune_sizes as sizes
 from .opening import Opened
 
+NOT_RECORDED = ("config", "run", "resume", "force")
+"""Options that are about where options come from and what may be replaced, not about the run."""
+
 
 def check_writing(config: FinetuneConfig) -> None:
     """Raises an error, before any time is spent, for what could not be written or would destroy something."""
-    inputs = {config.model_base: "the base model", config.init_lora: "the adapter to start from"}
+    if config.run:
+        _make_folder(config.run)
+    refuse_folder(config.model_base)
+    check_outputs(config.outputs)
+    inputs = {config.model_base: "the base model", config.init_lora: "the adapter to start from",
+              config.chat_template: "the chat template"}
     inputs |= {path: "the training data" for path in config.train_data}
     inputs |= {path: "the evaluation data" for path in config.valid_data}
-    outputs = [*filter(None, [config.checkpoint_output]), *config.adapter_outputs]
-    outputs += [Output(option, name, config.pattern_fn_it, config.fn_latest)
-                for option, name in (("--metrics", config.metrics_path), ("--report", config.report)) if name]
-    check_outputs(outputs, {path: what for path, what in inputs.items() if path})
-    if config.options_path:
-        check_writable(config.options_path)
+    checkpoint = {config.checkpoint_in: "the checkpoint to go on from"}
+    for output in config.outputs:
+        # A checkpoint may replace the one that the run goes on from: it is the same run.
+        read = inputs if output.form is FileForm.CHECKPOINT else inputs | checkpoint
+        check_overwriting((Target(output.option, path, output.form) for path in output.existing()), read,
+                          force=config.force)
+    others = (("--data-cache", config.data_cache, FileForm.TOKENS), ("the record of the options", config.options_path,
+                                                                     FileForm.OPTIONS))
+    check_overwriting((Target(option, str(path), form) for option, path, form in others if path), inputs | checkpoint,
+                      force=config.force)
+    if not config.is_llama_finetune_run and not config.only_write_lora:
+        _check_starting_over(config)
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise LoraFastError(f"--run {path}: cannot make this folder: {error.strerror}") from None
+
+
+def _check_starting_over(config: FinetuneConfig) -> None:
+    """UsageError where a run that starts afresh would replace the results of another one."""
+    if config.checkpoint_in and os.path.lexists(config.checkpoint_in):
+        return
+    existing = [path for output in (*filter(None, [config.checkpoint_output]), *config.adapter_outputs)
+                for path in output.existing() if not os.path.isfile(path) or os.path.getsize(path)]
+    if existing and not config.force:
+        raise UsageError(f"{existing[0]} is there already, the result of another run: --resume goes on with that, "
+                         f"--force starts over, and another --run or other names keep both")
+    if config.run:      # the folder is to hold one run: a BEST of the run before would seem to be of this one
+        for path in filter(os.path.isfile, existing):
+            os.unlink(path)
 
 
 class Saver:
@@ -54,8 +93,8 @@ class Saver:
 
     def save_options(self, seed: int) -> None:
         """Records all options, with the seed that -1 stood for."""
-        if self.config.options_path:
-            write_options(self.config.options_path, dataclasses.replace(self.config, seed=seed), ("config", "preset"))
+        if self.config.options_path and not (self.config.run and self.config.resume):
+            write_options(self.config.options_path, dataclasses.replace(self.config, seed=seed), NOT_RECORDED)
 
     def save(self, state: TrainState, moments: Moments, extras: dict[str, Any]) -> None:
         """The numbered and the latest copies."""

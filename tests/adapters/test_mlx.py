@@ -62,7 +62,7 @@ def test_unknown_tensors_are_refused_and_q_needs_the_base(tmp_path):
         read_adapter(folder)
     tensors = {name: np.array(values) for name, values in read_safetensors(folder / "adapters.safetensors").items()}
     write_safetensors(folder / "adapters.safetensors", tensors | {"model.norm.weight": np.ones(16, np.float32)})
-    with pytest.raises(FormatError, match="'model.norm.weight' of shape .* is no part of an adapter"):
+    with pytest.raises(FormatError, match=r"'model.norm.weight' of shape .* is no part of an adapter"):
         read_adapter(folder, BASE)
 
 

@@ -201,7 +201,8 @@ def test_companions(folder):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("a.bin b.txt", "end the name in .gguf"), ("a.bin a.bin", "is the adapter to convert"), ("a.bin", "OUT is missing"),
+    ("a.bin b.txt", "end the name in .gguf"), ("a.bin a.bin", "would overwrite the adapter to convert"),
+    ("a.bin", "OUT is missing"),
     ("", "IN is missing"), ("a.bin b.gguf c", "unexpected argument 'c'"),
     ("a.bin b --to npz", "--to npz: must be one of")])
 def test_usage(folder, line, message):

@@ -6,7 +6,7 @@ import pytest
 from lorafast.errors import LoraFastError, UsageError
 from lorafast.options.declare import parse
 from lorafast.options.finetune import PRESETS, FinetuneConfig
-from lorafast.options.toml import check_writable, read_options, write_options
+from lorafast.options.toml import read_options, write_options
 
 
 def parsed(*argv: object) -> FinetuneConfig:
@@ -36,7 +36,7 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_the_preset(t
     path = toml('preset = "modern"\nctx = 99\nlora_r = 7\ntrain-data = "x.txt"\n')
     config = parsed("--config", path, "--lora-r", 5)
     assert (config.lora_r, config.ctx, config.adam_alpha) == (5, 99, PRESETS["modern"]["adam_alpha"])
-    assert config.train_data == ("x.txt",) and config.preset == config.config == ""
+    assert config.train_data == ("x.txt",) and (config.preset, config.config) == ("modern", "")
     assert parsed("--config", path, "--preset", "original").adam_alpha == 0.001
     assert parsed("--preset", "modern", "--ctx", 128).ctx == 128        # a default that was given is given
 
@@ -68,11 +68,3 @@ def test_whole_numbers_serve_as_any_number(toml):
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(LoraFastError, match=r"nowhere.toml: No such file"):
         parsed("--config", tmp_path / "nowhere.toml")
-
-
-def test_only_own_files_are_written_over(toml, tmp_path):
-    check_writable(tmp_path / "new.toml")
-    write_options(tmp_path / "new.toml", parsed())
-    check_writable(tmp_path / "new.toml")
-    with pytest.raises(LoraFastError, match="is another file"):
-        check_writable(toml("ctx = 3"))

@@ -4,6 +4,7 @@ import pytest
 
 from lorafast.data.batches import Sampler, SamplerState, SequenceSampler
 from lorafast.data.samples import Samples, Sequences
+from lorafast.errors import UsageError
 from lorafast.options.finetune import FinetuneConfig
 from lorafast.training.course import iterations_of_epochs, plan_course
 
@@ -73,3 +74,12 @@ def test_end_of_the_schedule(options, iteration, stored, end):
                          stored)
     assert course.end == end and course.warmup == round(0.2 * end)
     assert course.schedule(end) == 0 and course.schedule(course.warmup) == 1
+
+
+def test_resuming_counts_from_the_runs_beginning():
+    samples, options = text(64), config(adam_iter=30, resume=True, schedule="cosine")
+    position = Sampler(samples, 8, seed=1, bos_id=1, eos_id=2, n_vocab=50).state
+    course = plan_course(options, samples, position, 12, stored_end=30)
+    assert (course.n_iter, course.limit, course.end) == (18, 18, 30)
+    with pytest.raises(UsageError, match=r"the run is complete .*larger --adam-iter"):
+        plan_course(options, samples, position, 30, stored_end=30)
