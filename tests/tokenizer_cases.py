@@ -82,7 +82,19 @@ def cases() -> dict[str, Case]:
         "bpe missing tokens": Case("gpt-2", {"tokens": tokens}),
         "bpe missing tokens, merges ignored": Case("gpt-2", {"tokens": tokens, "pre": "llama-bpe"}),
     }
+    of_characters = ("\n", NORMAL), ("\n\n", NORMAL), ("\n\n\n\n", NORMAL)
+    for name, changes in (("gemma4", {"model": "gemma4"}), ("sarvam-moe", {"model": "gpt2", "pre": "sarvam-moe"})):
+        merges = merges_of_scores("llama-spm")
+        out[f"characters {name}"] = Case("llama-spm", {**changes, "merges": merges}, of_characters, ALL_WAYS)
     return out
+
+
+def merges_of_scores(name: str) -> list[str]:
+    """A list of merges that makes the tokens of a SentencePiece vocabulary, the most probable first."""
+    tokens = vocabulary(name)["tokenizer.ggml.tokens"]
+    known = set(tokens)
+    return [f"{text[:cut]} {text[cut:]}" for text in tokens for cut in range(1, len(text))
+            if text[:cut] in known and text[cut:] in known]
 
 
 TEXTS = [

@@ -1,6 +1,6 @@
 """Text to token ids and back, from the keys `tokenizer.ggml.*` of a GGUF alone. The ids are those of llama.cpp.
 
-Two kinds of tokenizer: SentencePiece (spm.py) and byte-level BPE (bpe.py), which cuts text into words first
+Two kinds of tokenizer: SentencePiece (spm.py) and BPE on bytes or characters (bpe.py), which cuts text into words first
 (pretokenizers.py). Both merge small pieces into larger ones (merge.py). What a file says about its tokens is read and
 checked in vocabulary.py.
 """
@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import FormatError
-from .bpe import ByteLevelBPE
+from .bpe import ByteLevelBPE, CharacterBPE
 from .pretokenizers import PRE_TOKENIZERS
 from .slices import slices
 from .spm import SentencePieceModel
 from .vocabulary import KEY, TokenType, Vocabulary, encode_text, read_vocabulary, string_list
 
 OTHER_MODELS = {
-    "bert": "WordPiece", "t5": "unigram", "rwkv": "RWKV", "plamo2": "PLaMo 2", "gemma4": "BPE on characters",
+    "bert": "WordPiece", "t5": "unigram", "rwkv": "RWKV", "plamo2": "PLaMo 2",
     "hybriddna": "BPE and DNA", "whitespace": "whole words", "no_vocab": "no vocabulary", "none": "no vocabulary",
 }
 
@@ -156,12 +156,14 @@ def load_tokenizer(gguf: HasMetadata) -> Tokenizer:
     if model == "llama":
         return _sentence_piece(metadata)
     if model == "gpt2":
-        return _byte_level_bpe(metadata)
+        return _bpe(metadata, str(metadata.get(f"{KEY}pre") or "default"), default_eos=11)
+    if model == "gemma4":
+        return _bpe(metadata, "gemma4", default_eos=None)
     if model is None:
         raise FormatError(f"{KEY}model is missing: the file has no tokenizer")
     kind = f" ({OTHER_MODELS[str(model)]})" if str(model) in OTHER_MODELS else ""
-    raise FormatError(f"{KEY}model is {model!r}{kind}: not among those that lorafast knows, 'llama' (SentencePiece) "
-                      "and 'gpt2' (byte-level BPE)")
+    raise FormatError(f"{KEY}model is {model!r}{kind}: not among those that lorafast knows, 'llama' "
+                      "(SentencePiece), 'gpt2' (byte-level BPE) and 'gemma4' (BPE)")
 
 
 def _sentence_piece(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -172,13 +174,16 @@ def _sentence_piece(metadata: Mapping[str, Any]) -> Tokenizer:
     return Tokenizer(vocabulary, model, "default")
 
 
-def _byte_level_bpe(metadata: Mapping[str, Any]) -> Tokenizer:
-    name = str(metadata.get(f"{KEY}pre") or "default")
+def _bpe(metadata: Mapping[str, Any], name: str, *, default_eos: int | None) -> Tokenizer:
     pre = PRE_TOKENIZERS.get(name)
     if pre is None:
         raise FormatError(f"{KEY}pre is {name!r}: lorafast does not know how this pre-tokenizer cuts text into words")
-    vocabulary = read_vocabulary(metadata, add_bos=pre.add_bos, bos=pre.default_bos, eos=11, unk=None)
-    if not metadata.get(f"{KEY}pre"):
+    if pre.must_add_bos:
+        metadata = {**metadata, f"{KEY}add_bos_token": True}
+    vocabulary = read_vocabulary(metadata, add_bos=pre.add_bos, eos=default_eos, unk=None,
+                                 bos=None if default_eos is None else pre.default_bos)
+    if name == "default" and not metadata.get(f"{KEY}pre"):
         vocabulary.warnings.append(
             f"{KEY}pre is missing: using 'default', which the model may not have been trained with")
-    return Tokenizer(vocabulary, ByteLevelBPE(vocabulary, string_list(metadata, "merges"), pre), name)
+    model = CharacterBPE if pre.characters else ByteLevelBPE
+    return Tokenizer(vocabulary, model(vocabulary, string_list(metadata, "merges"), pre), name)

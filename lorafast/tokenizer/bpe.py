@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers (`tokenizer.ggml.model` = `gpt2`): words of bytes, merged by a list of merges.
+"""BPE tokenizers (`tokenizer.ggml.model` = `gpt2` or `gemma4`): words of bytes or characters, merged by a list.
 
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.2; for malformed UTF-8
 and for bytes that are no token, llama.cpp.
@@ -14,7 +14,7 @@ from .cache import WordCache
 from .merge import merge
 from .pretokenizers import PreTokenizer, Splitter
 from .slices import slices
-from .spm import byte_of_token
+from .spm import SPACE, SPACE_BYTES, byte_of_token
 from .vocabulary import KEY, TokenType, Vocabulary, encode_text
 
 
@@ -84,6 +84,36 @@ class ByteLevelBPE:
                 out.append(token_ids[piece])
             else:       # bytes that are no token of their own are lost: such a vocabulary can't express them
                 out += (token_ids[character] for character in piece if character.isascii() and character in token_ids)
+        return tuple(out)
+
+
+class CharacterBPE(ByteLevelBPE):
+    """BPE on the text's own characters, with a mark for the space and byte tokens, as SentencePiece has: Gemma 4's."""
+
+    def __init__(self, vocabulary: Vocabulary, merges: list[str], pre: PreTokenizer) -> None:
+        self._whole_line_ends = pre.whole_line_ends
+        super().__init__(vocabulary, merges, pre)
+
+    def encode(self, text: bytes, ids: array[int], *, after_special: bool) -> None:
+        super().encode(text.replace(b" ", SPACE_BYTES), ids, after_special=after_special)
+
+    def token_bytes(self, token: int) -> bytes:
+        text = self._vocabulary.tokens[token]
+        if self._vocabulary.types[token] == TokenType.NORMAL:
+            return encode_text(text.replace(SPACE, " "))
+        return super().token_bytes(token)
+
+    def _encode_word(self, word: str) -> tuple[int, ...]:
+        token_ids = self._vocabulary.ids
+        if self._whole_line_ends and word in token_ids and not word.strip("\n"):
+            return (token_ids[word],)
+        out: list[int] = []
+        for piece in merge(word, lambda left, right: self._ranks.get((left, right))):
+            if piece in token_ids:
+                out.append(token_ids[piece])
+            else:
+                names = (f"<0x{byte:02X}>" for byte in piece.encode("utf-8", "surrogatepass"))
+                out += (token_ids[name] for name in names if name in token_ids)
         return tuple(out)
 
 

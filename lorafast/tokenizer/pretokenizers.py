@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -32,6 +33,12 @@ CLASSES = {
     r"\p{S}": r"$+<=>\^`|~" + MARKS["S"],
 }
 """The same classes inside [...] of an expression on the collapsed text."""
+
+HAN_MARK = "\xd6"
+CLASSES[r"\p{Han}"] = HAN_MARK
+HAN_RANGES = ((0x3400, 0x4dc0), (0x4e00, 0xa000), (0xf900, 0xfb00), (0x20000, 0x2a6e0), (0x2a700, 0x2ebf0),
+              (0x2f800, 0x2fa20))
+"""Han characters as llama.cpp counts them. They are letters, but where an expression names them it has them apart."""
 
 WIDE_SPACE = re.compile("[\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
@@ -60,6 +67,7 @@ LLAMA3 = cl100k(r"\p{N}{1,3}")
 QWEN2 = cl100k(r"\p{N}")
 DEEPSEEK3 = (ASCII_PUNCTUATION + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|" + SPACES)
 BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+THREES_FROM_THE_RIGHT = r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 UPPER, LOWER, ANY_CASE = r"[\p{Lu}]", r"[\p{Ll}]", r"[\p{L}\p{M}]"
 
 DEEPSEEK_LETTERS = (     # cased letters of the scripts that have case, as the model's own expression lists them
@@ -74,6 +82,9 @@ DEEPSEEK_LETTERS = (     # cased letters of the scripts that have case, as the m
     "\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2"
     "\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
+LINES = r"[^\n]+|[\n]+"
+ASIAN = ("[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f"
+         "\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+")
 CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 
 
@@ -116,6 +127,9 @@ class PreTokenizer:
     add_bos: bool = False            # unless tokenizer.ggml.add_bos_token says otherwise
     default_bos: int | None = 11     # where tokenizer.ggml.bos_token_id is missing
     can_slice: bool = True           # no word reaches across a line end that stands between two words
+    characters: bool = False         # merges join characters as they are, not those that stand for bytes
+    whole_line_ends: bool = False    # line ends in a row that are a token are that token
+    must_add_bos: bool = False       # whatever tokenizer.ggml.add_bos_token says
 
 
 class Splitter:
@@ -123,6 +137,7 @@ class Splitter:
 
     def __init__(self, pre: PreTokenizer) -> None:
         self._expressions = [Expression(pattern) for pattern in pre.patterns]
+        self._has_han = any(r"\p{Han}" in pattern for pattern in pre.patterns)
 
     def split(self, text: str) -> list[str]:
         """Returns the words, which joined are the text."""
@@ -130,11 +145,22 @@ class Splitter:
         if not text.isascii():
             wide = WIDE_SPACE.sub("\v", text)
             code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-            collapsed = class_table("".join(MARKS), "".join(MARKS.values()))[code_points].tobytes().decode("latin-1")
+            collapsed = _marks(self._has_han)[code_points].tobytes().decode("latin-1")
         ends = [len(text)] if text else []
         for expression in self._expressions:
             ends = expression.cut(collapsed if expression.collapsed else wide, ends)
         return [text[start:end] for start, end in zip([0, *ends], ends)]
+
+
+@cache
+def _marks(han_apart: bool) -> np.ndarray:
+    """uint8 (0x110000): what stands in the collapsed text for each code point."""
+    table = class_table("".join(MARKS), "".join(MARKS.values()))
+    if han_apart:
+        table = table.copy()
+        for begin, end in HAN_RANGES:
+            table[begin:end] = ord(HAN_MARK)
+    return table
 
 
 # The names ------------------------------------------------------------------------------------------------------------
@@ -162,7 +188,7 @@ _names("jais-2", LLAMA3.removesuffix(r"\s+(?!\S)|\s+")
 _names("qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2", QWEN2)
 _names("qwen35", rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
        rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}")
-_names("laguna", r"[^\n]+|[\n]+", QWEN2)
+_names("laguna", LINES, QWEN2)
 _names("ufakzeka", QWEN2.removeprefix(CONTRACTION + "|"))
 _names("seed-coder", rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}")
 _names("bailingmoe bailingmoe2 llada-moe",
@@ -173,7 +199,7 @@ _names("tekken", o200k(UPPER, LOWER, "", r"\p{N}"), ignore_merges=True, add_bos=
 _names("gpt-4o llama4 kanana2 talkie minimax-m2", o200k(UPPER, LOWER, f"{CONTRACTION}?", r"\p{N}{1,3}"))
 _names("granite-embed-multi-97m", o200k(r"[\p{Lu}\p{M}]", r"[\p{Ll}\p{M}]", f"{CONTRACTION}?", r"\p{N}{1,3}"),
        ignore_merges=True)
-_names("tiny_aya cohere2moe", r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",     # groups of three from the right
+_names("tiny_aya cohere2moe", THREES_FROM_THE_RIGHT,
        o200k(ANY_CASE, ANY_CASE, f"{CONTRACTION}?", r"\p{N}{1,3}"))
 _names("youtu", "[\uac00-\ud7a3\u3131-\u318e]+"
        "|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
@@ -183,6 +209,11 @@ _names("deepseek-llm", r"[\r\n]", rf"\s?[{DEEPSEEK_LETTERS}]+",
 _names("deepseek-coder", r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}")
 _names("deepseek-v3 hunyuan-dense joyai-llm hy_v4", r"\p{N}{1,3}", HAN_KANA, DEEPSEEK3)
 _names("spark2_5", r"\p{N}{1,3}", HAN_KANA, DEEPSEEK3.replace(rf"[\r\n]*|{SPACES}", r"|[\r\n]|\s+(?!\S)|\s+"), r"\p{N}")
+_names("afmoe", THREES_FROM_THE_RIGHT, ASIAN, DEEPSEEK3)
+_names("kimi-k2", rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}\p{{Han}}]?\p{{L}}+{CONTRACTION}?|\p{{N}}{{1,3}}"
+       rf"| ?[^\s\p{{L}}\p{{N}}\p{{Han}}]+[\r\n]*|{SPACES}")
+_names("gemma4 granite-embed-multi-311m", LINES, characters=True, whole_line_ends=True, must_add_bos=True)
+_names("sarvam-moe", LINES, characters=True)
 _names("poro-chat bloom gpt3-finnish", BLOOM)
 _names("viking", BLOOM, r"\p{N}")
 _names("chameleon", "<sentinel:[0-9]+>", "IMGIMG[A-I]{1,4}Z", r"[\t\n]|    |  ", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]",

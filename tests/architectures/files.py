@@ -223,7 +223,7 @@ def short_convolution(config: Any, tensors: Tensors) -> Tensors:
 
 
 def gated_delta_net(config: Any, tensors: Tensors) -> Tensors:
-    """Value heads in tiled order, (m, n_k) in place of (n_k, m); the decay's A; the gains that multiply by 1 + weight."""
+    """Value heads in tiled order, (m, n_k) in place of (n_k, m), and the decay's A as it is used."""
     n_k, size = config.linear_num_key_heads, config.linear_value_head_dim
     of_qk = 2 * n_k * config.linear_key_head_dim
 
