@@ -31,7 +31,8 @@ KEY = "tokenizer.chat_template"
 class ChatTemplate:
     """A compiled template. `source` is its text, `name` how messages to the user call it."""
 
-    def __init__(self, source: str, name: str, *, bos_token: str, eos_token: str) -> None:
+    def __init__(self, source: str, name: str, *, bos_token: str, eos_token: str,
+                 variables: Mapping[str, Any] | None = None) -> None:
         """FormatError when the source is not a jinja2 template."""
         self.source, self.name = source, name
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
@@ -39,23 +40,24 @@ class ChatTemplate:
         environment.filters["tojson"] = to_json
         now = datetime.now()            # of loading: the same in all renderings, which are compared with each other
         environment.globals.update(raise_exception=raise_exception, strftime_now=now.strftime)
-        self._variables = {"bos_token": bos_token, "eos_token": eos_token, "documents": None}
+        self._variables = {"bos_token": bos_token, "eos_token": eos_token, "documents": None, **(variables or {})}
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise FormatError(f"{name} is not a jinja2 template: line {error.lineno}: {error.message}") from None
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False,
-               tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+               tools: Sequence[Mapping[str, Any]] | None = None, variables: Mapping[str, Any] | None = None) -> str:
         """The text of a conversation, special tokens spelled out.
 
         add_generation_prompt   ends with what precedes an answer of the assistant
         tools                   descriptions of functions that the model may call
+        variables               others that the template may use; they go before those of the constructor
         Raises TemplateRefusal.
         """
         try:
-            return self._template.render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt,
-                                         **self._variables)
+            return self._template.render({**self._variables, **(variables or {}), "messages": messages, "tools": tools,
+                                          "add_generation_prompt": add_generation_prompt})
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
                 RecursionError) as error:
             raise TemplateRefusal(f"{self.name} cannot render it: {error}") from None
@@ -82,7 +84,8 @@ def raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def load_chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer, path: str = "") -> ChatTemplate:
+def load_chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer, path: str = "",
+                       variables: Mapping[str, Any] | None = None) -> ChatTemplate:
     """The template in the file `path`, or by default a model's own, from its metadata.
 
     LoraFastError when the file cannot be read or the model has none; FormatError when it is not a template.
@@ -99,4 +102,4 @@ def load_chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer, path: 
     else:
         raise LoraFastError("the model has no chat template, which chats need: give one with --chat-template FILE")
     bos, eos = ("" if token is None else tokenizer.token_text(token) for token in (tokenizer.bos_id, tokenizer.eos_id))
-    return ChatTemplate(source, name, bos_token=bos, eos_token=eos)
+    return ChatTemplate(source, name, bos_token=bos, eos_token=eos, variables=variables)

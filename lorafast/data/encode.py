@@ -1,39 +1,30 @@
-"""From a record to token sequences, and which of their tokens the loss counts: what the model itself is to write.
-
-Where the model's part begins and ends is found by rendering the conversation up to there and comparing tokens with the
-whole; the text is never searched for marks, which could occur in a message as well.
-"""
+"""From a record to token sequences, and which of their tokens the loss counts: what the model itself is to write."""
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import TemplateRefusal
-from .records import BadRecord, Chat, Completion, Record, Text
-
-
-class SpecialTokens(Protocol):
-    """What is needed of a tokenizer."""
-
-    bos_id: int | None
-    eos_id: int | None
-    add_bos: bool
-    eog_ids: frozenset[int]     # the tokens at which generation stops
-
-    def encode(self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False) -> np.ndarray: ...
+from .answers import Answer, Render, answer_begin, answer_in
+from .records import BadRecord, Chat, Completion, Preference, Record, Text
+from .rendered import Rendered
+from .shown import not_shown, wants_text_arguments, with_system_in_user, with_text_arguments
+from .tokens import SpecialTokens, masked
 
 
 class Template(Protocol):
     """A chat template, chat_template.ChatTemplate."""
 
+    source: str
     name: str
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False,
-               tools: Sequence[Mapping[str, Any]] | None = None) -> str: ...
+               tools: Sequence[Mapping[str, Any]] | None = None, variables: Mapping[str, Any] | None = None) -> str: ...
 
 
 SPLIT = ("chats of which each answer became a sample of its own, as the chat template shows earlier turns differently "
@@ -42,6 +33,16 @@ UNTRAINED = "answers that begin a chat, after no message, and are not trained on
 ENDLESS = "answers that are not trained to end, as the chat template puts no end-of-turn token after them"
 MERGED = ("prompts that are tokenised otherwise when their completion follows (better end them before a space than "
           "after it)")
+SPECIALS = "texts in which special tokens are spelt out, and are read as such"
+AS_CHATS = "pairs rendered as chats by the chat template (--raw-pairs trains on them as they are)"
+SYSTEM = "chats whose system message stands in the first user's, as the chat template has no place for it"
+HIDDEN = "chats with '{}', which the chat template does not show"
+EMPTY = "answers that are not trained on, as the chat template shows nothing of them"
+WEIGHTS = "records with weights other than 0 and 1, which are taken as 1"
+WEIGHTLESS = "records of weight 0, which are left out"
+
+INSTRUCTION = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+"""Alpaca's prompt (Taori et al., 2023), for models without a chat template."""
 
 
 class SequenceEncoder:
@@ -50,139 +51,199 @@ class SequenceEncoder:
     notes   Counter of what the user should know, by the sentences above
     """
 
-    def __init__(self, tokenizer: SpecialTokens, load_template: Callable[[], Template], *,
-                 train_on_prompt: bool = False) -> None:
+    def __init__(self, tokenizer: SpecialTokens, load_template: Callable[[], Template], *, train_on_prompt: bool = False,
+                 pairs_as_chats: bool = False) -> None:
         """
         load_template     called when the first chat comes
         train_on_prompt   every token counts
+        pairs_as_chats    prompts and completions are rendered as chats, unless they are rendered already
         """
-        self.tokenizer, self._load_template, self.train_on_prompt = tokenizer, load_template, train_on_prompt
+        self.tokenizer, self._load_template = tokenizer, load_template
+        self.train_on_prompt, self.pairs_as_chats = train_on_prompt, pairs_as_chats
         self.notes: Counter[str] = Counter()
+        self._eog_ids = np.array(sorted(tokenizer.eog_ids), np.int32)
 
     @cached_property
     def template(self) -> Template:
         return self._load_template()
+
+    @cached_property
+    def _control_ids(self) -> np.ndarray:
+        return np.array([token for token in range(self.tokenizer.n_vocab) if self.tokenizer.is_control(token)], np.int32)
+
+    @cached_property
+    def _marks(self) -> list[str]:
+        return [self.tokenizer.token_text(int(token)) for token in self._control_ids]
 
     def encode(self, record: Record) -> list[np.ndarray]:
         """The sequences of a record, int32; a token that does not count in the loss appears as its complement, ~token.
 
         Usually one; more for a chat whose template shows a turn differently once others follow. Raises BadRecord.
         """
+        if 0 in weights_of(record)[:1]:
+            self.notes[WEIGHTLESS] += 1
+            return []
         match record:
             case Text(text):
-                sequences = [self._with_ends(self.tokenizer.encode(text))]
-            case Completion(prompt, completion):
-                sequences = [self._completion(prompt, completion)]
+                sequences = [self._with_ends(text, self._special(Rendered(text, self.tokenizer)).tokens)]
+            case Completion():
+                sequences = self._completion(record)
             case Chat():
                 sequences = self._chat(record)
+            case Preference():
+                raise BadRecord("it is a preference (chosen and rejected, or a label), not a text to train on; keep what is "
+                                "good: jq -c '{prompt, completion: .chosen}' IN.jsonl > OUT.jsonl")
+        if any(weight not in (0, 1) for weight in weights_of(record)):
+            self.notes[WEIGHTS] += 1
         if min(map(len, sequences)) < 2:
             raise BadRecord("it is a single token, which follows nothing")
         return sequences
 
-    def _with_ends(self, tokens: np.ndarray) -> np.ndarray:
-        """[BOS] tokens EOS, with BOS if the model wants it."""
-        bos = [self.tokenizer.bos_id] if self.tokenizer.add_bos else []
-        eos = [self.tokenizer.eos_id] if self.tokenizer.eos_id is not None else []
-        return np.concatenate([np.array(bos, np.int32), tokens, np.array(eos, np.int32)])
+    # ----------------------------------------------------------------------------------------------- texts and pairs
 
-    def _completion(self, prompt: str, completion: str) -> np.ndarray:
-        tokens = self.tokenizer.encode(prompt + completion)
-        sequence = self._with_ends(tokens)
+    def _special(self, rendered: Rendered) -> Rendered:
+        """The same, counted where it spells out special tokens."""
+        self.notes[SPECIALS] += bool(np.isin(rendered.tokens, self._control_ids).any())
+        return rendered
+
+    def _with_ends(self, text: str, tokens: np.ndarray) -> np.ndarray:
+        """[BOS] tokens EOS, without what the text spells out itself; with BOS if the model wants it."""
+        tokenizer, ends = self.tokenizer, []
+        n_space = len(tokenizer.encode(text[len(text.rstrip()):])) if text[-1:].isspace() else 0
+        ended = len(tokens) > n_space and int(tokens[len(tokens) - n_space - 1]) in tokenizer.eog_ids
+        bos = [tokenizer.bos_id] if tokenizer.add_bos and not self._begins_with_bos(tokens) else []
+        if tokenizer.eos_id is not None and not ended:
+            ends = [tokenizer.eos_id]
+        return np.concatenate([np.array(bos, np.int32), tokens, np.array(ends, np.int32)])
+
+    def _begins_with_bos(self, tokens: np.ndarray) -> bool:
+        return len(tokens) > 0 and tokens[0] == self.tokenizer.bos_id
+
+    def _completion(self, pair: Completion) -> list[np.ndarray]:
+        if self.pairs_as_chats and not self._is_rendered(pair):
+            self.notes[AS_CHATS] += 1
+            return self._chat(as_chat(pair))
+        prompt = prompt_text(pair)
+        text = prompt + pair.completion
+        rendered = self._special(Rendered(text, self.tokenizer))
+        sequence = self._with_ends(text, rendered.tokens)
         if self.train_on_prompt:
-            return sequence
-        prompt_tokens = self.tokenizer.encode(prompt)
-        begin = prefix_end(prompt_tokens, tokens, self.tokenizer.encode(completion))
-        self.notes[MERGED] += not np.array_equal(prompt_tokens, tokens[:begin])
-        return masked(sequence, [(begin + bool(self.tokenizer.add_bos), len(sequence))])
+            return [sequence]
+        self.notes[MERGED] += not rendered.is_border(len(prompt))
+        n_bos = bool(self.tokenizer.add_bos) and not self._begins_with_bos(rendered.tokens)
+        return [masked(sequence, [(rendered.index(len(prompt)) + n_bos, len(sequence))])]
+
+    def _is_rendered(self, pair: Completion) -> bool:
+        """Whether special tokens are spelt out in it: a template has been there before."""
+        return any(mark in pair.prompt or mark in pair.completion for mark in self._marks)
+
+    # --------------------------------------------------------------------------------------------------------- chats
 
     def _chat(self, chat: Chat) -> list[np.ndarray]:
+        chat, text = self._fitted(chat)
+        whole = Rendered(text, self.tokenizer, add_bos=self.tokenizer.add_bos)
         if self.train_on_prompt:
-            return [self._render(chat, len(chat.messages))[1]]
-        if chat.trained[0]:
-            self.notes[UNTRAINED] += 1
-        turns = [i for i, trained in enumerate(chat.trained) if trained and i > 0]
+            return [whole.tokens]
+        self.notes[UNTRAINED] += chat.weights[0] > 0
+        turns = [i for i, weight in enumerate(chat.weights) if weight > 0 and i > 0]
         if not turns:
             raise BadRecord("it has no answer of the assistant to train on")
-        whole_text, whole = self._render(chat, len(chat.messages))
-        spans, own_samples = [], []
-        for i in turns:
-            text, sequence = self._render(chat, i + 1)
-            begin, end = self._answer(chat, i, text, sequence)
-            own_samples.append(masked(sequence, [(begin, end)]))
-            end = min(end, n_common(sequence, whole)) if whole_text.startswith(text) else end
-            spans.append((begin, end))
-            is_prefix = np.array_equal(sequence[:end], whole[:end])
-            if not is_prefix:
-                break
-        if is_prefix:
-            return [masked(whole, spans)]
-        for i in turns[len(own_samples):]:
-            text, sequence = self._render(chat, i + 1)
-            own_samples.append(masked(sequence, [self._answer(chat, i, text, sequence)]))
+        render = Render(partial(self._render, chat), chat.messages)
+        answers = self._answers_in_whole(render, whole, turns)
+        if answers is not None:
+            self.notes[ENDLESS] += sum(not answer.ends for answer in answers)
+            return [masked(whole.tokens, [(answer.begin, answer.end) for answer in answers])]
         self.notes[SPLIT] += 1
-        return own_samples
+        return [self._own_sample(render, i) for i in turns]
 
-    def _answer(self, chat: Chat, i: int, text: str, sequence: np.ndarray) -> tuple[int, int]:
-        """Where in the rendering of messages[:i + 1], given as text and tokens, the answer messages[i] begins and ends.
+    def _answers_in_whole(self, render: Render, whole: Rendered, turns: list[int]) -> list[Answer] | None:
+        """Where the answers stand in the whole chat; None where one of them is shown differently by itself."""
+        answers = []
+        for i in turns:
+            is_last = i + 1 == len(render.messages)
+            text = whole.text if is_last else render.upto(i + 1)
+            begin = answer_begin(render, i, text)
+            if whole.text.startswith(text):
+                answers.append(answer_in(whole, begin, len(text), self._eog_ids))
+                continue
+            own = Rendered(text, self.tokenizer, add_bos=self.tokenizer.add_bos)
+            answer = answer_in(own, begin, len(text), self._eog_ids)
+            if not np.array_equal(own.tokens[:answer.end], whole.tokens[:answer.end]):
+                return None
+            answers.append(answer)
+        return answers
 
-        It begins where the rendering that asks for an answer ends, or, if that suggests another beginning than the
-        answer has (an opened <think>), where the two part. It ends after its end-of-turn token.
-        """
-        asking_text, asking = self._render(chat, i, add_generation_prompt=True)
-        if text.startswith(asking_text):
-            rest = self.tokenizer.encode(text[len(asking_text):], parse_special=True)
-            begin = prefix_end(asking, sequence, rest)
-        else:
-            begin = n_common(asking, sequence)
-            before_text, before = self._render(chat, i)
-            if not text.startswith(before_text) or begin < n_common(before, sequence):
-                raise BadRecord(f"message {i + 1}: {self.template.name} shows what precedes an answer differently once "
-                                "the answer follows, so that the answer's tokens cannot be told apart; train on all "
-                                "with --train-on-prompt, or use another --chat-template")
-        ends = begin + np.flatnonzero(np.isin(sequence[begin:], list(self.tokenizer.eog_ids)))
-        self.notes[ENDLESS] += not len(ends)
-        return begin, int(ends[-1]) + 1 if len(ends) else len(sequence)
+    def _own_sample(self, render: Render, i: int) -> np.ndarray:
+        """The chat up to message i, of which only that counts."""
+        text = render.upto(i + 1)
+        own = Rendered(text, self.tokenizer, add_bos=self.tokenizer.add_bos)
+        answer = answer_in(own, answer_begin(render, i, text), len(text), self._eog_ids)
+        self.notes[ENDLESS] += not answer.ends
+        return masked(own.tokens, [(answer.begin, answer.end)])
 
-    def _render(self, chat: Chat, n_messages: int, *, add_generation_prompt: bool = False) -> tuple[str, np.ndarray]:
-        """Text and tokens of the first messages."""
+    def _fitted(self, chat: Chat) -> tuple[Chat, str]:
+        """The chat as the template can show it, and what it renders; answers that it does not show are not trained on."""
+        if any("tool_calls" in message for message in chat.messages) and self._wants_text_arguments:
+            chat = with_text_arguments(chat)
+        chat, text = self._with_system_shown(chat)
+        hidden = list(not_shown(chat, self.template.source, text, lambda other: self._render(other, other.messages)))
+        self.notes.update(HIDDEN.format(key) for key in hidden)
+        empty = [i for i, message in enumerate(chat.messages) if chat.weights[i] and not message["content"].strip()
+                 and any(message.get(key) for key in hidden)]
+        self.notes[EMPTY] += len(empty)
+        return replace(chat, weights=[0 if i in empty else weight for i, weight in enumerate(chat.weights)]), text
+
+    def _with_system_shown(self, chat: Chat) -> tuple[Chat, str]:
+        """The chat, and what the template renders; a system message that it refuses or leaves out moves to the user's."""
+        merged = with_system_in_user(chat)
+        if merged is None:
+            return chat, self._render(chat, chat.messages)
         try:
-            text = self.template.render(chat.messages[:n_messages], add_generation_prompt=add_generation_prompt,
-                                        tools=chat.tools)
+            text = self._render(chat, chat.messages)
+            if chat.messages[0]["content"].strip() in text or text != self._render(chat, chat.messages[1:]):
+                return chat, text
+        except BadRecord:
+            pass
+        text = self._render(merged, merged.messages)
+        self.notes[SYSTEM] += 1
+        return merged, text
+
+    @cached_property
+    def _wants_text_arguments(self) -> bool:
+        return wants_text_arguments(lambda chat: self.template.render(chat.messages))
+
+    def _render(self, chat: Chat, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
+        try:
+            return self.template.render(messages, add_generation_prompt=add_generation_prompt, tools=chat.tools,
+                                        variables=chat.template_kwargs)
         except TemplateRefusal as error:
             raise BadRecord(str(error)) from None
-        return text, chat_tokens(text, self.tokenizer)
+
+
+def weights_of(record: Record) -> list[float]:
+    """The factors of the loss that a record asks for: its own, and in a chat those of the messages."""
+    match record:
+        case Chat():
+            return [record.weight, *record.weights]
+        case Text() | Completion():
+            return [record.weight]
+    return []
+
+
+def as_chat(pair: Completion) -> Chat:
+    """The pair as a question and an answer, without the space at their ends that parts the two in a raw text."""
+    messages = [{"role": "system", "content": pair.system}] if pair.system else []
+    messages += [{"role": "user", "content": pair.prompt.strip()}, {"role": "assistant", "content": pair.completion.strip()}]
+    return Chat(messages, [float(message["role"] == "assistant") for message in messages], weight=pair.weight)
+
+
+def prompt_text(pair: Completion) -> str:
+    """What stands before the completion where there is no template: an instruction in Alpaca's form, else the prompt."""
+    if pair.is_instruction:
+        return f"{pair.system or INSTRUCTION}\n\n### Instruction:\n{pair.prompt}\n\n### Response:\n"
+    return f"{pair.system}\n\n{pair.prompt}" if pair.system else pair.prompt
 
 
 def chat_tokens(text: str, tokenizer: SpecialTokens) -> np.ndarray:
     """The tokens of what a chat template rendered: with BOS if the model wants it and the template left it out."""
-    tokens = tokenizer.encode(text, parse_special=True)
-    if tokenizer.add_bos and (not len(tokens) or tokens[0] != tokenizer.bos_id):
-        tokens = np.concatenate([np.array([tokenizer.bos_id], np.int32), tokens])
-    return tokens
-
-
-def masked(sequence: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
-    """The sequence up to the last token that counts: tokens inside a span [begin, end) as they are, others ~token."""
-    marked = ~sequence
-    for begin, end in spans:
-        marked[begin:end] = sequence[begin:end]
-    return marked[:max(end for _, end in spans)]
-
-
-def prefix_end(prefix: np.ndarray, whole: np.ndarray, rest: np.ndarray) -> int:
-    """Where in the tokens of a whole text, of which the tokens of both parts are given, the first part ends.
-
-    Tokens can join over the border. If the whole does not begin with the first part's tokens, it may still end with the
-    second part's; else the tokens that neither has belong to the second part.
-    """
-    n = n_common(prefix, whole)
-    if n < len(prefix) and np.array_equal(whole[len(whole) - len(rest):], rest):
-        return len(whole) - len(rest)
-    return n
-
-
-def n_common(a: np.ndarray, b: np.ndarray) -> int:
-    """Number of tokens with which both begin."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n
+    return Rendered(text, tokenizer, add_bos=tokenizer.add_bos).tokens

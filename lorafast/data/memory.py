@@ -5,7 +5,6 @@ which an epoch goes through them.
 """
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,10 @@ from typing import Any
 
 from ..errors import LoraFastError, UsageError
 from ..tokenizer import Tokenizer
-from .open import DataOptions, data_files, has_records, open_data
+from .files import data_files
+from .forms.recognise import recognise
+from .open import DataOptions, open_data
+from .source import Source, open_source
 from .text import BYTES_PER_SAMPLE
 
 HEAD = 1 << 18
@@ -45,38 +47,39 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
     """What the data takes that `open_data` opens with these arguments. Of data that it cannot open: nothing, and why
     not."""
     try:
-        train, valid, _ = data_files(options)
-        sizes = {path: os.path.getsize(path) for path in train + valid}
-        largest = max(train, key=sizes.__getitem__)
-        if not os.path.isfile(largest):             # what is read from a pipe would be missing later
-            return DataMemory(note=f"not counted, {largest} is not a file")
-        is_text = not has_records(largest, options.data_format)
-        with open(largest, "rb") as file:
-            head = file.read(HEAD)
-    except OSError as error:
-        return DataMemory(note=f"not counted, cannot read {error.filename}: {error.strerror}")
+        train, valid, _ = data_files(options.train, options.valid, options.valid_split)
+        sources = [open_source(path) for path in train + valid]
+        largest = max(sources[:len(train)], key=lambda source: source.size)
+        form = recognise(largest, options.data_format, options.fields)
+        is_text = form is None
+        head = b"" if largest.is_folder else _head(largest)
     except UsageError:
         raise
-    except LoraFastError as error:
+    except (LoraFastError, OSError) as error:
         return DataMemory(note=f"not counted, {error}")
-    if len(head) < sizes[largest]:
-        head = head[:head.rfind(b"\n") + 1] or head
     begins_everywhere = is_text and not options.sample_start
-    per_byte, sample_tokens = _sampled(head, options, tokenizer, metadata, ctx, is_text)
-    n_samples = sum(sizes.values()) * per_byte
+    per_byte, sample_tokens = _sampled(head, largest.suffix, options, tokenizer, metadata, ctx, is_text)
+    n_samples = sum(source.size for source in sources) * per_byte
     return DataMemory(int(n_samples * (BYTES_PER_SAMPLE if begins_everywhere else BYTES_PER_CUT_SAMPLE)),
                       f"about {n_samples:.0f} samples", sample_tokens,
                       overlaps=begins_everywhere and options.stride == 1)
 
 
-def _sampled(head: bytes, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
+def _head(source: Source) -> bytes:
+    """The beginning of a file, up to a line end."""
+    with open(source.path, "rb") as file:
+        head = file.read(HEAD)
+    return head if len(head) < HEAD else head[:head.rfind(b"\n") + 1] or head
+
+
+def _sampled(head: bytes, suffix: str, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
              is_text: bool) -> tuple[float, float | None]:
     """Samples a byte, and DataMemory.sample_tokens, by opening the beginning of a file as if it were all."""
-    with tempfile.NamedTemporaryFile(prefix="lorafast-") as file:
+    with tempfile.NamedTemporaryFile(prefix="lorafast-", suffix=suffix) as file:
         file.write(head)
         file.flush()
         options = replace(options, train=[file.name], valid=(), valid_split=0.0, cache="",
-                          data_format="text" if is_text else "jsonl")
+                          data_format="text" if is_text else options.data_format)
         try:
             samples = open_data(options, tokenizer, metadata, ctx).train
         # the beginning of an array is no array; a line may be bad, a text too short for a sample

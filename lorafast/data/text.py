@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import LoraFastError
 from ..system.live import Meter, Show, silent
 from .samples import Samples
+from .source import Source, unreadable
 from .token_store import StoredTokens, TokenWriter, store_tokens
 
 # Above this share of bytes that are not UTF-8 a file is taken for binary, or for text in another encoding. Random bytes
@@ -34,14 +35,18 @@ class TextEncoder(Protocol):
     """What is needed of a tokenizer."""
 
     max_token_length: int   # bytes of the longest token's text
+    bos_id: int | None
+    eog_ids: frozenset[int]     # the tokens at which generation stops
 
     def encode(self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False) -> np.ndarray: ...
+
+    def token_text(self, token: int) -> str: ...
 
     def encode_slices(self, text: bytes | mmap.mmap) -> Iterator[tuple[int, np.ndarray]]: ...
 
 
 def tokenize_text(
-    paths: str | Sequence[str],
+    sources: Sequence[Source],
     tokenizer: TextEncoder,
     ctx: int,
     *,
@@ -55,8 +60,7 @@ def tokenize_text(
 ) -> Samples:
     """Reads and tokenises UTF-8 text. No BOS or EOS is added; the names of special tokens in it are plain text.
 
-    paths                 one file, or several that are each cut by itself; also the name that goes into the samples'
-                          hash, so it is kept as given
+    sources               files, each cut by itself; their names go into the samples' hash
     ctx                   tokens a sample should have
     stride                tokens from the beginning of one sample to that of the next, where there is no sample start
     sample_start          empty: samples begin every `stride` tokens. Else after each occurrence of this string
@@ -68,14 +72,15 @@ def tokenize_text(
     Files and tokens are mapped, not loaded. LoraFastError when a file cannot be read, is empty, is binary, or holds
     less than one sample.
     """
-    paths = [paths] if isinstance(paths, str) else list(paths)
+    paths = [source.name for source in sources]
     max_bytes = ctx * tokenizer.max_token_length if overlapping_samples else None
 
     def fill(writer: TokenWriter) -> dict[str, Any]:
         warnings = []
-        for path in paths:
-            text, text_warnings = _read_text(path)
-            warnings += text_warnings
+        for source in sources:
+            path = source.name
+            text, text_warnings = _read_text(source)
+            warnings += text_warnings if sample_start else [*text_warnings, *_spelt_out(path, text, tokenizer)]
             if not sample_start:
                 _write_text(writer, path, text, tokenizer, progress)
                 continue
@@ -102,18 +107,18 @@ def tokenize_text(
     return Samples(stored.tokens, begin, size, os.pathsep.join(paths), warnings)
 
 
-def evaluation_text(paths: Sequence[str], tokenizer: TextEncoder, ctx: int, progress: Show = silent) -> Samples:
+def evaluation_text(sources: Sequence[Source], tokenizer: TextEncoder, ctx: int, progress: Show = silent) -> Samples:
     """All tokens of text files in samples of `ctx` that do not overlap; the last of a file may be shorter."""
     def fill(writer: TokenWriter) -> dict[str, Any]:
-        for path in paths:
-            _write_text(writer, path, _read_text(path)[0], tokenizer, progress)
+        for source in sources:
+            _write_text(writer, source.name, _read_text(source)[0], tokenizer, progress)
         return {}
 
     stored = store_tokens(fill)
     ends = np.cumsum(stored.size)
     pieces = [np.arange(end - size, end, ctx) for end, size in zip(ends, stored.size)]
     size = np.concatenate([np.minimum(ctx, end - begin) for begin, end in zip(pieces, ends)])
-    return Samples(stored.tokens, np.concatenate(pieces), size, os.pathsep.join(paths))
+    return Samples(stored.tokens, np.concatenate(pieces), size, os.pathsep.join(source.name for source in sources))
 
 
 def _write_text(writer: TokenWriter, path: str, text: bytes | mmap.mmap, tokenizer: TextEncoder,
@@ -160,14 +165,23 @@ def _windows(path: str, first: int, n_tokens: int, ctx: int, stride: int) -> np.
     return np.arange(first, first + end, stride, dtype=np.int64)
 
 
-def _read_text(path: str) -> tuple[bytes | mmap.mmap, list[str]]:
+def _spelt_out(path: str, text: bytes | mmap.mmap, tokenizer: TextEncoder) -> list[str]:
+    """A warning where special tokens are spelt out in a text: they stay text, other than in records."""
+    special = sorted({token for token in (tokenizer.bos_id, *tokenizer.eog_ids) if token is not None})
+    marks = [mark for mark in map(tokenizer.token_text, special) if len(mark) > 2 and text.find(mark.encode()) >= 0]
+    return [f"'{path}' spells out {', '.join(marks)}: in a text file that is plain text, in records "
+            '({"text": ...}) it would be a special token'] if marks else []
+
+
+def _read_text(source: Source) -> tuple[bytes | mmap.mmap, list[str]]:
     """The bytes of a text file, mapped, and a warning where some of them are not UTF-8."""
+    path = source.name
     try:
-        with open(path, "rb") as file:
-            is_mapped = os.path.isfile(path) and os.path.getsize(path)
+        with open(source.path, "rb") as file:
+            is_mapped = os.path.isfile(source.path) and os.path.getsize(source.path)
             text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if is_mapped else file.read()
     except OSError as error:
-        raise LoraFastError(f"cannot read training data '{path}': {error.strerror}") from None
+        raise unreadable(path, error) from None
     if not text:
         raise LoraFastError(f"training data '{path}' is empty")
     zero = text.find(b"\0")

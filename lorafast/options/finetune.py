@@ -45,7 +45,7 @@ NORMS = GROUPS["norms"]
 ATTENTION, FEED_FORWARD = GROUPS["attn"], GROUPS["ffn"]
 
 SCHEDULES = ("original", "constant", "linear", "cosine")
-DATA_FORMATS = ("auto", "text", "jsonl")
+DATA_FORMATS = ("auto", "text", "jsonl", "csv", "tsv")
 
 MOST_TOKENS = 2**31 - 1
 """Of a pass: kernels count tokens in 32 bits."""

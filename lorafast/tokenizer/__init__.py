@@ -27,6 +27,10 @@ OTHER_MODELS = {
 }
 
 
+FRAGMENT_BYTES = 1 << 10
+"""Of a part that `fragments` cuts, at least."""
+
+
 class HasMetadata(Protocol):
     metadata: Mapping[str, Any]
 
@@ -88,6 +92,33 @@ class Tokenizer:
             ids = array("i")
             after_special = self._append(part, ids, parse_special=False, after_special=after_special)
             yield len(part), np.asarray(ids, dtype=np.int32)
+
+    def fragments(self, text: bytes) -> Iterator[tuple[bytes, np.ndarray, bool]]:
+        """Yields the text in parts that tokens never join across, each with its ids as encode(text, parse_special=True) has
+        them: special tokens, and the stretches between them, which are cut at line ends where they are long.
+
+        The third says whether a part begins the text or follows a special token, see `encode_part`.
+        """
+        begin, can_slice = 0, self._model.can_slice
+        for fragment in self._vocabulary.special_fragments(text, parse_special=True):
+            if isinstance(fragment, int):
+                fragment_bytes = encode_text(self._vocabulary.tokens[fragment])
+                end = text.index(fragment_bytes, begin) + len(fragment_bytes)       # a token may swallow space after it
+                yield text[begin:end], np.array([fragment], np.int32), True
+                begin = end
+                continue
+            begins = True
+            for part in slices(fragment, FRAGMENT_BYTES) if can_slice else (fragment,):
+                end = text.index(part, begin) + len(part)
+                yield text[begin:end], self.encode_part(part, begins), begins
+                begin, begins = end, False
+
+    def encode_part(self, text: bytes, begins: bool) -> np.ndarray:
+        """Ids of a text without special tokens, int32 (n,), that begins, or follows a special token, or does not."""
+        ids = array("i")
+        if text:
+            self._model.encode(text, ids, after_special=begins)
+        return np.asarray(ids, dtype=np.int32)
 
     def _append(self, text: bytes, ids: array[int], *, parse_special: bool, after_special: bool) -> bool:
         """Appends the ids of a text that begins, or not, after a special token; returns whether it ends with one."""

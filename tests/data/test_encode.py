@@ -10,31 +10,49 @@ import numpy as np
 import pytest
 
 from lorafast.data.encode import (
+    EMPTY,
     ENDLESS,
+    HIDDEN,
     MERGED,
+    SPECIALS,
     SPLIT,
+    SYSTEM,
     UNTRAINED,
     SequenceEncoder,
     chat_tokens,
-    masked,
-    n_common,
-    prefix_end,
 )
-from lorafast.data.records import BadRecord, Completion, Text, parse_record
+from lorafast.data.records import BadRecord, Completion, Text
+from lorafast.data.rendered import Rendered, common_prefix, prefix_end
 from lorafast.data.samples import plain
+from lorafast.data.shapes import parse_record
+from lorafast.data.tokens import masked, n_common
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 END_IDS = [257, 259, 260]
 
 
 class ByteTokenizer:
-    bos_id, eos_id, add_bos, eog_ids = 256, 257, False, frozenset(END_IDS)
+    bos_id, eos_id, add_bos, eog_ids, n_vocab = 256, 257, False, frozenset(END_IDS), 256 + len(SPECIAL)
+
+    def is_control(self, token):
+        return token >= 256
+
+    def token_text(self, token):
+        return SPECIAL[token - 256]
+
+    def fragments(self, text):
+        for part in filter(None, re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", text.decode())):
+            yield part.encode(), self.encode(part, parse_special=True), True
+
+    def encode_part(self, text, begins):
+        return self.encode(text)
 
     def encode(self, text, *, add_special=False, parse_special=False):
+        text = text if isinstance(text, str) else text.decode("utf-8", "surrogateescape")
         parts = re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", text) if parse_special else [text]
         ids = []
         for part in parts:
-            ids += [256 + SPECIAL.index(part)] if parse_special and part in SPECIAL else part.encode()
+            ids += [256 + SPECIAL.index(part)] if parse_special and part in SPECIAL else part.encode("utf-8", "surrogateescape")
         return np.array(ids, np.int32)
 
 
@@ -51,11 +69,10 @@ def counted(sequence):
     return re.findall("[^\0]+", "".join(text_of([token]) if token >= 0 else "\0" for token in sequence))
 
 
-def encoder(template, tokenizer=None, **options):
+def encoder(template, tokenizer=ByteTokenizer(), **options):
     chat_template = pytest.importorskip("lorafast.data.chat_template")
-    return SequenceEncoder(tokenizer or ByteTokenizer(),
-                           lambda: chat_template.ChatTemplate(template, "the template", bos_token="<s>",
-                                                             eos_token="</s>"), **options)
+    return SequenceEncoder(tokenizer, lambda: chat_template.ChatTemplate(template, "the template", bos_token="<s>",
+                                                                         eos_token="</s>"), **options)
 
 
 def chat(*contents, system=None):
@@ -144,19 +161,126 @@ def test_templates_that_fail():
         encoder(chat_templates.MISTRAL).encode(parse_record({"messages": [
             {"role": "user", "content": "a"}, {"role": "user", "content": "b"},
             {"role": "assistant", "content": "c"}]}))
+    silent = "{{ messages | length }}{% for m in messages if m.role == 'user' %}{{ m.content + '</s>' }}{% endfor %}"
+    with pytest.raises(BadRecord, match="message 2: the chat template does not show it"):
+        encoder(silent).encode(chat("q", "a"))
+    whole, = encoder(silent, train_on_prompt=True).encode(chat("q", "a"))
+    assert counted(whole) == ["2q</s>"]
+
+
+def test_what_precedes_changes_once_the_answer_follows():
+    """The answer is found by exchanging it."""
     counts_messages = "{{ messages | length }}{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}"
-    with pytest.raises(BadRecord, match="message 2: the template shows what precedes an answer differently once"):
-        encoder(counts_messages).encode(chat("q", "a"))
-    whole, = encoder(counts_messages, train_on_prompt=True).encode(chat("q", "a"))
-    assert counted(whole) == ["2q</s>a</s>"]
+    sequence, = encoder(counts_messages).encode(chat("q", "a"))
+    assert text_of(sequence) == "2q</s>a</s>" and counted(sequence) == ["a</s>"]
+
+
+def test_the_next_turn_ends_an_answer():
+    """As in GLM: what ends generation is the mark of the next role."""
+    template = ("{% for m in messages %}{{ ('<|im_end|>' if m.role == 'user' else '<|im_start|>') + m.content }}{% endfor %}"
+                "{% if add_generation_prompt %}<|im_start|>{% endif %}")
+    it = encoder(template)
+    sequence, = it.encode(chat("q", "a", "p", "b"))
+    assert counted(sequence) == ["a<|im_end|>", "b"] and it.notes[ENDLESS] == 1
+
+
+def test_a_template_without_a_place_for_system_messages():
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    drops = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+    for start in (refuses, drops):
+        it = encoder(start + chat_templates.CHATML)
+        sequence, = it.encode(chat("q", "a", system="S"))
+        assert text_of(sequence).startswith("<|im_start|>user\nS\n\nq<|im_end|>") and counted(sequence) == ["a<|im_end|>"]
+        assert it.notes[SYSTEM] == 1
+
+
+CALL = {"type": "function", "function": {"name": "w", "arguments": '{"city": "Oslo"}'}}
+SHOWS_CALLS = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}"
+               "{{ c.function.name }}{{ ARGUMENTS }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+               "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+
+@pytest.mark.parametrize("arguments", ["c.function.arguments | tojson", "c.function.arguments",
+                                       "'' + c.function.arguments"])
+def test_calls_in_the_form_that_the_template_wants(arguments):
+    it = encoder(SHOWS_CALLS.replace("ARGUMENTS", arguments))
+    sequence, = it.encode(parse_record({"messages": [
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}))
+    assert counted(sequence) == ['w{"city": "Oslo"}<|im_end|>'] and not it.notes[HIDDEN.format("tool_calls")]
+
+
+def test_what_the_template_does_not_show():
+    it = encoder(chat_templates.CHATML)
+    record = parse_record({"tools": [{"name": "w"}], "messages": [
+        {"role": "user", "content": "q", "name": "Ann"}, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "5"}, {"role": "assistant", "content": "a", "reasoning_content": "r", "thinking": ""}]})
+    sequence, = it.encode(record)
+    assert counted(sequence) == ["a<|im_end|>"]
+    hidden = [key for key in ("tools", "name", "tool_calls", "reasoning_content", "thinking") if it.notes[HIDDEN.format(key)]]
+    assert hidden == ["tools", "name", "tool_calls", "reasoning_content"] and it.notes[EMPTY] == 1
+
+
+def test_variables_of_a_record():
+    it = encoder(chat_templates.CHATML + "{% if x %}</s>{% endif %}", train_on_prompt=True)
+    sequence, = it.encode(parse_record({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+                                        "chat_template_kwargs": {"x": True}}))
+    assert text_of(sequence).endswith("</s>")
+
+
+def test_pairs_as_chats():
+    it = encoder(chat_templates.CHATML, pairs_as_chats=True)
+    sequence, = it.encode(Completion("q ", " a", "S"))
+    assert text_of(sequence) == ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+                                 "<|im_start|>assistant\na<|im_end|>") and counted(sequence) == ["a<|im_end|>"]
+    sequence, = it.encode(Completion("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "Hello<|im_end|>"))
+    assert text_of(sequence) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>"
+    assert counted(sequence) == ["Hello<|im_end|>"] and it.notes[SPECIALS] == 1
+    sequence, = encoder(chat_templates.CHATML).encode(Completion("Name one.", "a", is_instruction=True))
+    assert text_of(sequence).endswith("### Instruction:\nName one.\n\n### Response:\na</s>") and counted(sequence) == ["a</s>"]
+
+
+def test_weights():
+    it = encoder(chat_templates.CHATML)
+    assert it.encode(Text("ab", weight=0.0)) == [] and not it.encode(Text("ab", weight=0.5))[0].size == 0
+    assert sum(n for sentence, n in it.notes.items() if "weight" in sentence) == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_index_is_where_the_tokens_of_the_prefix_end(seed):
+    rng = random.Random(seed)
+    text = "".join(rng.choices([*SPECIAL, "a", "é", " ", "\n", "bc"], k=30))
+    tokenizer = BosTokenizer()
+    rendered = Rendered(text, tokenizer, add_bos=True)
+    for n in range(len(text) + 1):
+        prefix = Rendered(text[:n], tokenizer, add_bos=True).tokens
+        assert rendered.index(n) == n_common(prefix, rendered.tokens)
+
+
+def test_common_prefix():
+    assert [common_prefix(*pair) for pair in (("abc", "abd"), ("", "a"), ("ab", "ab"), ("ab", "abc"), ("x", "y"))] == [
+        2, 0, 2, 2, 0]
+
+
+def test_a_long_chat_is_not_encoded_again_at_each_turn():
+    encoded = []
+
+    class Counting(ByteTokenizer):
+        def encode(self, text, **options):
+            encoded.append(len(text))
+            return super().encode(text, **options)
+
+    record = chat(*["word " * 10] * 200)
+    encoder(chat_templates.CHATML, Counting()).encode(record)
+    assert sum(encoded) < 3 * sum(len(m["content"]) + 40 for m in record.messages)
 
 
 @pytest.mark.parametrize("tokenizer, bos", [(ByteTokenizer(), ""), (BosTokenizer(), "<s>")])
 def test_texts_and_completions(tokenizer, bos):
     it = SequenceEncoder(tokenizer, None)
     sequence, = it.encode(Text("ab<s>"))
-    assert counted(sequence) == [f"{bos}ab<s></s>"]
-    assert sequence[-1] == 257 and sequence[-2] == ord(">")         # in data, the name of a special token is text
+    assert counted(sequence) == [f"{bos}ab<s></s>"] and it.notes[SPECIALS] == 1
+    for text in ("<s>ab</s>", "<s>ab<|im_end|>\n"):                   # no second BOS or EOS
+        assert counted(it.encode(Text(text))[0]) == [text]
     sequence, = it.encode(Completion("Q: ", "A"))
     assert text_of(sequence) == f"{bos}Q: A</s>" and counted(sequence) == ["A</s>"]
     sequence, = it.encode(Completion("Q", ""))
@@ -176,8 +300,11 @@ def test_a_single_token_is_bad():
 class PairTokenizer(ByteTokenizer):
     """Two bytes a token, from the left: tokens join over borders wherever the first part is odd."""
 
+    def fragments(self, text):
+        yield text, self.encode(text), True
+
     def encode(self, text, **options):
-        data = text.encode()
+        data = text.encode() if isinstance(text, str) else text
         return np.array([int.from_bytes(data[i:i + 2], "big") + 1000 for i in range(0, len(data), 2)], np.int32)
 
 

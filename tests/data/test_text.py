@@ -3,12 +3,16 @@ import numpy as np
 import pytest
 
 from lorafast.data.samples import Samples
+from lorafast.data.source import Source, open_source
 from lorafast.data.text import tokenize_text
 from lorafast.errors import LoraFastError
 
 
 class ByteTokenizer:
-    max_token_length = 2
+    max_token_length, bos_id, eog_ids = 2, None, frozenset([300])
+
+    def token_text(self, token):
+        return "<end>"
 
     def encode(self, text, *, add_special=False, parse_special=False):
         assert not add_special and not parse_special
@@ -25,7 +29,7 @@ def tokenize(tmp_path, monkeypatch):
 
     def run(text, ctx, **options):
         (tmp_path / "text.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-        return tokenize_text("text.txt", ByteTokenizer(), ctx, **options)
+        return tokenize_text([open_source("text.txt")], ByteTokenizer(), ctx, **options)
 
     return run
 
@@ -101,10 +105,15 @@ def test_unfit_texts(tokenize, text, ctx, options, message):
         tokenize(text, ctx, **options)
 
 
-@pytest.mark.parametrize("path, message", [("missing.txt", "No such file"), (".", "Is a directory")])
-def test_unreadable_file(tokenize, path, message):
-    with pytest.raises(LoraFastError, match=f"cannot read training data '{path}': {message}"):
-        tokenize_text(path, ByteTokenizer(), 4)
+def test_unreadable_file(tmp_path):
+    with pytest.raises(LoraFastError, match="cannot read training data 'here': Is a directory"):
+        tokenize_text([Source("here", str(tmp_path), "")], ByteTokenizer(), 4)
+
+
+def test_special_tokens_stay_text_and_are_told(tokenize):
+    warning, = tokenize("a b <end> c", 4).warnings
+    assert warning.startswith("'text.txt' spells out <end>: in a text file that is plain text, in records")
+    assert tokenize("a b <end> c <end> d <end>", 4, sample_start="<end>").warnings[0].startswith("2 of 3 samples")
 
 
 def test_a_few_bytes_that_are_not_utf8_are_a_warning(tokenize):

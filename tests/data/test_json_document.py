@@ -1,17 +1,17 @@
-"""A JSON array read piece by piece gives what json gives, in little memory, and says where it is broken."""
+"""JSON read piece by piece gives what json gives, in little memory, and says where it is broken."""
 import io
 import json
 import random
 
 import pytest
 
-from lorafast.data import json_array
-from lorafast.data.json_array import array_items
+from lorafast.data.forms import json_document
+from lorafast.data.forms.json_document import document_records
 from lorafast.errors import FormatError
 
 
 def items(data: bytes):
-    return list(array_items(io.BytesIO(data), "a.json"))
+    return list(document_records(io.BytesIO(data), "a.json"))
 
 
 def random_value(rng: random.Random, depth: int = 0):
@@ -25,7 +25,7 @@ def random_value(rng: random.Random, depth: int = 0):
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, 64, 1 << 20])
 def test_as_json_has_it(monkeypatch, piece):
-    monkeypatch.setattr(json_array, "PIECE", piece)
+    monkeypatch.setattr(json_document, "PIECE", piece)
     rng = random.Random(piece)
     for i in range(30):
         values = [random_value(rng) for _ in range(rng.randrange(6))]
@@ -40,24 +40,24 @@ def test_as_json_has_it(monkeypatch, piece):
     (b'[{"a": 1}\n {"b": 2}]', "a.json:2: .*',' is missing before '{'"),
     (b'[{"a": 1},\n\n {"b": }]', "a.json:3: .*item 2: Expecting value"),
     (b'[{"a": 1},\n {"b": "x]', "a.json:2: .*item 2: Unterminated string"),
-    (b'[{"a": 1},]', "a.json:1: .*item 2: "), (b"[", "a.json:1: .*item 1: "), (b"", "'\\[' is missing before the end"),
-    (b"[1]\n\n,", "a.json:3: .*something follows it"),
+    (b'[{"a": 1},]', "a.json:1: .*item 2: "), (b"[", "a.json:1: .*item 1: "), (b"[1]\n\n,", "a.json:3: .*an object or an array is expected, not ','"),
+    (b'{"a": [{}], "b": [{}]}', "several lists of objects, 'a' and 'b'"), (b'{"a" 1}', "':' is missing before '1'"),
+    (b'{"a": 1', "',' is missing before the end"), (b"{1: 2}", "a key in quotes"),
     (b"[1, " + b"[" * 100_000, "a.json:1: .*item 2: "), (b"[" + b"9" * 5000 + b"]", "item 1: "),
     (b'[1, "\xff"]', "a.json: not UTF-8 at byte 5"), (b'[1, "\xe2\x82', "a.json: not UTF-8 at byte 5"),
 ])
 def test_what_is_broken(monkeypatch, piece, data, reason):
-    monkeypatch.setattr(json_array, "PIECE", piece)
+    monkeypatch.setattr(json_document, "PIECE", piece)
     with pytest.raises(FormatError, match=reason):
         items(data)
 
 
 def test_memory_for_one_item_at_a_time(monkeypatch):
     """The window on the file stays as small as its longest item; one that never ends is given up."""
-    monkeypatch.setattr(json_array, "PIECE", 100)
-    monkeypatch.setattr(json_array, "LONGEST_ITEM", 2000)
-    windows, read = [], json_array._Text.read
-    monkeypatch.setattr(json_array._Text, "read",
-                        lambda self: (windows.append(len(self.buffer) - self.at), read(self))[1])
+    monkeypatch.setattr(json_document, "PIECE", 100)
+    monkeypatch.setattr(json_document, "LONGEST_ITEM", 2000)
+    windows, read = [], json_document.JsonText.read
+    monkeypatch.setattr(json_document.JsonText, "read", lambda self: (windows.append(len(self.buffer) - self.at), read(self))[1])
     assert len(items(json.dumps(["x" * 300] * 1000).encode())) == 1000
     assert max(windows) < 800
     with pytest.raises(FormatError, match="item 2 is no JSON, or longer than"):
@@ -68,4 +68,22 @@ def test_memory_for_one_item_at_a_time(monkeypatch):
 def test_progress_is_told():
     told = []
     data = json.dumps(list(range(1000))).encode()
-    assert len(list(array_items(io.BytesIO(data), "a.json", told.append))) == 1000 and sum(told) == len(data)
+    assert len(list(document_records(io.BytesIO(data), "a.json", told.append))) == 1000 and sum(told) == len(data)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+@pytest.mark.parametrize("data, records", [
+    (b'{"text":\n "a"}\n{"text": "b"} [{"text": "c"}]', [{"text": "a"}, {"text": "b"}, {"text": "c"}]),
+    (b'{"version": 1, "data": [{"a": 1}, {"a": [2]}], "info": {"x": []}}', [{"a": 1}, {"a": [2]}]),
+    (b'{"prompt": ["a", "b"], "completion": ["c", "d"], "extra": [1, 2]}',
+     [{"prompt": "a", "completion": "c", "extra": 1}, {"prompt": "b", "completion": "d", "extra": 2}]),
+    (b'{"text": {"0": "a", "1": "b"}}', [{"text": "a"}, {"text": "b"}]),
+    (b'{"messages": [{"role": "user"}]}', [{"messages": [{"role": "user"}]}]),
+    (b'{"messages": [[{"role": "user"}], [{"role": "x"}]]}', [{"messages": [{"role": "user"}]}, {"messages": [{"role": "x"}]}]),
+    (b'{"prompt": [{"role": "user"}], "completion": [{"role": "x"}]}',
+     [{"prompt": [{"role": "user"}], "completion": [{"role": "x"}]}]),
+    (b'["a"]', ["a"]), (b'{"x": []}', [{"x": []}]), (b"", []),
+])
+def test_arrangements(monkeypatch, piece, data, records):
+    monkeypatch.setattr(json_document, "PIECE", piece)
+    assert items(data) == records

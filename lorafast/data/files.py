@@ -1,0 +1,51 @@
+"""Which files a run trains on, which it is evaluated on, and which are left for a test."""
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from ..errors import LoraFastError, UsageError
+from .forms.arrow import dataset_splits, is_dataset
+
+_ROLE = re.compile(r"(train|valid|validation|val|dev|test)([-_.][^/]*)?\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|txt|text)"
+                   r"(\.gz)?", re.IGNORECASE)
+_VALID_NAMES = ("valid", "validation", "val", "dev")
+
+Files = tuple[list[str], list[str], list[str]]
+"""Of training, evaluation, and test. A folder that holds a data set counts as a file."""
+
+
+def data_files(train: Sequence[str], valid: Sequence[str] = (), valid_split: float = 0.0) -> Files:
+    """The files that options name. LoraFastError or UsageError where that is none, or too much."""
+    folders = [path for path in train if os.path.isdir(path) and not is_dataset(path)]
+    if not folders:
+        found, found_valid, test = list(train), [], []
+    elif len(train) > 1:
+        raise UsageError(f"--train-data {folders[0]} is a folder: it must be the only one")
+    else:
+        found, found_valid, test = _folder(folders[0])
+    if not any(found):
+        raise UsageError("--train-data is missing: name a file or a folder")
+    valid = list(valid) or found_valid
+    if valid and valid_split:
+        raise UsageError(f"--valid-split {valid_split}: but {valid[0]} is there to evaluate on")
+    return found, valid, test
+
+
+def _folder(folder: str) -> Files:
+    """By the names of files, or of the splits of a data set."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise LoraFastError(f"cannot read folder {folder}: {error.strerror}") from None
+    files: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    splits = [f"{name}.arrow" for name in dataset_splits(folder)]
+    for name in splits or names:
+        if match := _ROLE.fullmatch(name):
+            role = match[1].lower()
+            files["valid" if role in _VALID_NAMES else role].append(os.path.join(folder, name.removesuffix(".arrow")
+                                                                                 if splits else name))
+    if not files["train"]:
+        raise LoraFastError(f"{folder} has no train.jsonl, train.json, train.csv, train.parquet or train.txt")
+    return files["train"], files["valid"], files["test"]

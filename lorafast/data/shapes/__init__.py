@@ -1,0 +1,87 @@
+"""The shapes that records come in, and what each means. A shape knows the keys it needs and makes a uniform record of them.
+
+    {"text": "..."}
+    {"prompt": "...", "completion": "..."}, {"instruction": ..., "input": ..., "output": ...} and their like     pairs.py
+    {"messages": [{"role": "user", "content": "..."}, ...]}, {"conversations": [{"from": "human", ...}]}         chats.py
+    {"prompt": [...messages], "completion": [...messages]}                                                       chats.py
+    {"prompt": ..., "chosen": ..., "rejected": ...}                                                        preferences.py
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from ..records import BadRecord, Record, Text
+from .chats import ConversationalPair, Messages
+from .fields import kind, string, weight
+from .pairs import PAIRS
+from .preferences import JudgedAnswer, PreferencePair
+
+
+class Shape(Protocol):
+    """A known arrangement of keys."""
+
+    keys: tuple[str, ...]       # that it needs
+
+    def fits(self, value: Mapping[str, Any]) -> bool:
+        """Whether a record with all of the keys is of this shape."""
+
+    def parse(self, value: Mapping[str, Any]) -> Record:
+        """The record. Raises BadRecord."""
+
+
+class PlainText:
+    """{"text": "..."}"""
+
+    keys = ("text",)
+
+    def fits(self, value: Mapping[str, Any]) -> bool:
+        return True
+
+    def parse(self, value: Mapping[str, Any]) -> Text:
+        text = string(value, "text")
+        if not text:
+            raise BadRecord("its text is empty")
+        return Text(text, weight(value))
+
+
+# The first that fits decides: Alpaca's records carry a rendered "text" as well, and what is judged looks like a pair.
+SHAPES: tuple[Shape, ...] = (
+    PreferencePair(), JudgedAnswer(), *(Messages(key) for key in ("messages", "conversations", "conversation")),
+    ConversationalPair("completion"), ConversationalPair("response"), *PAIRS, PlainText(),
+)
+KEYS = frozenset(key for shape in SHAPES for key in shape.keys)
+"""All keys by which a shape is known."""
+
+KNOWN = "'text', 'prompt' with 'completion', 'instruction' with 'output', 'question' with 'answer', 'messages'"
+
+
+def has_shape(keys: Iterable[str]) -> bool:
+    """Whether records with these keys are of a known shape."""
+    present = set(keys)
+    return any(present.issuperset(shape.keys) for shape in SHAPES)
+
+
+def parse_record(value: Any, names: Mapping[str, str] | None = None) -> Record:
+    """The record that a JSON value means. Raises BadRecord.
+
+    names   known key -> the key that stands for it in this data (--field)
+    """
+    if not isinstance(value, dict):
+        raise BadRecord(f"an object like {{\"text\": ...}} is expected, not {kind(value)}")
+    for key, theirs in (names or {}).items():
+        if theirs in value:
+            value = {**value, key: value[theirs]}
+    for shape in SHAPES:
+        if value.keys() >= set(shape.keys) and shape.fits(value):
+            return shape.parse(value)
+    raise BadRecord(unknown_keys("keys", value))
+
+
+def unknown_keys(what: str, keys: Iterable[str]) -> str:
+    """What is said about data whose keys, or columns, make none of the shapes."""
+    shown = list(keys)
+    names = ", ".join(map(repr, shown[:6])) or "none"
+    first, last = (shown + ["A", "B"])[:2] if len(shown) < 2 else (shown[0], shown[-1])
+    return (f"its {what} are {names}; known are {KNOWN} and their like (docs/data.md); for others say which is which: "
+            f"--field prompt={first} --field completion={last}")

@@ -1,0 +1,42 @@
+"""What is needed of a tokenizer, and small functions on arrays of tokens."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+
+class SpecialTokens(Protocol):
+    """A tokenizer, as far as records need it."""
+
+    n_vocab: int
+    bos_id: int | None
+    eos_id: int | None
+    add_bos: bool
+    eog_ids: frozenset[int]     # the tokens at which generation stops
+
+    def encode(self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False) -> np.ndarray: ...
+
+    def fragments(self, text: bytes) -> Iterator[tuple[bytes, np.ndarray, bool]]: ...
+
+    def encode_part(self, text: bytes, begins: bool) -> np.ndarray: ...
+
+    def is_control(self, token: int) -> bool: ...
+
+    def token_text(self, token: int) -> str: ...
+
+
+def masked(sequence: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+    """The sequence up to the last token that counts: tokens inside a span [begin, end) as they are, others ~token."""
+    marked = ~sequence
+    for begin, end in spans:
+        marked[begin:end] = sequence[begin:end]
+    return marked[:max(end for _, end in spans)]
+
+
+def n_common(a: np.ndarray, b: np.ndarray) -> int:
+    """Number of tokens with which both begin."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if len(different) else n
