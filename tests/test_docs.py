@@ -18,7 +18,7 @@ import pytest
 from make_models import STRING, make_tiny
 
 from lorafast import api, cli
-from lorafast.data.records import parse_record
+from lorafast.data.shapes import parse_record
 from lorafast.options.declare import fields
 from lorafast.options.finetune import PRESETS, FinetuneConfig
 

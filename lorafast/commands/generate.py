@@ -64,7 +64,7 @@ class Chat:
     """The prompts are one conversation, with what was answered. When that fills the context, a new one begins."""
 
     def __init__(self, config: GenerateConfig, model: Model) -> None:
-        from ..data.chat_template import load_chat_template  # needs jinja2
+        from ..data.chat_template import load_chat_template
 
         load_chat_template(model.gguf.metadata, model.tokenizer, config.chat_template)      # at once, if there is none
         self.model, self.options = model, {**generation_options(config), "chat_template": config.chat_template}

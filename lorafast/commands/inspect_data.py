@@ -16,6 +16,7 @@ import numpy as np
 from ..data.open import Data, DataOptions, open_data
 from ..data.samples import Samples, Sequences, plain, targets_of
 from ..gguf.reader import open_model
+from ..options.assignments import assignments, json_assignments
 from ..options.tools import InspectOptions
 from ..system.live import show_live
 from ..tokenizer import Tokenizer, load_tokenizer
@@ -31,11 +32,14 @@ def show_data(options: InspectOptions, out: TextIO) -> None:
     """Shows the data that the options name, as the model that they name reads it."""
     gguf = open_model(options.model_base)
     tokenizer = load_tokenizer(gguf)
+    for warning in tokenizer.warnings:
+        print(f"warning: {warning}", file=out)
     data = open_data(DataOptions(
         (options.file,), data_format=options.data_format, chat_template=options.chat_template,
         train_on_prompt=options.train_on_prompt, skip_bad=options.skip_bad, stride=options.stride,
         sample_start=options.start_text, include_sample_start=options.include_sample_start,
-        overlapping_samples=options.overlapping_samples), tokenizer, gguf.metadata, options.ctx, show_live)
+        overlapping_samples=options.overlapping_samples, fields=assignments(options.field), raw_pairs=options.raw_pairs,
+        template_args=json_assignments(options.template_arg)), tokenizer, gguf.metadata, options.ctx, show_live)
     inspect_data(data, tokenizer, out, ctx=options.ctx, batch=options.batch,
                  numbers=list(map(int, options.samples.split(","))), width=min(120, shutil.get_terminal_size().columns))
 

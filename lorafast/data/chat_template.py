@@ -3,7 +3,6 @@
 A template comes with a model file, from whoever made it: it runs in jinja2's sandbox, and sees only what is passed to
 it. What templates may use is what Hugging Face's `apply_chat_template` gives them (transformers, "Writing a chat
 template").
-jinja2 is an optional dependency: where it is missing, importing this module raises a LoraFastError that says so.
 """
 from __future__ import annotations
 
@@ -13,17 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from ..errors import FormatError, LoraFastError, TemplateRefusal
 from ..tokenizer import Tokenizer
-
-try:
-    import jinja2
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-except ImportError:
-    raise LoraFastError("chat templates need jinja2: pip install 'lorafast[chat]'") from None
 
 KEY = "tokenizer.chat_template"
 

@@ -20,6 +20,7 @@ from ..errors import UsageError
 from ..gguf.file_form import FileForm, cannot_carry_magnitudes, form_of_output
 from ..gguf.roles import GROUPS, LLAMA_FINETUNE_ROLES, ROLES
 from ..system.threads import physical_cores
+from .assignments import ASSIGNMENT
 from .declare import Allowed, Options, option, to_argv, unknown
 from .defaults import MODERN, ORIGINAL, PRESETS, RUN_OPTIONS, completed, resume_command
 from .outputs import Output
@@ -160,9 +161,15 @@ class FinetuneConfig(ModelOptions):
     n_gpu_layers: int = option(0, RUN, "N", "accepted, without effect: there is no GPU path",
                                names=["-ngl", "--gpu-layers"])
 
-    data_format: str = option("auto", DATA, "FORMAT", "text, jsonl, or auto: by what is in the files",
+    data_format: str = option("auto", DATA, "FORMAT", "text, jsonl (any JSON), csv, tsv, or auto: by what is in the files",
                               allowed=one_of(*DATA_FORMATS))
     chat_template: str = option("", DATA, "FILE", "Jinja template of chats", shown_default="the model's own")
+    template_arg: tuple[str, ...] = option((), DATA, "NAME=VALUE", "variable for the chat template, such as "
+                                           "enable_thinking=false; may be given several times", allowed=ASSIGNMENT)
+    field: tuple[str, ...] = option((), DATA, "KEY=NAME", "the records call this key so, as in --field prompt=question; "
+                                    "may be given several times", allowed=ASSIGNMENT)
+    raw_pairs: bool = option(False, DATA, "", "train on prompts and completions as they are, also where the model has a "
+                             "chat template")
     train_on_prompt: bool = option(False, DATA, "", "prompts, and what the other side of a chat says, count in the "
                                    "loss too")
     skip_bad: bool = option(False, DATA, "", "leave out lines that cannot be read, instead of refusing the file")

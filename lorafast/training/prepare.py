@@ -67,6 +67,8 @@ def find_checkpoint(config: FinetuneConfig, log: Log) -> Checkpoint | None:
 
 def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, gguf: GGUFFile) -> Data:
     """The data to train and to evaluate on, read and tokenised."""
+    for warning in tokenizer.warnings:
+        log.warning(warning)
     log.tokenizing(os.pathsep.join(config.train_data), config.start_text, config.include_sample_start)
     data = open_data(data_options(config), tokenizer, gguf.metadata, config.ctx, log.progress)
     if isinstance(data.train, Sequences) or data.valid is not None:

@@ -1,14 +1,10 @@
 """What templates may use, what they may not, and what is said when one fails."""
-import subprocess
-import sys
 import time
 
 import pytest
 
-from lorafast.errors import FormatError, LoraFastError, TemplateRefusal
-
-pytest.importorskip("jinja2")
 from lorafast.data.chat_template import ChatTemplate, load_chat_template
+from lorafast.errors import FormatError, LoraFastError, TemplateRefusal
 
 MESSAGES = [{"role": "user", "content": "a <b> é"}, {"role": "assistant", "content": "c"}]
 
@@ -81,8 +77,3 @@ def test_where_templates_come_from(tmp_path):
     with pytest.raises(LoraFastError, match=r"no chat template, .*--chat-template FILE"):
         load_chat_template({}, Vocabulary())
 
-
-def test_without_jinja2():
-    code = "import sys; sys.modules['jinja2'] = None; import lorafast.data.open; import lorafast.data.chat_template"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stderr.strip().endswith("LoraFastError: chat templates need jinja2: pip install 'lorafast[chat]'")
