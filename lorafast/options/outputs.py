@@ -2,7 +2,8 @@
 
 An output is given as a name with a placeholder (`shakespeare-ITERATION.gguf`). Each save writes it twice: with the
 number of the iteration, and with LATEST; a new lowest evaluation loss a third time, with BEST. Only the first
-placeholder counts; a name without one is a single file, written again at each save.
+placeholder counts; a name without one is a single file, written again at each save. An adapter's is the best one where
+the run evaluates, and the newest stands beside it, with -LATEST at the end of its name.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LoraFastError, UsageError
-from ..gguf.file_form import FileForm
+from ..gguf.file_form import ADAPTER_FORMS, FileForm
 
 BEST = "BEST"
 
@@ -52,11 +53,19 @@ class Output:
 
     def existing(self) -> Iterator[str]:
         """The paths under which saves write that exist already."""
-        paths = {self.latest_path, self.best_path or self.name, *map(str, self.numbered().values())}
+        beside = self.beside_best if self.form in ADAPTER_FORMS else self.name
+        paths = {self.latest_path, self.best_path or beside, *map(str, self.numbered().values())}
         yield from (path for path in sorted(paths) if os.path.lexists(path.rstrip("/")))
 
     def _filled(self, text: str) -> str:
         return self.name.replace(self.placeholder, text, 1)
+
+    @property
+    def beside_best(self) -> str:
+        """Where the newest goes if `name` has no placeholder and holds the best: `a.gguf` has `a-LATEST.gguf`."""
+        name = self.name.rstrip("/")
+        stem, end = os.path.splitext(name) if self.form is not FileForm.PEFT else (name, "/")
+        return f"{stem}-{self.latest}{end}"
 
     @property
     def folder(self) -> Path:
@@ -117,8 +126,8 @@ def check_disk(outputs: Sequence[tuple[Output, int]], *, iteration: int, n_iter:
         disk = os.stat(output.folder).st_dev
         folders.setdefault(disk, output.folder)
         needed[disk] = needed.get(disk, 0) + _growth(output, size, iteration, n_iter, save_every)
-        if keep_best and output.best_path:
-            needed[disk] += size - _size(output.best_path)
+        if keep_best:
+            needed[disk] += size - _size(output.best_path or output.beside_best)
     for disk, folder in folders.items():
         # A file is complete under a temporary name before it replaces the one of the last save.
         in_flight = max(size for output, size in outputs if os.stat(output.folder).st_dev == disk)

@@ -81,4 +81,4 @@ class Ended:
 
 
 Event = Started | Step | Evaluation | Continuation | Ended
-Observer = Callable[[Event], None]
+Observer = Callable[[Event], object]

@@ -57,7 +57,7 @@ def plan_course(config: FinetuneConfig, samples: Samples, position: SamplerState
                                     config.enable_restart, floor)
     else:
         schedule = PlainSchedule(config.schedule, warmup, end, floor)
-    return Course(n_iter, None if by_epochs and not config.resume else n_iter, end, warmup, schedule)
+    return Course(n_iter, None if by_epochs else n_iter, end, warmup, schedule)
 
 
 def _what_is_left(config: FinetuneConfig, position: SamplerState, iteration: int) -> FinetuneConfig:

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.batches import evaluation_batches
-from ..data.samples import Sequences
+from ..data.batches import Batch, evaluation_batches
+from ..data.samples import Samples, Sequences
 from ..errors import LoraFastError
 from ..network.residency import Residency
 from ..network.trainer import LLAMA_FINETUNE_FLOOR, Strategy, Trainer, weight_order
@@ -42,8 +42,8 @@ from .starting import Source, Start, open_source, starting_point
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether by a signal,
-    and the lowest loss on the data to evaluate on (inf if there is none).
+    """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether a signal cut
+    it short, the lowest loss on the data to evaluate on (inf if there is none), and that on the data to test on (or nan).
     """
 
     iteration: int
@@ -51,13 +51,14 @@ class Result:
     reason: str
     interrupted: bool
     best_loss: float = math.inf
+    test_loss: float = math.nan
 
 
 def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence[Observer] = ()) -> Result:
     """Runs `lorafast finetune`.
 
     log        what happens is shown there; None: nowhere
-    observers  are called with each event (events.py)
+    observers  are called with each event (events.py); one that returns True ends the run, with everything saved
 
     Raises LoraFastError, in one line, for whatever stands in the way; what was saved stays.
     """
@@ -65,14 +66,22 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
     with ExitStack() as stack:
         result = _train(config, log, observers, stack)
     if config.report and not config.only_write_lora:    # only now: plotting takes memory, and that of the run is free again
-        for path in write_report(config.metrics_path, config.report):
-            log.note(f"report: {path}")
+        try:
+            for path in write_report(config.metrics_path, config.report):
+                log.note(f"report: {path}")
+        except KeyboardInterrupt:
+            log.warning(f"interrupted: the report is not written; lorafast report {config.metrics_path} does it")
     return result
 
 
 def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stack: ExitStack) -> Result:
     """All but the report. stack: closes what the run has opened."""
     check_writing(config)
+    if config.is_llama_finetune_run:
+        log.warning(f"with llama-finetune's defaults of 2024 ({config.matters_most}); --run NAME or --preset modern starts "
+                    "from today's")
+    else:
+        log.note(f"with the preset {config.preset}: {config.matters_most}")
     seed = config.resolve_seed()
     log.seed(seed)
     log.model_base(config.model_base)
@@ -95,8 +104,10 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
     source = open_source(opened, start, seed, log)
     trainer.floor = 0.0 if isinstance(source.data.train, Sequences) else LLAMA_FINETUNE_FLOOR
     course = source.course
-    if config.schedule != "original" and course.warmup >= course.end > 0:
-        log.warning(f"the warm-up of {course.warmup} iterations does not end before the run (--warmup, --warmup-ratio)")
+    last = start.state.iteration + course.n_iter
+    if course.warmup >= last > 0:
+        log.warning(f"the warm-up of {course.warmup} iterations does not end before the run, at iteration {last}: the "
+                    "learning rate never reaches --adam-alpha (--warmup, --warmup-ratio)")
     saver.check_disk(start.state.iteration, course.n_iter, source.data.valid is not None and config.keep_best)
 
     memory_plan = memory_plan.for_iterations(course.n_iter)
@@ -156,10 +167,12 @@ class Run:
         self.first_iteration = self.saved_at = state.iteration
         self.stop_tests = StopTests(config.adam_epsf, config.opt_past, config.opt_delta, config.opt_max_no_improvement,
                                     start.history, state.past_losses if len(state.past_losses) else None)
-        self.epoch_limit = EpochLimit(config.epochs, self.sampler.state.epochs)
+        self.epoch_limit = EpochLimit(config.epochs, 0 if config.resume else self.sampler.state.epochs)
         self.best = Best.from_extras(config.patience, start.extras)
         self.evaluates = self.data.valid is not None or bool(config.sample_prompt)
-        self.lowest_loss = self.best.loss
+        self.lowest_loss, self.best_iteration = self.best.loss, self.best.iteration
+        self.keeps_best = config.keep_best and self.data.valid is not None
+        self.asked_to_stop = self.is_cut_short = False
         self.loss = self.gradient_norm = 0.0
         self.measured = Measured()
         self.n_tokens = 0
@@ -222,16 +235,39 @@ class Run:
             self.save()
         if self.done:
             log.note(self.plan.comparison(peak_resident_bytes(), self.measured))
+        test_loss = self.test_loss()
         self.tell(Ended(state.iteration, reason, seconds))
         log.finished(reason, self.resume_command())
-        return Result(state.iteration, self.loss if state.iteration else math.nan, reason, bool(self.interrupted),
-                      self.lowest_loss)
+        if self.keeps_best and self.best_iteration >= 0:
+            for line in self.saver.which_is_which(self.best_iteration, state.iteration):
+                log.note(line)
+        return Result(state.iteration, self.loss if state.iteration else math.nan, reason, self.is_cut_short,
+                      self.lowest_loss, test_loss)
+
+    def test_loss(self) -> float:
+        """The mean loss of the adapter as it is on the data to test on; nan if there is none."""
+        if self.data.test is None or self.interrupted:
+            return math.nan
+        self.learner.show_all()
+        loss, n_tokens = mean_loss(self.learner.trainer, self.batches_of(self.data.test))
+        self.log.note(f"loss on {self.data.test.name}: {loss:.6f}, perplexity {math.exp(min(loss, 700)):.4f} over "
+                      f"{n_tokens} tokens")
+        return loss
+
+    def batches_of(self, samples: Samples) -> Iterator[Batch]:
+        """The samples in batches for an evaluation."""
+        config, opened = self.config, self.opened
+        return evaluation_batches(samples, config.batch * config.ctx, bos_id=opened.tokenizer.bos_id,
+                                  n_vocab=opened.hparams.n_vocab)
 
     def end_reason(self, seconds: float) -> str | None:
         """Why the run is to end before the next step, or None."""
         if self.done == self.course.limit:
             return f"{'the one iteration is' if self.done == 1 else f'all {self.done} iterations are'} done (--adam-iter)"
+        if self.asked_to_stop:
+            return "stopped by the callback"
         if self.interrupted:
+            self.is_cut_short = True
             return f"stopped by {signal.Signals(self.interrupted[0]).name}"
         if 0 < self.config.max_minutes <= seconds / 60:
             minutes = self.config.max_minutes
@@ -278,14 +314,14 @@ class Run:
         self.learner.show_all()
         reason = None
         if self.data.valid is not None:
-            batches = evaluation_batches(self.data.valid, config.batch * config.ctx, bos_id=opened.tokenizer.bos_id,
-                                         n_vocab=opened.hparams.n_vocab)
-            loss, n_tokens = mean_loss(self.learner.trainer, batches, config.eval_batches)
+            loss, n_tokens = mean_loss(self.learner.trainer, self.batches_of(self.data.valid), config.eval_batches)
             self.lowest_loss = min(loss, self.lowest_loss)
             is_best = loss < self.best.loss if is_last else self.best.take(loss, state.iteration)
             evaluation = Evaluation(state.iteration, loss, n_tokens, is_best)
             self.log.evaluation(evaluation)
             self.tell(evaluation)
+            if is_best:
+                self.best_iteration = state.iteration
             if is_best and config.keep_best:
                 self.saver.save_best(self.state, self.learner.moments, self.extras())
             reason = self.best.stop_reason()
@@ -299,7 +335,7 @@ class Run:
         return reason
 
     def save(self) -> None:
-        self.saver.save(self.state, self.learner.moments, self.extras())
+        self.saver.save(self.state, self.learner.moments, self.extras(), self.best_iteration if self.keeps_best else None)
         self.saved_at = self.state.iteration
 
     def remember_history(self) -> None:
@@ -342,7 +378,7 @@ class Run:
 
     def tell(self, event: Event) -> None:
         for observer in self.observers:
-            observer(event)
+            self.asked_to_stop |= observer(event) is True
 
 
 def _as_dict(config: FinetuneConfig) -> dict[str, Any]:

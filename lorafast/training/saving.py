@@ -96,13 +96,16 @@ class Saver:
         if self.config.options_path and not (self.config.run and self.config.resume):
             write_options(self.config.options_path, dataclasses.replace(self.config, seed=seed), NOT_RECORDED)
 
-    def save(self, state: TrainState, moments: Moments, extras: dict[str, Any]) -> None:
-        """The numbered and the latest copies."""
+    def save(self, state: TrainState, moments: Moments, extras: dict[str, Any], best: int | None = None) -> None:
+        """The numbered and the latest copies.
+
+        best  None where the adapter of the lowest evaluation loss is not kept; its iteration, or -1 before there is one
+        """
         output = self.config.checkpoint_output
         if output:
             for path in output.paths(state.iteration):
                 self._save_checkpoint(path, state, moments, extras)
-        self.save_adapters(state.iteration)
+        self.save_adapters(state.iteration, best)
         if output:
             output.prune()
 
@@ -112,14 +115,23 @@ class Saver:
         if output and output.best_path:
             self._save_checkpoint(output.best_path, state, moments, extras)
         for output in self.config.adapter_outputs:
-            if output.best_path:
-                self._save_adapter(output.best_path)
+            self._save_adapter(output.best_path or output.name)
 
-    def save_adapters(self, iteration: int) -> None:
-        """The adapters alone."""
+    def save_adapters(self, iteration: int, best: int | None = None) -> None:
+        """The adapters alone. A name without a placeholder belongs to the best one, as soon as there is one."""
         for output in self.config.adapter_outputs:
-            for path in output.paths(iteration):
+            paths = output.paths(iteration)
+            if best is not None and not output.best_path:
+                paths = (output.beside_best, *(paths if best < 0 or not os.path.exists(output.name) else ()))
+            for path in paths:
                 self._save_adapter(path)
+
+    def which_is_which(self, best: int, iteration: int) -> list[str]:
+        """A line for each adapter that says which files hold the best one and the last."""
+        return [f"{output.best_path or output.name} is the best adapter, of iteration {best}; "
+                f"{output.latest_path if output.best_path else output.beside_best} is the last, of iteration "
+                f"{iteration}"
+                for output in self.config.adapter_outputs]
 
     def _save_checkpoint(self, path: str, state: TrainState, moments: Moments, extras: dict[str, Any]) -> None:
         self.log.saving("checkpoint", path)

@@ -12,7 +12,7 @@ from lorafast.commands.convert import drop, run as run_convert, summary
 from lorafast.errors import LoraFastError, UsageError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
-from lorafast.gguf.roles import BLOCK_MATRICES, ROLES
+from lorafast.gguf.roles import BLOCK_MATRICES, LLAMA_FINETUNE_ROLES
 from lorafast.network.lora import Moments, default_ranks
 from lorafast.options.declare import parse
 from lorafast.options.tools import ConvertOptions
@@ -88,7 +88,7 @@ def test_magnitudes_go_nowhere_else(folder, out):
 
 
 def test_norms_and_embeddings_go_between_ggla_and_checkpoint(folder):
-    adapter = adapter_for(targets=ROLES, ranks=default_ranks(3) | {"attn_v": 5})
+    adapter = adapter_for(targets=LLAMA_FINETUNE_ROLES, ranks=default_ranks(3) | {"attn_v": 5})
     make("a.bin", adapter)
     assert "fresh optimiser" in convert("a.bin c.gguf --to checkpoint -m model.gguf")[0]
     convert("c.gguf b.bin")
@@ -111,7 +111,7 @@ def test_a_run_can_start_from_the_checkpoint(folder):
 
 
 def test_checkpoints_of_the_original_lose_only_their_training_state(folder):
-    adapter = adapter_for(targets=ROLES).to_adapter({n: t.shape for n, t in GGUFFile("model.gguf").tensors.items()})
+    adapter = adapter_for(targets=LLAMA_FINETUNE_ROLES).to_adapter({n: t.shape for n, t in GGUFFile("model.gguf").tensors.items()})
     write_checkpoint("c.gguf", Geometry(16, 64, 160, 4, 2, 2, 16, 1e-5, 10000.0, 1.0), adapter, Moments(adapter), TrainState())
     lines = convert("c.gguf p/ --drop norms")
     assert lines[0] == "note: left out: output_norm, 2 attn_norm, 2 ffn_norm" and "--base-name" in lines[1]
@@ -119,7 +119,7 @@ def test_checkpoints_of_the_original_lose_only_their_training_state(folder):
 
 
 @pytest.mark.parametrize("targets, out, drop, left", [
-    (ROLES, "b.gguf", "norms", 16), (ROLES, "b/", "norms", 16), (ROLES, "b.gguf", "attn_norm,output_norm ffn_norm", 16),
+    (LLAMA_FINETUNE_ROLES, "b.gguf", "norms", 16), (LLAMA_FINETUNE_ROLES, "b/", "norms", 16), (LLAMA_FINETUNE_ROLES, "b.gguf", "attn_norm,output_norm ffn_norm", 16),
     (MATRICES, "b.gguf", "token_embd,blk.0.*", 8), (MATRICES, "b/", "attn,ffn", 2),
     (MATRICES, "b.bin", "blk.?.ffn_up", 14)])
 def test_drop(folder, targets, out, drop, left):
@@ -138,8 +138,8 @@ def test_drop_refuses_what_means_nothing():
 
 
 @pytest.mark.parametrize("targets, tied, out, message", [
-    (ROLES, False, "b.gguf", "cannot carry the norms' pairs.*--drop norms"),
-    (ROLES, False, "b/", "cannot carry the norms' pairs.*--drop norms"),
+    (LLAMA_FINETUNE_ROLES, False, "b.gguf", "cannot carry the norms' pairs.*--drop norms"),
+    (LLAMA_FINETUNE_ROLES, False, "b/", "cannot carry the norms' pairs.*--drop norms"),
     (["token_embd"], True, "b.gguf", "cannot carry the pair of token_embd.*--drop token_embd"),
     (["output"], True, "b.gguf", "a pair for output.weight, which this model lacks"),
     (["output"], True, "b.bin --to checkpoint", "a pair for output.weight, which this model lacks")])

@@ -459,6 +459,57 @@ def test_evaluation_keeps_the_best_and_loses_patience(folder, tiny, train):
     assert float(EVALUATION.search(log)[3]) == pytest.approx(np.exp(losses[0]), rel=1e-4)
 
 
+def test_a_name_without_a_placeholder_holds_the_best_and_the_last_stands_beside_it(folder, tiny, train):
+    Path("valid.txt").write_text("thou and all my sweet love is that in thy " * 6)
+    run = ["--model-base", tiny, *TINY, "--adam-alpha", 0.2, "--valid-data", "valid.txt", "--eval-every", 1,
+           "--patience", 3, "--adam-iter", 60, "--lora-out", "a.gguf", "--lora-out", "peft/"]
+    log = train(*run, "--save-every", 2)
+    best, last = (read_checkpoint(f"c-{which}.gguf") for which in ("BEST", "LATEST"))
+    for name, checkpoint in (("a.gguf", best), ("a-LATEST.gguf", last)):
+        for tensor, (a, b) in read_adapter(name).pairs.items():
+            np.testing.assert_array_equal(a, checkpoint.pairs[tensor][0])
+            np.testing.assert_array_equal(b, checkpoint.pairs[tensor][1])
+    at = best.state.iteration
+    assert f"a.gguf is the best adapter, of iteration {at}; a-LATEST.gguf is the last, of iteration {at + 3}" in log
+    assert f"peft/ is the best adapter, of iteration {at}; peft-LATEST/ is the last" in log
+    whole = Path("a.gguf").read_bytes()         # going on from the last, nothing gets better
+    train(*run[:-6], "--lora-out", "a.gguf", "--adam-iter", 2, "--checkpoint-in", "c-LATEST.gguf", "--eval-every", 1)
+    assert Path("a.gguf").read_bytes() == whole
+    assert read_checkpoint("c-LATEST.gguf").state.iteration > at + 3
+
+
+def test_a_run_in_a_folder_goes_on_to_its_planned_end(folder, tiny, train):
+    Path("pairs.jsonl").write_text('{"prompt": "the love of", "completion": "my sweet"}\n' * 6)
+    run = ["--model-base", tiny, "--train-data", "pairs.jsonl", "--ctx", 16, "--batch", 2, "--seed", 1, "--save-every", 1]
+    log = train("--run", "whole", *run, "--epochs", 2)
+    assert "with the preset modern: --lora-r 16, --adam-alpha 0.0002, --ctx 16, --batch 2, --epochs 2" in log
+    names = {"adapter.gguf", "checkpoint-5.gguf", "checkpoint-6.gguf", "checkpoint-LATEST.gguf", "metrics.jsonl",
+             "options.toml", "report.html"}
+    assert names <= {path.name for path in Path("whole").iterdir()}
+    train("--run", "cut", *run, "--epochs", 2, "--adam-iter", 2)
+    assert cli.main(["finetune", "--run", "cut", *map(str, run)]) == 2            # --resume or --force?
+    log = train("--run", "cut", "--resume", "--adam-iter", 6)
+    assert "2 epochs completed" in log or "all 4 iterations are done" in log
+    assert read_checkpoint("cut/checkpoint-LATEST.gguf").state.iteration == 6
+    assert cli.main(["finetune", "--run", "cut", "--resume", "--adam-iter", "6"]) == 2       # complete
+    train("--run", "cut", *run, "--adam-iter", 1, "--force")
+    assert not Path("cut/checkpoint-6.gguf").exists()
+
+
+def test_the_loss_on_the_data_to_test_on(folder, tiny, train):
+    Path("data").mkdir()
+    for name in ("train", "valid", "test"):
+        Path(f"data/{name}.txt").write_text("thou and all my sweet love is that in thy " * 6)
+    log = train("--model-base", tiny, *TINY[2:], "--train-data", "data", "--adam-iter", 2, "--eval-every", 0)
+    test = re.search(r"main: loss on .*test.txt: (\d+\.\d+), perplexity", log)[1]
+    assert test == EVALUATION.findall(log)[-1][1]
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_of(folder, tiny, capsys):
+    assert cli.main(["finetune", "--model-base", str(tiny), *TINY, "--warmup", "100", "--adam-iter", "1"]) == 0
+    assert "the warm-up of 100 iterations does not end before the run, at iteration 1" in capsys.readouterr().err
+
+
 def test_the_last_evaluation_does_not_disturb_a_resumed_run(folder, tiny, train):
     """A run of 7 evaluates at its end, one of 14 does not do so on its way: yet 7 + 7 are 14."""
     run = ["--model-base", tiny, *TINY, "--valid-split", 0.1, "--eval-every", 4, "--save-every", 7, "--lora-out", ""]
