@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from .errors import LoraFastError, UsageError
+from .options.completion import completion
 from .options.declare import HELP_WIDTH, Options, fields, help_text, parse, unknown
+from .options.defaults import MODERN, PRESETS
 from .options.finetune import FinetuneConfig
 from .options.tools import CheckOptions, ConvertOptions, InspectOptions, MergeOptions, ReportOptions
 from .options.use import GenerateConfig, PerplexityConfig
@@ -77,21 +79,21 @@ def fail(message: str, exit_status: int = 1) -> int:
 
 
 def run(argv: Sequence[str]) -> int:
-    if not argv:
-        raise UsageError(f"which command? One of: {', '.join(COMMANDS)} (lorafast --help)")
-    name, *rest = argv
+    name, *rest = argv or ("--help",)
     if name in ("-h", "--help"):
         print(overview())
     elif name == "--version":
         from . import __version__
 
         print("lorafast", __version__)
+    elif name == "--completion":
+        print(completion(rest[0] if rest else "", {name: command.options for name, command in COMMANDS.items()}))
     elif name not in COMMANDS:
         raise UsageError(unknown(name, list(COMMANDS), "command"))
     else:
         options = parse(COMMANDS[name].options, rest)
         if options is None:
-            print(command_help(name))
+            print(command_help(name, everything="--help-all" in rest))
         else:
             return import_module(f".commands.{name}", __package__).run(options)
     return 0
@@ -101,13 +103,26 @@ def overview() -> str:
     commands = "\n".join(f"  {name:<12}{command.summary}" for name, command in COMMANDS.items())
     return ("usage: lorafast COMMAND OPTIONS\n\nLoRA fine-tuning of GGUF models on CPUs.\n\n"
             f"Commands:\n{commands}\n\n"
-            "lorafast COMMAND --help lists its options; lorafast --version tells the version.")
+            "The first steps:\n"
+            "  lorafast finetune --run NAME --model-base MODEL.gguf --train-data chats.jsonl\n"
+            "  lorafast generate --model-base MODEL.gguf --lora NAME/adapter.gguf --chat -i\n\n"
+            "lorafast COMMAND --help shows its options; lorafast --version tells the version;\n"
+            "lorafast --completion bash (or zsh, fish) prints the completion for that shell.")
 
 
-def command_help(name: str) -> str:
+def command_help(name: str, everything: bool = True) -> str:
+    """Usage, purpose and options of a command; of one with very many options those that matter most, unless
+    `everything`.
+    """
     command = COMMANDS[name]
     needed = [spec.metavar for _, spec in fields(command.options) if spec.is_argument]
     needed += [f"{spec.names[0]} {spec.metavar}" for _, spec in fields(command.options) if "(required)" in spec.help]
     usage = textwrap.fill(f"usage: lorafast {name} {' '.join(needed)} OPTIONS", HELP_WIDTH, subsequent_indent="  ")
     summary = f"{command.summary[0].upper()}{command.summary[1:]}. In brackets: the default."
-    return "\n\n".join([usage, textwrap.fill(summary, HELP_WIDTH), help_text(command.options)])
+    parts = [usage, textwrap.fill(summary, HELP_WIDTH), help_text(command.options, everything)]
+    if command.options.MATTER_MOST and not everything:
+        modern = ", ".join(f"--{field.replace('_', '-')} {value}" for field, value in PRESETS[MODERN].items())
+        rest = (f"With --run or with records as data these are the defaults: {modern}. "
+                f"lorafast {name} --help-all lists all options.")
+        parts.append(textwrap.fill(rest, HELP_WIDTH, break_on_hyphens=False))
+    return "\n\n".join(parts)

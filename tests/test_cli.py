@@ -1,5 +1,6 @@
 """The command line from outside: exit statuses, one-line errors, help, and what it hands to the commands."""
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -12,6 +13,9 @@ import lorafast.commands.finetune
 import lorafast.commands.generate
 from lorafast import cli
 from lorafast.errors import FormatError
+from lorafast.options.declare import fields, parse
+from lorafast.options.finetune import FinetuneConfig
+from lorafast.options.other_names import ALIASES, HINTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +35,8 @@ def raising(error):
 
 
 @pytest.mark.parametrize("argv, status, shown", [
-    ([], 2, "which command?"),
+    (["train"], 2, "did you mean finetune?"),
+    (["finetune", "--optim", "sgd"], 2, "unknown option --optim: AdamW is the optimiser"),
     (["fine-tune"], 2, "did you mean finetune?"),
     (["finetune"], 2, "--model-base is missing"),
     (["finetune", "--ctx", "12abc"], 2, "--ctx 12abc"),
@@ -87,7 +92,8 @@ def test_generated_text_appears_as_it_comes(monkeypatch, capsys):
     assert capsys.readouterr().out == "-nx\\udcff"
 
 
-@pytest.mark.parametrize("argv", [["--help"], *([name, "--help"] for name in cli.COMMANDS), ["generate", "-h"]])
+@pytest.mark.parametrize("argv", [[], ["--help"], *([name, "--help"] for name in cli.COMMANDS), ["generate", "-h"],
+                                  ["finetune", "--help-all"]])
 def test_help_is_on_stdout_in_80_columns(argv, capsys):
     assert cli.main(argv) == 0
     out, err = capsys.readouterr()
@@ -133,3 +139,43 @@ def test_a_reader_that_goes_away_is_no_error():
                             stderr=subprocess.PIPE, text=True, cwd=ROOT)
     os.close(writer)
     assert result.returncode == cli.READER_GONE and result.stderr == ""
+
+
+def test_the_short_help_shows_a_screen_and_says_where_the_rest_is(capsys):
+    cli.main(["finetune", "--help"])
+    short = capsys.readouterr().out
+    cli.main(["finetune", "--help-all"])
+    every = capsys.readouterr().out
+    assert short.count("\n") < 60 < every.count("\n") and "--help-all lists all" in " ".join(short.split())
+    assert "--run FOLDER" in short and "--cos-decay-restart" in every and "--cos-decay-restart" not in short
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_commands_and_options(shell, capsys):
+    assert cli.main(["--completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in (*cli.COMMANDS, "adam-alpha", "no-keep-best"))
+    if shell == "bash" and shutil.which("bash"):
+        words = ('COMP_CWORD=2; COMP_WORDS=(lorafast finetune --lora-r); _lorafast lorafast --lora-r; '
+                 'echo "${COMPREPLY[@]}"')
+        result = subprocess.run(["bash", "-c", f"{script}\n{words}"], capture_output=True, text=True)
+        assert result.stdout.split() == ["--lora-r"], result.stderr
+    assert cli.main(["--completion", "tcsh"]) == 2
+
+
+def test_names_that_people_type_are_taken():
+    line = ("-m m.gguf --data a.jsonl --lr 1e-4 --iters 7 --batch-size 2 --max-seq-length 64 --rank 8 --alpha 16 "
+            "-o x.gguf")
+    config = parse(FinetuneConfig, [*line.split(), "--target-modules", "q_proj,v_proj", "--grad-checkpoint"])
+    assert (config.model_base, config.train_data, config.lora_out) == ("m.gguf", ("a.jsonl",), ("x.gguf",))
+    assert (config.adam_alpha, config.adam_iter, config.batch, config.ctx) == (1e-4, 7, 2, 64)
+    assert (config.lora_r, config.lora_alpha, config.use_checkpointing) == (8, 16, True)
+    assert config.target_list() == ("attn_q", "attn_v")
+
+
+def test_every_other_name_belongs_to_a_field_and_to_nobody_else():
+    known = {field.name for command in cli.COMMANDS.values() for field, _ in fields(command.options)}
+    assert set(ALIASES) <= known
+    for command in cli.COMMANDS.values():
+        names = [name for field, spec in fields(command.options) for name in (*spec.names, *spec.off)]
+        assert not set(names) & set(HINTS)

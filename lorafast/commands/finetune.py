@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 def run(config: FinetuneConfig) -> int:
     """Runs the command and returns its exit status."""
-    with open_log() as log:
+    with open_log(config.log, llama_finetune=config.is_llama_finetune_run, quiet=config.quiet) as log:
         if config.n_gpu_layers > 0:
             log.warning("-ngl has no effect: lorafast has no GPU path, it computes on the CPU")
         result = finetune(config, log)

@@ -17,11 +17,13 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from ..errors import UsageError
+from .other_names import ALIASES, COMMANDS, HINTS
 
 HELP_WIDTH = 80
+HELP = ("-h", "--help", "--help-all")
 HELP_INDENT = 30
 LIST = tuple[str, ...]
 SWITCHES = (bool, bool | None)
@@ -82,7 +84,12 @@ def same_as(cls: type, name: str, group: str) -> Any:
 
 
 class Options:
-    """Base of the option classes, frozen dataclasses of fields made by `option`. Every value is checked on creation."""
+    """Base of the option classes, frozen dataclasses of fields made by `option`. Every value is checked on creation.
+
+    MATTER_MOST  fields that the short help shows; empty: all
+    """
+
+    MATTER_MOST: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for field, spec in fields(type(self)):
@@ -111,10 +118,7 @@ def fields(cls: type[Options]) -> Iterator[tuple[dataclasses.Field, Option]]:
 def parse(cls: type[T], argv: Sequence[str]) -> T | None:
     """The options in `argv` as an instance of `cls`; None when help was asked for. UsageError says what is wrong."""
     types = get_type_hints(cls)
-    takes_value = {name: field.name for field, spec in fields(cls) if types[field.name] not in SWITCHES
-                   for name in spec.names}
-    switches = {name: (field.name, state) for field, spec in fields(cls) if types[field.name] in SWITCHES
-                for state, names in ((True, spec.names), (False, spec.off)) for name in names}
+    takes_value, switches = _spellings(cls, types)
     places = [field.name for field, spec in fields(cls) if spec.is_argument]
     given: dict[str, Any] = {}
     arguments = iter(argv)
@@ -122,7 +126,7 @@ def parse(cls: type[T], argv: Sequence[str]) -> T | None:
         name, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", "")
         if name.startswith("--"):
             name = name.replace("_", "-")
-        if name in ("-h", "--help"):
+        if name in HELP:
             return None
         if name in switches:
             if equals:
@@ -147,6 +151,29 @@ def parse(cls: type[T], argv: Sequence[str]) -> T | None:
     return cls.complete(given)
 
 
+def _spellings(cls: type[Options], types: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, tuple[str, bool]]]:
+    """The field of each name that takes a value, and field and state of each that takes none; an alias takes nobody's
+    place.
+    """
+    takes_value: dict[str, str] = {}
+    switches: dict[str, tuple[str, bool]] = {}
+    for field, spec in fields(cls):
+        for state, names in ((True, spec.names), (False, spec.off)):
+            for name in names:
+                if types[field.name] in SWITCHES:
+                    switches[name] = field.name, state
+                else:
+                    takes_value[name] = field.name
+    for field, spec in fields(cls):
+        for name in ALIASES.get(field.name, ()) if not spec.is_argument else ():
+            if name not in takes_value and name not in switches:
+                if types[field.name] in SWITCHES:
+                    switches[name] = field.name, True
+                else:
+                    takes_value[name] = field.name
+    return takes_value, switches
+
+
 def convert(name: str, text: str, wanted: Any) -> Any:
     """`text` as the type of a field; UsageError, naming the option, if it is none."""
     if wanted in (int, int | None):
@@ -166,6 +193,10 @@ def convert(name: str, text: str, wanted: Any) -> Any:
 
 def unknown(name: str, known: Sequence[str], what: str = "option") -> str:
     """The message for an unknown name, with the nearest known one as a hint."""
+    if what == "option" and name in HINTS:
+        return f"unknown option {name}: {HINTS[name]}"
+    if what == "command" and name in COMMANDS:
+        return f"unknown command {name} (did you mean {COMMANDS[name]}?)"
     if what == "option" and not name.startswith("-"):
         return f"unexpected argument {name!r} (every value follows its option)"
     near = difflib.get_close_matches(name, known, n=1)
@@ -195,11 +226,13 @@ def to_argv(options: Options, defaults: Mapping[str, Any] | None = None) -> list
     return argv
 
 
-def help_text(cls: type[Options]) -> str:
-    """Every option with its default, by group, HELP_WIDTH columns wide."""
+def help_text(cls: type[Options], everything: bool = True) -> str:
+    """Every option, or those that matter most, with its default, by group, HELP_WIDTH columns wide."""
     types = get_type_hints(cls)
     groups: dict[str, list[str]] = {}
     for field, spec in fields(cls):
+        if not everything and cls.MATTER_MOST and field.name not in cls.MATTER_MOST:
+            continue
         names = sorted(spec.names, key=lambda name: name.startswith("--"))
         left = "  " + ", ".join([*names, *spec.off])
         if types[field.name] not in SWITCHES:

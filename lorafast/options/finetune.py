@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import UsageError
 from ..gguf.file_form import FileForm, cannot_carry_magnitudes, form_of_output
@@ -23,6 +23,7 @@ from ..system.threads import physical_cores
 from .assignments import ASSIGNMENT
 from .declare import Allowed, Options, option, to_argv, unknown
 from .defaults import MODERN, ORIGINAL, PRESETS, RUN_OPTIONS, completed, resume_command
+from .other_names import MODULES
 from .outputs import Output
 
 AT_LEAST_0 = Allowed("at least 0", lambda n: n >= 0)
@@ -95,6 +96,10 @@ class ModelOptions(Options):
 class FinetuneConfig(ModelOptions):
     """The options of `lorafast finetune`."""
 
+    MATTER_MOST: ClassVar[tuple[str, ...]] = (
+        "model_base", "train_data", "run", "resume", "lora_out", "epochs", "ctx", "batch", "mem_limit", "valid_split",
+        "patience", "sample_prompt", "lora_r", "targets", "adam_alpha", "quiet")
+
     model_base: str = option("", FILES, "FILE", "base model: a GGUF of architecture llama (required)")
     train_data: tuple[str, ...] = option(
         ("shakespeare.txt",), FILES, "FILE",
@@ -161,7 +166,8 @@ class FinetuneConfig(ModelOptions):
     n_gpu_layers: int = option(0, RUN, "N", "accepted, without effect: there is no GPU path",
                                names=["-ngl", "--gpu-layers"])
 
-    data_format: str = option("auto", DATA, "FORMAT", "text, jsonl (any JSON), csv, tsv, or auto: by what is in the files",
+    data_format: str = option("auto", DATA, "FORMAT", "text, jsonl (any JSON), csv, tsv, or auto: by what is in the "
+                                                      "files",
                               allowed=one_of(*DATA_FORMATS))
     chat_template: str = option("", DATA, "FILE", "Jinja template of chats", shown_default="the model's own")
     template_arg: tuple[str, ...] = option((), DATA, "NAME=VALUE", "variable for the chat template, such as "
@@ -206,6 +212,11 @@ class FinetuneConfig(ModelOptions):
     tensorboard: str = option("", SEEING, "FOLDER", "write them here for TensorBoard", shown_default="none")
     report: str = option("", SEEING, "FILE", "at the end, write a page of plots and samples here, FILE.html (and "
                          "FILE.png if matplotlib is installed)", shown_default="none")
+
+    log: str = option("auto", SEEING, "FORM", "plain: short rows; llama: the lines of llama-finetune; auto: the latter "
+                                              "for "
+                      "its runs when the output is no terminal", allowed=one_of("auto", "plain", "llama"))
+    quiet: bool = option(False, SEEING, "", "show warnings and errors only")
 
     lora_r: int = option(4, ADAPTER, "N", "rank of the adapted matrices", allowed=AT_LEAST_1)
     lora_alpha: int | None = option(None, ADAPTER, "N", "the adapter's effect is scaled by alpha / --lora-r",
@@ -401,7 +412,8 @@ class FinetuneConfig(ModelOptions):
         if not self.targets:
             return None
         targets: list[str] = []
-        for name in filter(None, re.split(r"[,\s]+", self.targets)):
+        spelled = [MODULES.get(name, name) for name in re.split(r"[,\s]+", self.targets)]
+        for name in filter(None, ",".join(spelled).split(",")):
             if not any(_covers(name, role) for role in ROLES):
                 raise UsageError("--targets: " + unknown(name, [*ROLES, *GROUPS], "tensor"))
             targets.append(name)

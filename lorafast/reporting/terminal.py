@@ -3,7 +3,9 @@ keeping."""
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import sys
 import textwrap
 import time
 from collections import Counter
@@ -209,6 +211,30 @@ class TerminalLog(Log):
 
     def note(self, text: str) -> None:
         self._row("Note", text)
+
+
+class PlainLog(TerminalLog):
+    """The same rows without live lines: each iteration has a row."""
+
+    def iteration(self, record: IterationRecord) -> None:
+        self.record = record
+        self._flush_saved()
+        self.course.update(record)
+        if record.done:
+            facts = [f"{record.done}/{self.course.n_iter}", f"loss {record.loss:.4f}", f"lr {record.learning_rate:.2e}"]
+            if self.course.eta_ms is not None:
+                facts.append(f"ETA {duration(self.course.eta_ms)}")
+            self._row("Iteration", "  ".join(facts))
+
+    def begin(self, work_size: int, *, n_iter: int, tokens_per_iter: int, folder: str = ".") -> None:
+        self.course, self.folder = Progress(n_iter), folder
+        self._row("Training", f"{count(n_iter, 'iteration')} of {count(tokens_per_iter, 'token')}")
+
+    def progress(self, text: str) -> None:
+        """Nothing: what changes while one looks has no place here."""
+
+    def stopping(self) -> None:
+        os.write(sys.__stderr__.fileno(), STOPPING.encode() + b"\n")
 
 
 def printable(text: str) -> str:

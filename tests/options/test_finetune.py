@@ -1,4 +1,5 @@
 """Options: defaults, parsing, checks, the adapted set, and the help."""
+import dataclasses
 import shlex
 
 import pytest
@@ -124,7 +125,7 @@ def test_help_anywhere_but_not_as_a_value():
 def test_help_shows_every_option_in_80_columns(cls):
     lines = help_text(cls).splitlines()
     assert max(map(len, lines)) <= HELP_WIDTH
-    for name in cls.__dataclass_fields__:
+    for name in (field.name for field in dataclasses.fields(cls)):
         assert "--" + name.replace("_", "-") in " ".join(lines)
 
 

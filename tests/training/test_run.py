@@ -61,7 +61,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 def train(capsys):
     """Runs `lorafast finetune` and returns what it printed on stdout; it must end with the status wanted."""
     def run(*argv: object, status: int = 0) -> str:
-        assert cli.main(["finetune", *map(str, argv)]) == status, capsys.readouterr().err
+        assert cli.main(["finetune", "--log", "llama", *map(str, argv)]) == status, capsys.readouterr().err
         return capsys.readouterr().out
     return run
 

@@ -1,0 +1,75 @@
+"""Names that people know from other trainers: some are taken for an option of ours, others get a hint by their
+meaning.
+"""
+from __future__ import annotations
+
+ALIASES = {
+    "model_base": ("-m", "--model"),
+    "train_data": ("--data", "--dataset"),
+    "valid_data": ("--val-data", "--eval-data"),
+    "lora_out": ("-o", "--output"),
+    "init_lora": ("--resume-adapter-file",),
+    "adam_iter": ("--iters", "--steps", "--max-steps"),
+    "epochs": ("--num-epochs", "--num-train-epochs"),
+    "batch": ("--batch-size", "--per-device-train-batch-size"),
+    "grad_acc": ("--grad-accumulation-steps", "--gradient-accumulation-steps"),
+    "ctx": ("--ctx-size", "--max-seq-length", "--max-seq-len", "--max-length"),
+    "adam_alpha": ("--lr", "--learning-rate"),
+    "adam_decay": ("--weight-decay",),
+    "adam_gclip": ("--max-grad-norm",),
+    "schedule": ("--lr-scheduler-type", "--lr-scheduler"),
+    "warmup": ("--warmup-steps",),
+    "lora_r": ("-r", "--rank", "--lora-rank"),
+    "lora_alpha": ("--alpha",),
+    "dora": ("--use-dora",),
+    "rslora": ("--use-rslora",),
+    "targets": ("--target-modules", "--lora-target"),
+    "layers": ("--num-layers", "--lora-layers"),
+    "eval_every": ("--steps-per-eval", "--eval-steps"),
+    "save_every": ("--save-steps",),
+    "pack": ("--packing",),
+    "use_checkpointing": ("--gradient-checkpointing", "--grad-checkpoint"),
+    "patience": ("--early-stopping-patience",),
+    "file": ("--text", "--data"),
+    "n_predict": ("--max-tokens", "--max-new-tokens"),
+    "system": ("--system-prompt",),
+    "lora": ("--adapter", "--adapter-path"),
+    "output": ("--out",),
+}
+"""Other trainers' names for options, by field. They work wherever a command has the field."""
+
+HINTS = {
+    "--train": "lorafast finetune always trains",
+    "--test": "a folder given to --train-data may hold test.jsonl; its loss is told at the end",
+    "--mask-prompt": "prompts do not count in the loss, unless --train-on-prompt is given",
+    "--train-on-responses-only": "this is what happens, unless --train-on-prompt is given",
+    "--fine-tune-type": "adapters of LoRA are trained, and with --dora of DoRA",
+    "--save-path": "--run FOLDER keeps everything of a run",
+    "--output-dir": "--run FOLDER keeps everything of a run",
+    "--load-in-4bit": "take a quantised GGUF file of the model for --model-base",
+    "--load-in-8bit": "take a quantised GGUF file of the model for --model-base",
+    "--quantization-bit": "take a quantised GGUF file of the model for --model-base",
+    "--optim": "AdamW is the optimiser",
+    "--optimizer": "AdamW is the optimiser",
+    "--bf16": "weights are used as the file has them, sums are of 32 bits",
+    "--fp16": "weights are used as the file has them, sums are of 32 bits",
+    "--device": "the CPU computes; --threads says with how many threads",
+    "--report-to": "--metrics, --tensorboard and --report write how a run goes",
+    "--logging-steps": "every iteration is logged; --metrics writes them to a file",
+    "--resume-from-checkpoint": "--resume goes on from the newest checkpoint, --checkpoint-in from that one",
+    "--gpu": "there is no GPU path",
+    "--val-batches": "--eval-batches says how many batches are evaluated on",
+    "--export-lora": "lorafast convert brings an adapter into another form, lorafast merge merges it",
+}
+"""What to say to a name that stands for something else here."""
+
+COMMANDS = {"train": "finetune", "sft": "finetune", "lora": "finetune", "fine-tune": "finetune", "run": "generate",
+            "chat": "generate --chat", "complete": "generate", "fuse": "merge", "export": "convert or merge",
+            "eval": "perplexity", "evaluate": "perplexity", "ppl": "perplexity", "show": "inspect", "info": "inspect",
+            "estimate": "plan", "dry-run": "plan", "plot": "report", "verify": "check"}
+"""Commands that other programs call otherwise."""
+
+MODULES = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
+           "up_proj": "ffn_up", "down_proj": "ffn_down", "lm_head": "output", "embed_tokens": "token_embd",
+           "all-linear": "attn,ffn"}
+"""Targets as Hugging Face calls them."""
