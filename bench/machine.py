@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from results import read_results, write_results
 
-from lorafast.gguf.types import GGMLType
+from lorafast.gguf.types import TRAINABLE, GGMLType
 from lorafast.kernels import build_info
 from lorafast.system.threads import physical_cores
 
@@ -186,7 +186,7 @@ def peaks_for(threads: Sequence[int], file: Path | None) -> Peaks:
 
 F32_PEAK = {"scalar": "f32 sse2", "avx2": "f32 avx2", "avx512": "f32 avx512", "amx": "f32 avx512", "neon": "f32 neon"}
 INT16_PEAK = {"avx2": ("int16 avx2",), "avx512": ("int16 vnni", "int16 avx512"), "neon": ("int16 neon",)}
-FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+FLOAT_TYPES = tuple(type for type in TRAINABLE if type.weights.q_max == 0)
 
 
 def linear_peak(peaks: Peaks, isa: str, type: GGMLType) -> tuple[str, float]:

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from geometry import GEOMETRIES
 
-from lorafast.gguf.types import GGMLType
+from lorafast.gguf.types import TRAINABLE, GGMLType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))
-from make_models import F32, FILE_TYPES, STRING, U32, random_blocks, spm_vocabulary  # noqa: E402
+from make_models import F32, STRING, U32, random_blocks, spm_vocabulary  # noqa: E402
 
 MODELS = ROOT / "bench" / "models"
 POOL_ROWS = 512
@@ -66,7 +66,7 @@ def make_model(name: str, type: str = "Q8_0", folder: Path = MODELS) -> Path:
         ("llama.attention.head_count", U32, geometry.n_head),
         ("llama.attention.head_count_kv", U32, geometry.n_head_kv),
         ("llama.attention.layer_norm_rms_epsilon", F32, 1e-5),
-        ("general.file_type", U32, FILE_TYPES[type]),
+        ("general.file_type", U32, ggml_type.weights.file_type),
         *spm_vocabulary(geometry.n_vocab),
     ], tensors)
     return path
@@ -75,7 +75,7 @@ def make_model(name: str, type: str = "Q8_0", folder: Path = MODELS) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=GEOMETRIES)
-    parser.add_argument("--type", default="Q8_0", choices=FILE_TYPES)
+    parser.add_argument("--type", default="Q8_0", choices=[type.name for type in TRAINABLE])
     args = parser.parse_args()
     for name in args.names:
         print(make_model(name, args.type))

@@ -16,7 +16,7 @@ from timing import alternate, ratio, stopwatch, summary
 from worker import PAUSE, Worker
 
 from lorafast.gguf.quants import dequantize
-from lorafast.gguf.types import GGMLType
+from lorafast.gguf.types import TRAINABLE, GGMLType
 
 OPENBLAS = Path(__file__).parent / "peers/openblas.py"
 OPENBLAS_KERNELS = {"avx2": "Haswell"}      # what OpenBLAS is held to where ours is held to an ISA; else it chooses
@@ -41,7 +41,7 @@ def product_cases(full: bool) -> list[tuple[str, int, int, int]]:
     if full:
         cases += [("Q8_0", 256, N, K) for N, K in SHAPES_SMALL]
         cases += [("Q8_0", T, 11008, 4096) for T in (1, 16, 64, 512, 2048)]
-        cases += [(type.name, 256, 11008, 4096) for type in GGMLType if type.is_trainable and type is not GGMLType.Q8_0]
+        cases += [(type.name, 256, 11008, 4096) for type in TRAINABLE if type is not GGMLType.Q8_0]
     return cases
 
 

@@ -123,21 +123,21 @@ static inline void amx_unpack_row(amx_row *row, const projection *p, int n, int 
     const uint8_t *stored = p->weight + n * p->row_bytes + (ptrdiff_t)k0 / format->block_size * format->type_size;
     const ptrdiff_t bytes = (ptrdiff_t)n_values / format->block_size * format->type_size;
     for (ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(stored + AMX_PREFETCH * p->row_bytes + i);
-    if (format->is_float) unpack_to_f32_avx512(p->type, p->weight + n * p->row_bytes, k0, n_values, row->value);
+    if (ggml_is_float(p->type)) unpack_to_f32_avx512(p->type, p->weight + n * p->row_bytes, k0, n_values, row->value);
     else unpackers_avx512[p->type](stored, n_values / format->block_size, row->q, row->scale, row->min);
 }
 
 /* Values 32 block .. 32 block + 32 of a stretch of n_values; zeros behind its end. */
 VF_INLINE void amx_row_32(const amx_row *row, const ggml_format *format, int block, int n_values, __m512 *v0,
                           __m512 *v1) {
-    if (format->is_float) {
+    if (format->q_max == 0) {
         amx_load_32(row->value + 32 * block, n_values - 32 * block, v0, v1);
         return;
     }
     const __m512 scale = _mm512_set1_ps(row->scale[block]);
     *v0 = _mm512_mul_ps(scale, (__m512)load_q_avx512(row->q + 32 * block));
     *v1 = _mm512_mul_ps(scale, (__m512)load_q_avx512(row->q + 32 * block + 16));
-    if (format->has_min) {
+    if (format->min_every) {
         *v0 = _mm512_sub_ps(*v0, _mm512_set1_ps(row->min[2 * block]));
         *v1 = _mm512_sub_ps(*v1, _mm512_set1_ps(row->min[2 * block + 1]));
     }

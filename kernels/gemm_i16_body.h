@@ -229,7 +229,7 @@ static void FN(i16_forward_panel)(const projection *p, const float *packed, int 
                                   float *scratch) {
     const ggml_format *format = &ggml_formats[p->type];
     const int padded = ROUND_UP(n_rows, MR), tiles = ROUND_UP(T, LANES) / LANES, ldc = tiles * LANES + 16;
-    const int n_min = !format->has_min ? 0 : p->type == GGML_Q2_K ? 2 : 1;
+    const int n_min = format->min_every ? 32 / format->min_every : 0;
     const ptrdiff_t x_tile = (ptrdiff_t)(K / 32) * X_BLOCK;
     int16_t *w = (int16_t *)scratch;
     float *scale = scratch + PANEL_ROWS * LDA / 2, *min = scale + PANEL_ROWS * DEPTH / 32;
@@ -357,7 +357,7 @@ static void FN(i16_unpack_slice)(FN(i16_slice) *s, const projection *p, const ui
                                  int n_columns) {
     const ggml_format *format = &ggml_formats[p->type];
     const int n_blocks = n_columns / format->block_size;
-    const int step = p->type == GGML_Q2_K ? 1 : 2, mins = format->has_min ? n_columns / 16 / step : 0;
+    const int step = format->min_every / 16, mins = format->min_every ? n_columns / format->min_every : 0;
     for (int row = 0; row < padded; row += 2) {
         int16_t q[2][COLUMNS];
         for (int i = 0; i < 2; i++) {
@@ -456,12 +456,11 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
     const ggml_format *format = &ggml_formats[p->type];
     const int limit = format->q_max > 2048 ? 16383 : 32767;
     const int exact = MIN(DEPTH, INT32_MAX / (format->q_max * limit) / 32 * 32);    /* rows whose sum fits an int32 */
-    const int scale_columns = p->type == GGML_Q2_K || p->type == GGML_Q3_K || p->type == GGML_Q6_K ? QK : 32;
-    const int min_columns = p->type == GGML_Q2_K ? 16 : 32;         /* columns that share a minimum; above, a scale */
+    const int min_columns = format->min_every ? format->min_every : 32;
     const int column_tiles = n_columns / LANES, groups = ROUND_UP(t1 - t0, TOKENS) / TOKENS;
     const ptrdiff_t stride = FN(i16_dy_stride)(n);
     const float *S = packed + t0 * stride + ROUND_UP(n, DEPTH) / 2;
-    if (format->has_min) memset(s->min, 0, sizeof s->min);
+    if (format->min_every) memset(s->min, 0, sizeof s->min);
     else memset(s->minus, 0, sizeof s->minus);
     memset(c, 0, sizeof(float) * groups * TOKENS * LDC);
     for (int j = 0; j < n; j += DEPTH, S++) {
@@ -472,7 +471,7 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
         const int16_t *dy = (const int16_t *)(packed + t0 * stride) + j;
         FN(i16_unpack_slice)(s, p, blocks, n_rows, depth, n_columns);
         for (int group = 0; group < groups; group++, dy += TOKENS * 2 * stride) {
-            if (format->has_min) FN(i16_minima)(s, dy, 2 * stride, depth, n_columns / min_columns);
+            if (format->min_every) FN(i16_minima)(s, dy, 2 * stride, depth, n_columns / min_columns);
             for (int tile = 0; tile < column_tiles; tile++) {
                 const int k = tile * LANES;
                 FN(prefetch_rows)(dy + TOKENS * 2 * stride, sizeof(float) * stride, group + 1 < groups ? TOKENS : 0,
@@ -480,7 +479,7 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
                 FN(prefetch_rows)(next_blocks, p->row_bytes, next_rows, bytes, group * column_tiles + tile,
                                  groups * column_tiles);
                 for (int i = 0; i < TOKENS; i += MR) {
-                    if (k % scale_columns == 0)
+                    if (k % format->scale_every == 0)
                         FN(i16_scale_dy)(s->a + i * LDA, dy + i * 2 * stride, 2 * stride, s->d + k / 32 * DEPTH, depth);
                     FN(i16_backward_tile)(c + (group * TOKENS + i) * LDC + k, s->a + i * LDA, s->w + tile * LDB,
                                           depth, exact, S + (group * TOKENS + i) * stride, stride, s->D[k / 32],

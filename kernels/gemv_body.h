@@ -115,7 +115,7 @@ GEMV_INLINE void FN(gemv_row_int)(vf *sum, int type, const uint8_t *row, const f
             for (int i = 0; i < 32 / VF_WIDTH; i++) q[i] = FN(load_q)(values + 32 * block + i * VF_WIDTH);
             FN(gemv_block)(sum, q, scale[block], x + 32 * block, PADDED(K), T);
         }
-        if (!format->has_min) continue;
+        if (!format->min_every) continue;
         for (int t = 0; t < T; t++)
 #pragma GCC unroll 4
             for (int i = 0; i < QK / 16; i += VF_WIDTH)
@@ -149,7 +149,7 @@ GEMV_INLINE void FN(gemv_rows)(const projection *p, const float *x, int T, int K
     for (int n = n0; n < n0 + n_rows; n++) {
         const uint8_t *row = p->weight + n * p->row_bytes;
         vf sum[GEMV_TOKENS] = {{0}};
-        if (ggml_formats[p->type].is_float) FN(gemv_row_float)(sum, p->type, row, x, K, T);
+        if (ggml_is_float(p->type)) FN(gemv_row_float)(sum, p->type, row, x, K, T);
         else FN(gemv_row_int)(sum, p->type, row, x, x + T * PADDED(K), K, T);
         for (ptrdiff_t t = 0; t < T; t++) p->y[t * p->N + n] = vf_sum(sum[t]);
     }

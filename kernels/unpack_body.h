@@ -6,7 +6,7 @@
  *
  *     q      int16, every value
  *     scale  float32, one for every 32 values
- *     min    float32, one for every 16 values; only by types that have one (ggml_formats[type].has_min)
+ *     min    float32, one for every 16 values; only by types that have one (ggml_formats[type].min_every)
  *
  * so that value i is scale[i / 32] * q[i] - min[i / 16]. Types with a sub-scale for every 16 values (Q2_K, Q3_K, Q6_K)
  * have that integer multiplied into q. All products scale * q are exact in float32 (at most 23 bits: 11 of float16,
@@ -36,6 +36,9 @@ UNPACK_INLINE uint32_t load_u32(const uint8_t *p) { uint32_t v; memcpy(&v, p, 4)
 
 /* The 16 levels of IQ4_NL and IQ4_XS. */
 static const i8x16 iq4_levels = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 };
+
+/* The 16 levels of MXFP4, twice what a 4-bit float (sign, 2 bits of exponent, 1 of fraction) stands for. */
+static const i8x16 fp4_levels = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
 
 /* The 6-bit scales and mins of the 8 sub-blocks of Q4_K and Q5_K, four bytes at a time. Bytes 0-3 and 4-7 hold scales
  * and mins 0-3 in their lower six bits; scales and mins 4-7 have their lower four bits in the nibbles of bytes 8-11 and
@@ -87,15 +90,15 @@ UNPACK_INLINE u8x16 FN(fifth_bits)(const uint8_t bits[2]) {
 }
 
 UNPACK_INLINE void FN(store_q)(int16_t *q, i16x16 v) { memcpy(q, &v, sizeof v); }
-/* iq4_levels[index[i]], index[i] < 16. */
-UNPACK_INLINE i8x16 FN(iq4_lookup)(u8x16 index) {
+/* table[index[i]], index[i] < 16. */
+UNPACK_INLINE i8x16 FN(lookup)(i8x16 table, u8x16 index) {
 #if SIMD_IS_AVX2 || SIMD_IS_AVX512
-    return (i8x16)_mm_shuffle_epi8((__m128i)iq4_levels, (__m128i)index);
+    return (i8x16)_mm_shuffle_epi8((__m128i)table, (__m128i)index);
 #elif SIMD_IS_NEON
-    return (i8x16)vqtbl1q_s8((int8x16_t)iq4_levels, (uint8x16_t)index);
+    return (i8x16)vqtbl1q_s8((int8x16_t)table, (uint8x16_t)index);
 #else
     i8x16 levels;
-    for (int i = 0; i < 16; i++) levels[i] = iq4_levels[index[i]];
+    for (int i = 0; i < 16; i++) levels[i] = table[index[i]];
     return levels;
 #endif
 }
@@ -155,8 +158,8 @@ static void FN(unpack_iq4_nl)(const void *blocks, int n_blocks, int16_t *q, floa
     const block_iq4_nl *b = blocks;
     for (int i = 0; i < n_blocks; i++, b++, q += 32) {
         const u8x16 packed = load_u8(b->q);
-        FN(store_q)(q, FN(widen_signed)(FN(iq4_lookup)(packed & 15)));
-        FN(store_q)(q + 16, FN(widen_signed)(FN(iq4_lookup)(packed >> 4)));
+        FN(store_q)(q, FN(widen_signed)(FN(lookup)(iq4_levels, packed & 15)));
+        FN(store_q)(q + 16, FN(widen_signed)(FN(lookup)(iq4_levels, packed >> 4)));
         scale[i] = FN(f16)(b->d);
     }
 }
@@ -271,18 +274,38 @@ static void FN(unpack_iq4_xs)(const void *blocks, int n_blocks, int16_t *q, floa
             const int low = b->scales_low[s / 2] >> 4 * (s % 2) & 15, high = b->scales_high >> 2 * s & 3;
             scale[s] = d * ((low | high << 4) - 32);
             const u8x16 packed = load_u8(b->q + 16 * s);
-            FN(store_q)(q, FN(widen_signed)(FN(iq4_lookup)(packed & 15)));
-            FN(store_q)(q + 16, FN(widen_signed)(FN(iq4_lookup)(packed >> 4)));
+            FN(store_q)(q, FN(widen_signed)(FN(lookup)(iq4_levels, packed & 15)));
+            FN(store_q)(q + 16, FN(widen_signed)(FN(lookup)(iq4_levels, packed >> 4)));
         }
     }
 }
 
-static const unpack_function FN(unpackers)[GGML_N_TYPES] = {
-    [GGML_Q8_0] = FN(unpack_q8_0), [GGML_Q4_0] = FN(unpack_q4_0), [GGML_Q4_1] = FN(unpack_q4_1),
-    [GGML_Q5_0] = FN(unpack_q5_0), [GGML_Q5_1] = FN(unpack_q5_1), [GGML_Q2_K] = FN(unpack_q2_K),
-    [GGML_Q3_K] = FN(unpack_q3_K), [GGML_Q4_K] = FN(unpack_q4_K), [GGML_Q5_K] = FN(unpack_q5_K),
-    [GGML_Q6_K] = FN(unpack_q6_K), [GGML_IQ4_NL] = FN(unpack_iq4_nl), [GGML_IQ4_XS] = FN(unpack_iq4_xs),
-};
+/* As Q2_K without sub-scales: levels -1, 0, 1, and 2, which no quantiser writes. */
+static void FN(unpack_tq2_0)(const void *blocks, int n_blocks, int16_t *q, float *scale, float *min) {
+    const block_tq2_0 *b = blocks;
+    for (int i = 0; i < n_blocks; i++, b++, scale += 8) {
+        const float d = FN(f16)(b->d);
+        for (int s = 0; s < 8; s++) scale[s] = d;
+        for (int half = 0; half < 2; half++)
+            for (int part = 0; part < 4; part++)
+                for (int l = 0; l < 32; l += 16, q += 16)
+                    FN(store_q)(q, FN(widen)(load_u8(b->q + 32 * half + l) >> 2 * part & 3) - 1);
+    }
+}
+
+static void FN(unpack_mxfp4)(const void *blocks, int n_blocks, int16_t *q, float *scale, float *min) {
+    const block_mxfp4 *b = blocks;
+    for (int i = 0; i < n_blocks; i++, b++, q += 32) {
+        const u8x16 packed = load_u8(b->q);
+        FN(store_q)(q, FN(widen_signed)(FN(lookup)(fp4_levels, packed & 15)));
+        FN(store_q)(q + 16, FN(widen_signed)(FN(lookup)(fp4_levels, packed >> 4)));
+        scale[i] = e8m0_half_to_f32(b->e);
+    }
+}
+
+#define UNPACKER(NAME, name, bytes) [GGML_##NAME] = FN(unpack_##name),
+static const unpack_function FN(unpackers)[GGML_N_TYPES] = { GGML_BLOCK_TYPES(UNPACKER) };
+#undef UNPACKER
 
 /* ---- float types ---- */
 
@@ -373,7 +396,7 @@ static void FN(unpack_to_f32)(int type, const void *row, int k0, int n, float *o
         const int unpacked = n_blocks * format->block_size, used = unpacked - skipped < n ? unpacked - skipped : n;
         FN(unpackers)[type](bytes + (size_t)block * format->type_size, n_blocks, q, scale, min);
         float *to = used == unpacked ? out : x;
-        FN(scale_q)(q, scale, format->has_min ? min : NULL, unpacked, to);
+        FN(scale_q)(q, scale, format->min_every ? min : NULL, unpacked, to);
         if (to == x) memcpy(out, x + skipped, sizeof(float) * used);
         out += used, k0 += used, n -= used;
     }

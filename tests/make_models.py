@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lorafast.gguf.quants import quantize
+from lorafast.gguf.quants import LAYOUTS, QUANTIZERS, dequantize, quantize
 from lorafast.gguf.reader import GGUFFile
 from lorafast.gguf.types import GGMLType, GGUFValueType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
@@ -22,10 +23,6 @@ INTS = (GGUFValueType.ARRAY, GGUFValueType.INT32)
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
 PIECES = "the and of to in that is my love thou thy with not for sweet all".split()
-
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12,
-              "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32}
-
 
 def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_head_kv: int = 2, n_ff: int = 160,
               n_layer: int = 2, n_vocab: int = 384, type: str = "Q8_0", tied: bool = False, seed: int = 0,
@@ -94,7 +91,7 @@ def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_h
         (key("attention.head_count_kv"), U32, n_head_kv),
         (key("attention.layer_norm_rms_epsilon"), F32, norm_rms_eps),
         (key("rope.freq_base"), F32, rope_freq_base),
-        ("general.file_type", U32, FILE_TYPES[type]),
+        ("general.file_type", U32, GGMLType[type].weights.file_type),
     ]
     if key_length is not None:
         values += [(key("attention.key_length"), U32, key_length), (key("attention.value_length"), U32, key_length)]
@@ -126,23 +123,37 @@ def split_model(path: Path, n_parts: int) -> Path:
 
 def random_blocks(rng: np.random.Generator, type: GGMLType, rows: int, columns: int, std: float = 1.0) -> np.ndarray:
     """Random weights as stored, uint8 (rows, bytes per row), of about `std`; a scale of its own for each block."""
-    if type in (GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q5_0,
-                GGMLType.Q5_1):
+    if type in QUANTIZERS:
         block_scales = rng.uniform(0.5, 1.5, (rows, -(-columns // 32)))
         x = rng.standard_normal((rows, columns)) * np.repeat(block_scales, 32, axis=1)[:, :columns] * std
         return quantize(x.astype(np.float32), type)
-    # Random bits are valid quants and sub-scales in all other formats; only the float16 scales must be sane. `typical`
-    # is the standard deviation of the dequantised values for d = 1, and dmin = d * offset makes the mean about zero.
-    d_at, dmin_at, typical, offset = {
-        GGMLType.Q2_K: (80, 82, 11.5, 1.5), GGMLType.Q3_K: (108, None, 42.0, 0), GGMLType.Q4_K: (0, 2, 219.0, 7.5),
-        GGMLType.Q5_K: (0, 2, 448.0, 15.5), GGMLType.Q6_K: (208, None, 1365.0, 0), GGMLType.IQ4_NL: (0, None, 68.0, 0),
-        GGMLType.IQ4_XS: (0, None, 1260.0, 0)}[type]
+    # Random bits are valid quants and sub-scales in all other formats; only the float16 scales must be sane.
     blocks = rng.integers(0, 256, (rows * columns // type.block_size, type.type_size), dtype=np.uint8)
-    d = (std / typical * rng.uniform(0.5, 1.5, len(blocks))).astype("<f2")
-    blocks[:, d_at:d_at + 2] = d.view(np.uint8).reshape(-1, 2)
-    if dmin_at is not None:
-        blocks[:, dmin_at:dmin_at + 2] = (d * np.float16(offset)).view(np.uint8).reshape(-1, 2)
+    typical, offset = typical_size(type)
+    d = (std / typical * rng.uniform(0.5, 1.5, len(blocks))).astype(np.float16)
+    set_scales(blocks, type, d, d * np.float16(offset))
     return blocks.reshape(rows, -1)
+
+
+def set_scales(blocks: np.ndarray, type: GGMLType, d: np.ndarray, dmin: np.ndarray) -> None:
+    """Writes the float16 scales d and, where the type has one, dmin (blocks,) into blocks, uint8 (blocks, bytes)."""
+    fields = blocks.view(LAYOUTS[type])[:, 0]
+    fields["d"] = d
+    if "dmin" in fields.dtype.names:
+        fields["dmin"] = dmin
+
+
+@cache
+def typical_size(type: GGMLType) -> tuple[float, float]:
+    """The standard deviation of the values in blocks of random bits with d = 1, and the dmin for a mean of zero."""
+    blocks = np.random.default_rng(0).integers(0, 256, (256, type.type_size), dtype=np.uint8)
+    one, zero = np.ones(256, np.float16), np.zeros(256, np.float16)
+    set_scales(blocks, type, one, zero)
+    levels = dequantize(blocks, type)
+    set_scales(blocks, type, zero, one)
+    minima = dequantize(blocks, type)
+    offset = -levels.mean() / minima.mean() if minima.any() else 0.0
+    return float((levels + offset * minima).std()), float(offset)
 
 
 def spm_vocabulary(n_vocab: int = 384) -> list[tuple[str, Any, Any]]:

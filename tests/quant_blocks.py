@@ -1,19 +1,12 @@
 """Blocks of every trainable type for tests: random, zero and one bits; scales of both signs, huge, subnormal, zero."""
 import numpy as np
 
-from lorafast.gguf.types import GGMLType
-
-TRAINABLE = [type for type in GGMLType if type.is_trainable]
-
-F16_FIELDS = {
-    GGMLType.F16: [0], GGMLType.Q8_0: [0], GGMLType.Q4_0: [0], GGMLType.Q4_1: [0, 2], GGMLType.Q5_0: [0],
-    GGMLType.Q5_1: [0, 2], GGMLType.Q2_K: [80, 82], GGMLType.Q3_K: [108], GGMLType.Q4_K: [0, 2], GGMLType.Q5_K: [0, 2],
-    GGMLType.Q6_K: [208], GGMLType.IQ4_NL: [0], GGMLType.IQ4_XS: [0],
-}
-"""Where each block has its float16 scales, in bytes."""
+from lorafast.gguf.quants import LAYOUTS
+from lorafast.gguf.types import TRAINABLE as TRAINABLE, GGMLType
 
 SCALES = np.array([1.0, -1.0, 0.0, -0.0, 65504.0, -65504.0, 2.0**-14, 2.0**-24, -(2.0**-24), 1023 * 2.0**-24, 0.1,
                    -0.013], np.float16)
+EXPONENTS = np.array([0, 1, 2, 3, 100, 120, 127, 128, 200, 251], np.uint8)
 
 
 def blocks_of_every_kind(type: GGMLType) -> np.ndarray:
@@ -28,7 +21,9 @@ def blocks_of_every_kind(type: GGMLType) -> np.ndarray:
     size = n_blocks, type.type_size
     random_bits = rng.integers(0, 256, size, dtype=np.uint8)
     bits = np.stack([random_bits, np.zeros_like(random_bits), np.full_like(random_bits, 255)])
-    for position in F16_FIELDS[type]:
-        scales = np.stack([rng.permutation(np.resize(SCALES, n_blocks)) for _ in range(3)])
-        bits[:, :, position:position + 2] = scales.view(np.uint8).reshape(3, n_blocks, 2)
+    fields = bits.view(LAYOUTS[type])[:, :, 0]
+    for name in sorted({"x", "d", "m", "dmin"} & set(fields.dtype.names)):
+        fields[name] = [rng.permutation(np.resize(SCALES, n_blocks)) for _ in range(3)]
+    if type is GGMLType.MXFP4:
+        fields["e"] = [rng.permutation(np.resize(EXPONENTS, n_blocks)) for _ in range(3)]
     return bits.reshape(3, -1)

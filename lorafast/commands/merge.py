@@ -42,15 +42,6 @@ LITTLE = 0.9
 
 TOKEN_EMBD, OUTPUT = "token_embd.weight", "output.weight"
 
-FALLBACKS = {GGMLType.Q2_K: GGMLType.IQ4_NL, GGMLType.Q3_K: GGMLType.IQ4_NL, GGMLType.IQ4_XS: GGMLType.IQ4_NL,
-             GGMLType.Q4_K: GGMLType.Q5_0, GGMLType.Q5_K: GGMLType.Q5_1, GGMLType.Q6_K: GGMLType.Q8_0}
-"""What llama.cpp takes for a matrix whose rows are not whole blocks of 256."""
-
-FILE_TYPES = {GGMLType.F32: 0, GGMLType.F16: 1, GGMLType.Q4_0: 2, GGMLType.Q4_1: 3, GGMLType.Q8_0: 7, GGMLType.Q5_0: 8,
-              GGMLType.Q5_1: 9, GGMLType.Q2_K: 10, GGMLType.Q3_K: 12, GGMLType.Q4_K: 15, GGMLType.Q5_K: 17,
-              GGMLType.Q6_K: 18, GGMLType.IQ4_NL: 25, GGMLType.IQ4_XS: 30, GGMLType.BF16: 32}
-"""`general.file_type` of a file whose matrices are of that type."""
-
 
 @dataclass
 class Change:
@@ -228,9 +219,7 @@ def _plan(model: GGUFFile, changes: Mapping[str, Sequence[ChangeOfRows]], type: 
         notes.append(f"the adapter changes the embedding matrix as the model's {which}, not as its {other}: the merged "
                      f"model has an output.weight of its own, {size}")
     for plan in plans:
-        if (plan.changes or plan.type is not plan.source.type) and not plan.source.type.is_trainable:
-            raise LoraFastError(f"{model.path}: tensor '{plan.name}' has type {plan.source.type.label}, which lorafast "
-                                "cannot compute with; merge into an F16, Q8_0 or K-quant edition of the model")
+        _check_types(plan, model)
     unfit = [plan for plan in plans if type is not None and len(plan.source.shape) > 1 and plan.type is not type]
     if unfit:
         instead = ", ".join(sorted({plan.type.label for plan in unfit}))
@@ -239,11 +228,27 @@ def _plan(model: GGUFFile, changes: Mapping[str, Sequence[ChangeOfRows]], type: 
     return plans
 
 
+def _check_types(plan: _Plan, model: GGUFFile) -> None:
+    """Raises LoraFastError where a tensor that changes cannot be read, or cannot be written as what it is to be."""
+    if not plan.changes and plan.type is plan.source.type:
+        return
+    if not plan.source.type.is_trainable:
+        raise LoraFastError(f"{model.path}: tensor '{plan.name}' has type {plan.source.type.label}, which lorafast "
+                            "cannot compute with; merge into an F16, Q8_0 or K-quant edition of the model")
+    if not plan.type.is_mergeable:
+        instead = GGMLType[plan.type.weights.merge_as].label.lower()
+        raise LoraFastError(f"{model.path}: tensor '{plan.name}' is {plan.type.label}, which takes an importance matrix "
+                            f"to write; merge with --type {instead}, or with --type f16 and then use llama-quantize "
+                            "--imatrix")
+
+
 def _type_of(tensor: Tensor, type: GGMLType | None) -> GGMLType:
     """What the tensor will be stored as: vectors stay as they are, all matrices become `type` if one is given."""
     if type is None or len(tensor.shape) < 2:
         return tensor.type
-    return type if tensor.shape[-1] % type.block_size == 0 else FALLBACKS.get(type, GGMLType.F16)
+    while tensor.shape[-1] % type.block_size:
+        type = GGMLType[type.weights.fallback]
+    return type
 
 
 def _metadata(model: GGUFFile, type: GGMLType | None) -> list[tuple[str, ValueType, Any]]:
@@ -252,7 +257,7 @@ def _metadata(model: GGUFFile, type: GGMLType | None) -> list[tuple[str, ValueTy
                 if not key.startswith("split.")]
     if type is not None:
         metadata = [item for item in metadata if item[0] != "general.file_type"]
-        metadata.append(("general.file_type", GGUFValueType.UINT32, FILE_TYPES[type]))
+        metadata.append(("general.file_type", GGUFValueType.UINT32, type.weights.file_type))
     return metadata
 
 

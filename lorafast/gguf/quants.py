@@ -4,7 +4,7 @@ This is the readable form of each format, and the reference for the C unpackers 
 values is a sequence of blocks; a block is a handful of packed fields, given here as a NumPy structured type. All
 formats store small integers q and scales:
 
-    x = d * q                  Q8_0, Q4_0, Q5_0, IQ4_NL         (32 values a block)
+    x = d * q                  Q8_0, Q4_0, Q5_0, IQ4_NL, MXFP4  (32 values a block), TQ2_0 (256)
     x = d * q + m              Q4_1, Q5_1
     x = (d * sc) * q           Q3_K, Q6_K, IQ4_XS               (256 values a block; an integer sc for every 16 or 32)
     x = (d * sc) * q - dmin*m  Q2_K, Q4_K, Q5_K
@@ -24,17 +24,20 @@ from .types import GGMLType
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 """The 16 levels of IQ4_NL and IQ4_XS: denser near zero, where weights are."""
 
+FP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+"""The 16 levels of MXFP4: twice what a 4-bit float (sign, 2 bits of exponent, 1 of fraction) stands for."""
+
 
 def dequantize(data: np.ndarray, type: GGMLType) -> np.ndarray:
     """float32 (rows, K) from blocks as stored, uint8 (rows, bytes per row). Raises LoraFastError for other types."""
-    if type not in _DEQUANTIZERS:
+    if type not in DEQUANTIZERS:
         raise LoraFastError(f"type {type.label} cannot be dequantised")
     rows, row_bytes = data.shape
     if row_bytes % type.type_size:
         raise ValueError(f"dequantize: rows of {row_bytes} bytes are not a multiple of the {type.type_size} of "
                          f"a {type.label} block")
     blocks = np.ascontiguousarray(data).reshape(-1, type.type_size).view(LAYOUTS[type])[:, 0]
-    return _DEQUANTIZERS[type](blocks).reshape(rows, row_bytes // type.type_size * type.block_size)
+    return DEQUANTIZERS[type](blocks).reshape(rows, row_bytes // type.type_size * type.block_size)
 
 
 def quantize(x: np.ndarray, type: GGMLType) -> np.ndarray:
@@ -43,16 +46,16 @@ def quantize(x: np.ndarray, type: GGMLType) -> np.ndarray:
     Rounds as llama.cpp's reference quantisers do. Raises LoraFastError for a type whose scales must be searched
     (K-quants, IQ4: quantize_k.py) or that is not supported.
     """
-    if type not in _QUANTIZERS:
+    if type not in QUANTIZERS:
         raise LoraFastError(f"cannot quantise to {type.label}; possible are "
-                            f"{', '.join(t.label for t in _QUANTIZERS)}")
+                            f"{', '.join(t.label for t in QUANTIZERS)}")
     rows, n = x.shape
     if n % type.block_size:
         raise ValueError(f"quantize: rows of {n} values are not a multiple of the {type.block_size} in a block of "
                          f"{type.label}")
     blocks = np.ascontiguousarray(x, np.float32).reshape(-1, type.block_size)
     stored = np.zeros(len(blocks), LAYOUTS[type])
-    _QUANTIZERS[type](blocks, stored)
+    QUANTIZERS[type](blocks, stored)
     return stored.view(np.uint8).reshape(rows, type.row_bytes(n))
 
 
@@ -73,6 +76,8 @@ LAYOUTS: dict[GGMLType, np.dtype] = {
     GGMLType.Q6_K: np.dtype([("q", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("d", "<f2")]),
     GGMLType.IQ4_NL: np.dtype([("d", "<f2"), ("q", "u1", 16)]),
     GGMLType.IQ4_XS: np.dtype([("d", "<f2"), ("scales_high", "<u2"), ("scales_low", "u1", 4), ("q", "u1", 128)]),
+    GGMLType.TQ2_0: np.dtype([("q", "u1", 64), ("d", "<f2")]),
+    GGMLType.MXFP4: np.dtype([("e", "u1"), ("q", "u1", 16)]),
 }
 """A block of each type as a NumPy structured type."""
 
@@ -197,13 +202,28 @@ def _dequantize_iq4_xs(block: np.ndarray) -> np.ndarray:
     return _scaled(_f32(block["d"]) * scales, IQ4_VALUES[_nibbles(block["q"])])
 
 
-_DEQUANTIZERS: dict[GGMLType, Callable[[np.ndarray], np.ndarray]] = {
+def _dequantize_tq2_0(block: np.ndarray) -> np.ndarray:
+    return _f32(block["d"]) * (fields(block["q"], 2, 32).astype(np.float32) - 1)
+
+
+def _e8m0_half(e: np.ndarray) -> np.ndarray:
+    """2^(e - 128) of exponents e, uint8: half of what they stand for, because FP4_VALUES are doubled."""
+    return np.ldexp(np.float32(1), e.astype(np.int32) - 128)
+
+
+def _dequantize_mxfp4(block: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):        # e = 255, a NaN in the standard, is the next power of two in ggml
+        return _f32(_e8m0_half(block["e"])) * FP4_VALUES[_nibbles(block["q"])]
+
+
+DEQUANTIZERS: dict[GGMLType, Callable[[np.ndarray], np.ndarray]] = {
     GGMLType.F32: _dequantize_f32, GGMLType.F16: _dequantize_f16, GGMLType.BF16: _dequantize_bf16,
     GGMLType.Q8_0: _dequantize_q8_0, GGMLType.Q4_0: _dequantize_q4_0, GGMLType.Q4_1: _dequantize_q4_1,
     GGMLType.Q5_0: _dequantize_q5_0, GGMLType.Q5_1: _dequantize_q5_1,
     GGMLType.Q2_K: _dequantize_q2_K, GGMLType.Q3_K: _dequantize_q3_K, GGMLType.Q4_K: _dequantize_q4_K,
     GGMLType.Q5_K: _dequantize_q5_K, GGMLType.Q6_K: _dequantize_q6_K,
     GGMLType.IQ4_NL: _dequantize_iq4_nl, GGMLType.IQ4_XS: _dequantize_iq4_xs,
+    GGMLType.TQ2_0: _dequantize_tq2_0, GGMLType.MXFP4: _dequantize_mxfp4,
 }
 
 
@@ -240,13 +260,15 @@ def _quantize_bf16(x: np.ndarray, block: np.ndarray) -> None:
     block["x"] = np.where(np.isnan(x[:, 0]), quiet_nan, nearest_even)
 
 
+def _round_half_away(x: np.ndarray) -> np.ndarray:
+    """C's roundf, in steps that are exact: x + 0.5 would itself be rounded just below a half."""
+    whole = np.floor(np.abs(x))
+    return np.copysign(whole + (np.abs(x) - whole >= 0.5), x)
+
+
 def _quantize_q8_0(x: np.ndarray, block: np.ndarray) -> None:
     d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
-    scaled = x * inverse(d)
-    block["d"] = d[:, 0]
-    # roundf, halves away from zero, in steps that are exact: x + 0.5 would itself be rounded just below a half
-    whole = np.floor(np.abs(scaled))
-    block["q"] = np.copysign(whole + (np.abs(scaled) - whole >= 0.5), scaled)
+    block["d"], block["q"] = d[:, 0], _round_half_away(x * inverse(d))
 
 
 def _signed_levels(x: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
@@ -287,8 +309,32 @@ def _quantize_q5_1(x: np.ndarray, block: np.ndarray) -> None:
     block["q"], block["high"] = _pack_nibbles(q), _pack_fifth_bits(q)
 
 
-_QUANTIZERS: dict[GGMLType, Callable[[np.ndarray, np.ndarray], None]] = {
+def _quantize_tq2_0(x: np.ndarray, block: np.ndarray) -> None:
+    d = np.abs(x).max(axis=1, keepdims=True)
+    q = (_round_half_away(x * inverse(d)) + 1).astype(np.uint8).reshape(len(x), 2, 4, 32)
+    block["d"] = d[:, 0]
+    block["q"] = np.bitwise_or.reduce(q << np.arange(0, 8, 2, dtype=np.uint8)[:, None], axis=2).reshape(len(x), 64)
+
+
+_FP4_MIDPOINTS = (FP4_VALUES[:7] + FP4_VALUES[1:8]) / np.float32(2)
+
+
+def _nearest_fp4(y: np.ndarray) -> np.ndarray:
+    """The index in FP4_VALUES of the level nearest to each y, of two the one nearer to zero."""
+    magnitude = np.searchsorted(_FP4_MIDPOINTS, np.abs(y)).astype(np.uint8)
+    return magnitude | ((y < 0) & (magnitude > 0)).astype(np.uint8) << 3
+
+
+def _quantize_mxfp4(x: np.ndarray, block: np.ndarray) -> None:
+    largest = np.abs(x).max(axis=1)
+    _, exponent = np.frexp(largest)                                # largest < 2^exponent
+    e = np.where(largest > 0, np.clip(exponent + 124, 0, 254), 0)
+    block["e"] = np.where(np.isfinite(largest), e, 255)            # what is not finite stays so
+    block["q"] = _pack_nibbles(_nearest_fp4(x / _f32(_e8m0_half(block["e"]))))
+
+
+QUANTIZERS: dict[GGMLType, Callable[[np.ndarray, np.ndarray], None]] = {
     GGMLType.F32: _quantize_f32, GGMLType.F16: _quantize_f16, GGMLType.BF16: _quantize_bf16,
     GGMLType.Q8_0: _quantize_q8_0, GGMLType.Q4_0: _quantize_q4_0, GGMLType.Q4_1: _quantize_q4_1,
-    GGMLType.Q5_0: _quantize_q5_0, GGMLType.Q5_1: _quantize_q5_1,
+    GGMLType.Q5_0: _quantize_q5_0, GGMLType.Q5_1: _quantize_q5_1, GGMLType.TQ2_0: _quantize_tq2_0, GGMLType.MXFP4: _quantize_mxfp4,
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import FormatError
 from ..gguf.reader import GGUFFile
+from ..gguf.types import TRAINABLE_NAMES
 from .architectures import Architecture
 from .block_params import BlockParams
 
@@ -85,7 +86,7 @@ def check_tensors(gguf: GGUFFile, arch: Architecture, shapes: Mapping[str, tuple
             raise FormatError(f"{gguf.path}: tensor '{name}' has shape {tensor.shape}, wanted {shape}")
         if not tensor.type.is_trainable:
             raise FormatError(f"{gguf.path}: tensor '{name}' has type {tensor.type.label}, which lorafast cannot train on; "
-                              "use a file in F16, BF16, Q8_0, Q4_0 to Q5_1, a K-quant, IQ4_NL or IQ4_XS")
+                              f"use a file in {TRAINABLE_NAMES}")
     for name in gguf.tensors:
         if name not in shapes and name not in ROPE_FACTORS and not _is_behind(name, n_layer):
             detail = " (a bias)" if name.endswith(".bias") else " (experts)" if re.search(r"_exps?\b|gate_inp", name) else ""

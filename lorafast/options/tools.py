@@ -12,7 +12,7 @@ from .declare import Allowed, Options, argument, force, option, same_as
 from .finetune import FinetuneConfig, decode_escapes
 
 OPTIONS, DATA = "Options", "Options for data"
-MERGE_TYPES = {type.label.lower(): type for type in GGMLType if type.is_trainable}
+MERGE_TYPES = {type.label.lower(): type for type in GGMLType if type.is_mergeable}
 """Every type that merged matrices can have, by its name on the command line."""
 
 AT_LEAST_1 = Allowed("at least 1", lambda n: n >= 1)

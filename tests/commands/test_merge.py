@@ -142,6 +142,23 @@ def test_another_type(tmp_path, name, file_type):
         assert np.square(tensor.to_float32() - w).sum() < 0.02 * np.square(w).sum()
 
 
+@pytest.mark.parametrize("type", MERGE_TYPES.values(), ids=MERGE_TYPES)
+def test_every_type_is_written(tmp_path, type):
+    """Each that `--type` knows, from the command line on: the values are those that its quantiser makes."""
+    model, adapter = model_and_adapter(tmp_path, type="F32", targets=["attn_q"], **{**OF_256, "n_ff": 256})
+    write_adapter(Form.GGUF, tmp_path / "adapter.gguf", adapter, BaseModel.from_gguf(model))
+    options = parse(MergeOptions, ["-m", str(model.path), "--lora", str(tmp_path / "adapter.gguf"), "-o",
+                                   str(tmp_path / "merged.gguf"), "--type", type.label])
+    run_merge(options, [].append)
+    merged = GGUFFile(tmp_path / "merged.gguf")
+    assert merged.metadata["general.file_type"] == type.weights.file_type
+    for name, tensor in merged.tensors.items():
+        if len(tensor.shape) == 2:
+            w = expected(model, [(adapter, 1)], name).astype(np.float32)
+            assert tensor.type is type
+            assert nmse(tensor.to_float32(), dequantize(quantize(w, type), type)) < 1e-3
+
+
 def test_rows_that_are_no_whole_blocks(tmp_path):
     model, adapter = model_and_adapter(tmp_path, n_embd=64, n_ff=256, targets=["attn_q"])
     report = merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)], type=GGMLType.Q4_K)

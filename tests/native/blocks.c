@@ -3,17 +3,15 @@
 #include "check.h"
 #include "ggml_blocks.h"
 
+#define NAME_OF(NAME, name, bytes) [GGML_##NAME] = #NAME,
 const char *const type_names[GGML_N_TYPES] = {
-    [GGML_F32] = "F32", [GGML_F16] = "F16", [GGML_BF16] = "BF16",
-    [GGML_Q8_0] = "Q8_0", [GGML_Q4_0] = "Q4_0", [GGML_Q4_1] = "Q4_1", [GGML_Q5_0] = "Q5_0", [GGML_Q5_1] = "Q5_1",
-    [GGML_Q2_K] = "Q2_K", [GGML_Q3_K] = "Q3_K", [GGML_Q4_K] = "Q4_K", [GGML_Q5_K] = "Q5_K", [GGML_Q6_K] = "Q6_K",
-    [GGML_IQ4_NL] = "IQ4_NL", [GGML_IQ4_XS] = "IQ4_XS",
+    [GGML_F32] = "F32", [GGML_F16] = "F16", [GGML_BF16] = "BF16", GGML_BLOCK_TYPES(NAME_OF)
 };
 
 /* Where a block has its float16 scale and minimum, in bytes; a minimum at 0 is none. */
 static const struct { uint8_t d, min; } f16_at[GGML_N_TYPES] = {
     [GGML_Q4_1] = {0, 2}, [GGML_Q5_1] = {0, 2}, [GGML_Q2_K] = {80, 82}, [GGML_Q3_K] = {108, 0}, [GGML_Q4_K] = {0, 2},
-    [GGML_Q5_K] = {0, 2}, [GGML_Q6_K] = {208, 0},
+    [GGML_Q5_K] = {0, 2}, [GGML_Q6_K] = {208, 0}, [GGML_TQ2_0] = {64, 0},
 };
 
 /* Of either sign, from 2^-10 to 2^-5. */
@@ -29,12 +27,13 @@ uint8_t *take_blocks(int type, ptrdiff_t rows, ptrdiff_t K) {
     uint8_t *blocks = take(n_blocks * format->type_size), *b = blocks;
     for (ptrdiff_t i = 0; i < n_blocks; i++, b += format->type_size) {
         if (type == GGML_F16) put_random_f16(b);
-        else if (format->is_float) {
+        else if (ggml_is_float(type)) {
             const float x = random_float();
             memcpy(b, (const uint8_t *)&x + 4 - format->type_size, format->type_size);
         } else {
             for (int j = 0; j < format->type_size; j++) b[j] = random_bits() >> 24;
-            put_random_f16(b + f16_at[type].d);
+            if (type == GGML_MXFP4) b[0] = 117 + random_bits() % 5;       /* 2^-10 to 2^-6 */
+            else put_random_f16(b + f16_at[type].d);
             if (f16_at[type].min) put_random_f16(b + f16_at[type].min);
         }
     }
@@ -105,6 +104,16 @@ double block_value(int type, const uint8_t *row, ptrdiff_t k) {
         return f16_value(b->d) * b->scales[i / 16] * ((low | high << 4) - 32);
     }
     case GGML_IQ4_NL: { const block_iq4_nl *b = block; return f16_value(b->d) * iq4_level[nibble(b->q, i)]; }
+    case GGML_TQ2_0: {
+        const block_tq2_0 *b = block;
+        return f16_value(b->d) * ((b->q[32 * half + l] >> 2 * part & 3) - 1);
+    }
+    case GGML_MXFP4: {
+        static const double level[8] = { 0, 0.5, 1, 1.5, 2, 3, 4, 6 };
+        const block_mxfp4 *b = block;
+        const int code = nibble(b->q, i);
+        return ldexp(code & 8 ? -level[code & 7] : level[code & 7], b->e - 127);
+    }
     default: {
         const block_iq4_xs *b = block;
         const int j = i / 32;

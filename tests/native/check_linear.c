@@ -11,7 +11,7 @@
 
 static double limit_of(int type) {
     if (!strcmp(simd_isa_name(simd_isa()), "amx")) return BFLOAT16_PIECES_LIMIT;
-    return ggml_formats[type].is_float ? FLOAT32_LIMIT : INT16_LIMIT;
+    return ggml_is_float(type) ? FLOAT32_LIMIT : INT16_LIMIT;
 }
 
 static void forward(projection *p, const float *x, int T, int K) {

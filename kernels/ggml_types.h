@@ -1,0 +1,68 @@
+/* The ggml types that lorafast computes with. Made from lorafast/gguf/types.py by make_tables.py; change it there. */
+#ifndef LORAFAST_GGML_TYPES_H
+#define LORAFAST_GGML_TYPES_H
+
+/* Their numbers in GGUF. */
+enum {
+    GGML_F32 = 0,
+    GGML_F16 = 1,
+    GGML_Q4_0 = 2,
+    GGML_Q4_1 = 3,
+    GGML_Q5_0 = 6,
+    GGML_Q5_1 = 7,
+    GGML_Q8_0 = 8,
+    GGML_Q2_K = 10,
+    GGML_Q3_K = 11,
+    GGML_Q4_K = 12,
+    GGML_Q5_K = 13,
+    GGML_Q6_K = 14,
+    GGML_IQ4_NL = 20,
+    GGML_IQ4_XS = 23,
+    GGML_BF16 = 30,
+    GGML_TQ2_0 = 35,
+    GGML_MXFP4 = 39,
+    GGML_N_TYPES = 40
+};
+
+/* What the columns mean is said in lorafast/gguf/types.py; block_size is 0 for a type that is not computed with. */
+typedef struct { int block_size, type_size, q_max, scale_every, min_every; } ggml_format;
+
+static const ggml_format ggml_formats[GGML_N_TYPES] = {
+    /*               block bytes q_max scale   min */
+    [GGML_F32]     = {    1,    4,    0,   32,    0 },
+    [GGML_F16]     = {    1,    2,    0,   32,    0 },
+    [GGML_Q4_0]    = {   32,   18,    8,   32,    0 },
+    [GGML_Q4_1]    = {   32,   20,   15,   32,   32 },
+    [GGML_Q5_0]    = {   32,   22,   16,   32,    0 },
+    [GGML_Q5_1]    = {   32,   24,   31,   32,   32 },
+    [GGML_Q8_0]    = {   32,   34,  128,   32,    0 },
+    [GGML_Q2_K]    = {  256,   84,   45,  256,   16 },
+    [GGML_Q3_K]    = {  256,  110,  128,  256,    0 },
+    [GGML_Q4_K]    = {  256,  144,   15,   32,   32 },
+    [GGML_Q5_K]    = {  256,  176,   31,   32,   32 },
+    [GGML_Q6_K]    = {  256,  210, 4096,  256,    0 },
+    [GGML_IQ4_NL]  = {   32,   18,  127,   32,    0 },
+    [GGML_IQ4_XS]  = {  256,  136,  127,   32,    0 },
+    [GGML_BF16]    = {    1,    2,    0,   32,    0 },
+    [GGML_TQ2_0]   = {  256,   66,    2,  256,    0 },
+    [GGML_MXFP4]   = {   32,   17,   12,   32,    0 },
+};
+
+/* X(name, name of its struct and unpacker, bytes of a block) for each type that is stored in blocks. */
+#define GGML_BLOCK_TYPES(X) \
+    X(Q4_0, q4_0, 18) \
+    X(Q4_1, q4_1, 20) \
+    X(Q5_0, q5_0, 22) \
+    X(Q5_1, q5_1, 24) \
+    X(Q8_0, q8_0, 34) \
+    X(Q2_K, q2_K, 84) \
+    X(Q3_K, q3_K, 110) \
+    X(Q4_K, q4_K, 144) \
+    X(Q5_K, q5_K, 176) \
+    X(Q6_K, q6_K, 210) \
+    X(IQ4_NL, iq4_nl, 18) \
+    X(IQ4_XS, iq4_xs, 136) \
+    X(TQ2_0, tq2_0, 66) \
+    X(MXFP4, mxfp4, 17)
+
+#endif
