@@ -146,7 +146,7 @@ def test_another_type(tmp_path, name, file_type):
 def test_every_type_is_written(tmp_path, type):
     """Each that `--type` knows, from the command line on: the values are those that its quantiser makes."""
     model, adapter = model_and_adapter(tmp_path, type="F32", targets=["attn_q"], **{**OF_256, "n_ff": 256})
-    write_adapter(Form.GGUF, tmp_path / "adapter.gguf", adapter, BaseModel.from_gguf(model))
+    write_adapter(FileForm.GGUF, tmp_path / "adapter.gguf", adapter, BaseModel.from_gguf(model))
     options = parse(MergeOptions, ["-m", str(model.path), "--lora", str(tmp_path / "adapter.gguf"), "-o",
                                    str(tmp_path / "merged.gguf"), "--type", type.label])
     run_merge(options, [].append)
