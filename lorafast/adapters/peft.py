@@ -32,6 +32,7 @@ from ..network.architectures import Architecture, architecture_of
 from ..network.lora import Pair
 from ..system.atomic import atomic_dir
 from .adapter_file import AdapterFile, BaseModel, fold, refuse_norms
+from .patterns import ends_with
 from .whole_matrices import compare_with_base
 
 PREFIX = "base_model.model."
@@ -198,27 +199,31 @@ def _magnitudes(folder: Path, config: Mapping[str, Any], pairs: Mapping[str, Pai
 
 def _with_one_scale(folder: Path, config: Mapping[str, Any], pairs: dict[str, Pair], arch: Architecture) -> AdapterFile:
     """The pairs with alpha / r as the scale of all: a pair's own scale, where it differs, is folded into its B."""
-    alpha, r = float(config["lora_alpha"]), int(config["r"])
+    alpha, r = float(config["lora_alpha"]), config["r"]
     if config.get("use_rslora"):
         alpha *= math.sqrt(r)
     folded = {}
     for name, (a, b) in pairs.items():
         module, rank = _module(name, arch), len(a)
-        expected = _pattern_value(config.get("rank_pattern"), module, config["r"])
+        expected = _pattern_value(folder, config, "rank_pattern", module, r)
         if rank != expected:
             raise FormatError(f"{folder}: '{module}' has rank {rank}, but {expected} by {PEFT_CONFIG}; "
                               "the files do not belong together")
-        own_alpha = _pattern_value(config.get("alpha_pattern"), module, config["lora_alpha"])
+        own_alpha = _pattern_value(folder, config, "alpha_pattern", module, config["lora_alpha"])
         scale = own_alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         folded[name] = a, fold(b, scale * r, alpha)
     return AdapterFile(folded, alpha, r, dict(config))
 
 
-def _pattern_value(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first key in `pattern` that is a regular expression for the end of the module's name."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
+def _pattern_value(folder: Path, config: Mapping[str, Any], table: str, module: str, default: Any) -> Any:
+    """The value of the first key in that table that is a regular expression for the end of the module's name."""
+    for key, value in (config.get(table) or {}).items():
+        try:
+            if ends_with(key, module):
+                return value
+        except ValueError as error:
+            raise FormatError(f"{folder}: {table} of {PEFT_CONFIG} has the pattern {key!r:.60}, which lorafast does not "
+                              f"run: {error}; name the modules in full") from None
     return default
 
 
