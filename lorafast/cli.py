@@ -1,7 +1,7 @@
 """The command line: `lorafast COMMAND OPTIONS`.
 
-Exit status: 0 done, 1 something outside the program stood in the way, 2 the command line is wrong, 130 interrupted (a
-training run has saved its work then).
+Exit status: 0 done, 1 something outside the program stood in the way, 2 the command line is wrong, 128 and the signal's
+number if one ended it, 130 for Ctrl-C (a training run has saved its work then).
 Each error is one line. A command's module is imported when the command runs, so `--help` is quick.
 """
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -20,9 +21,13 @@ from .options.defaults import MODERN, PRESETS
 from .options.finetune import FinetuneConfig
 from .options.tools import CheckOptions, ConvertOptions, InspectOptions, MergeOptions, ReportOptions
 from .options.use import GenerateConfig, PerplexityConfig
+from .system.output import discard, open_standard_streams
+from .words import visible
 
 INTERRUPTED = 130    # 128 + SIGINT, as shells report it
 READER_GONE = 141    # 128 + SIGPIPE
+MAX_MESSAGE = 2000
+"""Characters of an error that are shown."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name; by default the process's own) and returns the exit status."""
     try:
-        # A path may hold bytes that are not text, and generated text may not fit the terminal's encoding.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        open_standard_streams()
         return run(sys.argv[1:] if argv is None else argv)
     except LoraFastError as error:
         return fail(str(error), error.exit_status)
@@ -58,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("lorafast: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; that must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout, for_good=True)      # Python flushes it once more at exit; that must not fail again
         return READER_GONE
     except MemoryError as error:
         return fail(f"out of memory{f': {error}' if str(error) else ''}")
@@ -73,8 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fail(message: str, exit_status: int = 1) -> int:
-    """Prints an error as one line."""
-    print("lorafast: error:", " ".join(message.split("\n")), file=sys.stderr)
+    """Prints an error as one line; of one that is too long its beginning and its end."""
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[:MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2:]}"
+    with suppress(OSError):
+        print("lorafast: error:", visible(" ".join(message.split("\n"))), file=sys.stderr)
     return exit_status
 
 

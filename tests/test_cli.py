@@ -76,7 +76,7 @@ def test_finetune_gets_its_options_and_a_log(monkeypatch, capsys, interrupted, s
 
     def finetune(config, log):
         seen.append((config, log))
-        return types.SimpleNamespace(interrupted=interrupted)
+        return types.SimpleNamespace(interrupted=interrupted, signal=2)
 
     monkeypatch.setattr(lorafast.commands.finetune, "finetune", finetune)
     assert cli.main(["finetune", "--model_base", "m", "-ngl", "3"]) == status

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..data.batches import SamplerState
 from ..errors import FormatError, LoraFastError
+from ..gguf import checksum
 from ..gguf.file_form import FileForm
 from ..gguf.reader import GGUFFile, Tensor
 from ..gguf.recognise import form_of_file
@@ -105,7 +106,8 @@ def write_checkpoint(path: str | os.PathLike, geometry: Geometry, adapter: Adapt
             after alpha, r and the moments' order. With None no `lorafast.*` key is written at all, and the file equals
             the original's to the byte.
     """
-    write_gguf(path, _metadata(geometry, adapter, state, extras), _tensors(adapter, adam, state))
+    write_gguf(path, _metadata(geometry, adapter, state, extras), _tensors(adapter, adam, state),
+               summed=extras is not None)
 
 
 def _metadata(geometry: Geometry, adapter: Adapter, state: TrainState,
@@ -333,6 +335,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     if kind is not FileForm.CHECKPOINT:
         raise FormatError(f"{path}: is {kind.phrase}, not a checkpoint; {_ADVICE[kind]}")
     file = GGUFFile(path)
+    file.refuse_damage()
     keys = _Keys(file)
     if keys.get("training.type", str, "finetune_lora") != "finetune_lora":
         raise FormatError(f"{path}: training.type is '{file.metadata['training.type']}', not 'finetune_lora'; "
@@ -372,7 +375,7 @@ _ADVICE = {
     FileForm.MLX: "make one of it with lorafast convert IN OUT.gguf --to checkpoint",
 }
 
-_OWN_KEYS = ("lorafast.alpha", "lorafast.r", "lorafast.moments_order", "lorafast.dora")
+_OWN_KEYS = ("lorafast.alpha", "lorafast.r", "lorafast.moments_order", "lorafast.dora", checksum.KEY)
 _REQUIRED = object()
 
 

@@ -31,7 +31,7 @@ def write_gguf_adapter(path: str | os.PathLike, adapter: AdapterFile, base: Base
     LoraFastError for what the format cannot carry: pairs of norms, DoRA's magnitudes, and a pair of the token embedding
     on a model whose embedding serves as output matrix too (llama.cpp would load it, then abort at the output product).
     """
-    write_gguf(path, *_contents(adapter, base))
+    write_gguf(path, *_contents(adapter, base), summed=True)
 
 
 def _contents(adapter: AdapterFile, base: BaseModel) -> tuple[list[tuple[str, ValueType, Any]], list[TensorToWrite]]:
@@ -75,6 +75,7 @@ def read_gguf_adapter(path: str | os.PathLike) -> AdapterFile:
     Where ranks differ, the difference is folded into B, so that alpha / r is the scale of every pair.
     """
     file = GGUFFile(path)
+    file.refuse_damage()
     if file.metadata.get("adapter.type") != "lora":
         raise FormatError(f"{path}: is no LoRA adapter: its adapter.type is {file.metadata.get('adapter.type')!r}")
     unread = [key for key in file.metadata if key.startswith("adapter.") and key not in READ_KEYS]

@@ -1,8 +1,8 @@
 """Regular expressions from files of strangers, matched in polynomial time.
 
 A PEFT config names modules by regular expressions. Python's `re` tries one way after the other, which for a pattern such
-as `((a|.)*)*Z` takes longer than anyone waits. Here a part of a pattern maps a position to the set of all positions at
-which it can end, each pair of part and position worked out once, so that a match takes at most |pattern| · |text|² steps.
+as `((a|.)*)*Z` takes longer than anyone waits. Here a part of a pattern maps a position to the set of all positions
+at which it can end, each pair of part and position worked out once: a match takes at most |pattern| · |text|² steps.
 
 Known are literals, `.`, sets, `\\d \\w \\s` and escaped characters, groups, `|`, `* + ? {m,n}`, `^` and `$`. What else
 `re` knows (look-around, back-references, lazy and possessive repetition) raises ValueError.
@@ -114,7 +114,7 @@ class _Parser:
                 tests.append(self.escaped())
             elif self.peek() == "-" and self.pattern[self.position + 1:self.position + 2] not in ("", "]"):
                 self.next()
-                tests.append(lambda other, low=char, high=self.next(): low <= other <= high)
+                tests.append(_between(char, self.next()))
             else:
                 tests.append(char.__eq__)
         return lambda other: any(test(other) for test in tests) != negated
@@ -139,6 +139,10 @@ class _Parser:
         if max(bounds[0], bounds[1] or 0) > MAX_REPEATS:
             raise ValueError(f"{{{inside}}} is more than {MAX_REPEATS} repetitions")
         return bounds
+
+
+def _between(low: str, high: str) -> Callable[[str], bool]:
+    return lambda char: low <= char <= high
 
 
 def _one(test: Callable[[str], bool]) -> Ends:

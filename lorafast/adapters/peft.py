@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import numpy as np
 from ..errors import FormatError, LoraFastError
 from ..gguf.recognise import PEFT_CONFIG, PEFT_WEIGHTS
 from ..gguf.roles import split_name
-from ..gguf.safetensors import read_safetensors, write_safetensors
+from ..gguf.safetensors import read_safetensors, read_safetensors_metadata, write_safetensors
 from ..network.architectures import Architecture, architecture_of
 from ..network.lora import Pair
 from ..system.atomic import atomic_dir
@@ -37,6 +38,7 @@ from .whole_matrices import compare_with_base
 
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
+CONFIG_CHECKSUM = "lorafast.config_crc32"
 HARMLESS_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights whose first step leaves the base model's weights and output as they are."""
 
@@ -91,7 +93,13 @@ def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -
     }
     with atomic_dir(path) as folder:
         (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        write_safetensors(folder / PEFT_WEIGHTS, tensors)
+        write_safetensors(folder / PEFT_WEIGHTS, tensors, {CONFIG_CHECKSUM: _checksum(config)})
+
+
+def _checksum(config: Mapping[str, Any]) -> str:
+    """Of what the config says about the tensors; people may name another base model in it."""
+    said = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision")}
+    return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
 
 
 def architecture_for(base: BaseModel | None) -> Architecture:
@@ -152,6 +160,9 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
         raise FormatError(f"{folder}: {PEFT_WEIGHTS} holds no pairs")
     adapter = _with_one_scale(folder, config, pairs, arch)
     adapter.magnitudes = _magnitudes(folder, config, pairs, magnitudes, base)
+    stored = read_safetensors_metadata(folder / PEFT_WEIGHTS).get(CONFIG_CHECKSUM)
+    if stored is not None and stored != _checksum(config):
+        warnings.append(f"{folder / PEFT_CONFIG}: was changed, or damaged, since it was written with these weights")
     adapter.warnings = warnings
     return adapter
 
@@ -232,13 +243,17 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except OSError as error:
         raise LoraFastError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: is no JSON: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise FormatError(f"{path}: describes no LoRA adapter (peft_type is not LORA)")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), (int, float)) or config[key] <= 0:
-            raise FormatError(f"{path}: {key} is {config.get(key)!r}, but should be a number above 0")
+    for key, kind in (("r", int), ("lora_alpha", (int, float))):
+        if not _is_positive(config.get(key), kind):
+            raise FormatError(f"{path}: {key} is {config.get(key)!r:.40}, but should be a number above 0")
+    for key in ("rank_pattern", "alpha_pattern"):
+        table = config.get(key) or {}
+        if not isinstance(table, dict) or not all(_is_positive(value, (int, float)) for value in table.values()):
+            raise FormatError(f"{path}: {key} is {table!r:.40}, but should be a table of numbers above 0")
     if config.get("bias", "none") != "none":
         raise FormatError(f"{path}: trained biases (bias is '{config['bias']}'), which lorafast does not support")
     unread = [key for key in config if config[key] and key not in (*READ_KEYS, *KEYS_WITHOUT_EFFECT, "bias")]
@@ -250,6 +265,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path}: was initialised with {init!r}, which changes the base model; "
                           "convert it with peft's path_initial_model_for_weight_conversion")
     return config
+
+
+def _is_positive(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """A number of that kind above 0, and within what a float32 holds."""
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < 1e38
 
 
 def rows_to_hf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:

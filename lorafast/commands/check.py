@@ -18,6 +18,7 @@ from ..gguf.reader import GGUFFile, Tensor, open_model
 from ..gguf.recognise import form_of_file
 from ..gguf.types import GGUFValueType
 from ..options.tools import CheckOptions
+from ..system.output import show
 from ..words import count
 
 FLOATS = ("f32", "f16", "bf16")
@@ -33,7 +34,7 @@ class Finding:
     tensor: str = ""
 
 
-def run(options: CheckOptions, write: Callable[[str], None] = print) -> int:
+def run(options: CheckOptions, write: Callable[[str], None] = show) -> int:
     """The command: reports to `write`, a line each; returns 0 if llama.cpp loads the adapter and applies all of it."""
     kind = form_of_file(options.adapter)
     if kind is not FileForm.GGUF:

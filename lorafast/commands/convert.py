@@ -22,9 +22,10 @@ from ..network.hparams import read_hparams
 from ..network.lora import Moments
 from ..options.overwriting import Target, check_overwriting
 from ..options.tools import ConvertOptions
+from ..system.output import show
 
 
-def run(options: ConvertOptions, write: Callable[[str], None] = print) -> int:
+def run(options: ConvertOptions, write: Callable[[str], None] = show) -> int:
     """The command: converts, and says to `write` line by line what was changed or left out. Returns the exit status."""
     kind, form = form_of_file(options.source), _form(options)
     if options.modelfile and not (form is FileForm.GGUF and options.model_base):

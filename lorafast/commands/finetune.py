@@ -5,9 +5,6 @@ from ..options.finetune import FinetuneConfig
 from ..reporting.choose import open_log
 from ..training.run import finetune
 
-INTERRUPTED = 130
-"""Exit status of a run that a signal ended: 128 + SIGINT, as shells report it."""
-
 
 def run(config: FinetuneConfig) -> int:
     """Runs the command and returns its exit status."""
@@ -15,4 +12,4 @@ def run(config: FinetuneConfig) -> int:
         if config.n_gpu_layers > 0:
             log.warning("-ngl has no effect: lorafast has no GPU path, it computes on the CPU")
         result = finetune(config, log)
-    return INTERRUPTED if result.interrupted else 0
+    return 128 + result.signal if result.interrupted else 0     # as shells report it

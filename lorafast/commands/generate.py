@@ -10,6 +10,7 @@ from ..api import Model
 from ..errors import LoraFastError, UsageError
 from ..network.next_token import Sampling
 from ..options.use import GenerateConfig
+from ..words import visible
 
 Write = Callable[[str], None]
 Read = Callable[[], str]
@@ -23,7 +24,7 @@ def run(config: GenerateConfig) -> int:
 
 def write_at_once(text: str) -> None:
     """Shows a piece of generated text as soon as it is there."""
-    print(text, end="", flush=True)
+    print(visible(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def generate(config: GenerateConfig, write: Write, read: Read | None = None) -> None:
@@ -150,4 +151,4 @@ def read_line() -> str:
 
 def say(text: str) -> None:
     """Tells something that is no part of the text."""
-    print(f"lorafast: {text}", file=sys.stderr, flush=True)
+    print(f"lorafast: {visible(text)}", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import sys
 
 from ..options.tools import InspectOptions
+from ..system.output import show
 from .inspect_data import show_data
 from .inspect_model import inspect_file
 
@@ -14,5 +15,5 @@ def run(options: InspectOptions) -> int:
         show_data(options, sys.stdout)
     else:
         for line in inspect_file(options.file, everything=options.all):
-            print(line)
+            show(line)
     return 0

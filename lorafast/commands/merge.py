@@ -33,6 +33,7 @@ from ..options.outputs import megabytes
 from ..options.overwriting import Target, check_overwriting
 from ..options.tools import MergeOptions
 from ..system.live import Meter, Show, show_live, silent
+from ..system.output import show
 
 CHUNK = 2**18
 """Values of a matrix that a thread works on at a time (1 MB in float32)."""
@@ -93,7 +94,7 @@ class Report:
         return total
 
 
-def run(options: MergeOptions, write: Callable[[str], None] = print) -> int:
+def run(options: MergeOptions, write: Callable[[str], None] = show) -> int:
     """The command: merges and reports, line by line, to `write`. Returns the exit status."""
     inputs = {options.model_base: "the base model", **{path: "an adapter" for path, _ in options.adapters()}}
     check_overwriting([Target("--output", options.output, FileForm.MODEL)], inputs, force=options.force)

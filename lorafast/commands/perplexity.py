@@ -20,7 +20,8 @@ from ..errors import LoraFastError, UsageError
 from ..network.decoder import Decoder
 from ..options.use import PerplexityConfig
 from ..system.live import show_live
-from ..words import count
+from ..system.output import show
+from ..words import count, visible
 
 HEAD_TOKENS = 64
 """Tokens whose logits exist at a time."""
@@ -99,7 +100,7 @@ def losses_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.log(logits.sum(axis=1, dtype=np.float64)) - wanted
 
 
-def run(config: PerplexityConfig, write: Callable[[str], None] = print) -> int:
+def run(config: PerplexityConfig, write: Callable[[str], None] = show) -> int:
     """The command: the base model, the adapted one, and what the adapter changes, each a line to `write`. Returns the
     exit status.
     """
@@ -112,7 +113,7 @@ def run(config: PerplexityConfig, write: Callable[[str], None] = print) -> int:
     for name, adapters in variants(config):
         model = Model.open(config.model_base, adapters, n_ctx=config.ctx, n_threads=config.n_threads)
         for warning in model.warnings:
-            print(f"lorafast: warning: {warning}", file=sys.stderr)
+            print(f"lorafast: warning: {visible(warning)}", file=sys.stderr)
         if tokens is None:
             tokens = model.tokenizer.encode(text, add_special=True)
         began = time.perf_counter()

@@ -7,6 +7,7 @@ from ..gguf.file_form import FileForm
 from ..options.overwriting import Target, check_overwriting
 from ..options.tools import ReportOptions
 from ..reporting.report import find_metrics, write_report
+from ..system.output import show
 
 
 def run(options: ReportOptions) -> int:
@@ -15,5 +16,5 @@ def run(options: ReportOptions) -> int:
     page = options.output or str(Path(metrics).with_suffix(".html"))
     check_overwriting([Target("--output", page, FileForm.REPORT)], {metrics: "the metrics"}, force=options.force)
     for path in write_report(metrics, page):
-        print("wrote", path)
+        show(f"wrote {path}")
     return 0

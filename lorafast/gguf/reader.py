@@ -23,6 +23,7 @@ import numpy as np
 from ..errors import FormatError, LoraFastError
 from ..system.hub import local_path
 from ..system.mounts import file_system
+from . import checksum
 from .quants import dequantize
 from .types import GGMLType, GGUFValueType
 
@@ -36,6 +37,10 @@ SCALAR_DTYPES: dict[GGUFValueType, str] = {
     GGUFValueType.UINT64: "<u8", GGUFValueType.INT64: "<i8", GGUFValueType.FLOAT64: "<f8",
 }
 """NumPy's name for each fixed-size value type. The remaining two are STRING and ARRAY."""
+
+KIND_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "a bool", list: "a list",
+              np.ndarray: "an array of numbers"}
+"""What a value of that Python type is called in messages."""
 
 _OTHER_FILES: dict[bytes, str] = {
     b"algg": "a legacy LoRA adapter (ggla) and not a model",
@@ -98,6 +103,7 @@ class GGUFFile:
         self.metadata: dict[str, Any] = {}
         self.value_types: dict[str, tuple[GGUFValueType, GGUFValueType | None]] = {}
         self.tensors: dict[str, Tensor] = {}
+        self._checksum_end = 0
         cursor = _Cursor(self.path, self.mapping)
         self.version = _read_version(cursor)
         n_tensors, n_values = cursor.read("<QQ", "the counts of tensors and metadata values")
@@ -121,6 +127,24 @@ class GGUFFile:
         element_type = cursor.peek_value_type(what) if type is GGUFValueType.ARRAY else None
         self.value_types[key] = (type, element_type)
         self.metadata[key] = cursor.read_value(type, what)
+        if key == checksum.KEY:
+            self._checksum_end = cursor.position
+
+    def refuse_damage(self) -> None:
+        """FormatError if the file holds a checksum and is not what was written. Reads all of it."""
+        if checksum.KEY in self.metadata:
+            stored = self.get(checksum.KEY, int)
+            checksum.refuse_damage(self.path, self.mapping, (self._checksum_end - 4, self._checksum_end), stored)
+
+    def get(self, key: str, type: type | tuple[type, ...], default: Any = None) -> Any:
+        """The value of `key`, `default` where there is none. FormatError, naming the key, for a value of another type."""
+        value = self.metadata.get(key, default)
+        if value is default:
+            return value
+        if not isinstance(value, type) or (isinstance(value, bool) and type is not bool):
+            wanted = " or ".join(KIND_NAMES[each] for each in (type if isinstance(type, tuple) else (type,)))
+            raise FormatError(f"{self.path}: {key} is {repr(value)[:40]}, but should be {wanted}; the file is broken")
+        return value
 
     def _read_alignment(self) -> int:
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)

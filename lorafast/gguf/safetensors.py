@@ -15,29 +15,46 @@ import struct
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError, LoraFastError
+from . import checksum
 from .quants import dequantize
 from .types import GGMLType
 
 FLOAT_TYPES = {"F32": GGMLType.F32, "F16": GGMLType.F16, "BF16": GGMLType.BF16}
+BLANK = "0" * 8
+"""Stands for the checksum while it is not known."""
 
 
-def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes float32 tensors. Not atomic: it is called for a file in a folder that `atomic_dir` will put in place."""
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}     # "pt": for use with PyTorch
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray],
+                      metadata: Mapping[str, str] | None = None) -> None:
+    """Writes float32 tensors, with a checksum (checksum.py) and what else the header's `__metadata__` is to say. Not atomic:
+    it is called for a file in a folder that `atomic_dir` will put in place.
+    """
+    header: dict[str, dict] = {"__metadata__": {checksum.KEY: BLANK, "format": "pt", **(metadata or {})}}  # "pt": PyTorch
     end = 0
     for name, values in tensors.items():
         begin, end = end, end + values.nbytes
         header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [begin, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
+    begin, end = _blank(encoded)
+    summed = encoded[:begin] + bytes(end - begin) + encoded[end:]
+    with open(path, "wb") as file, checksum.SummedFile(file) as summing:
+        summing.write(struct.pack("<Q", len(encoded)) + summed)
         for values in tensors.values():
-            file.write(np.ascontiguousarray(values, np.float32))
+            summing.write(np.ascontiguousarray(values, np.float32))
+        file.seek(8 + begin)
+        file.write(f"{summing.crc32():08x}".encode())
+
+
+def _blank(header: bytes) -> tuple[int, int]:
+    """Where the eight hexadecimal digits of the checksum stand in a header that has one."""
+    begin = header.index(f'"{checksum.KEY}":"'.encode()) + len(checksum.KEY) + 4
+    return begin, begin + len(BLANK)
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -46,6 +63,27 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises FormatError for a broken file or another type, LoraFastError for a file that cannot be read.
     """
     path = Path(path)
+    data, header, start = _open(path)
+    try:
+        infos = {name: (info["dtype"], tuple(info["shape"]), *info["data_offsets"])
+                 for name, info in header.items() if name != "__metadata__"}
+        for _, shape, begin, end in infos.values():
+            if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+                raise ValueError(f"shape {shape} at bytes {begin} to {end}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path}: its header is no safetensors header ({error}); it is broken") from error
+    _refuse_damage(path, data, header, start)
+    return {name: _values(path, name, data[start:], *info) for name, info in infos.items()}
+
+
+def read_safetensors_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """What the header's `__metadata__` says; errors as in `read_safetensors`."""
+    said = _open(Path(path))[1].get("__metadata__")
+    return said if isinstance(said, dict) else {}
+
+
+def _open(path: Path) -> tuple[np.ndarray, dict[str, Any], int]:
+    """The mapped file, its header, and where the data begins."""
     try:
         data = np.memmap(path, np.uint8, "r")
     except (OSError, ValueError) as error:      # ValueError: an empty file
@@ -57,14 +95,24 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
                           "it is broken or incomplete")
     try:
         header = json.loads(bytes(data[8:start]))
-        infos = {name: (info["dtype"], tuple(info["shape"]), *info["data_offsets"])
-                 for name, info in header.items() if name != "__metadata__"}
-        for _, shape, begin, end in infos.values():
-            if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
-                raise ValueError(f"shape {shape} at bytes {begin} to {end}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: its header is no safetensors header ({error}); it is broken") from error
-    return {name: _values(path, name, data[start:], *info) for name, info in infos.items()}
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: its header is no safetensors header; it is broken")
+    return data, header, start
+
+
+def _refuse_damage(path: Path, data: np.ndarray, header: Mapping[str, Any], start: int) -> None:
+    said = header.get("__metadata__")
+    stored = said.get(checksum.KEY) if isinstance(said, dict) else None
+    if stored is None:
+        return
+    try:
+        begin, end = _blank(bytes(data[8:start]))
+        stored = int(stored, 16)
+    except (ValueError, TypeError):     # another program has written the header anew, and its own way
+        return
+    checksum.refuse_damage(path, data, (8 + begin, 8 + end), stored)
 
 
 def _values(path: Path, name: str, data: np.ndarray, dtype: str, shape: tuple[int, ...], begin: int,

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..system.atomic import atomic_write
+from . import checksum
 from .reader import DEFAULT_ALIGNMENT, SCALAR_DTYPES
 from .types import GGMLType, GGUFValueType
 
@@ -52,11 +53,13 @@ class TensorToWrite:
 
 
 def write_gguf(path: str | os.PathLike, metadata: Sequence[tuple[str, ValueType, Any]],
-               tensors: Sequence[TensorToWrite], alignment: int = DEFAULT_ALIGNMENT, version: int = 3) -> None:
+               tensors: Sequence[TensorToWrite], alignment: int = DEFAULT_ALIGNMENT, version: int = 3, *,
+               summed: bool = False) -> None:
     """Writes `path` atomically: metadata (key, type, value) and tensors in the order given.
 
     `alignment` is recorded under `general.alignment` where it is not the default and `metadata` lacks the key; where
-    the key is given, it decides. Raises ValueError for a value that does not fit its type or data of a wrong size, and
+    the key is given, it decides. summed: with a checksum (checksum.py) as the last key, but not into a pipe, where no
+    written byte can be changed. Raises ValueError for a value that does not fit its type or data of a wrong size, and
     LoraFastError for failures of the file system.
     """
     given_alignment = {key: value for key, _, value in metadata}.get("general.alignment")
@@ -64,13 +67,25 @@ def write_gguf(path: str | os.PathLike, metadata: Sequence[tuple[str, ValueType,
         alignment = given_alignment
     elif alignment != DEFAULT_ALIGNMENT:
         metadata = [*metadata, ("general.alignment", GGUFValueType.UINT32, alignment)]
-    header = _header(metadata, tensors, alignment, version)
     with atomic_write(path) as file:
-        file.write(header)
-        file.write(_padding(len(header), alignment))
-        for tensor in tensors:
-            _write_data(file, tensor)
-            file.write(_padding(tensor.nbytes, alignment))
+        if not (summed and file.seekable()):
+            _write_contents(file, metadata, tensors, alignment, version)
+            return
+        metadata = [*metadata, (checksum.KEY, GGUFValueType.UINT32, 0)]
+        with checksum.SummedFile(file) as summing:
+            _write_contents(summing, metadata, tensors, alignment, version)
+            file.seek(len(_header(metadata, [], alignment, version)) - 4)
+            file.write(struct.pack("<I", summing.crc32()))
+
+
+def _write_contents(file: BinaryIO | checksum.SummedFile, metadata: Sequence[tuple[str, ValueType, Any]],
+                    tensors: Sequence[TensorToWrite], alignment: int, version: int) -> None:
+    header = _header(metadata, tensors, alignment, version)
+    file.write(header)
+    file.write(_padding(len(header), alignment))
+    for tensor in tensors:
+        _write_data(file, tensor)
+        file.write(_padding(tensor.nbytes, alignment))
 
 
 def _header(metadata: Sequence[tuple[str, ValueType, Any]], tensors: Sequence[TensorToWrite], alignment: int,
@@ -121,7 +136,7 @@ def _type_of_elements(values: np.ndarray | list) -> GGUFValueType:
     return GGUFValueType.STRING if values and isinstance(values[0], str) else GGUFValueType.ARRAY
 
 
-def _write_data(file: BinaryIO, tensor: TensorToWrite) -> None:
+def _write_data(file: BinaryIO | checksum.SummedFile, tensor: TensorToWrite) -> None:
     if isinstance(tensor.data, np.ndarray):
         chunks: Chunks = [tensor.data]
     else:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..gguf.roles import LLAMA_FINETUNE_ROLES
 from ..options.outputs import megabytes
+from ..system.output import Unfailing
+from ..words import visible
 from .model_summary import loader_lines, meta_lines
 
 if TYPE_CHECKING:
@@ -55,7 +58,14 @@ class Log:
     """The events of a run, in the order in which they happen. Sizes are bytes. To be used in a `with` block.
 
     This one shows nothing but warnings.
+
+    reader_gone  is called when nobody can read any more what is shown
     """
+
+    def __init__(self) -> None:
+        self.reader_gone: Callable[[], None] = lambda: None
+        self.out = Unfailing("stdout", lambda: self.reader_gone())
+        self.err = Unfailing("stderr")
 
     def seed(self, seed: int) -> None:
         """The seed of the run."""
@@ -125,7 +135,7 @@ class Log:
 
     def warning(self, text: str) -> None:
         """Something the user may not have meant."""
-        print(f"lorafast: warning: {text}", file=sys.stderr, flush=True)
+        print(f"lorafast: warning: {visible(text)}", file=self.err, flush=True)
 
     def close(self) -> None:
         """Leaves the terminal as it was."""
@@ -189,10 +199,11 @@ class PipeLog(Log):
     """The original's lines: the model loader's on stderr, the others on stdout, each flushed at once."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.course = Progress(0)
 
     def _print(self, line: str) -> None:
-        print(line, flush=True)
+        print(visible(line), file=self.out, flush=True)
 
     def seed(self, seed: int) -> None:
         self._print(f"main: seed: {seed}")
@@ -202,7 +213,7 @@ class PipeLog(Log):
 
     def loader(self, gguf: GGUFFile, tokenizer: Tokenizer, hparams: HParams) -> None:
         lines = itertools.chain(loader_lines(gguf), meta_lines(gguf, tokenizer, hparams))
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print("\n".join(map(visible, lines)), file=self.err, flush=True)
         self._print("main: init model")
 
     def params(self, hparams: HParams) -> None:
@@ -278,7 +289,8 @@ class PipeLog(Log):
 
     def stopping(self) -> None:
         # Python's own buffers may be in use when a signal comes.
-        os.write(sys.__stderr__.fileno(), STOPPING.encode() + b"\n")
+        with suppress(OSError, AttributeError):     # closed, or never there
+            os.write(sys.__stderr__.fileno(), STOPPING.encode() + b"\n")
 
     def reshuffled(self, epochs: int) -> None:
         self._print(f"train_opt_callback: reshuffle samples. completed epochs: {epochs}")

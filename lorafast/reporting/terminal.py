@@ -19,7 +19,7 @@ from rich.text import Text
 from ..options.outputs import megabytes
 from ..system.live import show_live
 from ..system.process import bytes_read, resident_bytes
-from ..words import count
+from ..words import count, visible
 from .log import STOPPING, IterationRecord, Log, Progress, duration
 from .model_summary import describe_size, file_type, special_tokens
 
@@ -36,7 +36,8 @@ class TerminalLog(Log):
     LABEL = 12
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        super().__init__()
+        self.console = Console(highlight=False, file=self.out)
         self.course = Progress(0)
         self.record: IterationRecord | None = None
         self.newest_evaluation: Evaluation | None = None
@@ -54,7 +55,7 @@ class TerminalLog(Log):
 
     def _row(self, label: str, text: str) -> None:
         """`text` in the column right of `label`, wrapped to the terminal's width."""
-        width = max(20, self.console.width - self.LABEL - 1)
+        width, text = max(20, self.console.width - self.LABEL - 1), visible(text)
         lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False)
                  or [""]]
         for head, line in zip(itertools.chain([label], itertools.repeat("")), lines):
@@ -141,7 +142,7 @@ class TerminalLog(Log):
                   f"{evaluation.perplexity:.3f}" + (", the lowest so far" if evaluation.is_best else ""))
 
     def continuation(self, continuation: Continuation) -> None:
-        self._row("Sample", printable(f"{continuation.prompt}│{continuation.text}"))
+        self._row("Sample", f"{continuation.prompt}│{continuation.text}")
 
     def iteration(self, record: IterationRecord) -> None:
         self.record = record
@@ -235,11 +236,6 @@ class PlainLog(TerminalLog):
 
     def stopping(self) -> None:
         os.write(sys.__stderr__.fileno(), STOPPING.encode() + b"\n")
-
-
-def printable(text: str) -> str:
-    """`text` without what would steer the terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else " " if char.isspace() else "�" for char in text)
 
 
 def fitting(facts: Iterable[str], width: int) -> str:

@@ -9,11 +9,11 @@ be finite, and announced before the iteration's line.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,9 @@ from .evaluation import Best, continued, mean_loss
 from .learner import Learner
 from .opening import Opened, open_run
 from .optim import EpochLimit, StopTests
-from .saving import Saver, check_writing
+from .repair import claim, write_missing_adapters
+from .saving import Saver, check_writing, clear_folder
+from .signals import Requests, listening
 from .starting import Source, Start, open_source, starting_point
 
 
@@ -52,6 +54,8 @@ class Result:
     interrupted: bool
     best_loss: float = math.inf
     test_loss: float = math.nan
+    signal: int = 0
+    """Which one cut it short; 0: none."""
 
 
 def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence[Observer] = ()) -> Result:
@@ -77,6 +81,9 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
 def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stack: ExitStack) -> Result:
     """All but the report. stack: closes what the run has opened."""
     check_writing(config)
+    for line in claim(config, stack):
+        log.note(line)
+    clear_folder(config)
     if config.is_llama_finetune_run:
         log.warning(f"with llama-finetune's defaults of 2024 ({config.matters_most}); --run NAME or --preset modern starts "
                     "from today's")
@@ -96,6 +103,9 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
     memory_plan = opened.plan()
     start = starting_point(opened, seed, log)
     log_start(opened, start, log)
+    if start.state.iteration:
+        for line in write_missing_adapters(saver, Path(config.checkpoint_in), start.state.iteration):
+            log.note(line)
     dropout = Dropout(opened.adapter, config.lora_dropout, start.extras.get("dropout_seed", seed)) if config.lora_dropout else None
     trainer = new_trainer(opened, memory_plan.strategy, dropout)
     log.sizes(opt_size=sizes.opt_size(opened.adapter.n_params, config.opt_past), opt_iter=start.state.iteration,
@@ -121,10 +131,10 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
     saver.save_options(seed)
     log.begin(sizes.work_size(config.n_threads, opened.hparams.n_vocab), n_iter=course.n_iter,
               tokens_per_iter=config.n_acc * config.batch * config.ctx, folder=saver.folder)
-    interrupted = stack.enter_context(_interrupts(log))
+    requests = stack.enter_context(listening(log))
     stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
     learner = Learner(config, opened.network, opened.adapter, start.moments, trainer, dropout)
-    return Run(opened, learner, source, start, memory_plan, Reporting(log, saver, observers, interrupted)).loop()
+    return Run(opened, learner, source, start, memory_plan, Reporting(log, saver, observers, requests)).loop()
 
 
 def new_trainer(opened: Opened, strategy: Strategy, dropout: Dropout | None) -> Trainer:
@@ -144,12 +154,12 @@ def log_start(opened: Opened, start: Start, log: Log) -> None:
 
 @dataclass(frozen=True)
 class Reporting:
-    """Whom the run tells what happens. interrupted: the signals that came."""
+    """Whom the run tells what happens, and what signals ask of it."""
 
     log: Log
     saver: Saver
     observers: Sequence[Observer]
-    interrupted: list[int]
+    requests: Requests
 
 
 class Run:
@@ -163,7 +173,7 @@ class Run:
         self.config, self.opened, self.learner, self.plan, self.state = config, opened, learner, plan, state
         self.data, self.sampler, self.course = source.data, source.sampler, source.course
         self.log, self.saver, self.observers = reporting.log, reporting.saver, reporting.observers
-        self.interrupted = reporting.interrupted
+        self.requests = reporting.requests
         self.first_iteration = self.saved_at = state.iteration
         self.stop_tests = StopTests(config.adam_epsf, config.opt_past, config.opt_delta, config.opt_max_no_improvement,
                                     start.history, state.past_losses if len(state.past_losses) else None)
@@ -209,14 +219,15 @@ class Run:
                 state.iteration, self.done, min(1 + state.sampler.next_sample, state.sampler.sample_count),
                 state.sampler.sample_count, schedule, config.adam_alpha * schedule, self.loss,
                 1000 * step_seconds if step_seconds else None, self.gradient_norm, self.n_tokens)
-            save_is_due = config.save_every > 0 and state.iteration - self.saved_at >= config.save_every
+            save_is_due = self.save_is_due()
             if not save_is_due:
                 log.iteration(record)
             step_began, read_before = time.perf_counter(), self.bytes_read
             reason = reason or self.end_reason(step_began - began) or self.step()
             saving_began = time.perf_counter()
             if save_is_due:     # only now: parameters whose loss is not finite must not replace the last good ones
-                self.save()
+                if reason is None or not self.evaluates:    # the last save comes after the last evaluation
+                    self.save()
                 log.iteration(record)
             for epochs in range(state.sampler.epochs, self.sampler.state.epochs):
                 log.reshuffled(epochs + 1)
@@ -229,7 +240,7 @@ class Run:
                                state.sampler.epochs, step_seconds))
         seconds = time.perf_counter() - began
         log.total_time(1000 * seconds)
-        if self.evaluates and not self.interrupted and self.best.evaluated != state.iteration:
+        if self.evaluates and not self.requests.stop and self.best.evaluated != state.iteration:
             self.evaluate(is_last=True)
         if state.iteration > self.saved_at or not self.course.n_iter:
             self.save()
@@ -242,11 +253,16 @@ class Run:
             for line in self.saver.which_is_which(self.best_iteration, state.iteration):
                 log.note(line)
         return Result(state.iteration, self.loss if state.iteration else math.nan, reason, self.is_cut_short,
-                      self.lowest_loss, test_loss)
+                      self.lowest_loss, test_loss, self.requests.stop if self.is_cut_short else 0)
+
+    def save_is_due(self) -> bool:
+        """Whether so many iterations have passed since the last save, or a signal asked for one."""
+        every, ahead = self.config.save_every, self.state.iteration - self.saved_at
+        return ahead > 0 and (self.requests.save or 0 < every <= ahead)
 
     def test_loss(self) -> float:
         """The mean loss of the adapter as it is on the data to test on; nan if there is none."""
-        if self.data.test is None or self.interrupted:
+        if self.data.test is None or self.requests.stop:
             return math.nan
         self.learner.show_all()
         loss, n_tokens = mean_loss(self.learner.trainer, self.batches_of(self.data.test))
@@ -266,9 +282,9 @@ class Run:
             return f"{'the one iteration is' if self.done == 1 else f'all {self.done} iterations are'} done (--adam-iter)"
         if self.asked_to_stop:
             return "stopped by the callback"
-        if self.interrupted:
+        if self.requests.stop:
             self.is_cut_short = True
-            return f"stopped by {signal.Signals(self.interrupted[0]).name}"
+            return self.requests.reason()
         if 0 < self.config.max_minutes <= seconds / 60:
             minutes = self.config.max_minutes
             return f"{minutes:g} {'minute has' if minutes == 1 else 'minutes have'} passed (--max-minutes)"
@@ -337,6 +353,7 @@ class Run:
     def save(self) -> None:
         self.saver.save(self.state, self.learner.moments, self.extras(), self.best_iteration if self.keeps_best else None)
         self.saved_at = self.state.iteration
+        self.requests.save = False
 
     def remember_history(self) -> None:
         """Enters into the state what the stop tests remember."""
@@ -362,7 +379,7 @@ class Run:
         epochs = self.config.epochs
         if epochs > 0:
             epochs -= self.state.sampler.epochs - self.epoch_limit.completed_before
-        cut_short = self.interrupted or self.config.max_minutes
+        cut_short = self.requests.stop or self.config.max_minutes
         if not output or not cut_short or self.done == limit or (self.config.epochs > 0 and epochs <= 0):
             return ""
         checkpoint = output.latest_path if self.has_saved else self.config.checkpoint_in
@@ -390,25 +407,3 @@ def plan(config: FinetuneConfig, write: Callable[[str], None]) -> None:
     with ExitStack() as stack:
         for line in open_run(config, Log(), stack).plan().table():
             write(line)
-
-
-@contextmanager
-def _interrupts(log: Log) -> Iterator[list[int]]:
-    """A list that the first SIGINT or SIGTERM enters, so that the step under way can end; the second one acts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        log.stopping()
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:                  # not in the main thread: whoever runs it handles signals
-        before = {}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

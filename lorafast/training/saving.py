@@ -61,13 +61,23 @@ def _check_starting_over(config: FinetuneConfig) -> None:
     """UsageError where a run that starts afresh would replace the results of another one."""
     if config.checkpoint_in and os.path.lexists(config.checkpoint_in):
         return
-    existing = [path for output in (*filter(None, [config.checkpoint_output]), *config.adapter_outputs)
-                for path in output.existing() if not os.path.isfile(path) or os.path.getsize(path)]
+    existing = _results(config)
     if existing and not config.force:
         raise UsageError(f"{existing[0]} is there already, the result of another run: --resume goes on with that, "
                          f"--force starts over, and another --run or other names keep both")
-    if config.run:      # the folder is to hold one run: a BEST of the run before would seem to be of this one
-        for path in filter(os.path.isfile, existing):
+
+
+def _results(config: FinetuneConfig) -> list[str]:
+    """Checkpoints and adapters that exist under the names of this run."""
+    return [path for output in (*filter(None, [config.checkpoint_output]), *config.adapter_outputs)
+            for path in output.existing() if not os.path.isfile(path) or os.path.getsize(path)]
+
+
+def clear_folder(config: FinetuneConfig) -> None:
+    """Makes room for a run that starts over in its folder: a BEST of the run before would seem to be of this one."""
+    fresh = not (config.checkpoint_in and os.path.lexists(config.checkpoint_in))
+    if config.run and fresh and not config.is_llama_finetune_run and not config.only_write_lora:
+        for path in filter(os.path.isfile, _results(config)):
             os.unlink(path)
 
 
@@ -115,7 +125,7 @@ class Saver:
         if output and output.best_path:
             self._save_checkpoint(output.best_path, state, moments, extras)
         for output in self.config.adapter_outputs:
-            self._save_adapter(output.best_path or output.name)
+            self.save_adapter(output.best_path or output.name)
 
     def save_adapters(self, iteration: int, best: int | None = None) -> None:
         """The adapters alone. A name without a placeholder belongs to the best one, as soon as there is one."""
@@ -124,7 +134,7 @@ class Saver:
             if best is not None and not output.best_path:
                 paths = (output.beside_best, *(paths if best < 0 or not os.path.exists(output.name) else ()))
             for path in paths:
-                self._save_adapter(path)
+                self.save_adapter(path)
 
     def which_is_which(self, best: int, iteration: int) -> list[str]:
         """A line for each adapter that says which files hold the best one and the last."""
@@ -137,7 +147,8 @@ class Saver:
         self.log.saving("checkpoint", path)
         write_checkpoint(path, self.geometry, self.adapter, moments, state, extras={"version": __version__, **extras})
 
-    def _save_adapter(self, path: str) -> None:
+    def save_adapter(self, path: str) -> None:
+        """One adapter, in the form that the end of its name says."""
         self.log.saving("adapter", path)
         write_adapter(form_of_output("--lora-out", path), path, AdapterFile.of(self.adapter), self.base)
 

@@ -1,0 +1,71 @@
+"""A checksum against damage: a flipped bit in a file that lorafast wrote is noticed when the file is read.
+
+It is the CRC-32 of the whole file, with zeros in place of the checksum itself: in GGUF under the key `lorafast.crc32`,
+in safetensors under the same name in the header's `__metadata__`. A file without it, as other programs write them, is
+not checked.
+"""
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO
+
+import numpy as np
+
+from ..errors import FormatError
+
+KEY = "lorafast.crc32"
+CHUNK = 2**22
+"""Bytes that are summed up at a time: few enough that the pages of a mapped file can go again."""
+
+
+class SummedFile:
+    """Writes to `file` and sums up on another thread what is written, so that the disk does not wait for the processor.
+
+    What is written must not change until `crc32` is called.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self._pool = ThreadPoolExecutor(1)
+        self._sum: Future[int] | None = None
+
+    def write(self, data: bytes | memoryview | np.ndarray) -> int:
+        before = self._sum.result() if self._sum else 0         # so that no more than one piece is kept
+        self._sum = self._pool.submit(zlib.crc32, data, before)
+        return self.file.write(data)
+
+    def crc32(self) -> int:
+        """The checksum of all that was written."""
+        return self._sum.result() if self._sum else 0
+
+    def __enter__(self) -> SummedFile:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.shutdown()
+
+
+def crc32(data: mmap.mmap | np.ndarray, blank: tuple[int, int]) -> int:
+    """The checksum of a file with zeros from blank[0] to before blank[1]."""
+    begin, end = blank
+    total = _add(0, data, 0, begin)
+    total = zlib.crc32(bytes(end - begin), total)
+    return _add(total, data, end, len(data))
+
+
+def _add(total: int, data: mmap.mmap | np.ndarray, begin: int, end: int) -> int:
+    for start in range(begin, end, CHUNK):
+        total = zlib.crc32(data[start:min(start + CHUNK, end)], total)
+    return total
+
+
+def refuse_damage(path: str | os.PathLike, data: mmap.mmap | np.ndarray, blank: tuple[int, int],
+                  stored: int) -> None:
+    """FormatError if the file is not what it was when it was written."""
+    found = crc32(data, blank)
+    if found != stored:
+        raise FormatError(f"{path}: is damaged: its checksum is {found:08x}, but {stored:08x} was written; take another "
+                          "copy, or an earlier checkpoint")
