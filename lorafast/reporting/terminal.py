@@ -55,7 +55,7 @@ class TerminalLog(Log):
 
     def _row(self, label: str, text: str) -> None:
         """`text` in the column right of `label`, wrapped to the terminal's width."""
-        width, text = max(20, self.console.width - self.LABEL - 1), visible(text)
+        width, text = max(20, self.console.width - self.LABEL - 1), visible(text).replace("\t", " ")
         lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False)
                  or [""]]
         for head, line in zip(itertools.chain([label], itertools.repeat("")), lines):
