@@ -9,21 +9,21 @@ from lorafast.gguf.checksum import KEY
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
 from lorafast.gguf.writer import write_gguf
-from lorafast.network.lora import Adapter, specs_for
+from lorafast.network.lora import Adapter, Moments, specs_for
 
 NAME = "blk.0.ffn_down.weight"
 BASE = BaseModel("llama", 1, 2, 2, tied=False)
 
 
 def adapter():
-    made = Adapter(specs_for({NAME: (8, 16)}, {"ffn_down": 2}), 2.0, 2, training=True)
-    for values in (made.params, made.m, made.v):
-        values[:] = np.random.default_rng(1).standard_normal(len(values), np.float32)
+    made = Adapter(specs_for({NAME: (8, 16)}, {"ffn_down": 2}), 2.0, 2)
+    made.params[:] = np.random.default_rng(1).standard_normal(len(made.params), np.float32)
     return made
 
 
 def checkpoint(path, extras):
-    write_checkpoint(path, Geometry(4, 8, 16, 2, 2, 1, 4, 1e-5, 1e4, 1.0), adapter(), TrainState(), extras)
+    trained = adapter()
+    write_checkpoint(path, Geometry(4, 8, 16, 2, 2, 1, 4, 1e-5, 1e4, 1.0), trained, Moments(trained), TrainState(), extras)
     return path
 
 
