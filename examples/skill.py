@@ -43,7 +43,7 @@ def main() -> None:
     bare = score(untrained)
     print("\nUntrained, told in words what to do, with an example:")
     instructed = score(untrained, make_skill.INSTRUCTION)
-    run("finetune", "--model-base", path, "--train-data", OUT / "orders", "--checkpoint-in", "",
+    run("finetune", "--preset", "original", "--model-base", path, "--train-data", OUT / "orders", "--checkpoint-in", "",
         "--checkpoint-out", OUT / "checkpoint-ITERATION.gguf", "--keep", 1, "--lora-out", OUT / "orders-ITERATION.gguf",
         "--seed", 1, "--pack", "--ctx", 128, "--batch", 4, "--lora-r", 8, "--adam-iter", 60, "--warmup", 5,
         "--cos-decay-steps", 60, "--save-every", 20)

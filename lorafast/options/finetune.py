@@ -210,8 +210,7 @@ class FinetuneConfig(ModelOptions):
     metrics: str = option("", SEEING, "FILE", "write loss, learning rate, gradient norm and speed of each iteration "
                           "here, a line of JSON each", shown_default="none")
     tensorboard: str = option("", SEEING, "FOLDER", "write them here for TensorBoard", shown_default="none")
-    report: str = option("", SEEING, "FILE", "at the end, write a page of plots and samples here, FILE.html (and "
-                         "FILE.png if matplotlib is installed)", shown_default="none")
+    report: str = option("", SEEING, "FILE", "at the end, write a page of plots and samples here", shown_default="none")
 
     log: str = option("auto", SEEING, "FORM", "plain: short rows; llama: the lines of llama-finetune; auto: the latter "
                                               "for "

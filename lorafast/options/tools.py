@@ -130,7 +130,7 @@ class ReportOptions(Options):
 
     run: str = argument("RUN", "what --metrics of a run wrote, or a folder that holds it")
     output: str = option("", OPTIONS, "FILE",
-                         "page to write; the plots go beside it as a PNG if matplotlib is installed",
+                         "page to write",
                          names=["-o"], shown_default="RUN.html")
     force: bool = force()
 

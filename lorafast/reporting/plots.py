@@ -1,14 +1,10 @@
-"""Charts of numbers over iterations, drawn twice from one description: as SVG for a page, and with matplotlib as a
-PNG."""
+"""Charts of numbers over iterations, as SVG for a page."""
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-
-from ..errors import LoraFastError
 
 COLOURS = {"faint": "#a9b8cd", "main": "#2563a8", "second": "#c2571a"}
 WIDTH, HEIGHT = 560, 260
@@ -108,33 +104,3 @@ def svg(chart: Chart) -> str:
     else:
         parts.append(f'<text class="tick" x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no data</text>')
     return "\n".join([*parts, "</svg>"])
-
-
-def save_png(charts: Sequence[Chart], path: str | os.PathLike, title: str) -> None:
-    """The charts, two in a row, as a PNG. LoraFastError where matplotlib is missing or the file cannot be written."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise LoraFastError(f"cannot draw {path}: install matplotlib (pip install 'lorafast[plot]')") from None
-    rows = -(-len(charts) // 2)
-    figure = Figure(figsize=(12, 3.4 * rows), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    for axes, chart in zip(figure.subplots(rows, 2, squeeze=False).flat, charts):
-        axes.set_title(chart.title, loc="left", fontsize=10)
-        axes.grid(axis="y", color="#e3e7ee")
-        axes.set_axisbelow(True)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axes.set_xlabel("iteration", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        for line in chart.drawn:
-            axes.plot(line.x, line.y, color=COLOURS[line.style], label=line.label, linewidth=1.4,
-                      marker="o" if line.dots or len(line.x) == 1 else None, markersize=4)
-        if chart.drawn:
-            axes.set_ylim(*chart.y_bounds)
-        if len(chart.drawn) > 1:
-            axes.legend(frameon=False, fontsize=9)
-    try:
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise LoraFastError(f"cannot write {path}: {error.strerror}") from None

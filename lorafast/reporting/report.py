@@ -1,4 +1,4 @@
-"""What a run's metrics look like: one page that needs nothing else, and a PNG of its plots.
+"""What a run's metrics look like: one page that needs nothing else.
 
     lorafast report metrics.jsonl
 """
@@ -16,7 +16,7 @@ from ..errors import FormatError, LoraFastError, UsageError
 from ..system.atomic import atomic_write
 from .log import Progress, duration
 from .metrics import read_metrics
-from .plots import Chart, Line, save_png, svg
+from .plots import Chart, Line, svg
 
 MAX_POINTS = 1500
 """Of a line in a plot; of longer ones the mean of so many stretches is drawn."""
@@ -36,29 +36,14 @@ def find_metrics(run: str) -> str:
 
 
 def write_report(metrics: str | os.PathLike, page: str | os.PathLike) -> list[str]:
-    """Writes the page and, if matplotlib is installed, the PNG; returns their paths. FormatError if nothing was done
-    yet."""
+    """Writes the page; returns its path. FormatError if nothing was done yet."""
     records = list(read_metrics(metrics))
     charts = charts_of(records)
     if not any(chart.drawn for chart in charts):
         raise FormatError(f"{metrics}: no iteration is done yet, there is nothing to show")
     with atomic_write(page) as file:
         file.write(page_of(records, charts).encode("utf-8", "replace"))
-    written = [str(page)]
-    png = str(Path(page).with_suffix(".png"))
-    try:
-        save_png(charts, png, heading(records))
-        written.append(png)
-    except LoraFastError:
-        if _has_matplotlib():
-            raise
-    return written
-
-
-def _has_matplotlib() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
+    return [str(page)]
 
 
 def charts_of(records: Sequence[dict[str, Any]]) -> list[Chart]:

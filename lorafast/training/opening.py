@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..adapters import BaseModel
 from ..adapters.checkpoint import Checkpoint
@@ -42,8 +42,10 @@ class Opened:
         """Where their bytes come from when they don't stream: an embedding that is no output matrix is read by rows."""
         return MAPPED if self.hparams.tied else RowsFromFile(self.files)
 
-    def plan(self) -> Plan:
-        return plan_run(self.config, self.gguf, self.files, self.tokenizer, self.network, self.adapter)
+    def plan(self, longest_row: int) -> Plan:
+        """Memory and time of the run, in which no row has more than so many tokens."""
+        return plan_run(replace(self.config, ctx=longest_row), self.gguf, self.files, self.tokenizer, self.network,
+                        self.adapter)
 
 
 def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:

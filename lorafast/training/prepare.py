@@ -6,6 +6,7 @@ import os
 from ..adapters import BaseModel, read_adapter
 from ..adapters.checkpoint import Checkpoint, TrainState, read_checkpoint
 from ..data.batches import Sampler, SequenceSampler
+from ..data.lengths import row_lengths
 from ..data.open import Data, open_data
 from ..data.options import data_options
 from ..data.samples import Sequences
@@ -80,6 +81,17 @@ def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, g
     elif config.patience:
         raise UsageError(f"--patience {config.patience}: there is no data to evaluate on (--valid-data, --valid-split)")
     return data
+
+
+def longest_row(config: FinetuneConfig, data: Data | None) -> int:
+    """Tokens of the longest row that passes can have: of records often fewer than --ctx, which they fill when packed.
+
+    data  None where it is not known yet
+    """
+    if data is None or config.pack or not isinstance(data.train, Sequences):
+        return config.ctx
+    parts = [samples for samples in (data.train, data.valid, data.test) if samples is not None]
+    return max(int(row_lengths(samples, config.ctx).max()) for samples in parts)
 
 
 def open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokenizer, hparams: HParams, seed: int,

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.batches import Batch, evaluation_batches
+from ..data.batches import Batch, SamplerState, evaluation_batches
 from ..data.samples import Samples, Sequences
 from ..errors import LoraFastError
 from ..network.residency import Residency
 from ..network.trainer import LLAMA_FINETUNE_FLOOR, Strategy, Trainer, weight_order
+from ..options.defaults import are_records
 from ..options.finetune import FinetuneConfig
 from ..planning.plan import Measured, Plan
 from ..reporting.events import Continuation, Ended, Evaluation, Event, Observer, Started, Step
@@ -31,11 +32,13 @@ from ..reporting.metrics import open_observers
 from ..reporting.report import write_report
 from ..system.process import peak_resident_bytes
 from . import llama_finetune_sizes as sizes
+from .course import plan_course
 from .dropout import Dropout
 from .evaluation import Best, continued, mean_loss
 from .learner import Learner
 from .opening import Opened, open_run
 from .optim import EpochLimit, StopTests
+from .prepare import longest_row, open_training_data
 from .repair import claim, write_missing_adapters
 from .saving import Saver, check_writing, clear_folder
 from .signals import Requests, listening
@@ -45,7 +48,7 @@ from .starting import Source, Start, open_source, starting_point
 @dataclass(frozen=True)
 class Result:
     """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether a signal cut
-    it short, the lowest loss on the data to evaluate on (inf if there is none), and that on the data to test on (or nan).
+    it short, the lowest loss on the data to evaluate on (inf if there is none), and that on the data to test on.
     """
 
     iteration: int
@@ -69,7 +72,7 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
     log = log or Log()
     with ExitStack() as stack:
         result = _train(config, log, observers, stack)
-    if config.report and not config.only_write_lora:    # only now: plotting takes memory, and that of the run is free again
+    if config.report and not config.only_write_lora:    # only now, when the run's memory is free again
         try:
             for path in write_report(config.metrics_path, config.report):
                 log.note(f"report: {path}")
@@ -85,8 +88,8 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
         log.note(line)
     clear_folder(config)
     if config.is_llama_finetune_run:
-        log.warning(f"with llama-finetune's defaults of 2024 ({config.matters_most}); --run NAME or --preset modern starts "
-                    "from today's")
+        log.warning(f"with llama-finetune's defaults of 2024 ({config.matters_most}); --run NAME or --preset modern "
+                    "starts from today's")
     else:
         log.note(f"with the preset {config.preset}: {config.matters_most}")
     seed = config.resolve_seed()
@@ -100,18 +103,22 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
         saver.save_adapters(start.state.iteration)
         return Result(start.state.iteration, math.nan, "only the adapter was asked for", False)
 
-    memory_plan = opened.plan()
+    # The lengths of records decide what a pass takes. Of text they are known, and llama-finetune reads it later.
+    data = open_training_data(config, log, opened.tokenizer, opened.gguf) if reads_records(config) else None
+    row = longest_row(config, data)
+    memory_plan = opened.plan(row)
     start = starting_point(opened, seed, log)
     log_start(opened, start, log)
     if start.state.iteration:
         for line in write_missing_adapters(saver, Path(config.checkpoint_in), start.state.iteration):
             log.note(line)
     dropout = Dropout(opened.adapter, config.lora_dropout, start.extras.get("dropout_seed", seed)) if config.lora_dropout else None
-    trainer = new_trainer(opened, memory_plan.strategy, dropout)
+    trainer = new_trainer(opened, memory_plan.strategy, row, dropout)
     log.sizes(opt_size=sizes.opt_size(opened.adapter.n_params, config.opt_past), opt_iter=start.state.iteration,
               input_size=sizes.input_size(config.ctx, config.batch, opened.hparams.n_vocab), compute_size=trainer.nbytes,
               order=start.state.moments_order)
-    source = open_source(opened, start, seed, log)
+    data = data or open_training_data(config, log, opened.tokenizer, opened.gguf)
+    source = open_source(opened, data, start, seed, log)
     trainer.floor = 0.0 if isinstance(source.data.train, Sequences) else LLAMA_FINETUNE_FLOOR
     course = source.course
     last = start.state.iteration + course.n_iter
@@ -130,17 +137,23 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
     observers = [*observers, *open_observers(config, start.state.iteration, stack)]
     saver.save_options(seed)
     log.begin(sizes.work_size(config.n_threads, opened.hparams.n_vocab), n_iter=course.n_iter,
-              tokens_per_iter=config.n_acc * config.batch * config.ctx, folder=saver.folder)
+              tokens_per_iter=config.n_acc * config.batch * row, folder=saver.folder)
     requests = stack.enter_context(listening(log))
     stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
     learner = Learner(config, opened.network, opened.adapter, start.moments, trainer, dropout)
     return Run(opened, learner, source, start, memory_plan, Reporting(log, saver, observers, requests)).loop()
 
 
-def new_trainer(opened: Opened, strategy: Strategy, dropout: Dropout | None) -> Trainer:
+def reads_records(config: FinetuneConfig) -> bool:
+    """Whether the data is records, as far as that can be told before it is read."""
+    return are_records(config.train_data, config.data_format)
+
+
+def new_trainer(opened: Opened, strategy: Strategy, row: int, dropout: Dropout | None) -> Trainer:
+    """The trainer for passes of --batch rows, the longest of `row` tokens."""
     config = opened.config
     return Trainer(opened.network, dropout.thinned if dropout else opened.adapter,
-                   strategy.max_tokens(config.batch, config.ctx), strategy, config.n_threads, weights=opened.weights)
+                   strategy.max_tokens(config.batch, row), strategy, config.n_threads, weights=opened.weights)
 
 
 def log_start(opened: Opened, start: Start, log: Log) -> None:
@@ -273,7 +286,8 @@ class Run:
     def batches_of(self, samples: Samples) -> Iterator[Batch]:
         """The samples in batches for an evaluation."""
         config, opened = self.config, self.opened
-        return evaluation_batches(samples, config.batch * config.ctx, bos_id=opened.tokenizer.bos_id,
+        row = longest_row(config, self.data)
+        return evaluation_batches(samples, config.batch * row, bos_id=opened.tokenizer.bos_id,
                                   n_vocab=opened.hparams.n_vocab)
 
     def end_reason(self, seconds: float) -> str | None:
@@ -351,7 +365,8 @@ class Run:
         return reason
 
     def save(self) -> None:
-        self.saver.save(self.state, self.learner.moments, self.extras(), self.best_iteration if self.keeps_best else None)
+        best = self.best_iteration if self.keeps_best else None
+        self.saver.save(self.state, self.learner.moments, self.extras(), best)
         self.saved_at = self.state.iteration
         self.requests.save = False
 
@@ -405,5 +420,14 @@ def _as_dict(config: FinetuneConfig) -> dict[str, Any]:
 def plan(config: FinetuneConfig, write: Callable[[str], None]) -> None:
     """Runs `lorafast plan`: writes, line by line, where a run with these options would spend memory and time."""
     with ExitStack() as stack:
-        for line in open_run(config, Log(), stack).plan().table():
+        log = Log()
+        opened = open_run(config, log, stack)
+        by_epochs = config.adam_iter is None and config.epochs > 0
+        data = None
+        if by_epochs or reads_records(config):
+            data = open_training_data(config, log, opened.tokenizer, opened.gguf)
+        memory_plan = opened.plan(longest_row(config, data))
+        if data is not None:
+            memory_plan = memory_plan.for_iterations(plan_course(config, data.train, SamplerState(), 0).n_iter)
+        for line in memory_plan.table():
             write(line)

@@ -13,7 +13,7 @@ from ..reporting.log import Log
 from .course import Course, plan_course
 from .opening import Opened
 from .optim import LossHistory
-from .prepare import open_sampler, open_training_data
+from .prepare import open_sampler
 from .saving import geometry_of
 
 
@@ -66,10 +66,9 @@ class Source:
     course: Course
 
 
-def open_source(opened: Opened, start: Start, seed: int, log: Log) -> Source:
-    """Reads the data, from where the run had come to."""
+def open_source(opened: Opened, data: Data, start: Start, seed: int, log: Log) -> Source:
+    """What draws from the data, from where the run had come to."""
     config = opened.config
-    data = open_training_data(config, log, opened.tokenizer, opened.gguf)
     sampler = open_sampler(config, log, data, opened.tokenizer, opened.hparams, seed, start.state)
     course = plan_course(config, data.train, sampler.state, start.state.iteration, start.extras.get("schedule_end", 0))
     return Source(data, sampler, course)

@@ -44,18 +44,6 @@ def test_page(metrics, tmp_path):
         ET.fromstring(element)
 
 
-def test_png(metrics, tmp_path):
-    pytest.importorskip("matplotlib")
-    assert write_report(metrics, tmp_path / "r.html")[1:] == [str(tmp_path / "r.png")]
-    assert (tmp_path / "r.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-
-
-def test_without_matplotlib_there_is_a_page(metrics, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    monkeypatch.setattr("lorafast.reporting.report._has_matplotlib", lambda: False)
-    assert write_report(metrics, tmp_path / "r.html") == [str(tmp_path / "r.html")]
-
-
 def test_command(metrics, tmp_path, capsys):
     assert cli.main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"wrote {tmp_path / 'm.html'}"
