@@ -1,5 +1,5 @@
-"""Where in a rendered chat the answers stand: found by rendering the chat up to there and comparing, never by looking for
-marks, which could occur in a message as well."""
+"""Where in a rendered chat the answers stand: found by rendering the chat up to there and comparing, never by looking
+for marks, which could occur in a message as well."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,9 +47,9 @@ class Answer:
 def answer_begin(render: Render, i: int, text: str) -> int:
     """The character at which message i begins in the rendering `text` of messages[:i + 1]. Raises BadRecord.
 
-    It begins where the rendering that asks for an answer ends; or, if that suggests another beginning than the answer has
-    (an opened <think>), where the two part; or, if the template shows what precedes differently once an answer follows,
-    where the text changes with what the answer says.
+    It begins where the rendering that asks for an answer ends; or, if that suggests another beginning than the answer
+    has (an opened <think>), where the two part; or, if the template shows what precedes differently once an answer
+    follows, where the text changes with what the answer says.
     """
     asking = render.asking(i)
     if text.startswith(asking):
@@ -61,8 +61,8 @@ def answer_begin(render: Render, i: int, text: str) -> int:
     other = render.exchanged(i)
     if other != text and (begin := common_prefix(other, text)) < len(text):
         return begin
-    raise BadRecord(f"message {i + 1}: the chat template does not show it, so that its tokens cannot be told apart; train on "
-                    "all with --train-on-prompt, or use another --chat-template")
+    raise BadRecord(f"message {i + 1}: the chat template does not show it, so that its tokens cannot be told apart; "
+                    "train on all with --train-on-prompt, or use another --chat-template")
 
 
 def answer_in(rendered: Rendered, begin: int, end: int, eog_ids: np.ndarray) -> Answer:

@@ -1,8 +1,8 @@
 """Chat templates: the jinja2 program by which a model turns a list of messages into the text it was trained on.
 
-A template comes with a model file, from whoever made it: it runs in jinja2's sandbox, and sees only what is passed to
-it. What templates may use is what Hugging Face's `apply_chat_template` gives them (transformers, "Writing a chat
-template").
+A template comes with a model file, from whoever made it: it runs in a sandbox (template_sandbox.py), and sees only what
+is passed to it. What templates may use is what Hugging Face's `apply_chat_template` gives them (transformers, "Writing
+a chat template").
 """
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import FormatError, LoraFastError, TemplateRefusal
 from ..tokenizer import Tokenizer
+from .template_sandbox import MeteredEnvironment
 
 KEY = "tokenizer.chat_template"
 
@@ -29,18 +30,24 @@ class ChatTemplate:
 
     def __init__(self, source: str, name: str, *, bos_token: str, eos_token: str,
                  variables: Mapping[str, Any] | None = None) -> None:
-        """FormatError when the source is not a jinja2 template."""
+        """variables: what the template may use beside what it is to render.
+
+        FormatError when the source is not a jinja2 template.
+        """
         self.source, self.name = source, name
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                    extensions=[loopcontrols, GenerationBlocks])
-        environment.filters["tojson"] = to_json
+        environment = MeteredEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                         extensions=[loopcontrols, GenerationBlocks])
+        environment.filters["tojson"] = environment.metered("tojson", to_json)
         now = datetime.now()            # of loading: the same in all renderings, which are compared with each other
         environment.globals.update(raise_exception=raise_exception, strftime_now=now.strftime)
         self._variables = {"bos_token": bos_token, "eos_token": eos_token, "documents": None, **(variables or {})}
+        self._meter, self._lock = environment.meter, Lock()
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise FormatError(f"{name} is not a jinja2 template: line {error.lineno}: {error.message}") from None
+        except Exception as error:      # from Python's compiler as well: too deep a nesting, a break outside of a loop
+            raise FormatError(f"{name} is not a usable jinja2 template: {one_line(error)}") from None
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False,
                tools: Sequence[Mapping[str, Any]] | None = None, variables: Mapping[str, Any] | None = None) -> str:
@@ -49,14 +56,21 @@ class ChatTemplate:
         add_generation_prompt   ends with what precedes an answer of the assistant
         tools                   descriptions of functions that the model may call
         variables               others that the template may use; they go before those of the constructor
-        Raises TemplateRefusal.
+        Raises TemplateRefusal, also where the template takes more time or memory than any needs.
         """
-        try:
-            return self._template.render({**self._variables, **(variables or {}), "messages": messages, "tools": tools,
-                                          "add_generation_prompt": add_generation_prompt})
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
-                RecursionError) as error:
-            raise TemplateRefusal(f"{self.name} cannot render it: {error}") from None
+        given = {**self._variables, **(variables or {}), "messages": messages, "tools": tools,
+                 "add_generation_prompt": add_generation_prompt}
+        with self._lock:
+            self._meter.start([messages, tools])
+            try:
+                return self._template.render(given)
+            except Exception as error:          # whatever a stranger's program can raise
+                raise TemplateRefusal(f"{self.name} cannot render it: {one_line(error)}") from None
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, or else its kind."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class GenerationBlocks(Extension):

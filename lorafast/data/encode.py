@@ -41,7 +41,8 @@ EMPTY = "answers that are not trained on, as the chat template shows nothing of 
 WEIGHTS = "records with weights other than 0 and 1, which are taken as 1"
 WEIGHTLESS = "records of weight 0, which are left out"
 
-INSTRUCTION = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+INSTRUCTION = ("Below is an instruction that describes a task. Write a response that appropriately completes the "
+               "request.")
 """Alpaca's prompt (Taori et al., 2023), for models without a chat template."""
 
 
@@ -51,8 +52,8 @@ class SequenceEncoder:
     notes   Counter of what the user should know, by the sentences above
     """
 
-    def __init__(self, tokenizer: SpecialTokens, load_template: Callable[[], Template], *, train_on_prompt: bool = False,
-                 pairs_as_chats: bool = False) -> None:
+    def __init__(self, tokenizer: SpecialTokens, load_template: Callable[[], Template], *,
+                 train_on_prompt: bool = False, pairs_as_chats: bool = False) -> None:
         """
         load_template     called when the first chat comes
         train_on_prompt   every token counts
@@ -69,7 +70,8 @@ class SequenceEncoder:
 
     @cached_property
     def _control_ids(self) -> np.ndarray:
-        return np.array([token for token in range(self.tokenizer.n_vocab) if self.tokenizer.is_control(token)], np.int32)
+        return np.array([token for token in range(self.tokenizer.n_vocab) if self.tokenizer.is_control(token)],
+                        np.int32)
 
     @cached_property
     def _marks(self) -> list[str]:
@@ -91,8 +93,8 @@ class SequenceEncoder:
             case Chat():
                 sequences = self._chat(record)
             case Preference():
-                raise BadRecord("it is a preference (chosen and rejected, or a label), not a text to train on; keep what is "
-                                "good: jq -c '{prompt, completion: .chosen}' IN.jsonl > OUT.jsonl")
+                raise BadRecord("it is a preference (chosen and rejected, or a label), not a text to train on; keep "
+                                "what is good: jq -c '{prompt, completion: .chosen}' IN.jsonl > OUT.jsonl")
         if any(weight not in (0, 1) for weight in weights_of(record)):
             self.notes[WEIGHTS] += 1
         if min(map(len, sequences)) < 2:
@@ -182,7 +184,7 @@ class SequenceEncoder:
         return masked(own.tokens, [(answer.begin, answer.end)])
 
     def _fitted(self, chat: Chat) -> tuple[Chat, str]:
-        """The chat as the template can show it, and what it renders; answers that it does not show are not trained on."""
+        """The chat as the template can show it, and what it renders; what it does not show is not trained on."""
         if any("tool_calls" in message for message in chat.messages) and self._wants_text_arguments:
             chat = with_text_arguments(chat)
         chat, text = self._with_system_shown(chat)
@@ -194,7 +196,7 @@ class SequenceEncoder:
         return replace(chat, weights=[0 if i in empty else weight for i, weight in enumerate(chat.weights)]), text
 
     def _with_system_shown(self, chat: Chat) -> tuple[Chat, str]:
-        """The chat, and what the template renders; a system message that it refuses or leaves out moves to the user's."""
+        """The chat, and what it renders as; a system message that the template has no place for moves to the user."""
         merged = with_system_in_user(chat)
         if merged is None:
             return chat, self._render(chat, chat.messages)
@@ -233,12 +235,13 @@ def weights_of(record: Record) -> list[float]:
 def as_chat(pair: Completion) -> Chat:
     """The pair as a question and an answer, without the space at their ends that parts the two in a raw text."""
     messages = [{"role": "system", "content": pair.system}] if pair.system else []
-    messages += [{"role": "user", "content": pair.prompt.strip()}, {"role": "assistant", "content": pair.completion.strip()}]
+    messages += [{"role": "user", "content": pair.prompt.strip()},
+                 {"role": "assistant", "content": pair.completion.strip()}]
     return Chat(messages, [float(message["role"] == "assistant") for message in messages], weight=pair.weight)
 
 
 def prompt_text(pair: Completion) -> str:
-    """What stands before the completion where there is no template: an instruction in Alpaca's form, else the prompt."""
+    """What precedes the completion where there is no template: the prompt, an instruction in Alpaca's form."""
     if pair.is_instruction:
         return f"{pair.system or INSTRUCTION}\n\n### Instruction:\n{pair.prompt}\n\n### Response:\n"
     return f"{pair.system}\n\n{pair.prompt}" if pair.system else pair.prompt

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from ..errors import LoraFastError, UsageError
 from .forms.arrow import dataset_splits, is_dataset
 
-_ROLE = re.compile(r"(train|valid|validation|val|dev|test)([-_.][^/]*)?\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|txt|text)"
-                   r"(\.gz)?", re.IGNORECASE)
+_ROLE = re.compile(r"(train|valid|validation|val|dev|test)([-_.][^/]*)?"
+                   r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|txt|text)(\.gz)?", re.IGNORECASE)
 _VALID_NAMES = ("valid", "validation", "val", "dev")
 
 Files = tuple[list[str], list[str], list[str]]

@@ -72,8 +72,8 @@ def _head(source: Source) -> bytes:
     return head if len(head) < HEAD else head[:head.rfind(b"\n") + 1] or head
 
 
-def _sampled(head: bytes, suffix: str, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
-             is_text: bool) -> tuple[float, float | None]:
+def _sampled(head: bytes, suffix: str, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any],
+             ctx: int, is_text: bool) -> tuple[float, float | None]:
     """Samples a byte, and DataMemory.sample_tokens, by opening the beginning of a file as if it were all."""
     with tempfile.NamedTemporaryFile(prefix="lorafast-", suffix=suffix) as file:
         file.write(head)

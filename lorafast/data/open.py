@@ -160,7 +160,8 @@ class _TextReader(_Reader):
         return Data(samples, held_out, self.evaluation(test), [f"{source.name}: text" for source in sources])
 
     def evaluation(self, files: Files) -> Samples | None:
-        return evaluation_text([source for source, _ in files], self.tokenizer, self.ctx, self.progress) if files else None
+        sources = [source for source, _ in files]
+        return evaluation_text(sources, self.tokenizer, self.ctx, self.progress) if files else None
 
 
 class _RecordReader(_Reader):
@@ -169,7 +170,8 @@ class _RecordReader(_Reader):
         options = self.options
         if options.sample_start or options.stride != 1:
             name = "--sample-start" if options.sample_start else "--stride"
-            raise UsageError(f"{name} is for text, and {train[0][0].name} has records (--data-format text reads it as text)")
+            raise UsageError(f"{name} is for text, and {train[0][0].name} has records (--data-format text reads it as "
+                             "text)")
         notes: list[str] = []
         samples = self.sequences(train, notes, options.cache)
         held_out = self.evaluation(valid, notes)

@@ -26,8 +26,8 @@ _KINDS = {Text: ("text",), Completion: ("prompt and completion", "prompts and co
           Preference: ("preference",)}
 
 
-def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder, writer: TokenWriter, progress: Show, *,
-                  names: Mapping[str, str], skip_bad: bool) -> dict[str, Any]:
+def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder, writer: TokenWriter, progress: Show,
+                  *, names: Mapping[str, str], skip_bad: bool) -> dict[str, Any]:
     """Writes the sequences of all files; returns what the user should know.
 
     names      see parse_record

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 
 class BadRecord(Exception):
@@ -62,4 +62,4 @@ class Preference:
     rejected: Any
 
 
-Record = Union[Text, Completion, Chat, Preference]
+Record = Text | Completion | Chat | Preference

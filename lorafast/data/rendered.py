@@ -24,7 +24,7 @@ class Rendered:
         self._tokens = list(accumulate(map(len, ids), initial=len(bos)))
 
     def index(self, n_characters: int) -> int:
-        """Where in the tokens the text's first `n_characters` end. A token that reaches over belongs to what follows."""
+        """Where in the tokens the first `n_characters` end. A token that reaches over belongs to what follows."""
         return self._index(n_characters)[0]
 
     def is_border(self, n_characters: int) -> bool:

@@ -30,7 +30,8 @@ def with_text_arguments(chat: Chat) -> Chat:
         function = call.get("function")
         if not isinstance(function, dict) or isinstance(function.get("arguments"), str):
             return call
-        return {**call, "function": {**function, "arguments": json.dumps(function.get("arguments"), ensure_ascii=False)}}
+        text = json.dumps(function.get("arguments"), ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": text}}
 
     return replace(chat, messages=[
         {**message, "tool_calls": [text_of(call) for call in message["tool_calls"]]} if message.get("tool_calls")
@@ -40,7 +41,7 @@ def with_text_arguments(chat: Chat) -> Chat:
 def wants_text_arguments(render: RenderChat) -> bool:
     """Whether a template writes the arguments of a call as they come, so that they must be JSON already."""
     call = {"type": "function", "id": "abcdefghi", "function": {"name": "probe", "arguments": {"probed_key": 1}}}
-    chat = Chat([{"role": "user", "content": "u"}, {"role": "assistant", "content": "", "tool_calls": [call]}], [False, True])
+    chat = Chat([{"role": "user", "content": "u"}, {"role": "assistant", "content": "", "tool_calls": [call]}], [0, 1])
     try:
         return "{'probed_key'" in render(chat)
     except TemplateRefusal:

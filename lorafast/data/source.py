@@ -1,7 +1,7 @@
 """Where data comes from: a file, a pipe, something compressed, a folder; each read from the beginning exactly once.
 
-What cannot be read twice (a pipe) or mapped (compressed data) is first copied to a temporary file that vanishes with the
-process. Everything after this module sees files only.
+What cannot be read twice (a pipe) or mapped (compressed data) is first copied to a temporary file that vanishes with
+the process. Everything after this module sees files only.
 """
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def open_source(name: str) -> Source:
             if not is_gzip:
                 return Source(name, name, suffix)
             suffix = PurePath(path.stem).suffix.lower() if suffix == ".gz" else suffix
-        if key not in _COPIES or not is_file and _COPIES[key].closed:
+        if key not in _COPIES or (not is_file and _COPIES[key].closed):
             _COPIES[key] = _copy(name)
     except OSError as error:
         raise unreadable(name, error) from None
@@ -93,8 +93,8 @@ def _copy(name: str) -> IO[bytes]:
             raise FormatError(f"training data '{name}' is broken gzip: {error}") from None
         except OSError as error:
             copy.close()
-            raise LoraFastError(f"cannot copy '{name}' to {tempfile.gettempdir()}: {error.strerror}; name another folder "
-                                "in the variable TMPDIR") from None
+            raise LoraFastError(f"cannot copy '{name}' to {tempfile.gettempdir()}: {error.strerror}; name another "
+                                "folder in the variable TMPDIR") from None
     return copy
 
 

@@ -94,8 +94,8 @@ class Tokenizer:
             yield len(part), np.asarray(ids, dtype=np.int32)
 
     def fragments(self, text: bytes) -> Iterator[tuple[bytes, np.ndarray, bool]]:
-        """Yields the text in parts that tokens never join across, each with its ids as encode(text, parse_special=True) has
-        them: special tokens, and the stretches between them, which are cut at line ends where they are long.
+        """Yields the text in parts that tokens never join across, each with its ids as encode(text, parse_special=True)
+        has them: special tokens, and the stretches between them, which are cut at line ends where they are long.
 
         The third says whether a part begins the text or follows a special token, see `encode_part`.
         """

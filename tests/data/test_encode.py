@@ -52,7 +52,8 @@ class ByteTokenizer:
         parts = re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", text) if parse_special else [text]
         ids = []
         for part in parts:
-            ids += [256 + SPECIAL.index(part)] if parse_special and part in SPECIAL else part.encode("utf-8", "surrogateescape")
+            ids += [256 + SPECIAL.index(part)] if parse_special and part in SPECIAL else part.encode("utf-8",
+                                                                                                     "surrogateescape")
         return np.array(ids, np.int32)
 
 
@@ -69,7 +70,10 @@ def counted(sequence):
     return re.findall("[^\0]+", "".join(text_of([token]) if token >= 0 else "\0" for token in sequence))
 
 
-def encoder(template, tokenizer=ByteTokenizer(), **options):
+BYTES = ByteTokenizer()
+
+
+def encoder(template, tokenizer=BYTES, **options):
     chat_template = pytest.importorskip("lorafast.data.chat_template")
     return SequenceEncoder(tokenizer, lambda: chat_template.ChatTemplate(template, "the template", bos_token="<s>",
                                                                          eos_token="</s>"), **options)
@@ -177,7 +181,8 @@ def test_what_precedes_changes_once_the_answer_follows():
 
 def test_the_next_turn_ends_an_answer():
     """As in GLM: what ends generation is the mark of the next role."""
-    template = ("{% for m in messages %}{{ ('<|im_end|>' if m.role == 'user' else '<|im_start|>') + m.content }}{% endfor %}"
+    template = ("{% for m in messages %}{{ '<|im_end|>' if m.role == 'user' else '<|im_start|>' }}{{ m.content }}"
+                "{% endfor %}"
                 "{% if add_generation_prompt %}<|im_start|>{% endif %}")
     it = encoder(template)
     sequence, = it.encode(chat("q", "a", "p", "b"))
@@ -190,13 +195,15 @@ def test_a_template_without_a_place_for_system_messages():
     for start in (refuses, drops):
         it = encoder(start + chat_templates.CHATML)
         sequence, = it.encode(chat("q", "a", system="S"))
-        assert text_of(sequence).startswith("<|im_start|>user\nS\n\nq<|im_end|>") and counted(sequence) == ["a<|im_end|>"]
+        assert text_of(sequence).startswith("<|im_start|>user\nS\n\nq<|im_end|>")
+        assert counted(sequence) == ["a<|im_end|>"]
         assert it.notes[SYSTEM] == 1
 
 
 CALL = {"type": "function", "function": {"name": "w", "arguments": '{"city": "Oslo"}'}}
-SHOWS_CALLS = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}"
-               "{{ c.function.name }}{{ ARGUMENTS }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+SHOWS_CALLS = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+               "{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+               "{{ ARGUMENTS }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
                "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
@@ -213,16 +220,19 @@ def test_what_the_template_does_not_show():
     it = encoder(chat_templates.CHATML)
     record = parse_record({"tools": [{"name": "w"}], "messages": [
         {"role": "user", "content": "q", "name": "Ann"}, {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "tool", "content": "5"}, {"role": "assistant", "content": "a", "reasoning_content": "r", "thinking": ""}]})
+        {"role": "tool", "content": "5"}, {"role": "assistant", "content": "a", "reasoning_content": "r",
+                                           "thinking": ""}]})
     sequence, = it.encode(record)
     assert counted(sequence) == ["a<|im_end|>"]
-    hidden = [key for key in ("tools", "name", "tool_calls", "reasoning_content", "thinking") if it.notes[HIDDEN.format(key)]]
+    hidden = [key for key in ("tools", "name", "tool_calls", "reasoning_content",
+                              "thinking") if it.notes[HIDDEN.format(key)]]
     assert hidden == ["tools", "name", "tool_calls", "reasoning_content"] and it.notes[EMPTY] == 1
 
 
 def test_variables_of_a_record():
     it = encoder(chat_templates.CHATML + "{% if x %}</s>{% endif %}", train_on_prompt=True)
-    sequence, = it.encode(parse_record({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+    sequence, = it.encode(parse_record({"messages": [{"role": "user", "content": "q"}, {"role": "assistant",
+                                                                                        "content": "a"}],
                                         "chat_template_kwargs": {"x": True}}))
     assert text_of(sequence).endswith("</s>")
 
@@ -236,7 +246,8 @@ def test_pairs_as_chats():
     assert text_of(sequence) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>"
     assert counted(sequence) == ["Hello<|im_end|>"] and it.notes[SPECIALS] == 1
     sequence, = encoder(chat_templates.CHATML).encode(Completion("Name one.", "a", is_instruction=True))
-    assert text_of(sequence).endswith("### Instruction:\nName one.\n\n### Response:\na</s>") and counted(sequence) == ["a</s>"]
+    assert text_of(sequence).endswith("### Instruction:\nName one.\n\n### Response:\na</s>")
+    assert counted(sequence) == ["a</s>"]
 
 
 def test_weights():

@@ -1,4 +1,5 @@
-"""Files as people have them, each opened as training data: every form gives the same records, none is taken for prose."""
+"""Files as people have them, each opened as training data: every form gives the same records, none is taken for
+prose."""
 import csv
 import gzip
 import json
@@ -10,13 +11,14 @@ import chat_templates
 import pytest
 from make_models import STRING, bpe_vocabulary
 
+from lorafast.data.encode import AS_CHATS
 from lorafast.data.lengths import LongestBatch, longest_batch, row_lengths
 from lorafast.data.open import DataOptions, open_data
 from lorafast.errors import FormatError, LoraFastError, UsageError
 from lorafast.tokenizer import load_tokenizer
 
 METADATA = {key: value for key, _, value in
-            bpe_vocabulary() + [("tokenizer.chat_template", STRING, chat_templates.CHATML)]}
+            [*bpe_vocabulary(), ("tokenizer.chat_template", STRING, chat_templates.CHATML)]}
 
 
 class Model:
@@ -63,7 +65,8 @@ def write_semicolons(path):
 
 
 WAYS = {
-    "a.csv": write_table, "a.tsv": lambda path: write_table(path, "excel-tab"), "b.csv": write_semicolons, "a.txt": write_table,
+    "a.csv": write_table, "a.tsv": lambda path: write_table(path, "excel-tab"), "b.csv": write_semicolons,
+    "a.txt": write_table,
     "a.json": lambda path: Path(path).write_text(json.dumps(PAIRS, indent=1)),
     "b.json": lambda path: Path(path).write_text(json.dumps({"version": 1, "data": PAIRS}, indent=1)),
     "c.json": lambda path: Path(path).write_text(json.dumps({"version": 1, "data": PAIRS})),
@@ -87,16 +90,17 @@ def test_every_form_gives_the_same_records(name):
 @pytest.mark.parametrize("records", [PAIRS, CHATS], ids=["pairs", "chats"])
 def test_parquet_and_saved_data_sets(records):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    parquet = pytest.importorskip("pyarrow.parquet")
     write_lines("expected.jsonl", records)
     table = pyarrow.Table.from_pylist(records)
-    pyarrow.parquet.write_table(table, "a.parquet")
+    parquet.write_table(table, "a.parquet")
     for split in ("train", "test"):
         os.makedirs(f"d/{split}")
         with pyarrow.OSFile(f"d/{split}/data-00000-of-00001.arrow", "wb") as file, \
                 pyarrow.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table)
-        Path(f"d/{split}/state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+        Path(f"d/{split}/state.json").write_text(json.dumps(state))
         Path(f"d/{split}/dataset_info.json").write_text("{}")
     Path("d/dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     expected = tokens_of(opened("expected.jsonl"))
@@ -104,7 +108,7 @@ def test_parquet_and_saved_data_sets(records):
         assert tokens_of(opened(name)) == expected
     assert len(opened("d").test) == 5
     Path("broken.parquet").write_bytes(b"PAR1" + bytes(50))
-    with pytest.raises(FormatError, match="'broken.parquet' is broken Parquet: "):
+    with pytest.raises(FormatError, match=r"'broken.parquet' is broken Parquet: "):
         opened("broken.parquet")
 
 
@@ -161,7 +165,7 @@ def test_fields_by_other_names():
         data = opened(name, fields={"prompt": "q", "completion": "a"})
         assert tokens_of(data) == tokens_of(opened("expected.jsonl"))
     Path("a.txt").write_text("the love " * 100)
-    with pytest.raises(UsageError, match="--field is for records, and a.txt is text"):
+    with pytest.raises(UsageError, match=r"--field is for records, and a.txt is text"):
         opened("a.txt", fields={"text": "x"})
 
 
@@ -171,7 +175,7 @@ def test_pairs_are_chats_where_there_is_a_template():
                                               {"role": "assistant", "content": pair["completion"]}]} for pair in PAIRS])
     data = opened("a.jsonl")
     assert tokens_of(data) == tokens_of(opened("chats.jsonl"))
-    assert "pairs rendered as chats by the chat template (--raw-pairs trains on them as they are): 5" in data.train.warnings
+    assert f"{AS_CHATS}: 5" in data.train.warnings
     raw = opened("a.jsonl", raw_pairs=True)
     assert tokens_of(raw) != tokens_of(data) and not raw.train.warnings
     without = {key: value for key, value in METADATA.items() if key != "tokenizer.chat_template"}
@@ -182,7 +186,8 @@ def test_template_arguments():
     Path("t.jinja").write_text("{{ 'on' if thinking else 'off' }}" + chat_templates.CHATML)
     write_lines("a.jsonl", [CHATS[0], {**CHATS[0], "chat_template_kwargs": {"thinking": False}}])
     data = opened("a.jsonl", chat_template="t.jinja", template_args={"thinking": True})
-    assert [TOKENIZER.decode([~token for token in tokens[:2] if token < 0])[:2] for tokens in tokens_of(data)] == ["on", "of"]
+    texts = [TOKENIZER.decode([~token for token in tokens[:2] if token < 0]) for tokens in tokens_of(data)]
+    assert [text[:2] for text in texts] == ["on", "of"]
 
 
 def test_lengths_of_samples_and_the_longest_batch():

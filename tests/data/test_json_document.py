@@ -40,7 +40,9 @@ def test_as_json_has_it(monkeypatch, piece):
     (b'[{"a": 1}\n {"b": 2}]', "a.json:2: .*',' is missing before '{'"),
     (b'[{"a": 1},\n\n {"b": }]', "a.json:3: .*item 2: Expecting value"),
     (b'[{"a": 1},\n {"b": "x]', "a.json:2: .*item 2: Unterminated string"),
-    (b'[{"a": 1},]', "a.json:1: .*item 2: "), (b"[", "a.json:1: .*item 1: "), (b"[1]\n\n,", "a.json:3: .*an object or an array is expected, not ','"),
+    (b'[{"a": 1},]', "a.json:1: .*item 2: "), (b"[", "a.json:1: .*item 1: "), (b"[1]\n\n,",
+ 
+    "a.json:3: .*an object or an array is expected, not ','"),
     (b'{"a": [{}], "b": [{}]}', "several lists of objects, 'a' and 'b'"), (b'{"a" 1}', "':' is missing before '1'"),
     (b'{"a": 1', "',' is missing before the end"), (b"{1: 2}", "a key in quotes"),
     (b"[1, " + b"[" * 100_000, "a.json:1: .*item 2: "), (b"[" + b"9" * 5000 + b"]", "item 1: "),
@@ -57,7 +59,8 @@ def test_memory_for_one_item_at_a_time(monkeypatch):
     monkeypatch.setattr(json_document, "PIECE", 100)
     monkeypatch.setattr(json_document, "LONGEST_ITEM", 2000)
     windows, read = [], json_document.JsonText.read
-    monkeypatch.setattr(json_document.JsonText, "read", lambda self: (windows.append(len(self.buffer) - self.at), read(self))[1])
+    monkeypatch.setattr(json_document.JsonText, "read", lambda self: (windows.append(len(self.buffer) - self.at),
+                                                                      read(self))[1])
     assert len(items(json.dumps(["x" * 300] * 1000).encode())) == 1000
     assert max(windows) < 800
     with pytest.raises(FormatError, match="item 2 is no JSON, or longer than"):
@@ -79,7 +82,8 @@ def test_progress_is_told():
      [{"prompt": "a", "completion": "c", "extra": 1}, {"prompt": "b", "completion": "d", "extra": 2}]),
     (b'{"text": {"0": "a", "1": "b"}}', [{"text": "a"}, {"text": "b"}]),
     (b'{"messages": [{"role": "user"}]}', [{"messages": [{"role": "user"}]}]),
-    (b'{"messages": [[{"role": "user"}], [{"role": "x"}]]}', [{"messages": [{"role": "user"}]}, {"messages": [{"role": "x"}]}]),
+    (b'{"messages": [[{"role": "user"}], [{"role": "x"}]]}', [{"messages": [{"role": "user"}]},
+                                                              {"messages": [{"role": "x"}]}]),
     (b'{"prompt": [{"role": "user"}], "completion": [{"role": "x"}]}',
      [{"prompt": [{"role": "user"}], "completion": [{"role": "x"}]}]),
     (b'["a"]', ["a"]), (b'{"x": []}', [{"x": []}]), (b"", []),

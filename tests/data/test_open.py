@@ -14,7 +14,7 @@ from lorafast.errors import LoraFastError, UsageError
 from lorafast.system.live import Meter
 from lorafast.tokenizer import load_tokenizer
 
-VALUES = bpe_vocabulary() + [("tokenizer.chat_template", STRING, chat_templates.CHATML)]
+VALUES = [*bpe_vocabulary(), ("tokenizer.chat_template", STRING, chat_templates.CHATML)]
 METADATA = {key: value for key, _, value in VALUES}
 
 
@@ -83,7 +83,7 @@ def test_several_files():
     assert [shown(data.train, i) for i in (2, 3)] == ["text 2", "other 0"]
     with open("c.txt", "w") as file:
         file.write("just text\n" * 20)
-    with pytest.raises(LoraFastError, match="c.txt is text and a.jsonl has records"):
+    with pytest.raises(LoraFastError, match=r"c.txt is text and a.jsonl has records"):
         opened("a.jsonl", "c.txt")
     data = opened("c.txt", "c.txt")
     assert data.notes == ["c.txt: text", "c.txt: text"] and not isinstance(data.train, Sequences)
@@ -103,12 +103,12 @@ def test_folder():
     assert shown(data.valid, 1) == "v 1" and shown(data.test, 0) == "t 0"
     assert len(data.notes) == 4 and data.notes[0] == f"{os.path.join('d', 'train-2.jsonl')}: 2 texts"
     assert len(opened("d", valid=("other.jsonl",)).valid) == 5
-    with pytest.raises(UsageError, match="--valid-split 0.5: but .*validation.jsonl is there"):
+    with pytest.raises(UsageError, match=r"--valid-split 0.5: but .*validation.jsonl is there"):
         opened("d", valid_split=0.5)
     with pytest.raises(UsageError, match="d is a folder: it must be the only one"):
         opened("other.jsonl", "d")
     os.mkdir("empty")
-    with pytest.raises(LoraFastError, match="empty has no train.jsonl"):
+    with pytest.raises(LoraFastError, match=r"empty has no train.jsonl"):
         opened("empty")
     with pytest.raises(UsageError, match="--train-data is missing"):
         opened()
@@ -131,7 +131,7 @@ def test_split_of_records_is_random_and_always_the_same():
     assert sorted(lines + data.train.line.tolist()) == list(range(1, 101))
     assert "held out to evaluate on: 10 of these samples" == data.notes[-1]
     write("b.jsonl", *texts(1))
-    with pytest.raises(LoraFastError, match="too few samples for --valid-split 0.1: 1"):
+    with pytest.raises(LoraFastError, match=r"too few samples for --valid-split 0.1: 1"):
         opened("b.jsonl", valid_split=0.1)
 
 
@@ -142,7 +142,7 @@ def test_split_of_text_is_its_end():
     cut = n - round(n / 4)
     assert (data.train.begin + 8).max() == cut and data.valid.begin[0] == cut
     assert data.valid.size.sum() == n - cut and data.valid.size.max() == 8
-    with pytest.raises(LoraFastError, match="too short for --valid-split 0.99"):
+    with pytest.raises(LoraFastError, match=r"too short for --valid-split 0.99"):
         opened("a.txt", ctx=8, valid_split=0.99)
 
 
@@ -169,7 +169,7 @@ def test_bad_lines():
     assert warning.startswith("5 bad lines left out: a.jsonl:3: not valid JSON") and warning.endswith("; and 2 more")
     assert "a.jsonl:4: 'text' is not a string but a number" in warning
     write("b.jsonl", {"x": 1})
-    with pytest.raises(LoraFastError, match="b.jsonl has no records that could be trained on"):
+    with pytest.raises(LoraFastError, match=r"b.jsonl has no records that could be trained on"):
         opened("b.jsonl", skip_bad=True)
 
 
@@ -182,7 +182,7 @@ def test_truncation_is_reported():
         f"(the longest has {21 + TOKENIZER.add_bos})",
         "1 of these are left out: nothing that counts in the loss remains of them"]
     write("b.jsonl", {"prompt": "x" * 20, "completion": "y"})
-    with pytest.raises(LoraFastError, match="b.jsonl: in no sample anything that counts .* larger --ctx"):
+    with pytest.raises(LoraFastError, match=r"b.jsonl: in no sample anything that counts .* larger --ctx"):
         opened("b.jsonl", ctx=5, raw_pairs=True)
 
 
@@ -199,7 +199,7 @@ def test_options_for_the_other_kind_of_data():
         with pytest.raises(UsageError, match=f"{name} is for text"):
             opened("a.jsonl", **options)
     for options in (dict(train_on_prompt=True), dict(skip_bad=True), dict(chat_template="x")):
-        with pytest.raises(UsageError, match="--.* is for records, and a.txt is text"):
+        with pytest.raises(UsageError, match=r"--.* is for records, and a.txt is text"):
             opened("a.txt", **options)
 
 
@@ -240,13 +240,15 @@ def test_cache(monkeypatch, name, contents):
         patch.setattr(type(TOKENIZER), "encode", fail)
         patch.setattr(type(TOKENIZER), "encode_slices", fail)
         patch.setattr(type(TOKENIZER), "fragments", fail)
-        for data in (opened(name, ctx=128, cache="cache"), opened(name, ctx=128, cache="cache", valid=(), valid_split=0)):
+        for data in (opened(name, ctx=128, cache="cache"), opened(name, ctx=128, cache="cache", valid=(),
+                                                                  valid_split=0)):
             for a, b in ((first, data), (fresh, data)):
                 assert a.train.hash == b.train.hash and a.notes == b.notes
                 np.testing.assert_array_equal(a.train.tokens, b.train.tokens)
         changes = [dict(sample_start="love")]
         if name == "a.jsonl":
-            changes = [dict(train_on_prompt=True), dict(skip_bad=True), dict(raw_pairs=True), dict(fields={"text": "x"})]
+            changes = [dict(train_on_prompt=True), dict(skip_bad=True), dict(raw_pairs=True),
+                       dict(fields={"text": "x"})]
         for change in changes:
             with pytest.raises(AssertionError):
                 opened(name, cache="cache", **change)
@@ -264,7 +266,7 @@ def test_missing_files():
         with pytest.raises(LoraFastError, match=f"cannot read training data '{name}': No such file"):
             opened(name, cache="c")
     write("a.jsonl", *texts(2))
-    with pytest.raises(LoraFastError, match="cannot read .*t.jinja.*: No such file"):
+    with pytest.raises(LoraFastError, match=r"cannot read .*t.jinja.*: No such file"):
         opened("a.jsonl", chat_template="t.jinja", cache="c")
 
 
@@ -273,10 +275,12 @@ def test_everything_is_mapped():
     assert isinstance(opened("a.jsonl").train, Samples) and not opened("a.jsonl").train.tokens.flags.owndata
 
 
-@pytest.mark.parametrize("name, options", [("a.jsonl", {}), ("a.json", {}), ("a.txt", {}), ("a.txt", {"sample_start": "love"})])
+@pytest.mark.parametrize("name, options", [("a.jsonl", {}), ("a.json", {}), ("a.txt", {}), ("a.txt",
+                                                                                            {"sample_start": "love"})])
 def test_progress_is_shown(monkeypatch, name, options):
     records = [json.dumps(record) for record in texts(50)]
-    write(name, {"jsonl": "\n".join(records), "json": f"[{', '.join(records)}]", "txt": "the love of thee\n" * 40}[name[2:]])
+    write(name, {"jsonl": "\n".join(records), "json": f"[{', '.join(records)}]",
+                 "txt": "the love of thee\n" * 40}[name[2:]])
     monkeypatch.setattr(Meter, "FIRST", 0.0)
     monkeypatch.setattr(Meter, "INTERVAL", 0.0)
     shown = []

@@ -39,10 +39,12 @@ CHAT = Chat([USER, ASSISTANT], [0, 1])
     ({"conversations": [{"from": "human", "value": "hi"},
                         {"from": "function_call", "value": '{"name": "w", "arguments": {"a": 1}}'},
                         {"from": "observation", "value": "5"}, {"from": "gpt", "value": "hello"}], "tools": ""},
-     Chat([USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "5"}, ASSISTANT],
+     Chat([USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "5"},
+           ASSISTANT],
           [0, 1, 0, 1])),
     ({"messages": [{"role": "Human", "content": "hi"}, {"role": "GPT", "content": "hello"}]}, CHAT),
-    ({"messages": [{"role": "user", "content": "hi"}, {"role": "model", "content": "hello", "tool_calls": None}]}, CHAT),
+    ({"messages": [{"role": "user", "content": "hi"}, {"role": "model", "content": "hello", "tool_calls": None}]},
+     CHAT),
     ({"messages": '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]'}, CHAT),
     ({"messages": [USER, {**ASSISTANT, "train": False}, USER, {**ASSISTANT, "loss": True, "weight": 0.5}]},
      Chat([USER, ASSISTANT, USER, ASSISTANT], [0, 0, 0, 0.5])),
@@ -70,7 +72,8 @@ def test_shapes(value, record):
     ([1], "an object .* is expected, not an array"),
     (None, "not null"),
     ({}, "its keys are none; known are 'text'"),
-    ({"instruction": "a", "prompt": "b"}, "its keys are 'instruction', 'prompt'; known are .*--field prompt=instruction"),
+    ({"instruction": "a", "prompt": "b"},
+     "its keys are 'instruction', 'prompt'; known are .*--field prompt=instruction"),
     ({"text": "a", "weight": -1}, "'weight' is -1; it must not be negative"),
     ({"text": "a", "weight": []}, "'weight' is not a number but an array"),
     ({"messages": [USER, ASSISTANT], "tools": 3}, "'tools' is not a list"),
@@ -88,7 +91,8 @@ def test_shapes(value, record):
     ({"messages": [USER, {"role": "assistant"}]}, "message 2: 'content' is missing"),
     ({"messages": [{"content": "a"}, ASSISTANT]}, "message 1: 'role' is missing"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ASSISTANT]}, "message 1: .* a part that is not"),
-    ({"conversations": [{"from": "alien", "value": "a"}]}, "message 1: 'from' is 'alien'; known are system, developer, user, human"),
+    ({"conversations": [{"from": "alien", "value": "a"}]},
+     "message 1: 'from' is 'alien'; known are system, developer, user, human"),
 ])
 def test_bad_shapes(value, reason):
     with pytest.raises(BadRecord, match=reason):
@@ -122,7 +126,7 @@ def test_array(tmp_path):
     data = json.dumps([{"text": "a"}, {"x": 1}, {"text": "b"}], indent=1).encode()
     numbers, records = zip(*read(tmp_path, b"\n" + data, "a.json"))
     assert numbers == (1, 2, 3) and records[0] == Text("a") and records[2] == Text("b") and "'x'" in records[1]
-    with pytest.raises(LoraFastError, match="a.jsonl:11: the JSON in it is broken: ',' is missing before the end of the file"):
+    with pytest.raises(LoraFastError, match=r"a.jsonl:11: the JSON in it is broken: ',' is missing before the end"):
         read(tmp_path, data[:-1])
 
 
@@ -156,7 +160,8 @@ def form_of(path):
     (b'{\n "text": "a' + b"b" * 100_000 + b'"\n}\n', "a.txt", "JSON"),
     (b"text\n", "a.json", "JSON"), (b"", "a.json", "JSON"),
     (b"instruction,output\na,b\n", "a.txt", "CSV"), (b"prompt\tcompletion\na\tb\n", "a.tsv", "TSV"),
-    (b'"prompt";"completion"\na;b\n', "a.csv", "CSV"), (b"x,y\n", "a.csv", "CSV"), (b"Dear reader,text\n", "a.txt", "text"),
+    (b'"prompt";"completion"\na;b\n', "a.csv", "CSV"), (b"x,y\n", "a.csv", "CSV"), (b"Dear reader,text\n", "a.txt",
+                                                                                    "text"),
     (b"PAR1....", "a", "Parquet"), (b"ARROW1..", "a", "Arrow"),
 ])
 def test_recognised_by_content(tmp_path, data, name, expected):
@@ -177,5 +182,5 @@ def test_other_files_are_refused_with_what_converts_them(tmp_path, data, name, l
 
 @pytest.mark.parametrize("function", [open_source, form_of])
 def test_unreadable(tmp_path, function):
-    with pytest.raises(LoraFastError, match="cannot read training data .*missing.*: No such file"):
+    with pytest.raises(LoraFastError, match=r"cannot read training data .*missing.*: No such file"):
         function(str(tmp_path / "missing.jsonl"))

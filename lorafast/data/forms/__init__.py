@@ -1,4 +1,4 @@
-"""The forms of files that hold records. Each form gives the values in a file one after the other, and knows no shapes."""
+"""The forms of files that hold records. Each gives the values in a file one after the other, and knows no shapes."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping

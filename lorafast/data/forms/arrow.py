@@ -79,7 +79,8 @@ def numbered(batches: Iterator[Any], advance: Advance, row_bytes: float) -> Iter
 
 
 def broken(name: str, what: str, error: Exception) -> FormatError:
-    return FormatError(f"'{name}' is broken {what}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return FormatError(f"'{name}' is broken {what}: {reason}")
 
 
 def is_dataset(folder: str) -> bool:

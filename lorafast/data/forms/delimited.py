@@ -38,8 +38,7 @@ class Delimited:
         except OSError as error:
             raise unreadable(source.name, error) from None
         except UnicodeDecodeError as error:
-            raise FormatError(f"{source.name}: not UTF-8 ({error.reason} near byte {error.start} of a piece); convert it "
-                              "with `iconv -t utf-8`") from None
+            raise FormatError(f"{source.name}: not UTF-8 ({error.reason}); convert it with `iconv -t utf-8`") from None
         except csv.Error as error:
             raise FormatError(f"{source.name}:{rows.line_num if rows else 1}: broken {self.name}: {error}") from None
 
@@ -63,8 +62,10 @@ def told(lines: Iterator[str], advance: Advance) -> Iterator[str]:
 
 
 def header_delimiter(head: bytes, names: Sequence[str] = ()) -> str:
-    """The character by which the first line of a file parts into columns of a known shape; empty where none does. A column
-    `text` alone says little: prose has the word as well."""
+    """The character by which the first line of a file parts into columns of a known shape; empty where none does.
+
+    A column `text` alone says little: prose has the word as well.
+    """
     first = head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0]
     if len(first) > HEAD_BYTES // 2:
         return ""

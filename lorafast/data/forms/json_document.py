@@ -96,7 +96,7 @@ def object_records(text: JsonText) -> Iterator[Any]:
 
 
 class JsonText:
-    """A window on the text of a file: buffer[at:] is what has been read and not used; line is that of the buffer's begin."""
+    """A window on the text of a file: buffer[at:] has been read and not used; line is that of the buffer's begin."""
 
     def __init__(self, file: BinaryIO, name: str, advance: Advance) -> None:
         self.file, self.name, self.advance = file, name, advance

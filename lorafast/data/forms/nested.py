@@ -28,8 +28,8 @@ def is_records(key: str, items: Any) -> bool:
 
 
 def two_lists(keys: list[str]) -> str:
-    return (f"it has several lists of objects, {' and '.join(map(repr, keys))}: keep one, as by `jq .{keys[0]} IN.json > "
-            "OUT.json`")
+    return (f"it has several lists of objects, {' and '.join(map(repr, keys))}: keep one, as by "
+            f"`jq .{keys[0]} IN.json > OUT.json`")
 
 
 def rows(value: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -38,7 +38,8 @@ def rows(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     known = [column for key, column in columns.items() if key in KEYS]
     if not known or not all(isinstance(column, list) and column for column in columns.values()):
         return []
-    if any(isinstance(item, dict) and any(key in item for key in MESSAGE_KEYS) for column in known for item in column[:1]):
+    firsts = [column[0] for column in known]
+    if any(isinstance(item, dict) and any(key in item for key in MESSAGE_KEYS) for item in firsts):
         return []                   # the messages of a single record
     if len({len(column) for column in columns.values()}) > 1:
         return []

@@ -17,18 +17,21 @@ from .json_lines import BOM, JsonLines
 
 JSON_SUFFIXES, LINES_SUFFIXES = (".json", ".jsonl", ".ndjson"), (".jsonl", ".ndjson")
 
-_PANDAS = """python -c "import pandas; pandas.{reader}({name}).to_json({target}, orient='records', lines=True)" """.strip()
+_PANDAS = "import pandas; pandas.{reader}({name}).to_json({target}, orient='records', lines=True)"
+_YAML = "import json, yaml; [print(json.dumps(r)) for r in yaml.safe_load(open({name}))]"
 CONVERTERS = {
-    (".xlsx", ".xls", ".ods"): ("a spreadsheet", _PANDAS.replace("{reader}", "read_excel")),
-    (".xml",): ("XML", _PANDAS.replace("{reader}", "read_xml")),
-    (".yaml", ".yml"): ("YAML", 'python -c "import json, yaml; [print(json.dumps(r)) for r in yaml.safe_load(open({name}))]" '
-                        "> {target}"),
-    (".pkl", ".pickle"): ("a pickle, which may run code", _PANDAS.replace("{reader}", "read_pickle")),
+    (".xlsx", ".xls", ".ods"): ("a spreadsheet", f'python -c "{_PANDAS}"'.replace("{reader}", "read_excel")),
+    (".xml",): ("XML", f'python -c "{_PANDAS}"'.replace("{reader}", "read_xml")),
+    (".yaml", ".yml"): ("YAML", f'python -c "{_YAML}" > {{target}}'),
+    (".pkl", ".pickle"): ("a pickle, which may run code", f'python -c "{_PANDAS}"'.replace("{reader}", "read_pickle")),
     (".db", ".sqlite", ".sqlite3"): ("a database", 'sqlite3 -json {name} "SELECT * FROM the_table" > {target}'),
-    (".zip",): ("a ZIP archive", "unzip {name}"), (".bz2",): ("compressed", "bunzip2 -k {name}"),
-    (".xz",): ("compressed", "unxz -k {name}"), (".zst",): ("compressed", "zstd -d {name}"),
+    (".zip",): ("a ZIP archive", "unzip {name}"),
     (".tar",): ("an archive", "tar xf {name}"),
-    (".pdf",): ("a PDF", "pdftotext {name}"), (".docx", ".odt", ".epub"): ("a document", "pandoc -t plain {name} -o {text}"),
+    (".bz2",): ("compressed", "bunzip2 -k {name}"),
+    (".xz",): ("compressed", "unxz -k {name}"),
+    (".zst",): ("compressed", "zstd -d {name}"),
+    (".pdf",): ("a PDF", "pdftotext {name}"),
+    (".docx", ".odt", ".epub"): ("a document", "pandoc -t plain {name} -o {text}"),
 }
 """Suffixes of what is neither records nor text -> what it is, and the line that makes it so."""
 
@@ -71,11 +74,17 @@ def refuse_others(source: Source, head: bytes) -> None:
     by_magic = next((suffix for magic, suffix in MAGIC.items() if head.startswith(magic)), "")
     for suffixes, (what, line) in CONVERTERS.items():
         if source.suffix in suffixes or by_magic in suffixes:
-            stem = source.name.removesuffix(source.suffix)
-            quoted = repr(source.name) if "python -c" in line else shlex.quote(source.name)
-            target = repr(f"{stem}.jsonl") if line.startswith(_PANDAS[:30]) else shlex.quote(f"{stem}.jsonl")
-            line = line.replace("{name}", quoted).replace("{target}", target).replace("{text}", shlex.quote(f"{stem}.txt"))
-            raise LoraFastError(f"training data '{source.name}' is {what}, which lorafast does not read; convert it: {line}")
+            raise LoraFastError(f"training data '{source.name}' is {what}, which lorafast does not read; convert it: "
+                                + filled_in(line, source.name, source.suffix))
+
+
+def filled_in(line: str, name: str, suffix: str) -> str:
+    """A line of a shell with the names of the file, and of what it becomes, quoted as Python or the shell wants it."""
+    stem = name.removesuffix(suffix)
+    quote_name = repr if "python" in line else shlex.quote
+    quote_target = repr if "to_json" in line else shlex.quote
+    return (line.replace("{name}", quote_name(name)).replace("{target}", quote_target(f"{stem}.jsonl"))
+            .replace("{text}", shlex.quote(f"{stem}.txt")))
 
 
 def json_form(head: bytes, suffix: str) -> Form | None:
@@ -97,7 +106,7 @@ def json_form(head: bytes, suffix: str) -> Form | None:
             JsonDocument() if named else None)
     if named or re.match(rb"""\[\s*\{\s*["}]""", data):
         return JsonDocument()
-    is_json = is_whole and _is_json(data) or data[:1] == b"{" and _breaks_at(data, is_whole) in ("nowhere", "end")
+    is_json = (is_whole and _is_json(data)) or (data[:1] == b"{" and _breaks_at(data, is_whole) in ("nowhere", "end"))
     return JsonDocument() if is_json else None
 
 

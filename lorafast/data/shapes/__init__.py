@@ -1,10 +1,10 @@
-"""The shapes that records come in, and what each means. A shape knows the keys it needs and makes a uniform record of them.
+"""The shapes that records come in, and what each means. A shape knows the keys it needs and makes a record of them.
 
-    {"text": "..."}
-    {"prompt": "...", "completion": "..."}, {"instruction": ..., "input": ..., "output": ...} and their like     pairs.py
-    {"messages": [{"role": "user", "content": "..."}, ...]}, {"conversations": [{"from": "human", ...}]}         chats.py
-    {"prompt": [...messages], "completion": [...messages]}                                                       chats.py
-    {"prompt": ..., "chosen": ..., "rejected": ...}                                                        preferences.py
+pairs.py         {"prompt": "...", "completion": "..."}, {"instruction": ..., "input": ..., "output": ...}, ...
+chats.py         {"messages": [{"role": "user", "content": "..."}, ...]}, {"conversations": [{"from": "human", ...}]},
+                 {"prompt": [...messages], "completion": [...messages]}
+preferences.py   {"prompt": ..., "chosen": ..., "rejected": ...}
+here             {"text": "..."}
 """
 from __future__ import annotations
 
@@ -82,6 +82,6 @@ def unknown_keys(what: str, keys: Iterable[str]) -> str:
     """What is said about data whose keys, or columns, make none of the shapes."""
     shown = list(keys)
     names = ", ".join(map(repr, shown[:6])) or "none"
-    first, last = (shown + ["A", "B"])[:2] if len(shown) < 2 else (shown[0], shown[-1])
+    first, last = (shown[0], shown[-1]) if len(shown) > 1 else [*shown, "A", "B"][:2]
     return (f"its {what} are {names}; known are {KNOWN} and their like (docs/data.md); for others say which is which: "
             f"--field prompt={first} --field completion={last}")

@@ -74,7 +74,8 @@ def chat_of(turns: list[dict[str, Any]], value: Mapping[str, Any]) -> Chat:
     roles = {message["role"] for message in messages}
     if ASSISTANT not in roles:
         unknown = sorted(roles - {*ROLES.values()})
-        names = f"; its roles are {', '.join(map(repr, sorted(roles)))}; known are {', '.join(ROLES)}" if unknown else ""
+        found = ", ".join(map(repr, sorted(roles)))
+        names = f"; its roles are {found}; known are {', '.join(ROLES)}" if unknown else ""
         raise BadRecord(f"it has no message of the assistant{names}")
     kwargs = value.get("chat_template_kwargs") or {}
     if isinstance(kwargs, str):

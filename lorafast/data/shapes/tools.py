@@ -53,7 +53,9 @@ def call_of_text(text: str) -> dict[str, Any] | None:
 def _wrapped(function: Any) -> Any:
     """A bare {"name": ...} inside {"type": "function", "function": ...}; anything else as it is."""
     is_bare = isinstance(function, dict) and "name" in function and "function" not in function
-    return {"type": "function", "function": function} if is_bare and function.get("type", "function") == "function" else function
+    if is_bare and function.get("type", "function") == "function":
+        return {"type": "function", "function": function}
+    return function
 
 
 def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
