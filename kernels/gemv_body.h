@@ -127,7 +127,7 @@ GEMV_INLINE void FN(gemv_row_int)(vf *sum, int type, const uint8_t *row, const f
 GEMV_INLINE void FN(gemv_row_float)(vf *sum, int type, const uint8_t *row, const float *x, int K, int T) {
     float unpacked[QK];
     for (int k = 0; k < K; k += QK, x += QK) {
-        const int n = MIN(QK, K - k), bytes = n * ggml_formats[type].type_size;
+        const int n = MIN(QK, K - k), bytes = n / ggml_formats[type].block_size * ggml_formats[type].type_size;
         const float *w = unpacked;
         gemv_prefetch(row, bytes);
         if (type == GGML_F32) w = (const float *)row;

@@ -30,6 +30,15 @@ typedef BLOCK { f16_bits d; uint8_t q[16]; } block_iq4_nl;
 typedef BLOCK { f16_bits d; uint16_t scales_high; uint8_t scales_low[QK / 64], q[QK / 2]; } block_iq4_xs;
 typedef BLOCK { uint8_t q[QK / 4]; f16_bits d; } block_tq2_0;
 typedef BLOCK { uint8_t e, q[16]; } block_mxfp4;
+typedef BLOCK { uint8_t scales[4], q[32]; } block_nvfp4;
+typedef BLOCK { uint8_t q[48], high[4]; f16_bits d; } block_tq1_0;
+typedef BLOCK { f16_bits d; uint8_t q[QK / 8]; uint16_t high[QK / 32]; } block_iq1_s;
+typedef BLOCK { uint8_t q[QK / 8], high[QK / 16]; uint16_t scales[4]; } block_iq1_m;
+typedef BLOCK { f16_bits d; BLOCK { uint8_t index[4]; uint32_t signs; } groups[QK / 32]; } block_iq2_xxs;
+typedef BLOCK { f16_bits d; uint16_t q[QK / 8]; uint8_t scales[QK / 32]; } block_iq2_xs;
+typedef BLOCK { f16_bits d; uint8_t q[QK / 8], signs[QK / 8], high[QK / 32], scales[QK / 32]; } block_iq2_s;
+typedef BLOCK { f16_bits d; uint8_t q[QK / 4]; uint32_t signs[QK / 32]; } block_iq3_xxs;
+typedef BLOCK { f16_bits d; uint8_t q[QK / 4], high[QK / 32], signs[QK / 8], scales[QK / 64]; } block_iq3_s;
 
 /* A type without its struct ends here, as does a struct that has another size than the table says. */
 #define CHECK_SIZE(NAME, name, bytes) _Static_assert(sizeof(block_##name) == bytes, #name);
@@ -57,6 +66,17 @@ static inline float e8m0_half_to_f32(uint8_t e) {
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
+}
+
+/* Half of a float without sign, 4 bits of exponent (bias 7) and 3 of fraction: the scale of NVFP4. The eighth bit is
+ * ignored, and 0x7F, a NaN, is zero in ggml. */
+static inline float e4m3_half_to_f32(uint8_t code) {
+    const int exponent = code >> 3 & 15, fraction = code & 7;
+    const uint32_t bits = (uint32_t)(exponent + 119) << 23 | (uint32_t)fraction << 20;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    if (exponent == 0) x = fraction * 0x1p-10f;
+    return code == 0x7F ? 0 : x;
 }
 
 /* Exponent and fraction moved to float32's place make a float32 that is 2^112 too small, subnormals included.

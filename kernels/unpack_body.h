@@ -303,11 +303,36 @@ static void FN(unpack_mxfp4)(const void *blocks, int n_blocks, int16_t *q, float
     }
 }
 
+/* A digit of base 3 of each of 16 bytes, as -1, 0, 1: a byte is a fraction of 3^5 in 256ths, rounded up, of which the
+ * shift drops the digits above. */
+UNPACK_INLINE i16x16 FN(trits)(u8x16 packed, u8x16 shift) { return (FN(widen)(packed * shift) * 3 >> 8) - 1; }
+
+/* 5 times 32, 5 times 16 and 4 times 4 values: of all bytes the first digit, then of all the second. */
+static void FN(unpack_tq1_0)(const void *blocks, int n_blocks, int16_t *q, float *scale, float *min) {
+    const block_tq1_0 *b = blocks;
+    for (int i = 0; i < n_blocks; i++, b++, q += QK, scale += 8) {
+        const float d = FN(f16)(b->d);
+        for (int s = 0; s < 8; s++) scale[s] = d;
+        const u8x16 first = load_u8(b->q), second = load_u8(b->q + 16), third = load_u8(b->q + 32);
+        u8x16 shift = { 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 };
+        for (int digit = 0; digit < 5; digit++, shift *= 3) {
+            FN(store_q)(q + 32 * digit, FN(trits)(first, shift));
+            FN(store_q)(q + 32 * digit + 16, FN(trits)(second, shift));
+            FN(store_q)(q + 160 + 16 * digit, FN(trits)(third, shift));
+        }
+        const u8x16 four_shifts = { 1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27 };
+        const uint32_t high = load_u32(b->high);
+        FN(store_q)(q + 240, FN(trits)((u8x16)(u32x4){ high, high, high, high }, four_shifts));
+    }
+}
+
+#include "unpack_codebook_body.h"
+
 #define UNPACKER(NAME, name, bytes) [GGML_##NAME] = FN(unpack_##name),
-static const unpack_function FN(unpackers)[GGML_N_TYPES] = { GGML_BLOCK_TYPES(UNPACKER) };
+static const unpack_function FN(unpackers)[GGML_N_TYPES] = { GGML_INTEGER_TYPES(UNPACKER) };
 #undef UNPACKER
 
-/* ---- float types ---- */
+/* ---- types that are unpacked to float32 ---- */
 
 static void FN(unpack_f32_to_f32)(const void *values, int n, float *out) { memcpy(out, values, sizeof(float) * n); }
 
@@ -344,6 +369,22 @@ static void FN(unpack_f16_to_f32)(const void *values, int n, float *out) {
         f16_bits h;
         memcpy(&h, p + 2 * i, 2);
         out[i] = FN(f16)(h);
+    }
+}
+
+/* Values k0 .. of a row of NVFP4: 16 values share a scale, of which none is a small multiple of another's unit, so that
+ * no integers stand for them. */
+static void FN(unpack_nvfp4_to_f32)(const uint8_t *row, int k0, int n, float *out) {
+    while (n > 0) {                               /* 16 values at a time: the lower nibbles of 8 bytes, and the upper */
+        const int part = k0 / 16, skipped = k0 % 16, used = n < 16 - skipped ? n : 16 - skipped;
+        const block_nvfp4 *b = (const block_nvfp4 *)row + part / 4;
+        const float scale = e4m3_half_to_f32(b->scales[part % 4]);
+        uint64_t packed;
+        memcpy(&packed, b->q + 8 * (part % 4), 8);
+        const u8x16 codes = (u8x16)(u64x2){ packed, packed >> 4 } & 15;
+        const i16x16 levels = FN(widen_signed)(FN(lookup)(fp4_levels, codes));
+        for (int i = 0; i < used; i++) out[i] = scale * levels[skipped + i];
+        out += used, k0 += used, n -= used;
     }
 }
 
@@ -387,6 +428,7 @@ static void FN(unpack_to_f32)(int type, const void *row, int k0, int n, float *o
     if (type == GGML_F32) { FN(unpack_f32_to_f32)(bytes + 4 * (size_t)k0, n, out); return; }
     if (type == GGML_F16) { FN(unpack_f16_to_f32)(bytes + 2 * (size_t)k0, n, out); return; }
     if (type == GGML_BF16) { FN(unpack_bf16_to_f32)(bytes + 2 * (size_t)k0, n, out); return; }
+    if (type == GGML_NVFP4) { FN(unpack_nvfp4_to_f32)(bytes, k0, n, out); return; }
     int16_t q[QK];
     float scale[QK / 32], min[QK / 16], x[QK];
     while (n > 0) {                               /* 256 values at a time: one large or eight small blocks */

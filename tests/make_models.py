@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quant_blocks import set_iq1_m_scale
 
 from lorafast.gguf.quants import LAYOUTS, QUANTIZERS, dequantize, quantize
 from lorafast.gguf.reader import GGUFFile
@@ -138,7 +139,10 @@ def random_blocks(rng: np.random.Generator, type: GGMLType, rows: int, columns: 
 def set_scales(blocks: np.ndarray, type: GGMLType, d: np.ndarray, dmin: np.ndarray) -> None:
     """Writes the float16 scales d and, where the type has one, dmin (blocks,) into blocks, uint8 (blocks, bytes)."""
     fields = blocks.view(LAYOUTS[type])[:, 0]
-    fields["d"] = d
+    if type is GGMLType.IQ1_M:
+        set_iq1_m_scale(fields, d)
+    else:
+        fields["d"] = d
     if "dmin" in fields.dtype.names:
         fields["dmin"] = dmin
 

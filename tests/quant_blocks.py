@@ -9,6 +9,12 @@ SCALES = np.array([1.0, -1.0, 0.0, -0.0, 65504.0, -65504.0, 2.0**-14, 2.0**-24, 
 EXPONENTS = np.array([0, 1, 2, 3, 100, 120, 127, 128, 200, 251], np.uint8)
 
 
+def set_iq1_m_scale(fields: np.ndarray, d: np.ndarray) -> None:
+    """Writes float16 scales d (...) into the upper four bits of the 4 words of IQ1_M's blocks."""
+    nibbles = d.view(np.uint16)[..., None] >> np.arange(0, 16, 4, dtype=np.uint16)
+    fields["scales"] = fields["scales"] & 0x0FFF | nibbles << 12
+
+
 def blocks_of_every_kind(type: GGMLType) -> np.ndarray:
     """uint8 (3, bytes per row) whose values are all finite: rows of random, zero and one bits, with every scale."""
     rng = np.random.default_rng(int(type))
@@ -24,6 +30,9 @@ def blocks_of_every_kind(type: GGMLType) -> np.ndarray:
     fields = bits.view(LAYOUTS[type])[:, :, 0]
     for name in sorted({"x", "d", "m", "dmin"} & set(fields.dtype.names)):
         fields[name] = [rng.permutation(np.resize(SCALES, n_blocks)) for _ in range(3)]
+    if type is GGMLType.IQ1_M:              # whose scale lies in the upper four bits of 4 words
+        d = np.stack([rng.permutation(np.resize(SCALES, n_blocks)) for _ in range(3)])
+        set_iq1_m_scale(fields, d)
     if type is GGMLType.MXFP4:
         fields["e"] = [rng.permutation(np.resize(EXPONENTS, n_blocks)) for _ in range(3)]
     return bits.reshape(3, -1)

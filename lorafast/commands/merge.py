@@ -236,6 +236,9 @@ def _check_types(plan: _Plan, model: GGUFFile) -> None:
     if not plan.source.type.is_trainable:
         raise LoraFastError(f"{model.path}: tensor '{plan.name}' has type {plan.source.type.label}, which lorafast "
                             "cannot compute with; merge into an F16, Q8_0 or K-quant edition of the model")
+    if plan.name.removesuffix("weight") + "scale" in model.tensors:
+        raise LoraFastError(f"{model.path}: tensor '{plan.name}' has a scale in a tensor of its own, which lorafast does "
+                            "not apply; merge into an F16, Q8_0 or K-quant edition of the model")
     if not plan.type.is_mergeable:
         instead = GGMLType[plan.type.weights.merge_as].label.lower()
         raise LoraFastError(f"{model.path}: tensor '{plan.name}' is {plan.type.label}, which takes an importance matrix "
@@ -298,7 +301,7 @@ def _merge(plan: _Plan, chunk: slice) -> tuple[np.ndarray, Change]:
     with np.errstate(all="ignore"):         # what overflows is reported below
         stored = quantize(target, plan.type)
         got = dequantize(stored, plan.type)
-    if not np.isfinite(got).all():
+    if not (np.isfinite(target).all() and np.isfinite(got).all()):
         raise LoraFastError(f"tensor '{plan.name}' would hold values that are not finite: the change, or the model's "
                             f"own values, are too large for {plan.type.label}")
     if not plan.changes:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import quants
-from .quants import IQ4_VALUES, LAYOUTS, fields, inverse, scales_and_mins_k4
+from .block_fields import fields
+from .quants import IQ4_VALUES, LAYOUTS, inverse, scales_and_mins_k4
 from .types import GGMLType
 
 PIECE = 2**15

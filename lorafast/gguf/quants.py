@@ -4,9 +4,10 @@ This is the readable form of each format, and the reference for the C unpackers 
 values is a sequence of blocks; a block is a handful of packed fields, given here as a NumPy structured type. All
 formats store small integers q and scales:
 
-    x = d * q                  Q8_0, Q4_0, Q5_0, IQ4_NL, MXFP4  (32 values a block), TQ2_0 (256)
+    x = d * q                  Q8_0, Q4_0, Q5_0, IQ4_NL, MXFP4  (32 values a block), TQ1_0, TQ2_0 (256)
     x = d * q + m              Q4_1, Q5_1
     x = (d * sc) * q           Q3_K, Q6_K, IQ4_XS               (256 values a block; an integer sc for every 16 or 32)
+    x = sc * q                 NVFP4                            (64 values a block; a float sc for every 16)
     x = (d * sc) * q - dmin*m  Q2_K, Q4_K, Q5_K
 
 Everything is float32 with these roundings in this order, which makes the values equal to those of the `gguf` package
@@ -19,13 +20,15 @@ from collections.abc import Callable
 import numpy as np
 
 from ..errors import LoraFastError
+from . import quants_iq
+from .block_fields import bits_in_order, f32, fields, nibbles, scaled
 from .types import GGMLType
 
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 """The 16 levels of IQ4_NL and IQ4_XS: denser near zero, where weights are."""
 
 FP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
-"""The 16 levels of MXFP4: twice what a 4-bit float (sign, 2 bits of exponent, 1 of fraction) stands for."""
+"""The 16 levels of MXFP4 and NVFP4: twice what a 4-bit float (sign, 2 bits of exponent, 1 of fraction) stands for."""
 
 
 def dequantize(data: np.ndarray, type: GGMLType) -> np.ndarray:
@@ -76,42 +79,24 @@ LAYOUTS: dict[GGMLType, np.dtype] = {
     GGMLType.Q6_K: np.dtype([("q", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("d", "<f2")]),
     GGMLType.IQ4_NL: np.dtype([("d", "<f2"), ("q", "u1", 16)]),
     GGMLType.IQ4_XS: np.dtype([("d", "<f2"), ("scales_high", "<u2"), ("scales_low", "u1", 4), ("q", "u1", 128)]),
+    GGMLType.IQ1_S: np.dtype([("d", "<f2"), ("q", "u1", 32), ("high", "<u2", 8)]),
+    GGMLType.IQ1_M: np.dtype([("q", "u1", 32), ("high", "u1", 16), ("scales", "<u2", 4)]),
+    GGMLType.IQ2_XXS: np.dtype([("d", "<f2"), ("groups", [("index", "u1", 4), ("signs", "<u4")], 8)]),
+    GGMLType.IQ2_XS: np.dtype([("d", "<f2"), ("q", "<u2", 32), ("scales", "u1", 8)]),
+    GGMLType.IQ2_S: np.dtype([("d", "<f2"), ("q", "u1", 32), ("signs", "u1", 32), ("high", "u1", 8),
+                              ("scales", "u1", 8)]),
+    GGMLType.IQ3_XXS: np.dtype([("d", "<f2"), ("q", "u1", 64), ("signs", "<u4", 8)]),
+    GGMLType.IQ3_S: np.dtype([("d", "<f2"), ("q", "u1", 64), ("high", "u1", 8), ("signs", "u1", 32),
+                              ("scales", "u1", 4)]),
+    GGMLType.TQ1_0: np.dtype([("q", "u1", 48), ("high", "u1", 4), ("d", "<f2")]),
     GGMLType.TQ2_0: np.dtype([("q", "u1", 64), ("d", "<f2")]),
     GGMLType.MXFP4: np.dtype([("e", "u1"), ("q", "u1", 16)]),
+    GGMLType.NVFP4: np.dtype([("scales", "u1", 4), ("q", "u1", 32)]),
 }
 """A block of each type as a NumPy structured type."""
 
 
-# ---- helpers: unpacking fields of a few bits ----
-
-def _f32(column: np.ndarray) -> np.ndarray:
-    """A scale of each block as float32 (blocks, 1), to broadcast over the block's values."""
-    return column.astype(np.float32)[:, None]
-
-
-def fields(packed: np.ndarray, bits: int, group: int) -> np.ndarray:
-    """Fields of `bits` bits, lowest first, from bytes (blocks, n) taken in groups: the first field of every byte of a
-    group, then the second field of every byte, and so on. Returns uint8 (blocks, n * 8 // bits).
-    """
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    groups = packed.reshape(len(packed), -1, 1, group)
-    return ((groups >> shifts) & np.uint8(2**bits - 1)).reshape(len(packed), -1)
-
-
-def _nibbles(packed: np.ndarray, group: int = 16) -> np.ndarray:
-    return fields(packed, 4, group)
-
-
-def _bits_in_order(packed: np.ndarray) -> np.ndarray:
-    """Bit i of the block (little-endian) belongs to value i: the fifth bit of Q5_0 and Q5_1."""
-    return np.unpackbits(packed, axis=1, bitorder="little")
-
-
-def _scaled(scales: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """scales (blocks, n) times q (blocks, values), each scale for the next values / n values."""
-    blocks, n = scales.shape
-    return (scales[:, :, None] * q.reshape(blocks, n, -1).astype(np.float32)).reshape(blocks, -1)
-
+# ---- to float32 ----
 
 def scales_and_mins_k4(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The 6-bit scales and mins of the 8 sub-blocks of Q4_K and Q5_K, from 12 bytes: uint8 (blocks, 8) each.
@@ -123,8 +108,6 @@ def scales_and_mins_k4(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (np.concatenate([scales & 63, (rest & 15) | (scales >> 6 << 4)], axis=1),
             np.concatenate([mins & 63, (rest >> 4) | (mins >> 6 << 4)], axis=1))
 
-
-# ---- to float32 ----
 
 def _dequantize_f32(block: np.ndarray) -> np.ndarray:
     return block["x"].copy()
@@ -139,71 +122,86 @@ def _dequantize_bf16(block: np.ndarray) -> np.ndarray:
 
 
 def _dequantize_q8_0(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * block["q"]
+    return f32(block["d"]) * block["q"]
 
 
 def _dequantize_q4_0(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * (_nibbles(block["q"]).astype(np.float32) - 8)
+    return f32(block["d"]) * (nibbles(block["q"]).astype(np.float32) - 8)
 
 
 def _dequantize_q4_1(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * _nibbles(block["q"]) + _f32(block["m"])
+    return f32(block["d"]) * nibbles(block["q"]) + f32(block["m"])
 
 
 def _dequantize_q5_0(block: np.ndarray) -> np.ndarray:
-    q = _nibbles(block["q"]) | _bits_in_order(block["high"]) << 4
-    return _f32(block["d"]) * (q.astype(np.float32) - 16)
+    q = nibbles(block["q"]) | bits_in_order(block["high"]) << 4
+    return f32(block["d"]) * (q.astype(np.float32) - 16)
 
 
 def _dequantize_q5_1(block: np.ndarray) -> np.ndarray:
-    q = _nibbles(block["q"]) | _bits_in_order(block["high"]) << 4
-    return _f32(block["d"]) * q + _f32(block["m"])
+    q = nibbles(block["q"]) | bits_in_order(block["high"]) << 4
+    return f32(block["d"]) * q + f32(block["m"])
 
 
 def _dequantize_q2_K(block: np.ndarray) -> np.ndarray:
-    scales = _f32(block["d"]) * (block["scales"] & 15)              # (blocks, 16): one for every 16 values
-    mins = _f32(block["dmin"]) * (block["scales"] >> 4)
+    scales = f32(block["d"]) * (block["scales"] & 15)              # (blocks, 16): one for every 16 values
+    mins = f32(block["dmin"]) * (block["scales"] >> 4)
     q = fields(block["q"], 2, 32)
-    return _scaled(scales, q) - np.repeat(mins, 16, axis=1)
+    return scaled(scales, q) - np.repeat(mins, 16, axis=1)
 
 
 def _dequantize_q3_K(block: np.ndarray) -> np.ndarray:
     low, high = block["scales"][:, :8], block["scales"][:, 8:]      # 16 scales of 4 + 2 bits
     scales = fields(low, 4, 8) | fields(high, 2, 4) << 4
     q = fields(block["q"], 2, 32) | fields(block["high"], 1, 32) << 2
-    return _scaled(_f32(block["d"]) * (scales.astype(np.float32) - 32), q.astype(np.float32) - 4)
+    return scaled(f32(block["d"]) * (scales.astype(np.float32) - 32), q.astype(np.float32) - 4)
 
 
 def _dequantize_q4_K(block: np.ndarray) -> np.ndarray:
     scales, mins = scales_and_mins_k4(block["scales"])
-    q = _nibbles(block["q"], 32)
-    return _scaled(_f32(block["d"]) * scales, q) - np.repeat(_f32(block["dmin"]) * mins, 32, axis=1)
+    q = nibbles(block["q"], 32)
+    return scaled(f32(block["d"]) * scales, q) - np.repeat(f32(block["dmin"]) * mins, 32, axis=1)
 
 
 def _dequantize_q5_K(block: np.ndarray) -> np.ndarray:
     scales, mins = scales_and_mins_k4(block["scales"])
-    q = _nibbles(block["q"], 32) | fields(block["high"], 1, 32) << 4
-    return _scaled(_f32(block["d"]) * scales, q) - np.repeat(_f32(block["dmin"]) * mins, 32, axis=1)
+    q = nibbles(block["q"], 32) | fields(block["high"], 1, 32) << 4
+    return scaled(f32(block["d"]) * scales, q) - np.repeat(f32(block["dmin"]) * mins, 32, axis=1)
 
 
 def _dequantize_q6_K(block: np.ndarray) -> np.ndarray:
-    q = _nibbles(block["q"], 64) | fields(block["high"], 2, 32) << 4
-    return _scaled(_f32(block["d"]) * block["scales"], q.astype(np.float32) - 32)
+    q = nibbles(block["q"], 64) | fields(block["high"], 2, 32) << 4
+    return scaled(f32(block["d"]) * block["scales"], q.astype(np.float32) - 32)
 
 
 def _dequantize_iq4_nl(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * IQ4_VALUES[_nibbles(block["q"])]
+    return f32(block["d"]) * IQ4_VALUES[nibbles(block["q"])]
 
 
 def _dequantize_iq4_xs(block: np.ndarray) -> np.ndarray:
     low = fields(block["scales_low"], 4, 1)                        # 8 scales of 4 + 2 bits
     high = (block["scales_high"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
     scales = (low | high << 4).astype(np.float32) - 32
-    return _scaled(_f32(block["d"]) * scales, IQ4_VALUES[_nibbles(block["q"])])
+    return scaled(f32(block["d"]) * scales, IQ4_VALUES[nibbles(block["q"])])
+
+
+def _trits(packed: np.ndarray, n: int) -> np.ndarray:
+    """n digits of base 3, the highest first, of bytes (blocks, m): of all bytes the first, then of all the second.
+
+    A byte holds a fraction of 3^n in 256ths, rounded up: tripled, its carry is the next digit.
+    """
+    shifted = packed[:, None, :] * (3 ** np.arange(n)).astype(np.uint8)[:, None]
+    return (shifted.astype(np.uint16) * 3 >> 8).reshape(len(packed), -1)
+
+
+def _dequantize_tq1_0(block: np.ndarray) -> np.ndarray:
+    packed = block["q"]
+    q = np.concatenate([_trits(packed[:, :32], 5), _trits(packed[:, 32:], 5), _trits(block["high"], 4)], axis=1)
+    return f32(block["d"]) * (q.astype(np.float32) - 1)
 
 
 def _dequantize_tq2_0(block: np.ndarray) -> np.ndarray:
-    return _f32(block["d"]) * (fields(block["q"], 2, 32).astype(np.float32) - 1)
+    return f32(block["d"]) * (fields(block["q"], 2, 32).astype(np.float32) - 1)
 
 
 def _e8m0_half(e: np.ndarray) -> np.ndarray:
@@ -213,7 +211,24 @@ def _e8m0_half(e: np.ndarray) -> np.ndarray:
 
 def _dequantize_mxfp4(block: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):        # e = 255, a NaN in the standard, is the next power of two in ggml
-        return _f32(_e8m0_half(block["e"])) * FP4_VALUES[_nibbles(block["q"])]
+        return f32(_e8m0_half(block["e"])) * FP4_VALUES[nibbles(block["q"])]
+
+
+def _e4m3_halves() -> np.ndarray:
+    """float32 (256,): half of what each byte stands for as a float without sign, 4 bits of exponent and 3 of fraction;
+    the eighth bit is ignored, and 0x7F, a NaN, is zero in ggml.
+    """
+    code = np.arange(256)
+    exponent, fraction = code >> 3 & 15, (code & 7).astype(np.float32)
+    values = np.where(exponent == 0, fraction / 8, 1 + fraction / 8) * np.exp2(np.maximum(exponent, 1) - 8.0)
+    return np.where(code == 0x7F, 0, values).astype(np.float32)
+
+
+E4M3_HALVES = _e4m3_halves()
+
+
+def _dequantize_nvfp4(block: np.ndarray) -> np.ndarray:
+    return scaled(E4M3_HALVES[block["scales"]], FP4_VALUES[nibbles(block["q"], 8)])
 
 
 DEQUANTIZERS: dict[GGMLType, Callable[[np.ndarray], np.ndarray]] = {
@@ -223,7 +238,10 @@ DEQUANTIZERS: dict[GGMLType, Callable[[np.ndarray], np.ndarray]] = {
     GGMLType.Q2_K: _dequantize_q2_K, GGMLType.Q3_K: _dequantize_q3_K, GGMLType.Q4_K: _dequantize_q4_K,
     GGMLType.Q5_K: _dequantize_q5_K, GGMLType.Q6_K: _dequantize_q6_K,
     GGMLType.IQ4_NL: _dequantize_iq4_nl, GGMLType.IQ4_XS: _dequantize_iq4_xs,
-    GGMLType.TQ2_0: _dequantize_tq2_0, GGMLType.MXFP4: _dequantize_mxfp4,
+    GGMLType.IQ1_S: quants_iq.iq1_s, GGMLType.IQ1_M: quants_iq.iq1_m, GGMLType.IQ2_XXS: quants_iq.iq2_xxs,
+    GGMLType.IQ2_XS: quants_iq.iq2_xs, GGMLType.IQ2_S: quants_iq.iq2_s, GGMLType.IQ3_XXS: quants_iq.iq3_xxs,
+    GGMLType.IQ3_S: quants_iq.iq3_s, GGMLType.TQ1_0: _dequantize_tq1_0, GGMLType.TQ2_0: _dequantize_tq2_0,
+    GGMLType.MXFP4: _dequantize_mxfp4, GGMLType.NVFP4: _dequantize_nvfp4,
 }
 
 
@@ -309,11 +327,28 @@ def _quantize_q5_1(x: np.ndarray, block: np.ndarray) -> None:
     block["q"], block["high"] = _pack_nibbles(q), _pack_fifth_bits(q)
 
 
-def _quantize_tq2_0(x: np.ndarray, block: np.ndarray) -> None:
+def _ternary(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scale (blocks,) and levels 0 .. 2, uint8 like x, of the ternary formats."""
     d = np.abs(x).max(axis=1, keepdims=True)
-    q = (_round_half_away(x * inverse(d)) + 1).astype(np.uint8).reshape(len(x), 2, 4, 32)
-    block["d"] = d[:, 0]
-    block["q"] = np.bitwise_or.reduce(q << np.arange(0, 8, 2, dtype=np.uint8)[:, None], axis=2).reshape(len(x), 64)
+    return d[:, 0], (_round_half_away(x * inverse(d)) + 1).astype(np.uint8)
+
+
+def _pack_trits(q: np.ndarray, n: int) -> np.ndarray:
+    """The inverse of _trits: bytes (blocks, m) from digits (blocks, n * m); four digits have a fifth of zero."""
+    number = (q.reshape(len(q), n, -1) * 3 ** np.arange(4, 4 - n, -1)[:, None]).sum(axis=1)
+    return (number * 256 + 242) // 243
+
+
+def _quantize_tq1_0(x: np.ndarray, block: np.ndarray) -> None:
+    block["d"], q = _ternary(x)
+    block["q"] = np.concatenate([_pack_trits(q[:, :160], 5), _pack_trits(q[:, 160:240], 5)], axis=1)
+    block["high"] = _pack_trits(q[:, 240:], 4)
+
+
+def _quantize_tq2_0(x: np.ndarray, block: np.ndarray) -> None:
+    block["d"], q = _ternary(x)
+    block["q"] = np.bitwise_or.reduce(q.reshape(len(x), 2, 4, 32) << np.arange(0, 8, 2, dtype=np.uint8)[:, None],
+                                      axis=2).reshape(len(x), 64)
 
 
 _FP4_MIDPOINTS = (FP4_VALUES[:7] + FP4_VALUES[1:8]) / np.float32(2)
@@ -330,11 +365,24 @@ def _quantize_mxfp4(x: np.ndarray, block: np.ndarray) -> None:
     _, exponent = np.frexp(largest)                                # largest < 2^exponent
     e = np.where(largest > 0, np.clip(exponent + 124, 0, 254), 0)
     block["e"] = np.where(np.isfinite(largest), e, 255)            # what is not finite stays so
-    block["q"] = _pack_nibbles(_nearest_fp4(x / _f32(_e8m0_half(block["e"]))))
+    block["q"] = _pack_nibbles(_nearest_fp4(x / f32(_e8m0_half(block["e"]))))
+
+
+_E4M3_MIDPOINTS = (E4M3_HALVES[:126] + E4M3_HALVES[1:127]) / np.float32(2)
+
+
+def _quantize_nvfp4(x: np.ndarray, block: np.ndarray) -> None:
+    parts = x.reshape(len(x), 4, 16)
+    scales = np.searchsorted(_E4M3_MIDPOINTS, np.abs(parts).max(axis=2) / np.float32(FP4_VALUES.max()))
+    block["scales"] = scales
+    q = _nearest_fp4(parts * inverse(E4M3_HALVES[scales])[:, :, None])
+    block["q"] = (q[:, :, :8] | q[:, :, 8:] << 4).reshape(len(x), 32)
 
 
 QUANTIZERS: dict[GGMLType, Callable[[np.ndarray, np.ndarray], None]] = {
     GGMLType.F32: _quantize_f32, GGMLType.F16: _quantize_f16, GGMLType.BF16: _quantize_bf16,
     GGMLType.Q8_0: _quantize_q8_0, GGMLType.Q4_0: _quantize_q4_0, GGMLType.Q4_1: _quantize_q4_1,
-    GGMLType.Q5_0: _quantize_q5_0, GGMLType.Q5_1: _quantize_q5_1, GGMLType.TQ2_0: _quantize_tq2_0, GGMLType.MXFP4: _quantize_mxfp4,
+    GGMLType.Q5_0: _quantize_q5_0, GGMLType.Q5_1: _quantize_q5_1, GGMLType.TQ1_0: _quantize_tq1_0,
+    GGMLType.TQ2_0: _quantize_tq2_0, GGMLType.MXFP4: _quantize_mxfp4,
+    GGMLType.NVFP4: _quantize_nvfp4,
 }

@@ -53,31 +53,31 @@ class GGMLType(IntEnum):
     Q5_K = 13, 256, 176, Weights(17, q_max=31, min_every=32, fallback="Q5_1")
     Q6_K = 14, 256, 210, Weights(18, q_max=32 * 128, scale_every=256, fallback="Q8_0")
     Q8_K = 15, 256, 292
-    IQ2_XXS = 16, 256, 66
-    IQ2_XS = 17, 256, 74
-    IQ3_XXS = 18, 256, 98
-    IQ1_S = 19, 256, 50
+    IQ2_XXS = 16, 256, 66, Weights(19, q_max=43, fallback="IQ4_NL", merge_as="Q2_K")
+    IQ2_XS = 17, 256, 74, Weights(20, q_max=43 * 31, scale_every=256, fallback="IQ4_NL", merge_as="Q2_K")
+    IQ3_XXS = 18, 256, 98, Weights(23, q_max=62, fallback="IQ4_NL", merge_as="Q3_K")
+    IQ1_S = 19, 256, 50, Weights(24, q_max=9, fallback="IQ4_NL", merge_as="Q2_K")
     IQ4_NL = 20, 32, 18, Weights(25, q_max=127)
-    IQ3_S = 21, 256, 110
-    IQ2_S = 22, 256, 82
+    IQ3_S = 21, 256, 110, Weights(26, q_max=15, fallback="IQ4_NL", merge_as="Q3_K")
+    IQ2_S = 22, 256, 82, Weights(28, q_max=43 * 31, scale_every=256, fallback="IQ4_NL", merge_as="Q2_K")
     IQ4_XS = 23, 256, 136, Weights(30, q_max=127, fallback="IQ4_NL")
     I8 = 24, 1, 1
     I16 = 25, 1, 2
     I32 = 26, 1, 4
     I64 = 27, 1, 8
     F64 = 28, 1, 8
-    IQ1_M = 29, 256, 56
+    IQ1_M = 29, 256, 56, Weights(31, q_max=9 * 15, scale_every=256, fallback="IQ4_NL", merge_as="Q2_K")
     BF16 = 30, 1, 2, Weights(32)
     Q4_0_4_4 = 31, 32, 18
     Q4_0_4_8 = 32, 32, 18
     Q4_0_8_8 = 33, 32, 18
-    TQ1_0 = 34, 256, 54
+    TQ1_0 = 34, 256, 54, Weights(36, q_max=1, scale_every=256, fallback="Q4_0")
     TQ2_0 = 35, 256, 66, Weights(37, q_max=2, scale_every=256, fallback="Q4_0")
     IQ4_NL_4_4 = 36, 32, 18
     IQ4_NL_4_8 = 37, 32, 18
     IQ4_NL_8_8 = 38, 32, 18
     MXFP4 = 39, 32, 17, Weights(38, q_max=12)
-    NVFP4 = 40, 64, 36
+    NVFP4 = 40, 64, 36, Weights(39)
     Q1_0 = 41, 128, 18
     Q2_0 = 42, 64, 18
 

@@ -159,6 +159,30 @@ def test_every_type_is_written(tmp_path, type):
             assert nmse(tensor.to_float32(), dequantize(quantize(w, type), type)) < 1e-3
 
 
+@pytest.mark.parametrize("type, instead", [("IQ2_XS", "q2_k"), ("IQ3_S", "q3_k")])
+def test_types_that_take_an_importance_matrix_are_merged_into_others(tmp_path, type, instead):
+    model, adapter = model_and_adapter(tmp_path, type=type, targets=["attn_q"], **OF_256)
+    with pytest.raises(LoraFastError, match=f"is {type.lower()}, .*--type {instead}, or with --type f16 .*--imatrix"):
+        merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)])
+    merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)], type=MERGE_TYPES[instead])
+    assert GGUFFile(tmp_path / "merged.gguf").tensors["blk.0.attn_q.weight"].type is MERGE_TYPES[instead]
+
+
+def test_a_scale_in_a_tensor_of_its_own_is_refused(tmp_path):
+    """As NVFP4 files have them: values would be wrong by that factor."""
+    model, adapter = model_and_adapter(tmp_path, type="NVFP4", n_ff=128, targets=["attn_q"])
+    scale = TensorToWrite("blk.0.attn_q.scale", GGMLType.F32, (1,), np.array([0.5], np.float32))
+    tensors = [TensorToWrite(t.name, t.type, t.shape, t.data) for t in model.tensors.values()]
+    types = [(key, model.value_types[key] if model.value_types[key][1] else model.value_types[key][0], value)
+             for key, value in model.metadata.items()]
+    write_gguf(tmp_path / "scaled.gguf", types, [*tensors, scale])
+    scaled = GGUFFile(tmp_path / "scaled.gguf")
+    with pytest.raises(LoraFastError, match=r"blk.0.attn_q.weight' has a scale in a tensor of its own"):
+        merge_model(tmp_path / "merged.gguf", scaled, [(adapter, 1.0)])
+    with pytest.raises(LoraFastError, match=r"blk.0.attn_q.scale"):
+        read_hparams(scaled)
+
+
 def test_rows_that_are_no_whole_blocks(tmp_path):
     model, adapter = model_and_adapter(tmp_path, n_embd=64, n_ff=256, targets=["attn_q"])
     report = merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)], type=GGMLType.Q4_K)

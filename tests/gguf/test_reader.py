@@ -5,9 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from make_models import make_tiny, split_model
+from make_models import make_tiny, random_blocks, split_model
 
 from lorafast.errors import FormatError, LoraFastError
+from lorafast.gguf.quants import dequantize
 from lorafast.gguf.reader import GGUFFile, open_model
 from lorafast.gguf.types import FILE_TYPE_NAMES, GGMLType, GGUFValueType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
@@ -68,13 +69,22 @@ def test_mapping_outlives_the_file_object(tmp_path):
 
 def test_untrainable_tensors_are_listed_but_not_computed_with(tmp_path):
     write_gguf(tmp_path / "a", [], [
-        TensorToWrite("experts", GGMLType.IQ2_XXS, (4, 3, 512), np.zeros((12, 132), np.uint8)),
+        TensorToWrite("experts", GGMLType.Q8_K, (4, 3, 512), np.zeros((12, 584), np.uint8)),
         TensorToWrite("ids", GGMLType.I64, (5,), np.arange(5))])
     tensors = GGUFFile(tmp_path / "a").tensors
-    assert tensors["experts"].data.shape == (12, 132)
+    assert tensors["experts"].data.shape == (12, 584)
     np.testing.assert_array_equal(tensors["ids"].data.view(np.int64)[0], np.arange(5))
-    with pytest.raises(FormatError, match="tensor 'experts' has type iq2_xxs"):
+    with pytest.raises(FormatError, match="tensor 'experts' has type q8_K"):
         tensors["experts"].to_float32()
+
+
+def test_leading_dimensions_do_not_matter(tmp_path):
+    """Experts are 3-D, (E, N, K): rows of blocks as those of a matrix."""
+    blocks = random_blocks(np.random.default_rng(0), GGMLType.IQ3_S, 12, 512)
+    for shape in ((4, 3, 512), (2, 2, 3, 512)):
+        write_gguf(tmp_path / "a", [], [TensorToWrite("experts", GGMLType.IQ3_S, shape, blocks)])
+        tensor = GGUFFile(tmp_path / "a").tensors["experts"]
+        np.testing.assert_array_equal(tensor.to_float32(), dequantize(blocks, GGMLType.IQ3_S).reshape(shape))
 
 
 def test_data_at_odd_addresses(tmp_path):

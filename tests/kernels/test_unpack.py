@@ -31,7 +31,7 @@ def test_infinite_and_nan_scales(type, monkeypatch):
     data = np.random.default_rng(1).integers(0, 256, (64, 8 * type.type_size), dtype=np.uint8)
     with np.errstate(invalid="ignore", over="ignore"):
         expected = dequantize(data, type)
-    assert not np.isfinite(expected).all()
+    assert not np.isfinite(expected).all() or type is GGMLType.NVFP4       # whose scales are all finite
     for isa in available_isas():
         monkeypatch.setenv("LORAFAST_ISA", isa)
         np.testing.assert_array_equal(unpacked(data, type), expected)
@@ -71,8 +71,8 @@ def test_threads_give_equal_bits():
 def test_misfits_are_refused():
     data = np.zeros((2, 34), np.uint8)
     out = np.zeros((2, 32), np.float32)
-    with pytest.raises(ValueError, match=r"dequantize_rows: type 16 is not a trainable"):
-        dequantize_rows(out, data, GGMLType.IQ2_XXS, 1)
+    with pytest.raises(ValueError, match=r"dequantize_rows: type 15 is not a trainable"):
+        dequantize_rows(out, data, GGMLType.Q8_K, 1)
     for type in (-1, 4, 31, 1000):
         with pytest.raises(ValueError, match="not a trainable"):
             dequantize_rows(out, data, type, 1)
