@@ -1,7 +1,7 @@
 """LoRA fine-tuning of quantised GGUF language models on CPUs.
 
-From Python: `finetune` trains, `Model` opens a model with adapters; see lorafast.api. What these need is imported when
-they are first used.
+From Python: `finetune` trains, `Model` opens a model with adapters, the other commands are functions; see
+docs/python.md. What these need is imported when they are first used.
 """
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import Model as Model, finetune as finetune
+    from .commands.functions import (
+        check as check,
+        convert as convert,
+        merge as merge,
+        perplexity as perplexity,
+        plan as plan,
+    )
     from .errors import LoraFastError as LoraFastError
     from .options.finetune import FinetuneConfig as FinetuneConfig
     from .reporting.events import (
@@ -22,9 +29,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {"Model": "api", "finetune": "api", "FinetuneConfig": "options.finetune", "LoraFastError": "errors",
-          "Started": "reporting.events", "Step": "reporting.events", "Evaluation": "reporting.events",
-          "Continuation": "reporting.events", "Ended": "reporting.events"}
+_HOMES = {
+    "Model": "api", "finetune": "api",
+    **dict.fromkeys(("check", "convert", "merge", "perplexity", "plan"), "commands.functions"),
+    "FinetuneConfig": "options.finetune", "LoraFastError": "errors",
+    **dict.fromkeys(("Started", "Step", "Evaluation", "Continuation", "Ended"), "reporting.events"),
+}
 
 __all__ = ["__version__", *_HOMES]
 
@@ -33,3 +43,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lorafast' has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

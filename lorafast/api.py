@@ -2,18 +2,21 @@
 
     import lorafast
 
-    config = lorafast.FinetuneConfig(model_base="model.gguf", train_data=("chats.jsonl",), lora_out=("skill.gguf",))
-    lorafast.finetune(config, callback=print)
+    result = lorafast.finetune(model_base="model.gguf", train_data="chats.jsonl", run="first", callback=print)
 
-    model = lorafast.Model.open("model.gguf", lora=["skill.gguf"])
+    model = lorafast.Model.open("model.gguf", lora="first/adapter.gguf")
     for piece in model.generate("Once upon a time", temperature=0):
         print(piece, end="")
     logits = model.forward(model.tokenizer.encode("Once upon a time"))
 """
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +33,15 @@ from .network.hparams import read_hparams
 from .network.lora import Adapter
 from .network.network import Network
 from .network.next_token import Sampling
+from .options.declare import unknown
 from .options.finetune import FinetuneConfig
 from .options.tools import path_and_scale
-from .reporting.events import Observer
+from .options.values import options_of
+from .reporting.events import Evaluation, Event, Observer, Step
 from .system.threads import physical_cores
 from .tokenizer import Tokenizer, load_tokenizer
 from .tokenizer.text_stream import TextStream, text_of
+from .words import count
 
 if TYPE_CHECKING:
     from .training.run import Result
@@ -47,21 +53,51 @@ Lora = str | os.PathLike | tuple[str | os.PathLike, float]
 """An adapter or checkpoint of any form; text may end in `:SCALE`."""
 
 
-def finetune(config: FinetuneConfig | Mapping[str, Any], callback: Observer | None = None) -> Result:
-    """Trains an adapter, as `lorafast finetune` does, and returns how it ended.
+def finetune(config: FinetuneConfig | Mapping[str, Any] | None = None, *,
+             data: Iterable[Mapping[str, Any]] | None = None,
+             callback: Observer | None = None, **options: Any) -> Result:
+    """Trains an adapter, as `lorafast finetune` does, and returns how it ended, with the history of losses.
 
-    config    the options, or a mapping of them by name (`preset` and `config` may be among them)
+    config    all options at once, or a mapping of them by name, instead of `options`
+    data      records to train on, in place of the option train_data: what would be the lines of a JSONL file
     callback  is called with each event: Started, Step after every iteration, Evaluation, Continuation, Ended
-    (lorafast.reporting.events)
+    (lorafast.reporting.events). If it returns True the run ends, with everything saved
+    options   those of the command, by name, with `_` for `-`: run="first", model_base=..., train_data=..., epochs=3
 
     Raises LoraFastError, in one line, for whatever stands in the way; what was saved stays. An exception from the
     callback ends the run. In the main thread SIGINT ends it after the step under way, with everything saved.
     """
     from .training.run import finetune as train
 
-    if not isinstance(config, FinetuneConfig):
-        config = FinetuneConfig.complete(config)
-    return train(config, observers=[callback] if callback else [])
+    history: list[Event] = []
+
+    def remember(event: Event) -> None:
+        if isinstance(event, (Step, Evaluation)):
+            history.append(event)
+
+    with ExitStack() as stack:
+        if not isinstance(config, FinetuneConfig):
+            given = {**(config or {}), **options}
+            if data is not None:
+                given["train_data"] = _records_file(data, stack)
+            config = options_of(FinetuneConfig, given)
+        elif options or data is not None:
+            raise UsageError("either a FinetuneConfig, or options by name: not both")
+        result = train(config, observers=[remember, *([callback] if callback else [])])
+    return dataclasses.replace(result, history=tuple(history))
+
+
+def _records_file(records: Iterable[Mapping[str, Any]], stack: ExitStack) -> str:
+    """A JSONL file of the records that is deleted with `stack`."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lorafast-"))
+    path = os.path.join(folder, "records.jsonl")
+    with open(path, "w", encoding="utf-8") as file:
+        for number, record in enumerate(records, 1):
+            try:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"data: record {number} cannot be written as JSON: {error}") from None
+    return path
 
 
 class Model:
@@ -85,11 +121,11 @@ class Model:
         self.network.refresh(adapter)
 
     @classmethod
-    def open(cls, path: str | os.PathLike, lora: Sequence[Lora] = (), *, n_ctx: int | None = None,
+    def open(cls, path: str | os.PathLike, lora: Lora | Sequence[Lora] = (), *, n_ctx: int | None = None,
              n_threads: int | None = None) -> Model:
         """The model at `path` (GGUF) with adapters.
 
-        lora       paths, "PATH:SCALE" or (path, scale); their effects add up
+        lora       a path, "PATH:SCALE" or (path, scale), or several of them; their effects add up
         n_ctx      most tokens of a sequence; None: as many as the model was trained on, at most 8192
         n_threads  None: the physical cores that this process may use
 
@@ -99,7 +135,7 @@ class Model:
         hparams = read_hparams(gguf)
         base = BaseModel.from_gguf(gguf)
         adapters = []
-        for item in lora:
+        for item in [lora] if isinstance(lora, (str, os.PathLike)) or _is_scaled(lora) else lora:
             name, scale = item if isinstance(item, tuple) else path_and_scale(os.fspath(item))
             adapters.append((read_adapter(name, base), scale))
         file = stack(adapters)
@@ -113,19 +149,34 @@ class Model:
         softmax(result[t]) are the probabilities of token t + 1. Raises ValueError for ids out of range, none, or too
         many.
         """
-        tokens = np.ascontiguousarray(token_ids, np.int32)
-        if tokens.ndim != 1 or not 0 < len(tokens) <= self.n_ctx:
-            raise ValueError(f"token_ids has shape {tokens.shape}, wanted 1 to {self.n_ctx} (n_ctx) ids")
+        tokens = self._checked(token_ids)
         decoder = Decoder(self.network, self.adapter, len(tokens), self.n_threads)
         return np.concatenate([decoder.logits(x) for x in decoder.outputs(tokens)])
 
-    def generate(self, prompt: str | Sequence[int] | np.ndarray, *, n_predict: int = 128, stop: Sequence[str] = (),
-                 seed: int = 0, **sampling: Any) -> Iterator[str]:
+    def log_probabilities(self, text: str | Sequence[int] | np.ndarray) -> np.ndarray:
+        """ln of the probability of each token of a text (or of token ids) after the first, given all before it,
+        float64.
+
+        Their sum is the text's log-probability; exp of minus their mean its perplexity.
+        """
+        tokens = self.prompt_tokens(text) if isinstance(text, str) else np.ascontiguousarray(text, np.int32)
+        logits = self.forward(tokens)[:-1].astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True, initial=-np.inf)
+        return logits[np.arange(len(logits)), tokens[1:]] - np.log(np.exp(logits).sum(axis=1))
+
+    def hidden_states(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The last block's output at each token, float32 (T, n_embd), before the norm of the output."""
+        tokens = self._checked(token_ids)
+        decoder = Decoder(self.network, self.adapter, len(tokens), self.n_threads)
+        return np.concatenate([x.copy() for x in decoder.outputs(tokens)])
+
+    def generate(self, prompt: str | Sequence[int] | np.ndarray, *, n_predict: int = 128,
+                 stop: str | Sequence[str] = (), seed: int = 0, **sampling: Any) -> Iterator[str]:
         """Pieces of the text that follows `prompt`, as they come.
 
         prompt     text, in which control tokens may be spelled out (`<|im_end|>`), or token ids
         n_predict  most tokens
-        stop       texts before which to end, beside the model's own end of text
+        stop       text or texts before which to end, beside the model's own end of text
         seed       of the choice among tokens
         sampling   temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n: see sampling.Sampling
 
@@ -134,9 +185,13 @@ class Model:
         tokens = self.prompt_tokens(prompt) if isinstance(prompt, str) else np.ascontiguousarray(prompt, np.int32)
         if len(tokens) >= self.n_ctx:
             raise UsageError(f"the prompt's {len(tokens)} tokens leave no room in a context of {self.n_ctx} (--ctx)")
+        known = [field.name for field in dataclasses.fields(Sampling)]
+        for name in sampling:
+            if name not in known:
+                raise UsageError(unknown(name, known, "argument"))
         choose = chooser(Sampling(**sampling), seed)
         continuation = self.session.continuation(tokens, n_predict, choose, self.tokenizer.eog_ids)
-        return text_of(continuation, TextStream(self.tokenizer, stop))
+        return text_of(continuation, TextStream(self.tokenizer, [stop] if isinstance(stop, str) else stop))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, chat_template: str = "", **options: Any) -> Iterator[str]:
         """Pieces of the answer to a conversation, `[{"role": "user", "content": "..."}, ...]`.
@@ -158,7 +213,22 @@ class Model:
         tokens = self.tokenizer.encode(text, add_special=True, parse_special=True)
         return tokens if len(tokens) else np.array([self.tokenizer.bos_id or 0], np.int32)
 
+    def _checked(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        tokens = np.ascontiguousarray(token_ids, np.int32)
+        if tokens.ndim != 1 or not 0 < len(tokens) <= self.n_ctx:
+            raise ValueError(f"token_ids has shape {tokens.shape}, wanted 1 to {self.n_ctx} (n_ctx) ids")
+        return tokens
+
+    def __repr__(self) -> str:
+        pairs = count(len(self.adapter.specs), "adapted tensor")
+        return f"<lorafast.Model {self.gguf.path}, {self.network.hparams.arch}, {pairs}, n_ctx {self.n_ctx}>"
+
     @cached_property
     def session(self) -> Session:
         """What `generate` and `chat` have read; .speed is that of the last call."""
         return Session(Decoder(self.network, self.adapter, self.n_ctx, self.n_threads))
+
+
+def _is_scaled(lora: Any) -> bool:
+    """Whether this is one adapter with its factor rather than several adapters."""
+    return isinstance(lora, tuple) and len(lora) == 2 and isinstance(lora[1], (int, float))

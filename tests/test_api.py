@@ -252,3 +252,26 @@ def test_no_chat_template(path, tmp_path):
     pytest.importorskip("jinja2")
     with pytest.raises(LoraFastError, match="no chat template"):
         answers(make_tiny(tmp_path / "bare.gguf"), prompt="x", chat=True)
+
+
+def test_probabilities_states_and_what_a_model_is(tmp_path):
+    model = lorafast.Model.open(make_tiny(tmp_path / "model.gguf"), n_ctx=32)
+    tokens = [1, 300, 17, 263]
+    logits = model.forward(tokens).astype(np.float64)
+    expected = [row[token] - np.log(np.exp(row).sum()) for row, token in zip(logits, tokens[1:])]
+    np.testing.assert_allclose(model.log_probabilities(tokens), expected, rtol=1e-6)
+    assert model.log_probabilities(tokens[:1]).shape == (0,)
+    assert model.hidden_states(tokens).shape == (4, 64) and "model.gguf, llama, 0 adapted tensors" in repr(model)
+    with pytest.raises(UsageError, match=r"unknown argument temprature \(did you mean temperature\?\)"):
+        model.generate("x", temprature=1)
+
+
+def test_own_records_history_and_a_callback_that_stops(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = dict(model_base=make_tiny("model.gguf"), ctx=16, batch=2, adam_iter=5, raw_pairs=True)
+    result = lorafast.finetune(data=({"prompt": "the", "completion": " love"} for _ in range(8)), run="r", **options,
+                               callback=lambda event: isinstance(event, lorafast.Step) and event.iteration == 2)
+    assert (result.iteration, result.reason) == (2, "stopped by the callback")
+    assert [event.iteration for event in result.history] == [1, 2]
+    assert (tmp_path / "r" / "adapter.gguf").exists()
+    assert "convert" in dir(lorafast) and lorafast.check("r/adapter.gguf", "model.gguf") == []

@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from lorafast import api, cli
 from lorafast.data.shapes import parse_record
 from lorafast.options.declare import fields
 from lorafast.options.finetune import PRESETS, FinetuneConfig
+from lorafast.options.other_names import ALIASES, HINTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,6 +68,7 @@ def files(tmp_path_factory):
             Path(name).parent.mkdir(exist_ok=True)
             Path(name).write_text(f"{chat}\n" * 4)
         Path("pairs.jsonl").write_text('{"prompt": "thy", "completion": " love"}\n' * 4)
+        Path("faq.csv").write_text("question,answer\n" + "the love?,my sweet\n" * 20)
         Path("bad.jsonl").write_text(f'{chat}\n{{"text": 1}}\n')
         Path("run.toml").write_text('lora-r = 2\nwarmup = 1\n')
         train = ["finetune", "--model-base", "model.gguf", "--train-data", "chats.jsonl", "--metrics", "metrics.jsonl"]
@@ -90,8 +91,9 @@ def test_commands_run(page, files, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_python_runs(page, files, tmp_path, monkeypatch):
     monkeypatch.chdir(shutil.copytree(files, tmp_path / "files"))
+    quick = {"ctx": 160, "batch": 1, "adam_iter": 1}
     finetune = api.finetune
-    monkeypatch.setattr(api, "finetune", lambda config: finetune(replace(config, adam_iter=1, batch=1)))
+    monkeypatch.setattr(api, "finetune", lambda **options: finetune(**{**options, **quick}))
     for rest, text in blocks(page, "python"):
         assert rest in ("", "elsewhere"), f"{page.name}: ```python {rest}"
         if rest != "elsewhere":
@@ -101,7 +103,8 @@ def test_python_runs(page, files, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_options_exist(page):
     known = {name for command in cli.COMMANDS.values() for _, spec in fields(command.options)
-             for name in (*spec.names, *spec.off)} | {"--help", "--version"}
+             for name in (*spec.names, *spec.off)} | {"--help", "--help-all", "--version", "--completion"}
+    known |= {name for names in ALIASES.values() for name in names} | set(HINTS)       # other trainers' names
     prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     ours = [code for code in re.findall(r"`([^`]+)`", prose) if code.startswith(("-", "lorafast"))]
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", " ".join(ours))) <= known

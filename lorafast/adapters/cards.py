@@ -1,4 +1,4 @@
-"""What lies beside an adapter for the programs and people that use it: an Ollama Modelfile and a model card."""
+"""What lies beside an adapter for those who use it: a model card, and where a Modelfile (ollama.py) goes."""
 from __future__ import annotations
 
 import os
@@ -13,26 +13,6 @@ CARD, MODELFILE = ".md", ".Modelfile"
 """Ends of the names of what lies beside an adapter's file."""
 
 
-def modelfile(model_path: str, adapter_path: str | None = None, *,
-              parameters: Mapping[str, object] | None = None) -> str:
-    """The text of a Modelfile for `ollama create`: the model, and the GGUF adapter if it is not merged into it.
-
-    Ollama takes relative paths from the Modelfile's own folder, which is the adapter's (or the merged model's).
-    """
-    folder = os.path.dirname(os.path.abspath(adapter_path or model_path))
-    lines = [f"FROM {_path_from(folder, model_path)}"]
-    if adapter_path:
-        lines.append(f"ADAPTER {_path_from(folder, adapter_path)}")
-    lines += [f"PARAMETER {name} {value}" for name, value in (parameters or {}).items()]
-    return "\n".join(lines) + "\n"
-
-
-def _path_from(folder: str, path: str) -> str:
-    """`./name` for a file in the folder, an absolute path for any other."""
-    absolute = os.path.abspath(path)
-    return f"./{os.path.basename(absolute)}" if os.path.dirname(absolute) == folder else absolute
-
-
 def model_card(adapter: AdapterFile, base: BaseModel, adapter_path: str, *, model_path: str = "",
                training: Mapping[str, object] | None = None) -> str:
     """A short model card in Markdown, with the front matter that Hugging Face reads.
@@ -42,7 +22,7 @@ def model_card(adapter: AdapterFile, base: BaseModel, adapter_path: str, *, mode
     is_folder = adapter_path.endswith("/") or os.path.isdir(adapter_path)
     name = os.path.basename(adapter_path.rstrip("/"))
     base_name = base.source or base.name or os.path.basename(model_path) or "the base model"
-    front = ["---", *([f"base_model: {base.source}"] if base.source else []), "base_model_relation: adapter",
+    front = ["---", f"base_model: {base.source or base_name}", "base_model_relation: adapter",
              f"library_name: {'peft' if is_folder else 'gguf'}", "pipeline_tag: text-generation",
              "tags:", "- lora", "- lorafast", "---"]
     alpha = "1 (the file holds none)"

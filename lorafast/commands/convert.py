@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from ..adapters import AdapterFile, BaseModel, cards, read_adapter, write_adapter
 from ..adapters.adapter_file import fold, refuse_magnitudes
 from ..adapters.checkpoint import Geometry, TrainState, read_checkpoint, write_checkpoint
+from ..adapters.ollama import modelfile_for
 from ..errors import LoraFastError, UsageError
 from ..gguf.file_form import WRITTEN_FORMS, FileForm, form_of_name
 from ..gguf.reader import GGUFFile, open_model
@@ -211,7 +212,7 @@ def _companions(options: ConvertOptions, adapter: AdapterFile, form: FileForm, b
     """Writes them; returns the paths."""
     written = []
     if options.modelfile:
-        text = cards.modelfile(options.model_base, options.target)
+        text = modelfile_for(open_model(options.model_base), options.model_base, options.target)
         written.append(cards.write_beside(options.target, cards.MODELFILE, text))
     if options.card:
         text = cards.model_card(adapter, base, options.target, model_path=options.model_base)

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..adapters import AdapterFile, BaseModel, read_adapter
+from ..adapters.cards import MODELFILE, beside, write_beside
+from ..adapters.ollama import modelfile_for
 from ..errors import LoraFastError
 from ..gguf.file_form import FileForm
 from ..gguf.quantize_k import quantize
@@ -97,7 +99,10 @@ class Report:
 def run(options: MergeOptions, write: Callable[[str], None] = show) -> int:
     """The command: merges and reports, line by line, to `write`. Returns the exit status."""
     inputs = {options.model_base: "the base model", **{path: "an adapter" for path, _ in options.adapters()}}
-    check_overwriting([Target("--output", options.output, FileForm.MODEL)], inputs, force=options.force)
+    targets = [Target("--output", options.output, FileForm.MODEL)]
+    if options.modelfile:
+        targets.append(Target("--modelfile", str(beside(options.output, MODELFILE)), FileForm.MODELFILE))
+    check_overwriting(targets, inputs, force=options.force)
     model = open_model(options.model_base)
     base = BaseModel.from_gguf(model)
     adapters = []
@@ -111,6 +116,8 @@ def run(options: MergeOptions, write: Callable[[str], None] = show) -> int:
     for line in report_lines(report):
         write(line)
     write(f"wrote {options.output}, {megabytes(report.nbytes)}")
+    if options.modelfile:
+        write(f"wrote {write_beside(options.output, MODELFILE, modelfile_for(model, options.output))}")
     return 0
 
 

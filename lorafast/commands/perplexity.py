@@ -104,6 +104,14 @@ def run(config: PerplexityConfig, write: Callable[[str], None] = show) -> int:
     """The command: the base model, the adapted one, and what the adapter changes, each a line to `write`. Returns the
     exit status.
     """
+    results = measured(config, write)
+    if len(results) == 2:
+        write(change_line(*results))
+    return 0
+
+
+def measured(config: PerplexityConfig, write: Callable[[str], None] = lambda line: None) -> list[Perplexity]:
+    """Of the base model and of the adapted one, as far as they are asked for; a line for each to `write`."""
     try:
         with open(config.file, "rb") as file:
             text = file.read()
@@ -128,9 +136,7 @@ def run(config: PerplexityConfig, write: Callable[[str], None] = show) -> int:
         write(f"{name}: perplexity {result.value:.4f} ± {result.standard_error:.4f}, {len(result.losses)} tokens "
               f"predicted, {speed:.0f} a second")
         results.append(result)
-    if len(results) == 2:
-        write(change_line(*results))
-    return 0
+    return results
 
 
 def variants(config: PerplexityConfig) -> list[tuple[str, list[tuple[str, float]]]]:

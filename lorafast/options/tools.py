@@ -101,6 +101,7 @@ class MergeOptions(Options):
                        allowed=Allowed(f"one of {', '.join(MERGE_TYPES)}", lambda t: not t or t.lower() in MERGE_TYPES))
     threads: int | None = option(None, OPTIONS, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
                                  shown_default="physical cores")
+    modelfile: bool = option(False, OPTIONS, "", "also write NAME.Modelfile beside it, for `ollama create`")
     force: bool = force()
 
     def __post_init__(self) -> None:

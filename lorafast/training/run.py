@@ -49,6 +49,7 @@ from .starting import Source, Start, open_source, starting_point
 class Result:
     """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether a signal cut
     it short, the lowest loss on the data to evaluate on (inf if there is none), and that on the data to test on.
+    history: every step and evaluation, where lorafast.finetune was called.
     """
 
     iteration: int
@@ -59,6 +60,7 @@ class Result:
     test_loss: float = math.nan
     signal: int = 0
     """Which one cut it short; 0: none."""
+    history: tuple[Event, ...] = ()
 
 
 def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence[Observer] = ()) -> Result:
@@ -417,8 +419,8 @@ def _as_dict(config: FinetuneConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(config)}
 
 
-def plan(config: FinetuneConfig, write: Callable[[str], None]) -> None:
-    """Runs `lorafast plan`: writes, line by line, where a run with these options would spend memory and time."""
+def plan_of(config: FinetuneConfig) -> Plan:
+    """Where a run with these options would spend memory and time. LoraFastError, with what would fit, if nothing does."""
     with ExitStack() as stack:
         log = Log()
         opened = open_run(config, log, stack)
@@ -427,7 +429,12 @@ def plan(config: FinetuneConfig, write: Callable[[str], None]) -> None:
         if by_epochs or reads_records(config):
             data = open_training_data(config, log, opened.tokenizer, opened.gguf)
         memory_plan = opened.plan(longest_row(config, data))
-        if data is not None:
-            memory_plan = memory_plan.for_iterations(plan_course(config, data.train, SamplerState(), 0).n_iter)
-        for line in memory_plan.table():
-            write(line)
+        if data is None:
+            return memory_plan
+        return memory_plan.for_iterations(plan_course(config, data.train, SamplerState(), 0).n_iter)
+
+
+def plan(config: FinetuneConfig, write: Callable[[str], None]) -> None:
+    """Runs `lorafast plan`: writes the plan line by line."""
+    for line in plan_of(config).table():
+        write(line)

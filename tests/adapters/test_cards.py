@@ -1,9 +1,14 @@
 """Modelfiles and model cards: paths, front matter, and the commands they tell."""
 import pytest
+from make_models import STRING, make_tiny
 
 from lorafast.adapters import AdapterFile, BaseModel
-from lorafast.adapters.cards import model_card, modelfile, write_beside
+from lorafast.adapters.cards import model_card, write_beside
+from lorafast.adapters.ollama import Turn, modelfile, modelfile_for, stops, turn_of
+from lorafast.data.chat_template import ChatTemplate
+from lorafast.gguf.reader import GGUFFile
 from lorafast.gguf.roles import BLOCK_MATRICES
+from lorafast.tokenizer import load_tokenizer
 from tests.adapters.test_gguf import random_adapter
 from tests.network.test_lora import llama_shapes
 
@@ -18,8 +23,40 @@ def test_modelfile_of_an_adapter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert modelfile("model.gguf", "a.gguf") == "FROM ./model.gguf\nADAPTER ./a.gguf\n"
     assert modelfile("model.gguf", "out/a.gguf") == f"FROM {tmp_path}/model.gguf\nADAPTER ./a.gguf\n"
-    text = modelfile("merged.gguf", parameters={"temperature": 0.7})
-    assert text == "FROM ./merged.gguf\nPARAMETER temperature 0.7\n"
+    text = modelfile("merged.gguf", turn=Turn("[{{ .Prompt }}]", "be kind"), stop=["</s>"])
+    assert text == ('FROM ./merged.gguf\nTEMPLATE """[{{ .Prompt }}]"""\nSYSTEM """be kind"""\n'
+                    'PARAMETER stop "</s>"\n')
+
+
+CHATML = ("{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
+          "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+NO_SYSTEM = ("{{ '<s>' }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+             "{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else m.content + '</s>' }}{% endfor %}")
+
+
+def compiled(source):
+    return ChatTemplate(source, "t", bos_token="<s>", eos_token="</s>")
+
+
+def test_a_turn_is_made_from_the_models_template():
+    turn = turn_of(compiled(CHATML))
+    assert turn.system == "Be kind."
+    assert turn.template == (
+        "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}"
+        "<|im_start|>user\n{{ .Prompt }}<|im_end|>\n"
+        "<|im_start|>assistant\n{{ .Response }}<|im_end|>\n")
+    assert turn_of(compiled(NO_SYSTEM), "<s>") == Turn("[INST] {{ .Prompt }} [/INST]{{ .Response }}</s>")
+    assert turn_of(compiled("{{ raise_exception('never') }}")) is None
+
+
+def test_modelfile_for_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = make_tiny("model.gguf", metadata=[("tokenizer.chat_template", STRING, CHATML)])
+    text = modelfile_for(GGUFFile(model), "model.gguf")
+    assert 'TEMPLATE """{{ if .System }}' in text and 'SYSTEM """Be kind."""' in text
+    assert 'PARAMETER stop "</s>"' in text and stops(load_tokenizer(GGUFFile(model))) == ["</s>"]
+    assert modelfile_for(GGUFFile(make_tiny("plain.gguf")), "plain.gguf") == "FROM ./plain.gguf\n"
 
 
 def test_card_of_a_gguf_adapter():
@@ -45,7 +82,7 @@ def test_card_of_a_peft_folder():
 
 def test_card_that_knows_little():
     card = model_card(AdapterFile(adapter().pairs), BaseModel("llama", 2, 4, 2, False), "a.bin")
-    assert "base_model:" not in card and "llama-cli" not in card and "1 (the file holds none)" in card
+    assert "base_model: the base model" in card and "llama-cli" not in card and "1 (the file holds none)" in card
 
 
 @pytest.mark.parametrize("path, suffix, expected", [
