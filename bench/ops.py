@@ -98,41 +98,51 @@ def norm_backward_of_x(T: int) -> Arguments:
     return norm_backward(T) | dict(dgain=None)
 
 
+def layer_norm_forward(T: int) -> Arguments:
+    return dict(y=zeros(T, C), mean=zeros(T), rstd=zeros(T), x=normal(T, C), gain=normal(C), bias=normal(C), eps=1e-5)
+
+
+def layer_norm_backward(T: int) -> Arguments:
+    x = normal(T, C)
+    mean, rstd = x.mean(axis=1), 1 / np.sqrt(x.var(axis=1) + np.float32(1e-5))
+    return dict(dx=zeros(T, C), dgain=None, dy=normal(T, C), x=x, gain=normal(C), mean=mean, rstd=rstd)
+
+
 def rope(T: int) -> Arguments:
     cos, sin = rope_tables(T, 128, 10000.0)
     return dict(y=zeros(T, C), x=normal(T, C), cos=cos, sin=sin, positions=np.arange(T, dtype=np.int32), n_head=32,
                 interleaved=True)
 
 
-def rope_gradient(T: int) -> Arguments:
-    arguments = rope(T)
-    return dict(dx=arguments.pop("y"), dy=arguments.pop("x"), **arguments)
-
-
 def gated_forward(T: int) -> Arguments:
     return dict(h=zeros(T, F), gate=normal(T, F), up=normal(T, F))
 
 
-def gated_backward(T: int) -> Arguments:
-    return dict(dgate=zeros(T, F), dup=zeros(T, F), dh=normal(T, F), gate=normal(T, F), up=normal(T, F),
-                accumulate=True)
-
-
 def gated_in_place(T: int) -> Arguments:
     gate, up = normal(T, F), normal(T, F)
-    return dict(dgate=gate, dup=up, dh=normal(T, F), gate=gate, up=up, accumulate=False)
+    return dict(dgate=gate, dup=up, dh=normal(T, F), gate=gate, up=up)
+
+
+def activation_forward(T: int) -> Arguments:
+    return dict(y=zeros(T, F), x=normal(T, F))
+
+
+def activation_in_place(T: int) -> Arguments:
+    x = normal(T, F)
+    return dict(dx=x, dy=normal(T, F), x=x)
 
 
 def loss_forward(T: int) -> Arguments:
-    return dict(loss=zeros(T), logits=normal(T, V), targets=random_ints(V, T), floor=0.0)
-
-
-def loss_backward(T: int) -> Arguments:
-    return dict(dlogits=zeros(T, V), dloss=normal(T), logits=normal(T, V), targets=random_ints(V, T), floor=0.0)
+    return dict(loss=zeros(T), logits=normal(T, V), targets=random_ints(V, T), floor=0.0, soft_cap=0.0)
 
 
 def loss_forward_backward(T: int) -> Arguments:
-    return dict(loss=zeros(T), logits=normal(T, V), targets=random_ints(V, T), dloss=normal(T), floor=0.0)
+    return dict(loss=zeros(T), logits=normal(T, V), targets=random_ints(V, T), dloss=normal(T), floor=0.0,
+                soft_cap=0.0)
+
+
+def capped_loss(T: int) -> Arguments:
+    return loss_forward_backward(T) | dict(soft_cap=30.0)
 
 
 def adam(T: int) -> Arguments:
@@ -167,28 +177,35 @@ def dora_backward(T: int) -> Arguments:
     return dict(dz=zeros(T, C), dm=zeros(C), dy=normal(T, C), y=normal(T, C), m=normal(C), gain=normal(C))
 
 
-def attention_forward(T: int, H: int, HKV: int, D: int) -> Arguments:
+def attention_forward(T: int, H: int, HKV: int, D: int, window: int = 0, soft_cap: float = 0.0) -> Arguments:
     whole = np.array([0, T], np.int32)
     return dict(o=zeros(T, H * D), lse=zeros(T, H), q=normal(T, H * D), k=normal(T, HKV * D), v=normal(T, HKV * D),
-                q_begin=whole, k_begin=whole, scale=D**-0.5, window=0, n_head=H, n_head_kv=HKV)
+                sinks=None, q_begin=whole, k_begin=whole, scale=D**-0.5, window=window, soft_cap=soft_cap, n_head=H,
+                n_head_kv=HKV)
 
 
-def attention_backward(T: int, H: int, HKV: int, D: int) -> Arguments:
-    arguments = attention_forward(T, H, HKV, D)
-    importlib.import_module("lorafast.kernels.attention").attention_forward(**arguments, n_threads=1)
+def attention_backward(T: int, H: int, HKV: int, D: int, window: int = 0, soft_cap: float = 0.0) -> Arguments:
+    arguments = attention_forward(T, H, HKV, D, window, soft_cap)
+    del arguments["sinks"]
+    importlib.import_module("lorafast.kernels.attention").attention_forward(**arguments, sinks=None, n_threads=2)
     inputs = {name: arguments.pop(name) for name in ("q", "k", "v", "o", "lse")}
     return dict(dq=zeros(T, H * D), dk=zeros(T, HKV * D), dv=zeros(T, HKV * D), do=normal(T, H * D),
-                **inputs, **arguments, accumulate=True)
+                **inputs, **arguments)
 
 
 def causal_products(n: int) -> Callable[[Arguments], float]:
-    """Operations of n products of T × D with D × T of each head, the half of them that a causal mask leaves."""
-    return lambda a: n * a["q"].shape[0]**2 * a["q"].shape[1]
+    """Operations of n products of T × D with D × T of each head, as many of them as mask and window leave."""
+    def operations(a: Arguments) -> float:
+        T, width = a["q"].shape
+        window = min(a["window"] or T, T)
+        return 2 * n * (T * window - window**2 / 2) * width
+    return operations
 
 
 GATED = {"read": ("gate", "up"), "out": ("h",)}
-GATED_BACKWARD = {"read": ("dh", "gate", "up"), "gradients": ("dgate", "dup")}
-GATED_IN_PLACE = {"read": ("dh",), "changed": ("dgate", "dup"), "label": "in place"}
+GATED_BACKWARD = {"read": ("dh",), "changed": ("dgate", "dup")}
+ACTIVATION = {"read": ("x",), "out": ("y",)}
+ACTIVATION_BACKWARD = {"read": ("dy",), "changed": ("dx",)}
 
 OPS = [
     Op("rms_norm", "rms_norm_forward", norm_forward, 4096, ("x",), "memory scale", out=("y",)),
@@ -196,18 +213,24 @@ OPS = [
     Op("rms_norm", "rms_norm_backward", norm_backward_of_x, 4096, ("dy", "x"), "memory update", gradients=("dx",),
        label="gain frozen"),
     Op("rope", "rope_forward", rope, 4096, ("x", "cos", "sin"), "memory scale", out=("y",)),
-    Op("rope", "rope_backward", rope_gradient, 4096, ("dy", "cos", "sin"), "memory update", gradients=("dx",)),
+    Op("layer_norm", "layer_norm_forward", layer_norm_forward, 4096, ("x",), "memory scale", out=("y",)),
+    Op("layer_norm", "layer_norm_backward", layer_norm_backward, 4096, ("dy", "x"), "memory update", gradients=("dx",),
+       label="gain frozen"),
     Op("swiglu", "swiglu_forward", gated_forward, 2048, peak="memory scale", **GATED),
-    Op("swiglu", "swiglu_backward", gated_backward, 2048, peak="memory update", **GATED_BACKWARD),
-    Op("swiglu", "swiglu_backward", gated_in_place, 2048, peak="memory update", **GATED_IN_PLACE),
+    Op("swiglu", "swiglu_backward", gated_in_place, 2048, peak="memory update", **GATED_BACKWARD),
     Op("swiglu", "geglu_forward", gated_forward, 2048, peak="memory scale", **GATED),
-    Op("swiglu", "geglu_backward", gated_backward, 2048, peak="memory update", **GATED_BACKWARD),
-    Op("swiglu", "geglu_backward", gated_in_place, 2048, peak="memory update", **GATED_IN_PLACE),
+    Op("swiglu", "geglu_backward", gated_in_place, 2048, peak="memory update", **GATED_BACKWARD),
+    Op("swiglu", "reglu2_forward", gated_forward, 2048, peak="memory scale", **GATED),
+    Op("swiglu", "reglu2_backward", gated_in_place, 2048, peak="memory update", **GATED_BACKWARD),
+    Op("activation", "gelu_forward", activation_forward, 2048, peak="memory scale", **ACTIVATION),
+    Op("activation", "gelu_backward", activation_in_place, 2048, peak="memory update", **ACTIVATION_BACKWARD),
+    Op("activation", "relu_squared_forward", activation_forward, 2048, peak="memory scale", **ACTIVATION),
+    Op("activation", "relu_squared_backward", activation_in_place, 2048, peak="memory update", **ACTIVATION_BACKWARD),
     Op("cross_entropy", "cross_entropy_forward", loss_forward, 1024, ("logits",), "memory read", out=("loss",)),
-    Op("cross_entropy", "cross_entropy_backward", loss_backward, 1024, ("logits",), "memory update",
-       gradients=("dlogits",)),
     Op("cross_entropy", "cross_entropy_forward_backward", loss_forward_backward, 1024, (), "memory update",
        out=("loss",), changed=("logits",)),
+    Op("cross_entropy", "cross_entropy_forward_backward", capped_loss, 1024, (), "memory update", out=("loss",),
+       changed=("logits",), label="soft cap"),
     Op("adam", "adam_step", adam, 4096, ("grad",), "memory update", changed=("param", "m", "v")),
     Op("adam", "sum_of_squares", lambda T: dict(x=normal(T * C)), 8192, ("x",), "memory read"),
     Op("embedding", "embedding_forward", embedding, 8192, ("weight",), "memory scale", out=("y",)),
@@ -220,21 +243,23 @@ OPS = [
 ]
 
 
-def attention_ops(T: int, H: int, HKV: int, D: int) -> list[Op]:
-    label = f"T={T} H={H} HKV={HKV} D={D}"
+def attention_ops(T: int, H: int, HKV: int, D: int, window: int = 0, soft_cap: float = 0.0) -> list[Op]:
+    label = f"T={T} H={H} HKV={HKV} D={D}" + f" window={window}" * (window > 0) + f" soft cap={soft_cap:g}" * (soft_cap > 0)
+    sizes = H, HKV, D, window, soft_cap
     return [
-        Op("attention", "attention_forward", lambda rows: attention_forward(rows, H, HKV, D), T, ("q", "k", "v"), "f32",
+        Op("attention", "attention_forward", lambda rows: attention_forward(rows, *sizes), T, ("q", "k", "v"), "f32",
            out=("o", "lse"), operations=causal_products(2), label=label),
-        Op("attention", "attention_backward", lambda rows: attention_backward(rows, H, HKV, D), T,
-           ("q", "k", "v", "o", "lse", "do"), "f32", gradients=("dq", "dk", "dv"), operations=causal_products(5),
+        Op("attention", "attention_backward", lambda rows: attention_backward(rows, *sizes), T,
+           ("q", "k", "v", "o", "lse", "do"), "f32", out=("dq", "dk", "dv"), operations=causal_products(5),
            label=label),
     ]
 
 
 def ops(full: bool) -> list[Op]:
-    heads = [(512, 12, 12, 64), (2048, 32, 4, 64)]
+    heads: list[tuple] = [(512, 12, 12, 64), (2048, 32, 4, 64), (4096, 8, 2, 64), (4096, 8, 2, 64, 512)]
     if full:
         heads += [(T, *shape) for T in (64, 4096) for shape in ((12, 12, 64), (32, 4, 64), (32, 32, 128))]
+        heads += [(2048, 32, 4, 64, 0, 50.0)]
     return [*OPS, *(op for shape in heads for op in attention_ops(*shape))]
 
 

@@ -31,14 +31,16 @@ typedef struct {
     const float *q, *k, *v;             /* (T, H D), (S, HKV D), (S, HKV Dv) */
     float *o_out, *lse_out;             /* (T, H Dv), (T, H): outputs of forward */
     const float *o, *lse, *d_o;         /* the same as inputs of backward, and the gradient of o */
-    float *dq, *dk, *dv;                /* like q, k, v: added to by backward */
+    float *dq, *dk, *dv;                /* like q, k, v: added to by the work items of backward */
     float *delta;                       /* (T, H): sum_d do o, scratch of backward */
+    const float *sinks;                 /* (H,): a logit of each head that takes probability and adds no value; or NULL */
     const int *q_begin, *k_begin;       /* (n_seq + 1,): rows of q and of k that belong to a sequence */
     int n_head, n_head_kv, group;       /* H, HKV, H / HKV */
     int head_size, value_size;          /* D, Dv */
     int window;                         /* a query sees so many keys, its own the last; INT_MAX: all up to its own */
     int block;                          /* queries, and keys, of a backward work item: a multiple of KEY_TILE */
     float scale;
+    float soft_cap;                     /* c: scores s become c tanh(s / c); 0: they stay */
 } attention;
 
 /* Floats of scratch for each thread. */

@@ -3,10 +3,14 @@
 
 Sequences follow one another. Sequence s has the queries q_begin[s] .. q_begin[s+1] and the keys k_begin[s] ..
 k_begin[s+1], and its last query stands at its last key: with n = keys - queries, query i sees the keys j <= i + n, and
-of those only the newest `window` where that is not 0. Equal begins are training; more keys than queries, a prompt in
+of those only the newest `window` where that is not 0: those with 0 <= i + n - j < window. Equal begins are training; more keys than queries, a prompt in
 pieces or one token after a cache of keys and values. Query head h reads kv head h // (H / HKV).
 
     s_ij = scale q_i · k_j        lse_i = log Σ_j exp(s_ij)        p_ij = exp(s_ij - lse_i)        o_i = Σ_j p_ij v_j
+
+With a soft cap c, c tanh(s_ij / c) takes the place of s_ij, before the mask. With sinks, one logit a head, exp(sink) is
+one more term of the sum under the logarithm: it takes probability and adds no value. Backward needs no more than lse
+to know of it.
 
 Forward goes through the keys tile by tile, with a running maximum m, sum l and output o of each query (online softmax):
 
@@ -16,7 +20,9 @@ and ends with o / l and lse = m + log l. Backward computes p again from lse, til
 is ds_ij = p_ij (dp_ij - Σ_j p_ij dp_ij), and that sum is do_i · o_i, called delta_i: no second pass over the keys.
 
     delta_i = do_i · o_i        dp_ij = do_i · v_j        ds_ij = p_ij (dp_ij - delta_i)
-    dv_j += Σ_i p_ij do_i       dq_i += scale Σ_j ds_ij k_j       dk_j += scale Σ_i ds_ij q_i
+    dv_j = Σ_i p_ij do_i        dq_i = scale Σ_j ds_ij k_j        dk_j = scale Σ_i ds_ij q_i
+
+Under a soft cap ds_ij is also multiplied by 1 - (s_ij / c)², s_ij being the capped score.
 
 Threads. Forward deals out blocks of rows. Backward cuts the queries and the keys of a sequence into blocks; a work item
 is a pair (query block a, key block b) of one kv head, and pairs run by diagonals: phase after phase, in each the pairs
@@ -24,7 +30,10 @@ with b = a - phase (mod the number of blocks). No two pairs of a phase share a q
 element of dq, dk and dv has one writer at a time, and its terms come in the same order for any number of threads; p is
 computed once; and even one sequence with few kv heads keeps all threads busy.
 
-Sources: Dao, FlashAttention-2, arXiv 2307.08691; Ainslie et al., grouped-query attention, arXiv 2305.13245.
+A tile of queries and keys of which a window hides everything is not computed.
+
+Sources: Dao, FlashAttention-2, arXiv 2307.08691; Ainslie et al., grouped-query attention, arXiv 2305.13245; Xiao et al.,
+attention sinks, arXiv 2309.17453, as logits of their own in gpt-oss; Gemma 2, arXiv 2408.00118 (soft cap).
 """
 from cython.parallel cimport prange, threadid
 from libc.string cimport memset
@@ -50,10 +59,11 @@ cdef extern from "attention.h" nogil:
         float *dk
         float *dv
         float *delta
+        const float *sinks
         const int *q_begin
         const int *k_begin
         int n_head, n_head_kv, group, head_size, value_size, window, block
-        float scale
+        float scale, soft_cap
     ctypedef void (*attention_rows)(const attention *a, int seq, int head_kv, int row, int n_rows,
                                     float *scratch) noexcept nogil
     ctypedef void (*attention_query)(const attention *a, int seq, int head, int head_end, float *scratch) noexcept nogil
@@ -76,8 +86,8 @@ cdef enum:
 
 
 cdef int set_inputs(attention *a, const char *op, const float[:, ::1] q, const float[:, ::1] k, const float[:, ::1] v,
-                    const int[::1] q_begin, const int[::1] k_begin, float scale, int window, int n_head,
-                    int n_head_kv) except -1:
+                    const int[::1] q_begin, const int[::1] k_begin, float scale, int window, float soft_cap,
+                    int n_head, int n_head_kv) except -1:
     """Checks what forward and backward have in common and fills it in."""
     cdef int n_seq = q_begin.shape[0] - 1, s, n_queries, n_keys
     name = op.decode()
@@ -85,7 +95,9 @@ cdef int set_inputs(attention *a, const char *op, const float[:, ::1] q, const f
         raise ValueError(f"{name}: {n_head} heads are no multiple of {n_head_kv} key/value heads")
     if window < 0:
         raise ValueError(f"{name}: window is {window}, wanted at least 0")
-    a.n_head, a.n_head_kv, a.group, a.scale = n_head, n_head_kv, n_head // n_head_kv, scale
+    if not soft_cap >= 0:
+        raise ValueError(f"{name}: soft_cap is {soft_cap:g}, wanted at least 0")
+    a.n_head, a.n_head_kv, a.group, a.scale, a.soft_cap = n_head, n_head_kv, n_head // n_head_kv, scale, soft_cap
     a.head_size, a.value_size = q.shape[1] // n_head, v.shape[1] // n_head_kv
     a.window = window if window else INT_MAX
     require_2d(op, "q", q.shape, q.shape[0], n_head * a.head_size)
@@ -122,27 +134,33 @@ cdef float *take_scratch(const char *op, Py_ssize_t n) except NULL:
 
 
 def attention_forward(float[:, ::1] o not None, float[:, ::1] lse not None, const float[:, ::1] q not None,
-                      const float[:, ::1] k not None, const float[:, ::1] v not None, const int[::1] q_begin not None,
-                      const int[::1] k_begin not None, float scale, int window, int n_head, int n_head_kv,
-                      int n_threads):
+                      const float[:, ::1] k not None, const float[:, ::1] v not None, const float[::1] sinks,
+                      const int[::1] q_begin not None, const int[::1] k_begin not None, float scale, int window,
+                      float soft_cap, int n_head, int n_head_kv, int n_threads):
     """o_i = Σ_j softmax_j(scale q_i · k_j) v_j over the keys j that query i sees; see the head of this module.
 
     o           float32 (T, H·Dv), OUT
-    lse         float32 (T, H), OUT, saved for backward: log Σ_j exp(scale q_i · k_j)
+    lse         float32 (T, H), OUT, saved for backward: log Σ_j exp(s_ij), the sink included
     q           float32 (T, H·D)
     k           float32 (S, HKV·D)
     v           float32 (S, HKV·Dv)
+    sinks       float32 (H,): a logit of each head that stands for no key; or None
     q_begin     int32 (n_seq + 1,): where each sequence's queries begin, from 0 to T
     k_begin     int32 (n_seq + 1,): where its keys and values begin, from 0 to S; as many as queries or more
     scale       usually 1 / √D
     window      how many keys a query sees at most, its own included; 0: all up to its own
+    soft_cap    scores s, already scaled, become soft_cap · tanh(s / soft_cap); 0: they stay
     n_head      H
     n_head_kv   HKV, a divisor of H
     Raises ValueError for sizes that don't fit, MemoryError. Twin: lorafast.reference.attention.
     """
     cdef attention a
     cdef Py_ssize_t T = q.shape[0]
-    set_inputs(&a, "attention_forward", q, k, v, q_begin, k_begin, scale, window, n_head, n_head_kv)
+    set_inputs(&a, "attention_forward", q, k, v, q_begin, k_begin, scale, window, soft_cap, n_head, n_head_kv)
+    a.sinks = NULL
+    if sinks is not None:
+        require_1d("attention_forward", "sinks", sinks.shape, n_head)
+        a.sinks = &sinks[0]
     require_2d("attention_forward", "o", o.shape, T, n_head * a.value_size)
     require_2d("attention_forward", "lse", lse.shape, T, n_head)
     if T == 0:
@@ -181,18 +199,18 @@ def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
                        const float[:, ::1] do not None, const float[:, ::1] q not None, const float[:, ::1] k not None,
                        const float[:, ::1] v not None, const float[:, ::1] o not None, const float[:, ::1] lse not None,
                        const int[::1] q_begin not None, const int[::1] k_begin not None, float scale, int window,
-                       int n_head, int n_head_kv, bint accumulate, int n_threads):
+                       float soft_cap, int n_head, int n_head_kv, int n_threads):
     """Differentiates o_i = Σ_j p_ij v_j with p_ij = exp(scale q_i · k_j - lse_i); see the head of this module.
 
-    dq, dk, dv  float32, shapes of q, k and v, accumulated; or OUT, overwritten, where accumulate is false
+    dq, dk, dv  float32, shapes of q, k and v, OUT
     do          float32 (T, H·Dv)
-    o, lse      float32 (T, H·Dv) and (T, H), from forward
+    o, lse      float32 (T, H·Dv) and (T, H), from forward; lse holds what sinks took
     The rest as in forward.
     Raises ValueError for sizes that don't fit, MemoryError. Twin: lorafast.reference.attention.
     """
     cdef attention a
     cdef Py_ssize_t T = q.shape[0]
-    set_inputs(&a, "attention_backward", q, k, v, q_begin, k_begin, scale, window, n_head, n_head_kv)
+    set_inputs(&a, "attention_backward", q, k, v, q_begin, k_begin, scale, window, soft_cap, n_head, n_head_kv)
     require_2d("attention_backward", "dq", dq.shape, T, q.shape[1])
     require_2d("attention_backward", "dk", dk.shape, k.shape[0], k.shape[1])
     require_2d("attention_backward", "dv", dv.shape, v.shape[0], v.shape[1])
@@ -200,6 +218,8 @@ def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
     require_2d("attention_backward", "o", o.shape, T, n_head * a.value_size)
     require_2d("attention_backward", "lse", lse.shape, T, n_head)
     if T == 0:
+        np.asarray(dk)[...] = 0
+        np.asarray(dv)[...] = 0
         return
     a.dq, a.dk, a.dv, a.d_o, a.o, a.lse = &dq[0, 0], &dk[0, 0], &dv[0, 0], &do[0, 0], &o[0, 0], &lse[0, 0]
 
@@ -224,14 +244,12 @@ def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
     cdef attention_token delta = attention_delta
     cdef attention_block backward_block = attention_backward_block
     cdef size_t q_row = sizeof(float) * q.shape[1], k_row = sizeof(float) * k.shape[1], v_row = sizeof(float) * v.shape[1]
-    if not accumulate:
-        for token in prange(T, nogil=True, num_threads=threads, schedule="static"):
-            memset(&dq[token, 0], 0, q_row)
-        for token in prange(k.shape[0], nogil=True, num_threads=threads, schedule="static"):
-            memset(&dk[token, 0], 0, k_row)
-            memset(&dv[token, 0], 0, v_row)
     for token in prange(T, nogil=True, num_threads=threads, schedule="static"):
+        memset(&dq[token, 0], 0, q_row)
         delta(&a, token)
+    for token in prange(k.shape[0], nogil=True, num_threads=threads, schedule="static"):
+        memset(&dk[token, 0], 0, k_row)
+        memset(&dv[token, 0], 0, v_row)
     cdef const int[:, ::1] block = np.array(blocks, np.int32)
     cdef int n_blocks = block.shape[0], phase, i, b, n
     for phase in range(phases):

@@ -79,6 +79,15 @@ static void FN(pack_columns)(float *to, const attention *a, int seq, int head_kv
 
 /* --- forward --- */
 
+/* The scores of a tile, in units of log 2, under the soft cap. */
+static void FN(cap_scores)(float *s, float soft_cap, const FN(view) *w) {
+    for (int j = 0; j < ROUND_UP(w->n_keys, 2); j++)
+        for (int i = 0; i < w->n_lanes; i += VF_WIDTH) {
+            float *s_ji = s + j * ROW_TILE + i;
+            vf_store(s_ji, vf_soft_cap(vf_load(s_ji), soft_cap * (float)M_LOG2E));
+        }
+}
+
 /* One key tile of the online softmax: scores, in units of log 2, become probabilities relative to the new running
  * maximum. decay = 2^(old maximum - new maximum) is what sums over earlier keys have to be multiplied with. */
 static void FN(online_softmax)(float *s, float *maximum, float *sum, float *decay, const FN(view) *w) {
@@ -125,7 +134,8 @@ static void FN(attention_forward_rows)(const attention *a, int seq, int head_kv,
         FN(view_rows)(views + t, a, seq, row + i, n);
         FN(pack_columns)(q_t + i * d_padded, a, seq, head_kv, row + i, n, a->q, d, a->scale * (float)M_LOG2E);
     }
-    for (int i = 0; i < n_tiles * ROW_TILE; i++) maximum[i] = -FLT_MAX, sum[i] = 0;
+    for (int i = 0; i < n_tiles * ROW_TILE; i++)
+        FN(begin_softmax)(a, head_kv * a->group + (row + i) % a->group, maximum + i, sum + i);
     memset(o, 0, sizeof(float) * n_tiles * ROW_TILE * dv_padded);
 
     const int key_end = views[n_tiles - 1].last[ROW_TILE - 1] + 1;
@@ -140,6 +150,7 @@ static void FN(attention_forward_rows)(const attention *a, int seq, int head_kv,
             if (!FN(view_keys)(w, key, n_keys)) continue;
             FN(product_of_columns)(w->n_keys, w->n_lanes, d, w->rows, p, ROW_TILE, k, d_padded,
                                    q_t + i * d_padded, ROW_TILE);
+            if (a->soft_cap > 0) FN(cap_scores)(p, a->soft_cap, w);
             FN(online_softmax)(p, maximum + i, sum + i, decay, w);
             FN(product)(FN(DECAY_AND_ADD), w->n_rows, dv_padded, w->keys, o + i * dv_padded, dv_padded, p, 1, ROW_TILE,
                         v, dv_padded, decay);
@@ -161,14 +172,22 @@ static void FN(attention_delta)(const attention *a, ptrdiff_t token) {
         a->delta[i] = FN(dot)(a->d_o + i * dv, a->o + i * dv, dv);
 }
 
-/* P^T = 2^(S^T - lse) and dS^T = scale P^T (dP^T - delta), in place of S^T and dP^T. */
-static void FN(softmax_backward)(float *s, float *dp, const float *lse, const float *delta, float scale,
-                                 const FN(view) *w) {
+/* P^T = 2^(S^T - lse) and dS^T = scale P^T (dP^T - delta), in place of S^T and dP^T. With a soft cap, forward had
+ * S = c tanh(S0 / c), so dS0 = dS (1 - (S / c)^2). */
+VF_INLINE void FN(softmax_backward)(float *s, float *dp, const float *lse, const float *delta, float scale, int capped,
+                                    float soft_cap, const FN(view) *w) {
+    const float to_cap = capped ? 1 / (soft_cap * (float)M_LOG2E) : 0;
     for (int j = 0; j < ROUND_UP(w->n_keys, STRIP); j++)
         for (int i = 0; i < w->n_lanes; i += VF_WIDTH) {
             float *s_ji = s + j * ROW_TILE + i, *dp_ji = dp + j * ROW_TILE + i;
-            vf p = FN(exp2)(vf_load(s_ji) - vf_load(lse + i));
+            vf score = vf_load(s_ji), tanh = vf_set1(0);
+            if (capped) {
+                tanh = vf_tanh(score * to_cap);
+                score = soft_cap * (float)M_LOG2E * tanh;
+            }
+            vf p = FN(exp2)(score - vf_load(lse + i));
             vf ds = scale * p * (vf_load(dp_ji) - vf_load(delta + i));
+            if (capped) ds *= 1 - tanh * tanh;
             if (w->masked) {
                 const vi visible = FN(sees)(w, j, i);
                 p = vf_select(visible, p, vf_set1(0));
@@ -231,7 +250,8 @@ static void FN(attention_backward_block)(const attention *a, int seq, int head_k
             /* s = scale q . k;  o = p v */
             FN(product_of_columns)(w.n_keys, w.n_lanes, d, w.rows, p, ROW_TILE, k_j, d_padded, q_t, ROW_TILE);
             FN(product_of_columns)(w.n_keys, w.n_lanes, dv, w.rows, ds, ROW_TILE, v_j, dv_padded, d_o_t, ROW_TILE);
-            FN(softmax_backward)(p, ds, lse, delta, a->scale, &w);
+            if (a->soft_cap > 0) FN(softmax_backward)(p, ds, lse, delta, a->scale, 1, a->soft_cap, &w);
+            else FN(softmax_backward)(p, ds, lse, delta, a->scale, 0, 0, &w);
             FN(product)(FN(ADD), w.n_keys, dv_padded, w.rows, dv_j, dv_padded, p, ROW_TILE, 1, d_o, dv_padded, NULL);
             FN(product)(FN(ADD), w.n_keys, d_padded, w.rows, dk_j, d_padded, ds, ROW_TILE, 1, q, d_padded, NULL);
             FN(product)(FN(ADD), n_rows, d_padded, w.keys, dq_sum, d_padded, ds, 1, ROW_TILE, k_j, d_padded, NULL);

@@ -43,7 +43,7 @@ static void FN(attention_forward_query)(const attention *a, int seq, int head, i
     const ptrdiff_t k_stride = (ptrdiff_t)a->n_head_kv * d, v_stride = (ptrdiff_t)a->n_head_kv * dv;
     const ptrdiff_t row = (ptrdiff_t)a->q_begin[seq] * a->n_head;
     float *maximum = scratch, *sum = scratch + a->n_head;
-    for (int h = head; h < head_end; h++) maximum[h] = -FLT_MAX, sum[h] = 0;
+    for (int h = head; h < head_end; h++) FN(begin_softmax)(a, h, maximum + h, sum + h);
     memset(a->o_out + (row + head) * dv, 0, sizeof(float) * (head_end - head) * dv);
 
     for (int key = key_end > a->window ? key_end - a->window : 0; key < key_end; key += QUERY_KEYS)
@@ -58,6 +58,10 @@ static void FN(attention_forward_query)(const attention *a, int seq, int head, i
                 if (n_keys - j >= VF_WIDTH) s = FN(dots)(q, k + j * k_stride, k_stride, d);
                 else for (int r = 0; r < n_keys - j; r++) s[r] = FN(dot)(q, k + (j + r) * k_stride, d);
                 s *= a->scale * (float)M_LOG2E;
+                if (a->soft_cap > 0) {
+                    s = vf_soft_cap(s, a->soft_cap * (float)M_LOG2E);
+                    for (int r = n_keys - j; r < VF_WIDTH; r++) s[r] = -INFINITY;
+                }
                 vf_store(p + j, s);
                 maxima = vf_max(maxima, s);
             }

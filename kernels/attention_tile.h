@@ -94,6 +94,13 @@ VF_INLINE vf FN(exp2)(vf x) {
     return p * (vf)((vi)shifted << 23);
 }
 
+/* Where the online softmax of a query of this head begins: with nothing, or with the sink's logit, in units of log 2. */
+VF_INLINE void FN(begin_softmax)(const attention *a, int head, float *maximum, float *sum) {
+    const float sink = a->sinks ? a->sinks[head] * (float)M_LOG2E : -FLT_MAX;
+    *maximum = sink < -FLT_MAX ? -FLT_MAX : sink;
+    *sum = a->sinks ? 1 : 0;
+}
+
 /* Rows of n floats: to = from, padded with zeros;  to += from;  to = factor from;  sum x y. */
 VF_INLINE void FN(pack_row)(float *to, const float *from, int n) {
     int i = 0;

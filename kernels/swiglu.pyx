@@ -1,7 +1,7 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Gated units of the feed-forward network: SwiGLU, and GeGLU with the tanh form of GELU.
+"""Gated units of the feed-forward network: SwiGLU, GeGLU with the tanh form of GELU, ReGLU² with the squared ReLU.
 
-Source: Shazeer, GLU Variants Improve Transformer, 2020; Hendrycks and Gimpel, Gaussian Error Linear Units, 2016.
+Sources: Shazeer, GLU Variants Improve Transformer, 2020; Hendrycks and Gimpel, Gaussian Error Linear Units, 2016; So et
+al., Primer, 2021 (squared ReLU).
 """
 from cython.parallel cimport prange
 
@@ -12,18 +12,13 @@ ctypedef void (*row_type)(float *h, const float *gate, const float *up, Py_ssize
 ctypedef void (*backward_row_type)(float *dgate, float *dup, const float *dh, const float *gate, const float *up,
                                    Py_ssize_t F) noexcept nogil
 
-cdef extern from *:
-    """
-    #include "simd.h"
-    #define SIMD_BODY "swiglu_body.h"
-    #include "simd_foreach.h"
-    """
+cdef extern from "activation.h":
     row_type swiglu_row "DISPATCH(swiglu_row)"
     row_type geglu_row "DISPATCH(geglu_row)"
+    row_type reglu2_row "DISPATCH(reglu2_row)"
     backward_row_type swiglu_backward_row "DISPATCH(swiglu_backward_row)"
     backward_row_type geglu_backward_row "DISPATCH(geglu_backward_row)"
-    backward_row_type swiglu_overwrite_row "DISPATCH(swiglu_overwrite_row)"
-    backward_row_type geglu_overwrite_row "DISPATCH(geglu_overwrite_row)"
+    backward_row_type reglu2_backward_row "DISPATCH(reglu2_backward_row)"
 
 
 cdef gated_forward(const char *op, row_type row, float[:, ::1] h, const float[:, ::1] gate, const float[:, ::1] up,
@@ -61,41 +56,57 @@ def swiglu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, 
 
 
 def swiglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, const float[:, ::1] dh not None,
-                    const float[:, ::1] gate not None, const float[:, ::1] up not None, bint accumulate,
-                    int n_threads):
+                    const float[:, ::1] gate not None, const float[:, ::1] up not None, int n_threads):
     """Differentiates h = gate σ(gate) · up:
 
-    dgate  += dh · up · σ(gate) (1 + gate (1 - σ(gate)))
-    dup    += dh · gate σ(gate)
+    dgate  = dh · up · σ(gate) (1 + gate (1 - σ(gate)))
+    dup    = dh · gate σ(gate)
 
-    dgate, dup    float32 (T, F), accumulated; or OUT, overwritten, where accumulate is false: then they may be gate
-                  and up, or one of them dh, itself
+    dgate, dup    float32 (T, F), OUT; they may be gate and up, or one of them dh, itself
     dh            float32 (T, F)
     gate, up      float32 (T, F), as in forward
     Raises ValueError for a shape that does not fit. Twin: lorafast.reference.swiglu.
     """
-    gated_backward("swiglu_backward", swiglu_backward_row if accumulate else swiglu_overwrite_row, dgate, dup, dh,
-                   gate, up, n_threads)
+    gated_backward("swiglu_backward", swiglu_backward_row, dgate, dup, dh, gate, up, n_threads)
 
 
 def geglu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, const float[:, ::1] up not None,
                   int n_threads):
     """h = gelu(gate) · up with gelu(z) = z (1 + tanh(s(z) / 2)) / 2 = z σ(s(z)), s(z) = 2 √(2/π) (z + 0.044715 z³).
 
-    Arguments as in swiglu_forward. Twin: lorafast.reference.swiglu.
+    Arguments and errors as in swiglu_forward. Twin: lorafast.reference.swiglu.
     """
     gated_forward("geglu_forward", geglu_row, h, gate, up, n_threads)
 
 
 def geglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, const float[:, ::1] dh not None,
-                   const float[:, ::1] gate not None, const float[:, ::1] up not None, bint accumulate,
-                   int n_threads):
+                   const float[:, ::1] gate not None, const float[:, ::1] up not None, int n_threads):
     """Differentiates h = gate σ(s(gate)) · up:
 
-    dgate  += dh · up · σ(s) (1 + gate (1 - σ(s)) s'(gate)) with s'(z) = 2 √(2/π) (1 + 3 · 0.044715 z²)
-    dup    += dh · gate σ(s)
+    dgate  = dh · up · σ(s) (1 + gate (1 - σ(s)) s'(gate)) with s'(z) = 2 √(2/π) (1 + 3 · 0.044715 z²)
+    dup    = dh · gate σ(s)
 
-    Arguments as in swiglu_backward. Twin: lorafast.reference.swiglu.
+    Arguments and errors as in swiglu_backward. Twin: lorafast.reference.swiglu.
     """
-    gated_backward("geglu_backward", geglu_backward_row if accumulate else geglu_overwrite_row, dgate, dup, dh, gate,
-                   up, n_threads)
+    gated_backward("geglu_backward", geglu_backward_row, dgate, dup, dh, gate, up, n_threads)
+
+
+def reglu2_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, const float[:, ::1] up not None,
+                   int n_threads):
+    """h = max(gate, 0)² · up.
+
+    Arguments and errors as in swiglu_forward. Twin: lorafast.reference.swiglu.
+    """
+    gated_forward("reglu2_forward", reglu2_row, h, gate, up, n_threads)
+
+
+def reglu2_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, const float[:, ::1] dh not None,
+                    const float[:, ::1] gate not None, const float[:, ::1] up not None, int n_threads):
+    """Differentiates h = max(gate, 0)² · up:
+
+    dgate  = dh · up · 2 max(gate, 0)
+    dup    = dh · max(gate, 0)²
+
+    Arguments and errors as in swiglu_backward. Twin: lorafast.reference.swiglu.
+    """
+    gated_backward("reglu2_backward", reglu2_backward_row, dgate, dup, dh, gate, up, n_threads)

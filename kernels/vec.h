@@ -28,6 +28,9 @@ typedef double FN(vd_type) __attribute__((vector_size(4 * VF_WIDTH), may_alias))
 #define vf_maximum FN(vf_maximum_)
 #define vf_transpose FN(vf_transpose_)
 #define vf_exp FN(vf_exp_)
+#define vf_abs FN(vf_abs_)
+#define vf_tanh FN(vf_tanh_)
+#define vf_soft_cap FN(vf_soft_cap_)
 #define vd_load FN(vd_load_)
 #define vd_sum FN(vd_sum_)
 #define vd_dot FN(vd_dot_)
@@ -150,6 +153,24 @@ VF_INLINE vf vf_exp(vf x) {
     const vi exponent = (__builtin_convertvector(n, vi) + 127) << 23;
     return p * (vf)exponent;
 }
+
+VF_INLINE vf vf_abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
+
+/* tanh(x), within 1.4 ulp; NaN for NaN. For |x| < 0.625 x + x^3 times a minimax polynomial of x^2, else
+ * 1 - 2 / (1 + exp(2 |x|)) with the sign of x. */
+VF_INLINE vf vf_tanh(vf x) {
+    const vf size = vf_abs(x), square = x * x, far = 1 - 2 / (1 + vf_exp(2 * size));
+    vf p = vf_set1(-5.71699487e-3f);
+    p = p * square + 2.06505377e-2f;
+    p = p * square - 5.37434816e-2f;
+    p = p * square + 1.33314908e-1f;
+    p = p * square - 3.33332837e-1f;
+    const vf near = x + x * square * p;
+    return vf_select(size < 0.625f, near, (vf)((vi)far | ((vi)x & (int)0x80000000)));
+}
+
+/* cap tanh(x / cap): x where it is small beside the cap, and never beyond it. */
+VF_INLINE vf vf_soft_cap(vf x, float cap) { return cap * vf_tanh(x / cap); }
 
 /* vd: VF_WIDTH / 2 float64, for sums that need them. vd_load reads as many float32; its loop becomes one conversion. */
 VF_INLINE vd vd_load(const float *p) {

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..api import Model
 from ..errors import LoraFastError, UsageError
+from ..kernels.cross_entropy import cross_entropy_forward
 from ..network.decoder import Decoder
 from ..options.use import PerplexityConfig
 from ..system.live import show_live
@@ -88,16 +89,11 @@ def window_losses(decoder: Decoder, window: np.ndarray, first: int) -> Iterator[
     for x in decoder.outputs(window[:-1]):
         for begin in range(max(first - at, 0), len(x), HEAD_TOKENS):
             part = x[begin:begin + HEAD_TOKENS]
-            yield losses_of(decoder.logits(part), window[at + begin + 1:at + begin + 1 + len(part)])
+            losses = np.empty(len(part), np.float32)
+            targets = window[at + begin + 1:at + begin + 1 + len(part)]
+            cross_entropy_forward(losses, decoder.logits(part), targets, 0, 0, decoder.n_threads)
+            yield losses
         at += len(x)
-
-
-def losses_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """-ln softmax(logits)[target] of each row, float64; `logits` (n, n_vocab) is used up."""
-    logits -= logits.max(axis=1, keepdims=True)
-    wanted = logits[np.arange(len(targets)), targets].astype(np.float64)
-    np.exp(logits, out=logits)
-    return np.log(logits.sum(axis=1, dtype=np.float64)) - wanted
 
 
 def run(config: PerplexityConfig, write: Callable[[str], None] = show) -> int:

@@ -136,8 +136,8 @@ class Attention:
         """s.cheap from queries, and keys and values of the same rows, or of one sequence with earlier ones before them."""
         begin, heads, scores = pass_.rows.q_begin, self.heads, self.scores
         k_begin = begin if len(k) == len(q) else np.array([0, len(k)], np.int32)
-        attention_forward(s.cheap.o, s.cheap.lse, q, k, v, begin, k_begin, scores.scale, scores.window, heads.n_head,
-                          heads.n_head_kv, pass_.n_threads)
+        attention_forward(s.cheap.o, s.cheap.lse, q, k, v, None, begin, k_begin, scores.scale, scores.window,
+                          scores.soft_cap, heads.n_head, heads.n_head_kv, pass_.n_threads)
 
     def _turn(self, q: np.ndarray, k: np.ndarray, pass_: Pass) -> None:
         self.rope.of_queries.turn(q, pass_.rows.positions, self.heads.n_head, pass_.n_threads)
@@ -176,7 +176,7 @@ class Attention:
         q, k = self._turned(q, k, s, pass_)
         begin, scores = pass_.rows.q_begin, self.scores
         attention_backward(dq, dk, dv, do, q, k, s.v, s.cheap.o, s.cheap.lse, begin, begin, scores.scale, scores.window,
-                           self.heads.n_head, self.heads.n_head_kv, False, pass_.n_threads)
+                           scores.soft_cap, self.heads.n_head, self.heads.n_head_kv, pass_.n_threads)
         dq, dk = self._turned_backward(dq, dk, q, k, s, pass_)
         d_qkv = self.qkv.gain_backward([dq, dk, dv], [s.q, s.k, s.v], pass_)
         # q, k, v = projections of normed = norm(x)

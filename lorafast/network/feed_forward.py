@@ -8,7 +8,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..kernels.swiglu import geglu_backward, geglu_forward, swiglu_backward, swiglu_forward
+from ..kernels.activation import gelu_backward, gelu_forward, relu_squared_backward, relu_squared_forward
+from ..kernels.swiglu import (
+    geglu_backward,
+    geglu_forward,
+    reglu2_backward,
+    reglu2_forward,
+    swiglu_backward,
+    swiglu_forward,
+)
 from .branch import BranchOutput, Nothing, Saved, given
 from .buffers import New, Scratch
 from .linear import Group
@@ -19,6 +27,9 @@ from .passes import Pass
 ACTIVATIONS: dict[tuple[str, bool], tuple[Callable[..., None], Callable[..., None]]] = {
     ("silu", True): (swiglu_forward, swiglu_backward),
     ("gelu", True): (geglu_forward, geglu_backward),
+    ("relu_squared", True): (reglu2_forward, reglu2_backward),
+    ("gelu", False): (gelu_forward, gelu_backward),
+    ("relu_squared", False): (relu_squared_forward, relu_squared_backward),
 }
 """Forward and backward by name, and whether there is a gate: f(act, *inner), f(*d_inner, d_act, *inner)."""
 
@@ -109,8 +120,8 @@ class FeedForward:
                              pass_: Pass) -> Sequence[np.ndarray]:
         """The gradients before the gains of `inner`, in its place. act and d_act are used up."""
         if not self.inner.has_gains(pass_.adapter):
-            self.activation_backward(*inner, d_act, *inner, False, pass_.n_threads)
+            self.activation_backward(*inner, d_act, *inner, pass_.n_threads)
             return inner
         places = [act, d_act][2 - len(inner):]                          # the gains' backward pass needs inner
-        self.activation_backward(*places, d_act, *inner, False, pass_.n_threads)
+        self.activation_backward(*places, d_act, *inner, pass_.n_threads)
         return self.inner.gain_backward(places, inner, pass_)

@@ -74,7 +74,7 @@ class Head:
         self._forward(z, h, normed, x_head, saved, pass_)
         y[:] = z[:, :y.shape[1]]
         loss, weights = empty(n), np.full(n, token_weight or 0, np.float32)
-        cross_entropy_forward_backward(loss, z, targets, weights, floor, pass_.n_threads)
+        cross_entropy_forward_backward(loss, z, targets, weights, floor, self.soft_cap, pass_.n_threads)
         if token_weight is not None:
             dz, = self.group.gain_backward([z], [y], pass_)
             self.group.backward(d_normed if need_dx else None, [dz], normed, h, pass_)

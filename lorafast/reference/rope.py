@@ -13,16 +13,10 @@ def heads(x, n_head):
 
 
 def rope_forward(y, x, cos, sin, positions, n_head, interleaved, n_threads):
+    """y = R x. R is a rotation, so backward, dx = Rᵀ dy, is the same with -sin."""
     a, b = pair_columns(2 * cos.shape[1], interleaved)
     c, s = cos[positions, None], sin[positions, None]
     rotated = heads(x, n_head).copy()
     rotated[..., a] = heads(x, n_head)[..., a] * c - heads(x, n_head)[..., b] * s
     rotated[..., b] = heads(x, n_head)[..., a] * s + heads(x, n_head)[..., b] * c
     y[:] = rotated.reshape(x.shape)
-
-
-def rope_backward(dx, dy, cos, sin, positions, n_head, interleaved, n_threads):
-    # forward: y = R x with R a rotation, so dx = R^T dy
-    rotated_back = np.empty_like(dy)
-    rope_forward(rotated_back, dy, cos, -sin, positions, n_head, interleaved, n_threads)
-    dx += rotated_back

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,8 @@ class Sizes:
     D: int
     Dv: int
     window: int = 0
+    soft_cap: float = 0
+    sinks: bool = False
 
     def arrays(self, rng, dtype=np.float32) -> tuple[np.ndarray, ...]:
         """q, k, v and do."""
@@ -30,21 +32,26 @@ class Sizes:
 
     @property
     def rest(self) -> tuple:
-        """q_begin, k_begin, scale, window, n_head, n_head_kv."""
+        """q_begin, k_begin, scale, window, soft_cap, n_head, n_head_kv."""
         begins = (np.cumsum((0, *counts), dtype=np.int32) for counts in (self.queries, self.keys))
-        return *begins, self.D**-0.5, self.window, self.n_head, self.n_head_kv
+        return *begins, self.D**-0.5, self.window, self.soft_cap, self.n_head, self.n_head_kv
+
+
+def sink_logits(sizes: Sizes, dtype) -> np.ndarray | None:
+    """One is far below the scores, one far above."""
+    return np.linspace(-9, 4, sizes.n_head).astype(dtype) if sizes.sinks else None
 
 
 def forward(op, sizes: Sizes, q, k, v, n_threads=1) -> tuple[np.ndarray, np.ndarray]:
     o = np.full((len(q), sizes.n_head * sizes.Dv), np.nan, q.dtype)
     lse = np.full((len(q), sizes.n_head), np.nan, q.dtype)
-    op.attention_forward(o, lse, q, k, v, *sizes.rest, n_threads)
+    op.attention_forward(o, lse, q, k, v, sink_logits(sizes, q.dtype), *sizes.rest, n_threads)
     return o, lse
 
 
 def backward(op, sizes: Sizes, q, k, v, do, o, lse, n_threads=1) -> tuple[np.ndarray, ...]:
     gradients = tuple(np.full_like(x, np.nan) for x in (q, k, v))
-    op.attention_backward(*gradients, do, q, k, v, o, lse, *sizes.rest, False, n_threads)
+    op.attention_backward(*gradients, do, q, k, v, o, lse, *sizes.rest, n_threads)
     return gradients
 
 
@@ -66,11 +73,18 @@ SIZES = {
     "group of 8": Sizes((90, 1), (97, 200), 8, 1, 64, 64),
     "window": Sizes((400, 1), (450, 300), 4, 2, 32, 32, window=70),
     "window of two": Sizes((120,), (120,), 1, 1, 16, 16, window=2),
+    "window far shorter than the text": Sizes((900,), (900,), 2, 1, 16, 16, window=40),
+    "soft cap": Sizes((150, 1), (170, 60), 4, 2, 32, 32, soft_cap=1.5),
+    "sinks": Sizes((150, 1), (170, 60), 4, 2, 32, 32, sinks=True),
+    "window, soft cap and sinks": Sizes((300, 2, 1), (310, 90, 60), 4, 2, 24, 40, window=50, soft_cap=2, sinks=True),
     "empty sequences": Sizes((0, 40, 0, 3, 0), (7, 40, 0, 9, 0), 2, 1, 16, 16),
 }
 
 
-@pytest.mark.parametrize("sizes", [Sizes((5, 3), (5, 3), 2, 1, 3, 3), Sizes((3, 1), (5, 4), 2, 2, 2, 3, window=3)])
+@pytest.mark.parametrize("sizes", [
+    Sizes((5, 3), (5, 3), 2, 1, 3, 3), Sizes((3, 1), (5, 4), 2, 2, 2, 3, window=3),
+    Sizes((5, 3), (6, 3), 2, 1, 3, 3, soft_cap=0.7), Sizes((5, 3), (6, 3), 4, 2, 3, 3, window=2, soft_cap=2, sinks=True),
+])
 def test_twin_gradients(rng, sizes):
     q, k, v, do = sizes.arrays(rng, np.float64)
     gradients = backward(twin, sizes, q, k, v, do, *forward(twin, sizes, q, k, v))
@@ -86,7 +100,8 @@ def test_kernel_equals_twin(isa, rng, sizes):
         assert nmse(value, exact[name]) < LIMITS[name], name
 
 
-@pytest.mark.parametrize("name", ["several tiles and blocks", "packed", "after a cache", "group of 8", "window"])
+@pytest.mark.parametrize("name", ["several tiles and blocks", "packed", "after a cache", "group of 8", "window",
+                                  "window, soft cap and sinks"])
 def test_threads_give_equal_bits(rng, name):
     arrays = SIZES[name].arrays(rng)
     one = everything(kernel, SIZES[name], *arrays)
@@ -136,6 +151,34 @@ def test_a_query_sees_its_window_and_nothing_else(isa, rng):
         poisoned[100] = kept
 
 
+@pytest.mark.parametrize("queries", [40, 1])
+@pytest.mark.parametrize("neutral", [dict(window=60), dict(soft_cap=1e9), dict(sinks=True)], ids=["window", "cap", "sinks"])
+def test_an_option_that_changes_nothing(isa, rng, monkeypatch, queries, neutral):
+    """A window as long as the text gives equal bits; a cap far above the scores or a sink of no weight the same values."""
+    plain = Sizes((queries,), (60,), 2, 1, 16, 16)
+    monkeypatch.setitem(forward.__globals__, "sink_logits",
+                        lambda sizes, dtype: np.full(2, -np.inf, dtype) if sizes.sinks else None)
+    arrays = plain.arrays(rng)
+    expected = everything(kernel, plain, *arrays)
+    for name, value in everything(kernel, replace(plain, **neutral), *arrays).items():
+        if "soft_cap" in neutral:
+            assert nmse(value, expected[name]) < LIMITS[name]
+        else:
+            np.testing.assert_array_equal(value, expected[name], name)
+
+
+@pytest.mark.parametrize("queries", [40, 1])
+def test_a_sink_takes_probability(isa, rng, queries):
+    """A sink far above the scores leaves nothing for the keys; lse is its logit then."""
+    sizes = Sizes((queries,), (60,), 2, 1, 16, 16, sinks=True)
+    q, k, v, _ = sizes.arrays(rng)
+    o, lse = np.empty_like(q), np.empty((queries, 2), np.float32)
+    kernel.attention_forward(o, lse, q, k, v, np.array([200, -200], np.float32), *sizes.rest, 1)
+    np.testing.assert_array_equal(o[:, :16], 0)
+    np.testing.assert_allclose(lse[:, 0], 200, rtol=1e-6)
+    np.testing.assert_array_equal(o[:, 16:], forward(kernel, replace(sizes, sinks=False), q, k, v)[0][:, 16:])
+
+
 @pytest.mark.parametrize("queries", [50, 1])
 def test_large_scores(isa, rng, queries):
     """Scores up to 1e5: the best key takes everything, lse is its score, nothing overflows, gradients stay finite."""
@@ -178,13 +221,17 @@ def test_nan_reaches_the_output(isa, rng, queries):
     (dict(q_begin=np.array([], np.int32), k_begin=np.array([], np.int32)), "q_begin is empty"),
     (dict(n_head=3), "3 heads are no multiple of 2"),
     (dict(window=-1), "window is -1"),
+    (dict(soft_cap=-2.5), "soft_cap is -2.5, wanted at least 0"),
+    (dict(soft_cap=np.nan), "soft_cap is nan"),
+    (dict(sinks=np.zeros(3, np.float32)), r"sinks has shape \(3,\), wanted \(4,\)"),
 ])
 def test_bad_arguments_are_refused_in_words(change, message):
     def zeros(*shape):
         return np.zeros(shape, np.float32)
 
-    good = dict(q=zeros(4, 32), k=zeros(6, 16), v=zeros(6, 16), q_begin=np.array([0, 4], np.int32),
-                k_begin=np.array([0, 6], np.int32), scale=1.0, window=0, n_head=4, n_head_kv=2, n_threads=1)
+    good = dict(q=zeros(4, 32), k=zeros(6, 16), v=zeros(6, 16), sinks=None, q_begin=np.array([0, 4], np.int32),
+                k_begin=np.array([0, 6], np.int32), scale=1.0, window=0, soft_cap=0, n_head=4, n_head_kv=2,
+                n_threads=1)
     kernel.attention_forward(zeros(4, 32), zeros(4, 4), **good)
     with pytest.raises(ValueError, match=message):
         kernel.attention_forward(zeros(4, 32), zeros(4, 4), **(good | change))

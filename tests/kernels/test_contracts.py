@@ -16,7 +16,7 @@ from numerics import nmse
 import lorafast.kernels
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.types import GGMLType
-from lorafast.reference import attention as attention_twin, rms_norm as rms_norm_twin
+from lorafast.reference import attention as attention_twin, layer_norm as layer_norm_twin, rms_norm as rms_norm_twin
 
 ROWS = (1, 3, 5)
 WIDTHS = (1, 7, 33, 64, 515)
@@ -80,9 +80,15 @@ def rope_forward(rng, T, n_rot):
     return dict(y=new(*x.shape), x=x, **rope_inputs(rng, T, n_rot))
 
 
-def rope_backward(rng, T, n_rot):
-    dy = normal(rng, T, 3 * (n_rot + 2))
-    return dict(dx=normal(rng, *dy.shape), dy=dy, **rope_inputs(rng, T, n_rot))
+def layer_norm_forward(rng, T, C):
+    return dict(y=new(T, C), mean=new(T), rstd=new(T), x=normal(rng, T, C), gain=normal(rng, C), bias=normal(rng, C),
+                eps=1e-5)
+
+
+def layer_norm_backward(rng, T, C):
+    x, gain, mean, rstd = normal(rng, T, C), normal(rng, C), new(T), new(T)
+    layer_norm_twin.layer_norm_forward(new(T, C), mean, rstd, x, gain, None, 1e-5, 1)
+    return dict(dx=normal(rng, T, C), dgain=normal(rng, C), dy=normal(rng, T, C), x=x, gain=gain, mean=mean, rstd=rstd)
 
 
 def gated_forward(rng, T, F):
@@ -90,11 +96,15 @@ def gated_forward(rng, T, F):
 
 
 def gated_backward(rng, T, F):
-    return {name: normal(rng, T, F) for name in ("dgate", "dup", "dh", "gate", "up")} | dict(accumulate=True)
+    return dict(dgate=new(T, F), dup=new(T, F), dh=normal(rng, T, F), gate=normal(rng, T, F), up=normal(rng, T, F))
 
 
-def gated_overwriting(rng, T, F):
-    return gated_backward(rng, T, F) | dict(dgate=new(T, F), dup=new(T, F), accumulate=False)
+def activation_forward(rng, T, F):
+    return dict(y=new(T, F), x=normal(rng, T, F))
+
+
+def activation_backward(rng, T, F):
+    return dict(dx=new(T, F), dy=normal(rng, T, F), x=normal(rng, T, F))
 
 
 def targets(rng, T, V):
@@ -102,16 +112,12 @@ def targets(rng, T, V):
 
 
 def cross_entropy_forward(rng, T, V):
-    return dict(loss=new(T), logits=normal(rng, T, V), targets=targets(rng, T, V), floor=1e-9)
-
-
-def cross_entropy_backward(rng, T, V):
-    return dict(dlogits=normal(rng, T, V), dloss=normal(rng, T), logits=normal(rng, T, V), targets=targets(rng, T, V),
-                floor=1e-9)
+    return dict(loss=new(T), logits=normal(rng, T, V), targets=targets(rng, T, V), floor=1e-9, soft_cap=2.0)
 
 
 def cross_entropy_forward_backward(rng, T, V):
-    return dict(loss=new(T), logits=normal(rng, T, V), targets=targets(rng, T, V), dloss=normal(rng, T), floor=0.0)
+    return dict(loss=new(T), logits=normal(rng, T, V), targets=targets(rng, T, V), dloss=normal(rng, T), floor=0.0,
+                soft_cap=2.0)
 
 
 def adam_step(rng, T, n):
@@ -134,24 +140,24 @@ def dequantize_rows(rng, T, K):
 
 
 def attention_inputs(rng, T, D):
-    """Two sequences, the first with keys from before its queries; 4 heads on 2 key and value heads, a window of 20."""
-    n_keys, first = T + 3 if T else 0, T // 3
+    """Two sequences with three keys from before their queries; 4 heads on 2 key and value heads, a window of 20."""
+    n_keys, first = T + 6 if T else 0, T // 3
     return dict(q=normal(rng, T, 4 * D), k=normal(rng, n_keys, 2 * D), v=normal(rng, n_keys, 2 * D),
-                q_begin=np.array([0, first, T], np.int32), k_begin=np.array([0, first + n_keys - T, n_keys], np.int32),
-                scale=D**-0.5, window=20, n_head=4, n_head_kv=2)
+                q_begin=np.array([0, first, T], np.int32), k_begin=np.array([0, first + 3 if T else 0, n_keys], np.int32),
+                scale=D**-0.5, window=20, soft_cap=2.0, n_head=4, n_head_kv=2)
 
 
 def attention_forward(rng, T, D):
-    return dict(o=new(T, 4 * D), lse=new(T, 4), **attention_inputs(rng, T, D))
+    return dict(o=new(T, 4 * D), lse=new(T, 4), sinks=normal(rng, 4), **attention_inputs(rng, T, D))
 
 
 def attention_backward(rng, T, D):
     inputs = attention_inputs(rng, T, D)
     o, lse = new(T, 4 * D), new(T, 4)
-    attention_twin.attention_forward(o, lse, **inputs)
+    attention_twin.attention_forward(o, lse, sinks=None, **inputs)
     q, k, v = inputs.pop("q"), inputs.pop("k"), inputs.pop("v")
-    return dict(dq=normal(rng, *q.shape), dk=normal(rng, *k.shape), dv=normal(rng, *v.shape), do=normal(rng, *o.shape),
-                q=q, k=k, v=v, o=o, lse=lse, **inputs, accumulate=True)
+    return dict(dq=new(*q.shape), dk=new(*k.shape), dv=new(*v.shape), do=normal(rng, *o.shape), q=q, k=k, v=v, o=o,
+                lse=lse, **inputs)
 
 
 def lora_forward(rng, T, K):
@@ -203,16 +209,20 @@ HEADS = (1, 7, 33, 64)
 OPS = [
     Op("rms_norm", "rms_norm_forward", rms_norm_forward, out=("y", "rstd")),
     Op("rms_norm", "rms_norm_backward", rms_norm_backward, accumulated=("dx", "dgain")),
+    Op("layer_norm", "layer_norm_forward", layer_norm_forward, out=("y", "mean", "rstd"), widths=WIDTHS[1:]),
+    Op("layer_norm", "layer_norm_backward", layer_norm_backward, accumulated=("dx", "dgain"), widths=WIDTHS[1:]),
     Op("rope", "rope_forward", rope_forward, out=("y",), widths=EVEN),
-    Op("rope", "rope_backward", rope_backward, accumulated=("dx",), widths=EVEN),
     Op("swiglu", "swiglu_forward", gated_forward, out=("h",)),
-    Op("swiglu", "swiglu_backward", gated_backward, accumulated=("dgate", "dup")),
-    Op("swiglu", "swiglu_backward", gated_overwriting, out=("dgate", "dup")),
+    Op("swiglu", "swiglu_backward", gated_backward, out=("dgate", "dup")),
     Op("swiglu", "geglu_forward", gated_forward, out=("h",)),
-    Op("swiglu", "geglu_backward", gated_backward, accumulated=("dgate", "dup")),
-    Op("swiglu", "geglu_backward", gated_overwriting, out=("dgate", "dup")),
+    Op("swiglu", "geglu_backward", gated_backward, out=("dgate", "dup")),
+    Op("swiglu", "reglu2_forward", gated_forward, out=("h",)),
+    Op("swiglu", "reglu2_backward", gated_backward, out=("dgate", "dup")),
+    Op("activation", "gelu_forward", activation_forward, out=("y",)),
+    Op("activation", "gelu_backward", activation_backward, out=("dx",)),
+    Op("activation", "relu_squared_forward", activation_forward, out=("y",)),
+    Op("activation", "relu_squared_backward", activation_backward, out=("dx",)),
     Op("cross_entropy", "cross_entropy_forward", cross_entropy_forward, out=("loss",), free_width=("logits",)),
-    Op("cross_entropy", "cross_entropy_backward", cross_entropy_backward, accumulated=("dlogits",)),
     Op("cross_entropy", "cross_entropy_forward_backward", cross_entropy_forward_backward, out=("loss",),
        changed=("logits",), free_width=("logits",)),
     Op("adam", "adam_step", adam_step, changed=("param", "m", "v")),
@@ -220,7 +230,7 @@ OPS = [
     Op("embedding", "embedding_forward", embedding_forward, out=("y",), widths=BLOCKS),
     Op("embedding", "dequantize_rows", dequantize_rows, out=("out",), widths=BLOCKS),
     Op("attention", "attention_forward", attention_forward, out=("o", "lse"), widths=HEADS),
-    Op("attention", "attention_backward", attention_backward, accumulated=("dq", "dk", "dv"), widths=HEADS),
+    Op("attention", "attention_backward", attention_backward, out=("dq", "dk", "dv"), widths=HEADS),
     Op("lora", "lora_forward", lora_forward, out=("h",)),
     Op("lora", "lora_backward", lora_backward, out=("c",), accumulated=("dA", "dB")),
     Op("dora", "dora_forward", dora_forward, out=("y", "out")),

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from lorafast.kernels.rope import rope_backward, rope_forward
+from lorafast.kernels.rope import rope_forward
 from numerics import GRADIENT_LIMIT, gradient_error, nmse
 
 from lorafast.reference import rope as twin
@@ -18,13 +18,13 @@ def random_angles(rng, P, n_rot):
 def test_twin_gradients(rng, interleaved, n_rot):
     x, weight = rng.standard_normal((2, 3, 12))                # 2 heads of 6
     cos, sin = random_angles(rng, 5, n_rot)
-    positions, y, dx = np.array([4, 0, 2], np.int32), np.empty((3, 12)), np.zeros((3, 12))
+    positions, y, dx = np.array([4, 0, 2], np.int32), np.empty((3, 12)), np.empty((3, 12))
 
     def loss():
         twin.rope_forward(y, x, cos, sin, positions, 2, interleaved, 1)
         return np.sum(weight * y)
 
-    twin.rope_backward(dx, weight, cos, sin, positions, 2, interleaved, 1)
+    twin.rope_forward(dx, weight, cos, -sin, positions, 2, interleaved, 1)
     assert gradient_error(dx, loss, x) < GRADIENT_LIMIT
 
 
@@ -45,16 +45,18 @@ def test_pairs_in_words():
 def test_kernel_equals_twin(isa, rng, interleaved, T, n_head, D, n_rot):
     cos, sin = (table.astype(np.float32) for table in random_angles(rng, 128, n_rot))
     positions = rng.integers(0, 128, T, dtype=np.int32)
-    x, dx = rng.standard_normal((2, T, n_head * D), dtype=np.float32)
-    y, exact_y, exact_dx = np.empty_like(x), np.empty(x.shape), dx.astype(np.float64)
+    x = rng.standard_normal((T, n_head * D), dtype=np.float32)
+    y, dx, exact_y, exact_dx = np.empty_like(x), np.empty_like(x), np.empty(x.shape), np.empty(x.shape)
     twin.rope_forward(exact_y, x.astype(np.float64), cos, sin, positions, n_head, interleaved, 1)
-    twin.rope_backward(exact_dx, x.astype(np.float64), cos, sin, positions, n_head, interleaved, 1)
+    twin.rope_forward(exact_dx, x.astype(np.float64), cos, -sin, positions, n_head, interleaved, 1)
 
     rope_forward(y, x, cos, sin, positions, n_head, interleaved, 2)
-    rope_backward(dx, x, cos, sin, positions, n_head, interleaved, 2)
+    rope_forward(dx, x, cos, -sin, positions, n_head, interleaved, 2)
     assert nmse(y, exact_y) < LIMIT
     assert nmse(dx, exact_dx) < LIMIT
 
+    head = np.arange(n_head * D) % D
+    np.testing.assert_array_equal(y[:, head >= n_rot], x[:, head >= n_rot])
     rope_forward(x, x, cos, sin, positions, n_head, interleaved, 2)      # in place
     np.testing.assert_array_equal(x, y)
 
@@ -69,5 +71,5 @@ def test_position_outside_the_tables(position):
 def test_heads_that_do_not_fit():
     x, table = np.zeros((2, 12), np.float32), np.zeros((5, 3), np.float32)
     for n_head in (0, 5, 3):                                   # no head, a remainder, heads of 4 < n_rot 6
-        with pytest.raises(ValueError, match=r"^rope_forward: rows of 12 values do not hold"):
+        with pytest.raises(ValueError, match=r"^rope_forward: x has shape \(2, 12\), wanted . heads of at least 6"):
             rope_forward(x.copy(), x, table, table, np.zeros(2, np.int32), n_head, True, 1)

@@ -12,20 +12,23 @@
 
 #include "gemm.h"
 
+void check_activation(void);
 void check_adam(void);
 void check_attention(void);
 void check_cross_entropy(void);
 void check_dora(void);
+void check_layer_norm(void);
 void check_linear(void);
 void check_lora(void);
 void check_rms_norm(void);
 void check_rope(void);
-void check_swiglu(void);
 void check_unpack(void);
 
 /* Prints the normalised mean squared error, sum (got - exact)^2 / sum exact^2, and counts a failure where it is above
  * the limit. Rounding one result to float32 costs 1e-15. */
 void expect(const char *what, const float *got, const double *exact, ptrdiff_t n, double limit);
+/* The same under the name "op result". */
+void expect_named(const char *op, const char *result, const float *got, const double *exact, ptrdiff_t n, double limit);
 
 /* Memory until the end of the check: bytes that spell NaN, random floats between -1 and 1, or doubles that are 0. */
 void *take(size_t bytes);

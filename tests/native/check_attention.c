@@ -20,11 +20,14 @@ static void exact_query(const attention *a, int seq, int query, int head, double
     const int last = attention_n_keys(a, seq) - attention_n_queries(a, seq) + query;
     const int first = last >= a->window ? last - a->window + 1 : 0;
     const ptrdiff_t row = (ptrdiff_t)(a->q_begin[seq] + query) * a->n_head + head;
-    double p[MAX_KEYS], sum = 0, delta = 0;
+    double p[MAX_KEYS], slope[MAX_KEYS], sum = a->sinks ? exp(a->sinks[head]) : 0, delta = 0;
     for (int j = first; j <= last; j++) {
         const float *k = a->k + attention_key(a, seq, head_kv, j) * D;
         p[j] = 0;
         for (int d = 0; d < D; d++) p[j] += (double)a->scale * a->q[row * D + d] * k[d];
+        const double t = a->soft_cap > 0 ? tanh(p[j] / a->soft_cap) : 0;
+        if (a->soft_cap > 0) p[j] = a->soft_cap * t;
+        slope[j] = 1 - t * t;
         sum += exp(p[j]);
     }
     lse[row] = log(sum);
@@ -40,7 +43,7 @@ static void exact_query(const attention *a, int seq, int query, int head, double
             dp += (double)a->d_o[row * Dv + d] * a->v[key * Dv + d];
             dv[key * Dv + d] += p[j] * a->d_o[row * Dv + d];
         }
-        const double ds = a->scale * p[j] * (dp - delta);
+        const double ds = a->scale * p[j] * (dp - delta) * slope[j];
         for (int d = 0; d < D; d++) {
             dq[row * D + d] += ds * a->k[key * D + d];
             dk[key * D + d] += ds * a->q[row * D + d];
@@ -71,7 +74,7 @@ static void backward(const attention *a, int n_seq) {
 }
 
 static void check(const char *name, int n_seq, const int *q_begin, const int *k_begin, int n_head, int n_head_kv,
-                  int D, int Dv, int window) {
+                  int D, int Dv, int window, float soft_cap, int with_sinks) {
     const int T = q_begin[n_seq], S = k_begin[n_seq];
     const int n_q = T * n_head * D, n_k = S * n_head_kv * D, n_v = S * n_head_kv * Dv;
     const int n_o = T * n_head * Dv, n_lse = T * n_head;
@@ -81,9 +84,10 @@ static void check(const char *name, int n_seq, const int *q_begin, const int *k_
         .q = take_random(n_q), .k = take_random(n_k), .v = take_random(n_v),
         .o_out = o, .lse_out = lse, .o = o, .lse = lse, .d_o = take_random(n_o),
         .dq = take_gradient(n_q, &dq_exact), .dk = take_gradient(n_k, &dk_exact), .dv = take_gradient(n_v, &dv_exact),
-        .delta = take_floats(n_lse), .q_begin = q_begin, .k_begin = k_begin,
+        .delta = take_floats(n_lse), .sinks = with_sinks ? take_random(n_head) : NULL,
+        .q_begin = q_begin, .k_begin = k_begin,
         .n_head = n_head, .n_head_kv = n_head_kv, .group = n_head / n_head_kv, .head_size = D, .value_size = Dv,
-        .window = window, .block = KEY_TILE, .scale = 1.5f,
+        .window = window, .block = KEY_TILE, .scale = 1.5f, .soft_cap = soft_cap,
     };
     for (int seq = 0; seq < n_seq; seq++)
         for (int query = 0; query < attention_n_queries(&a, seq); query++)
@@ -106,8 +110,10 @@ static void check(const char *name, int n_seq, const int *q_begin, const int *k_
 
 void check_attention(void) {
     const int packed[] = {0, 1, 38, 38, 180}, queries[] = {0, 1, 2, 9}, keys[] = {0, 1, 46, 156};
-    check("packed sequences", 4, packed, packed, 4, 2, 64, 64, INT_MAX);
-    check("odd heads and a window", 4, packed, packed, 3, 1, 13, 21, 50);
-    check("after a cache", 3, queries, keys, 4, 2, 20, 12, INT_MAX);
-    check("a window after a cache", 3, queries, keys, 2, 2, 32, 64, 33);
+    check("packed sequences", 4, packed, packed, 4, 2, 64, 64, INT_MAX, 0, 0);
+    check("odd heads and a window", 4, packed, packed, 3, 1, 13, 21, 50, 0, 0);
+    check("after a cache", 3, queries, keys, 4, 2, 20, 12, INT_MAX, 0, 0);
+    check("a window after a cache", 3, queries, keys, 2, 2, 32, 64, 33, 0, 0);
+    check("soft cap, sinks and a window", 3, queries, keys, 4, 2, 20, 12, 33, 3, 1);
+    check("soft cap and sinks", 4, packed, packed, 4, 2, 32, 32, INT_MAX, 3, 1);
 }

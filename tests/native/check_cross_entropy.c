@@ -1,4 +1,4 @@
-/* loss = -ln(p (1 - floor) + floor), p = softmax(logits)[target]: cross_entropy.pyx for one token. */
+/* loss = -ln(p (1 - floor) + floor), p = softmax(logits)[target], with and without a soft cap on the logits: cross_entropy.pyx for one token. */
 #include <float.h>
 
 #include "check.h"
@@ -7,28 +7,33 @@
 #include "simd_foreach.h"
 
 #define CROSS_ENTROPY_LIMIT 1e-12
+#define CROSS_ENTROPY_CAPPED_LIMIT 1e-11
 
-static void check(int V, int target, double floor) {
+static void check(int V, int target, double floor, double cap) {
+    const double limit = cap > 0 ? CROSS_ENTROPY_CAPPED_LIMIT : CROSS_ENTROPY_LIMIT;
     const float dloss = 0.25f;
     float *x = take_random(V);
-    double sum = 0, *gradient = take_zeros(V), *dx_exact;
-    float *dx = take_gradient(V, &dx_exact);
-    for (int v = 0; v < V; v++) x[v] *= 15, sum += exp(x[v]);
+    double sum = 0, *y = take_zeros(V), *gradient = take_zeros(V);
     for (int v = 0; v < V; v++) {
-        gradient[v] = (exp(x[v]) / sum * (1 - floor) + floor - (v == target)) * dloss;
-        dx_exact[v] += gradient[v];
+        x[v] *= 15;
+        y[v] = cap > 0 ? cap * tanh(x[v] / cap) : x[v];
+        sum += exp(y[v]);
     }
-    const double loss_exact = -log(exp(x[target]) / sum * (1 - floor) + floor);
-    const float loss = DISPATCH(cross_entropy_row)(x, V, target, floor);
-    DISPATCH(cross_entropy_backward_row)(dx, dloss, x, V, target, floor);
-    const float same_loss = DISPATCH(cross_entropy_forward_backward_row)(x, V, target, dloss, floor);
-    expect("cross_entropy loss", &loss, &loss_exact, 1, CROSS_ENTROPY_LIMIT);
-    expect("cross_entropy loss in place", &same_loss, &loss_exact, 1, CROSS_ENTROPY_LIMIT);
-    expect("cross_entropy dlogits", dx, dx_exact, V, CROSS_ENTROPY_LIMIT);
-    expect("cross_entropy dlogits in place", x, gradient, V, CROSS_ENTROPY_LIMIT);
+    for (int v = 0; v < V; v++) {
+        const double slope = cap > 0 ? 1 - y[v] / cap * (y[v] / cap) : 1;
+        gradient[v] = (exp(y[v]) / sum * (1 - floor) + floor - (v == target)) * dloss * slope;
+    }
+    const double loss_exact = -log(exp(y[target]) / sum * (1 - floor) + floor);
+    const float loss = DISPATCH(cross_entropy_row)(x, V, target, floor, cap);
+    const float same_loss = DISPATCH(cross_entropy_forward_backward_row)(x, V, target, dloss, floor, cap);
+    expect("cross_entropy loss", &loss, &loss_exact, 1, limit);
+    expect("cross_entropy loss in place", &same_loss, &loss_exact, 1, limit);
+    expect("cross_entropy dlogits in place", x, gradient, V, limit);
 }
 
 void check_cross_entropy(void) {
-    check(5003, 4999, 1e-9);          /* three blocks, the last one odd */
-    check(7, 0, 0);
+    check(5003, 4999, 1e-9, 0);          /* three blocks, the last one odd */
+    check(5003, 4999, 0, 10);
+    check(7, 0, 0, 0);
+    check(7, 3, 0, 10);
 }

@@ -47,10 +47,16 @@ void expect(const char *what, const float *got, const double *exact, ptrdiff_t n
     *(good ? &passed : &failed) += 1;
 }
 
+void expect_named(const char *op, const char *result, const float *got, const double *exact, ptrdiff_t n, double limit) {
+    char what[64];
+    snprintf(what, sizeof what, "%s %s", op, result);
+    expect(what, got, exact, n, limit);
+}
+
 int main(void) {
     void (*const checks[])(void) = {
-        check_unpack, check_linear, check_lora, check_dora, check_attention, check_rms_norm, check_rope,
-        check_swiglu, check_cross_entropy, check_adam,
+        check_unpack, check_linear, check_lora, check_dora, check_attention, check_rms_norm,
+        check_layer_norm, check_rope, check_activation, check_cross_entropy, check_adam,
     };
     for (int isa = ISA_SCALAR; isa <= simd_best_isa(); isa++) {
         setenv("LORAFAST_ISA", simd_isa_name(isa), 1);

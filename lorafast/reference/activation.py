@@ -1,0 +1,39 @@
+"""NumPy twins of the activation kernels. They work in the arrays' own precision."""
+import numpy as np
+
+
+def silu(z):
+    """Value and derivative."""
+    sigmoid = 1 / (1 + np.exp(-z))
+    return z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))
+
+
+def gelu(z):
+    """Value and derivative of the tanh form."""
+    k = np.sqrt(2 / np.pi).astype(z.dtype)
+    tanh = np.tanh(k * (z + 0.044715 * z**3))
+    return z * (1 + tanh) / 2, (1 + tanh) / 2 + z * (1 - tanh**2) / 2 * k * (1 + 3 * 0.044715 * z**2)
+
+
+def relu_squared(z):
+    """Value and derivative."""
+    positive = np.maximum(z, 0)
+    return positive**2, 2 * positive
+
+
+def gelu_forward(y, x, n_threads):
+    y[:] = gelu(x)[0]
+
+
+def gelu_backward(dx, dy, x, n_threads):
+    # forward: y = gelu(x)
+    dx[:] = dy * gelu(x)[1]
+
+
+def relu_squared_forward(y, x, n_threads):
+    y[:] = relu_squared(x)[0]
+
+
+def relu_squared_backward(dx, dy, x, n_threads):
+    # forward: y = relu(x)²
+    dx[:] = dy * relu_squared(x)[1]
