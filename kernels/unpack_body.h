@@ -372,22 +372,6 @@ static void FN(unpack_f16_to_f32)(const void *values, int n, float *out) {
     }
 }
 
-/* Values k0 .. of a row of NVFP4: 16 values share a scale, of which none is a small multiple of another's unit, so that
- * no integers stand for them. */
-static void FN(unpack_nvfp4_to_f32)(const uint8_t *row, int k0, int n, float *out) {
-    while (n > 0) {                               /* 16 values at a time: the lower nibbles of 8 bytes, and the upper */
-        const int part = k0 / 16, skipped = k0 % 16, used = n < 16 - skipped ? n : 16 - skipped;
-        const block_nvfp4 *b = (const block_nvfp4 *)row + part / 4;
-        const float scale = e4m3_half_to_f32(b->scales[part % 4]);
-        uint64_t packed;
-        memcpy(&packed, b->q + 8 * (part % 4), 8);
-        const u8x16 codes = (u8x16)(u64x2){ packed, packed >> 4 } & 15;
-        const i16x16 levels = FN(widen_signed)(FN(lookup)(fp4_levels, codes));
-        for (int i = 0; i < used; i++) out[i] = scale * levels[skipped + i];
-        out += used, k0 += used, n -= used;
-    }
-}
-
 /* ---- any type to float32 ---- */
 
 UNPACK_INLINE vf FN(load_q)(const int16_t *q) {
@@ -418,6 +402,27 @@ static void FN(scale_q)(const int16_t *q, const float *scale, const float *min, 
             const vf s = vf_set1(scale[block]);
             for (int i = 0; i < 32; i += VF_WIDTH) vf_store(out + i, FN(load_q)(q + i) * s);
         }
+    }
+}
+
+/* Values k0 .. of a row of NVFP4. Every 16 values have a float for a scale: two of these, of any ratio, do not make
+ * the one scale for 32 values and integers of 16 bits that the integer core takes. */
+static void FN(unpack_nvfp4_to_f32)(const uint8_t *row, int k0, int n, float *out) {
+    while (n > 0) {                               /* 16 values at a time: the lower nibbles of 8 bytes, and the upper */
+        const int part = k0 / 16, skipped = k0 % 16, used = n < 16 - skipped ? n : 16 - skipped;
+        const block_nvfp4 *b = (const block_nvfp4 *)row + part / 4;
+        const float scale = e4m3_half_to_f32(b->scales[part % 4]);
+        uint64_t packed;
+        memcpy(&packed, b->q + 8 * (part % 4), 8);
+        const u8x16 codes = (u8x16)(u64x2){ packed, packed >> 4 } & 15;
+        const i16x16 levels = FN(widen_signed)(FN(lookup)(fp4_levels, codes));
+        int16_t q[16];
+        float values[16];
+        FN(store_q)(q, levels);
+        for (int i = 0; i < 16; i += VF_WIDTH) vf_store(values + i, scale * FN(load_q)(q + i));
+        if (used == 16) memcpy(out, values, sizeof values);
+        else memcpy(out, values + skipped, sizeof *out * used);
+        out += used, k0 += used, n -= used;
     }
 }
 

@@ -15,7 +15,7 @@ INT16 = 5e-8            # the int16 core; measured 2e-9 forward and 9e-9 backwar
 INT16_OUTLIERS = 4e-7   # where single values are a thousand times the rest; measured 2e-7
 BFLOAT16_PIECES = 5e-10  # the AMX core; measured 2e-11, 1e-10 for a single sum of few products
 
-FLOATS = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+FLOATS = tuple(type for type in TRAINABLE if type.weights.q_max == 0)
 every_type = pytest.mark.parametrize("type", TRAINABLE, ids=lambda type: type.label)
 
 
