@@ -38,9 +38,10 @@ typedef struct {
 /* Tokens come in tiles of token_tile, of which a call packs one; rows of W in panels of at most panel_rows, a multiple
  * of panel_unit but for the last; columns of W in slices of at most slice_columns, a multiple of every block size. */
 struct gemm_core {
+    const char *arithmetic;     /* for people: what products are made of */
     int token_tile, panel_rows, panel_unit, slice_columns;
 
-    /* In floats: packed x, packed n columns of dy, and what a thread works in. */
+    /* In floats: packed x, packed n columns of dy, and what a thread works in; the last two in whole cache lines. */
     ptrdiff_t (*packed_x)(int T, int K);
     ptrdiff_t (*packed_dy)(int T, int n);       /* NULL as pack_dy is, where dy is read as it lies */
     ptrdiff_t (*forward_scratch)(int T);
@@ -51,9 +52,9 @@ struct gemm_core {
     void (*forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows, float *scratch);
 
     /* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W, without the rank-R update, from these columns of dy,
-     * packed for all T tokens. */
+     * packed for all T tokens (all_T). */
     void (*pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile);
-    void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n,
+    void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int all_T, int n0, int n,
                            int k0, int n_columns, int t0, int t1, float *scratch);
 };
 

@@ -257,7 +257,7 @@ static void amx_interleave_rows(bf16 *w, const projection *p, int n0, int k0, in
 
 /* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection; t0 is a multiple of 32. The sum is made
  * in scratch: rows of dx often lie a power of two apart and would fall on the same cache sets. */
-static void amx_backward_slice(float *dx, int K, const projection *p, const float *packed, int n0, int n,
+static void amx_backward_slice(float *dx, int K, const projection *p, const float *packed, int all_T, int n0, int n,
                                int k0, int n_columns, int t0, int t1, float *scratch) {
     bf16 *w = (bf16 *)scratch;                          /* [column / 32][quad] */
     float *c = scratch + AMX_CHUNK * AMX_COLUMNS;
@@ -284,6 +284,7 @@ static void amx_backward_slice(float *dx, int K, const projection *p, const floa
 SIMD_TARGET_END
 
 static const gemm_core amx_core = {
+    .arithmetic = "bfloat16 pieces",
     .token_tile = 32, .panel_rows = AMX_ROWS, .panel_unit = 32, .slice_columns = AMX_COLUMNS,
     .packed_x = amx_packed_floats, .pack_x = amx_pack_tokens,
     .forward_scratch = amx_forward_scratch, .forward_panel = amx_forward_panel,

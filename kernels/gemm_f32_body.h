@@ -128,7 +128,7 @@ static ptrdiff_t FN(f32_backward_scratch)(int T) {
 /* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection; n_columns is at most F32_COLUMNS. All
  * that a tile touches is copied together first: rows of dx and dy often lie a power of two apart and would fall on the
  * same cache sets. */
-static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n,
+static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const float *packed, int all_T, int n0, int n,
                                    int k0, int n_columns, int t0, int t1, float *scratch) {
     float *w = scratch, *row = w + F32_CHUNK * F32_COLUMNS, *a = row + F32_COLUMNS, *c = a + MR * F32_CHUNK;
     const ggml_format *format = &ggml_formats[p->type];
@@ -161,6 +161,7 @@ static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const 
 #undef LANES
 
 static const gemm_core FN(f32_core) = {
+    .arithmetic = "float32",
     .token_tile = 2 * VF_WIDTH, .panel_rows = F32_ROWS, .panel_unit = 12, .slice_columns = F32_COLUMNS,
     .packed_x = FN(f32_packed_floats), .pack_x = FN(f32_pack_tokens),
     .forward_scratch = FN(f32_forward_scratch), .forward_panel = FN(f32_forward_panel),

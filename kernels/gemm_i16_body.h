@@ -38,7 +38,7 @@
 #define X_BLOCK (19 * LANES)    /* floats of packed x for 32 k: LANES times 16 pairs, a scale, sums over both halves */
 
 #define ROUND_MAGIC 12582912.0f /* 1.5 * 2^23: added to |v| < 2^22, it leaves v rounded in the lower bits */
-#define TINY 1e-30f             /* values that are all smaller are rounded to zero, for 32767 / max must be finite */
+#define I16_TINY 1e-30f             /* values that are all smaller are rounded to zero, for 32767 / max must be finite */
 
 #define I16_INLINE static inline __attribute__((always_inline))
 
@@ -150,7 +150,7 @@ I16_INLINE void FN(i16_pack)(float *packed, const float *x, int T, int K, int ti
             const vf max = (vf)largest;
             vf sum[2] = {{0}, {0}};
             for (int j = 0; j < 16; j++) sum[0] += v[j], sum[1] += v[16 + j];
-            const vf inverse = vf_select(max > TINY, limit / max, vf_set1(0));
+            const vf inverse = vf_select(max > I16_TINY, limit / max, vf_set1(0));
             int16_t *q = (int16_t *)packed;
             for (int j = 0; j < 32; j += 2) {
                 const vi first = (vi)(v[j] * inverse + ROUND_MAGIC), second = (vi)(v[j + 1] * inverse + ROUND_MAGIC);
@@ -264,11 +264,11 @@ static void FN(i16_forward_panel)(const projection *p, const float *packed, int 
 
 /* ---- backward ---- */
 
-/* Packed dy: a row for each token, of dy / S as n int16 in chunks of DEPTH, the last one with zeros up to a multiple of
- * 32, and then S of each chunk, which is its largest |dy| / 32767 (or 16383). */
-#define MAX_CHUNKS (DY_COLUMNS / DEPTH)
-static ptrdiff_t FN(i16_dy_stride)(int n) { return ROUND_UP(n, DEPTH) / 2 + MAX_CHUNKS; }      /* floats of a row */
-static ptrdiff_t FN(i16_packed_dy_floats)(int T, int n) { return (T + TOKENS) * FN(i16_dy_stride)(n); }
+/* Packed dy: for each chunk of DEPTH columns a row a token, of dy / S as int16, with zeros up to a multiple of 32; the
+ * rows of a chunk follow each other, as they are read. Behind all of them S, [chunk][token], which is the largest |dy| of
+ * the chunk / 32767 (or 16383). TOKENS tokens of zeros follow the last one. */
+static ptrdiff_t FN(i16_dy_rows)(int T, int n) { return (ptrdiff_t)ROUND_UP(n, DEPTH) / DEPTH * (T + TOKENS); }
+static ptrdiff_t FN(i16_packed_dy_floats)(int T, int n) { return ROUND_UP(FN(i16_dy_rows)(T, n) * (DEPTH / 2 + 1), 16); }
 
 /* n values times inverse, rounded, and zeros up to a multiple of 32. */
 I16_INLINE void FN(i16_round_row)(int16_t *to, const float *from, int n, float inverse) {
@@ -293,21 +293,21 @@ I16_INLINE float FN(i16_largest)(const float *from, int n) {
     return max;
 }
 
-/* Tokens tile * LANES .. of dy (T, N), columns n0 .. n0+n. Behind the last token come TOKENS rows of zeros. */
+/* Tokens tile * LANES .. of dy (T, N), columns n0 .. n0+n. */
 I16_INLINE void FN(i16_pack_rows)(float *packed, const float *dy, int T, int N, int n0, int n, int tile, float limit) {
-    const ptrdiff_t stride = FN(i16_dy_stride)(n);
     const int end = MIN(T, (tile + 1) * LANES);
-    for (ptrdiff_t t = tile * LANES; t < end; t++) {
-        float *row = packed + t * stride, *S = row + ROUND_UP(n, DEPTH) / 2;
-        for (int j = 0; j < n; j += DEPTH) {
+    int16_t *q = (int16_t *)packed;
+    float *S = packed + FN(i16_dy_rows)(T, n) * DEPTH / 2;
+    for (int j = 0; j < n; j += DEPTH, q += (T + TOKENS) * DEPTH, S += T + TOKENS) {
+        for (ptrdiff_t t = tile * LANES; t < end; t++) {
             const float *from = dy + t * N + n0 + j;
             const int width = MIN(DEPTH, n - j);
             const float max = FN(i16_largest)(from, width);
-            FN(i16_round_row)((int16_t *)row + j, from, width, max > TINY ? limit / max : 0);
-            S[j / DEPTH] = max / limit;
+            FN(i16_round_row)(q + t * DEPTH, from, width, max > I16_TINY ? limit / max : 0);
+            S[t] = max / limit;
         }
+        if (end == T) memset(q + T * DEPTH, 0, sizeof *q * TOKENS * DEPTH), memset(S + T, 0, sizeof *S * TOKENS);
     }
-    if (end == T) memset(packed + T * stride, 0, sizeof(float) * TOKENS * stride);
 }
 static void FN(i16_pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile) {
     FN(i16_pack_rows)(packed, dy, T, N, n0, n, tile, 32767);
@@ -372,7 +372,7 @@ static void FN(i16_unpack_slice)(FN(i16_slice) *s, const projection *p, const ui
     }
     for (int b = 0; b < n_columns / 32; b++) {
         const float max = FN(i16_largest)(s->scale + b * DEPTH, padded);
-        FN(i16_round_row)(s->d + b * DEPTH, s->scale + b * DEPTH, padded, max > TINY ? 32767 / max : 0);
+        FN(i16_round_row)(s->d + b * DEPTH, s->scale + b * DEPTH, padded, max > I16_TINY ? 32767 / max : 0);
         s->D[b] = max * (32768.0f / 32767);
     }
 }
@@ -392,22 +392,22 @@ I16_INLINE vh FN(i16_fraction_product)(vh x, vh y) {
 #endif
 }
 
-/* a[i][n] = (dy[i][n] / S) (d[n] / D), for the columns that share d and MR tokens; dy has rows of `stride` int16. */
-I16_INLINE void FN(i16_scale_dy)(int16_t *restrict a, const int16_t *restrict dy, ptrdiff_t stride,
-                                 const int16_t *restrict d, int depth) {
+/* a[i][n] = (dy[i][n] / S) (d[n] / D), for the columns that share d and MR tokens. */
+I16_INLINE void FN(i16_scale_dy)(int16_t *restrict a, const int16_t *restrict dy, const int16_t *restrict d,
+                                 int depth) {
     for (int n = 0; n < depth; n += LANES) {
         const vh scale = FN(i16_load)(d + n);
 #pragma GCC unroll 8
         for (int i = 0; i < MR; i++)
-            FN(i16_store)(a + i * LDA + n, FN(i16_fraction_product)(FN(i16_load)(dy + i * stride + n), scale));
+            FN(i16_store)(a + i * LDA + n, FN(i16_fraction_product)(FN(i16_load)(dy + i * DEPTH + n), scale));
     }
 }
 
 /* minus[i][b] = sum_n (dy[i][n] / S) min[b][n], for TOKENS tokens and b < n_min; for b up to a multiple of 4, where
  * s->min is zero, minus is, too. */
-static void FN(i16_minima)(FN(i16_slice) *s, const int16_t *dy, ptrdiff_t stride, int depth, int n_min) {
+static void FN(i16_minima)(FN(i16_slice) *s, const int16_t *dy, int depth, int n_min) {
     for (int i = 0; i < TOKENS; i++)
-        for (int n = 0; n < depth; n += VF_WIDTH) vf_store(s->dy + i * DEPTH + n, FN(load_q)(dy + i * stride + n));
+        for (int n = 0; n < depth; n += VF_WIDTH) vf_store(s->dy + i * DEPTH + n, FN(load_q)(dy + i * DEPTH + n));
     for (int i = 0; i < TOKENS; i += 3)
         for (int b = 0; b < n_min; b += 4) {
             vf sum[3][4] = {{{0}}};
@@ -423,11 +423,11 @@ static void FN(i16_minima)(FN(i16_slice) *s, const int16_t *dy, ptrdiff_t stride
         }
 }
 
-/* c (MR x LANES, row stride LDC) += S (D a . b - minus). The int32 sums become float32 after every `exact` rows. S has
- * `stride` floats from token to token; minus of the second VF_WIDTH lanes is next_minus further on. */
+/* c (MR x LANES, row stride LDC) += S (D a . b - minus). The int32 sums become float32 after every `exact` rows. Minus
+ * of the second VF_WIDTH lanes is next_minus further on. */
 I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict a, const int16_t *restrict b,
-                                      int depth, int exact, const float *S, ptrdiff_t stride, float D,
-                                      const float *minus, int next_minus) {
+                                      int depth, int exact, const float *S, float D, const float *minus,
+                                      int next_minus) {
     vf sum[MR][2];
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++) sum[i][0] = sum[i][1] = vf_set1(0);
@@ -441,7 +441,7 @@ I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++, c += LDC, S += stride, minus += MINIMA) {
+    for (int i = 0; i < MR; i++, c += LDC, S++, minus += MINIMA) {
         vf_store(c, vf_load(c) + *S * (D * sum[i][0] - minus[0]));
         vf_store(c + VF_WIDTH, vf_load(c + VF_WIDTH) + *S * (D * sum[i][1] - minus[next_minus]));
     }
@@ -449,7 +449,7 @@ I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict
 
 /* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection. The sum is made in scratch: rows of dx
  * often lie a power of two apart and would fall on the same cache sets. */
-static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n,
+static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const float *packed, int all_T, int n0, int n,
                                    int k0, int n_columns, int t0, int t1, float *scratch) {
     FN(i16_slice) *s = (FN(i16_slice) *)scratch;
     float *c = scratch + sizeof *s / sizeof(float);
@@ -458,31 +458,31 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
     const int exact = MIN(DEPTH, INT32_MAX / (format->q_max * limit) / 32 * 32);    /* rows whose sum fits an int32 */
     const int min_columns = format->min_every ? format->min_every : 32;
     const int column_tiles = n_columns / LANES, groups = ROUND_UP(t1 - t0, TOKENS) / TOKENS;
-    const ptrdiff_t stride = FN(i16_dy_stride)(n);
-    const float *S = packed + t0 * stride + ROUND_UP(n, DEPTH) / 2;
+    const int16_t *chunk = (const int16_t *)packed + t0 * DEPTH;
+    const float *S = packed + FN(i16_dy_rows)(all_T, n) * DEPTH / 2 + t0;
     if (format->min_every) memset(s->min, 0, sizeof s->min);
     else memset(s->minus, 0, sizeof s->minus);
     memset(c, 0, sizeof(float) * groups * TOKENS * LDC);
-    for (int j = 0; j < n; j += DEPTH, S++) {
+    for (int j = 0; j < n; j += DEPTH, S += all_T + TOKENS, chunk += (all_T + TOKENS) * DEPTH) {
         const int n_rows = MIN(DEPTH, n - j), depth = ROUND_UP(n_rows, 32);
         const uint8_t *blocks = p->weight + (n0 + j) * p->row_bytes + k0 / format->block_size * format->type_size;
         const uint8_t *next_blocks = blocks + n_rows * p->row_bytes;
         const int next_rows = MIN(DEPTH, n - j - n_rows), bytes = n_columns / format->block_size * format->type_size;
-        const int16_t *dy = (const int16_t *)(packed + t0 * stride) + j;
+        const int16_t *dy = chunk;
         FN(i16_unpack_slice)(s, p, blocks, n_rows, depth, n_columns);
-        for (int group = 0; group < groups; group++, dy += TOKENS * 2 * stride) {
-            if (format->min_every) FN(i16_minima)(s, dy, 2 * stride, depth, n_columns / min_columns);
+        for (int group = 0; group < groups; group++, dy += TOKENS * DEPTH) {
+            if (format->min_every) FN(i16_minima)(s, dy, depth, n_columns / min_columns);
             for (int tile = 0; tile < column_tiles; tile++) {
                 const int k = tile * LANES;
-                FN(prefetch_rows)(dy + TOKENS * 2 * stride, sizeof(float) * stride, group + 1 < groups ? TOKENS : 0,
+                FN(prefetch_rows)(dy + TOKENS * DEPTH, sizeof *dy * DEPTH, group + 1 < groups ? TOKENS : 0,
                                  sizeof *dy * depth, tile, column_tiles);
                 FN(prefetch_rows)(next_blocks, p->row_bytes, next_rows, bytes, group * column_tiles + tile,
                                  groups * column_tiles);
                 for (int i = 0; i < TOKENS; i += MR) {
                     if (k % format->scale_every == 0)
-                        FN(i16_scale_dy)(s->a + i * LDA, dy + i * 2 * stride, 2 * stride, s->d + k / 32 * DEPTH, depth);
+                        FN(i16_scale_dy)(s->a + i * LDA, dy + i * DEPTH, s->d + k / 32 * DEPTH, depth);
                     FN(i16_backward_tile)(c + (group * TOKENS + i) * LDC + k, s->a + i * LDA, s->w + tile * LDB,
-                                          depth, exact, S + (group * TOKENS + i) * stride, stride, s->D[k / 32],
+                                          depth, exact, S + group * TOKENS + i, s->D[k / 32],
                                           s->minus + i * MINIMA + k / min_columns, VF_WIDTH / min_columns);
                 }
             }
@@ -492,6 +492,7 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
 }
 
 static const gemm_core FN(i16_core) = {
+    .arithmetic = "int16",
     .token_tile = 2 * VF_WIDTH, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS,
     .packed_x = FN(i16_packed_floats), .pack_x = FN(i16_pack_tokens),
     .forward_scratch = FN(i16_forward_scratch), .forward_panel = FN(i16_forward_panel),
@@ -501,6 +502,7 @@ static const gemm_core FN(i16_core) = {
 /* For q_max > 2048, with x and dy rounded to one bit less: a core of its own, so that what a projection gives does not
  * depend on the types of others that share x. */
 static const gemm_core FN(i16_wide_core) = {
+    .arithmetic = "int16",
     .token_tile = 2 * VF_WIDTH, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS,
     .packed_x = FN(i16_packed_floats), .pack_x = FN(i16_wide_pack_tokens),
     .forward_scratch = FN(i16_forward_scratch), .forward_panel = FN(i16_forward_panel),
@@ -519,4 +521,3 @@ static const gemm_core FN(i16_wide_core) = {
 #undef X_BLOCK
 #undef LDC
 #undef MINIMA
-#undef MAX_CHUNKS

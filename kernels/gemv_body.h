@@ -155,6 +155,16 @@ GEMV_INLINE void FN(gemv_rows)(const projection *p, const float *x, int T, int K
     }
 }
 
+/* Adds residual and rank-R update to rows n0 .. n0+n_rows of y^T. */
+GEMV_INLINE void FN(gemv_finish)(const projection *p, int T, int n0, int n_rows) {
+    for (ptrdiff_t t = 0; t < T; t++) {
+        float *y = p->y + t * p->N + n0;
+        if (p->residual)
+            for (int j = 0; j < n_rows; j++) y[j] += p->residual[t * p->N + n0 + j];
+        if (p->R) FN(add_low_rank_row)(y, n_rows, p->R, p->c + t * p->R, p->v + n0, p->N);
+    }
+}
+
 /* Rows n0 .. n0+n_rows of W times all T tokens. */
 static void FN(gemv_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows,
                                    float *scratch) {
@@ -164,12 +174,7 @@ static void FN(gemv_forward_panel)(const projection *p, const float *packed, int
     case 3: FN(gemv_rows)(p, packed, 3, K, n0, n_rows); break;
     default: FN(gemv_rows)(p, packed, GEMV_TOKENS, K, n0, n_rows);
     }
-    for (ptrdiff_t t = 0; t < T; t++) {
-        float *y = p->y + t * p->N + n0;
-        if (p->residual)
-            for (int j = 0; j < n_rows; j++) y[j] += p->residual[t * p->N + n0 + j];
-        if (p->R) FN(add_low_rank_row)(y, n_rows, p->R, p->c + t * p->R, p->v + n0, p->N);
-    }
+    FN(gemv_finish)(p, T, n0, n_rows);
 }
 
 static ptrdiff_t FN(gemv_forward_scratch)(int T) { return 0; }
@@ -179,4 +184,3 @@ static const gemm_core FN(gemv_core) = {
     .packed_x = FN(gemv_packed_floats), .pack_x = FN(gemv_pack),
     .forward_scratch = FN(gemv_forward_scratch), .forward_panel = FN(gemv_forward_panel),
 };
-#undef PADDED

@@ -5,6 +5,9 @@
 #include "simd.h"
 #include "gemm.h"
 
+/* What activations and gradients are rounded to before they meet quantised weights: not at all, to 16 bits, to 8. */
+enum { PRECISION_FLOAT32, PRECISION_INT16, PRECISION_INT8 };
+
 #define TOKENS_AT_ONCE 512      /* tokens a pass over the weights: bounds packed x and dy, keeps sums in cache */
 #define DY_COLUMNS 4096         /* columns of dy packed at a time, likewise: a multiple of the cores' chunks of rows */
 
@@ -12,16 +15,17 @@
 #include "simd_foreach.h"
 #include "gemm_amx.h"
 
-static const gemm_core *linear_core(int type) {
+/* The core for weights of a type in a precision, which a float type does not ask for. */
+static const gemm_core *linear_core(int type, int precision) {
 #if SIMD_X86
-    if (simd_isa() == ISA_AMX) return &amx_core;
+    if (simd_isa() == ISA_AMX && precision != PRECISION_FLOAT32 && !ggml_is_float(type)) return &amx_core;
 #endif
-    return DISPATCH(core_for)(type);
+    return DISPATCH(core_for)(type, precision);
 }
 
 /* Few tokens have a core of their own in forward. */
-static const gemm_core *linear_forward_core(int type, int T) {
-    return T <= GEMV_TOKENS ? DISPATCH(core_for_few)() : linear_core(type);
+static const gemm_core *linear_forward_core(int type, int precision, int T) {
+    return T <= GEMV_TOKENS ? DISPATCH(core_for_few)(type, precision) : linear_core(type, precision);
 }
 
 /* Rows of W a panel, for N rows in all: as many panels as divide evenly among the threads, so that none waits. */

@@ -11,6 +11,7 @@ from parallel cimport threads_for_rows
 cdef extern from "linear.h" nogil:
     ctypedef struct projection
     ctypedef struct gemm_core:
+        const char *arithmetic
         int token_tile
         Py_ssize_t (*packed_x)(int T, int K) noexcept nogil
         Py_ssize_t (*packed_dy)(int T, int n) noexcept nogil
@@ -20,7 +21,7 @@ cdef extern from "linear.h" nogil:
         void (*forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows,
                               float *scratch) noexcept nogil
         void (*pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile) noexcept nogil
-        void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int n0, int n,
+        void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int all_T, int n0, int n,
                                int k0, int n_columns, int t0, int t1, float *scratch) noexcept nogil
     ctypedef struct projection:
         const gemm_core *core
@@ -37,8 +38,8 @@ cdef extern from "linear.h" nogil:
         const float *v
     int TOKENS_AT_ONCE
     int DY_COLUMNS
-    const gemm_core *linear_core(int type)
-    const gemm_core *linear_forward_core(int type, int T)
+    const gemm_core *linear_core(int type, int precision)
+    const gemm_core *linear_forward_core(int type, int precision, int T)
     int linear_panel_rows(const gemm_core *core, int N, int n_threads)
     int linear_slice_columns(const gemm_core *core, int K, int block, int n_threads)
     void linear_clear(float *dx, int K, int k0, int n_columns, int t0, int t1)
@@ -56,25 +57,39 @@ cdef extern from "scratch.h" nogil:
 cdef enum:
     MAX_PROJECTIONS = 8
 
+PRECISIONS = ("float32", "int16", "int8")
+"""What activations and gradients can be rounded to before they meet quantised weights: by the numbers of linear.h."""
+
 
 cdef class Weight:
     """A frozen matrix W (N, K), as it lies in the file.
 
-    data   uint8 (N, bytes a row), C-contiguous, may be read-only
-    type   ggml type id of its blocks
-    K      values a row
-    Raises ValueError when the type is not trainable or the row length doesn't fit K.
+    data       uint8 (N, bytes a row), C-contiguous, may be read-only
+    type       ggml type id of its blocks
+    K          values a row
+    precision  one of PRECISIONS: what products with it round the other side to. F32, F16 and BF16 always take float32
+    Raises ValueError when the type is not trainable, the row length doesn't fit K, or the precision has no such name.
     """
     cdef readonly int N, K, type
+    cdef int precision
     cdef const uint8_t[:, ::1] data
 
-    def __init__(self, const uint8_t[:, ::1] data not None, int type, int K):
+    def __init__(self, const uint8_t[:, ::1] data not None, int type, int K, str precision="int16"):
+        if precision not in PRECISIONS:
+            raise ValueError(f"Weight: precision is '{precision}', wanted one of {', '.join(PRECISIONS)}")
         if not ggml_is_known(type):
             raise ValueError(f"Weight: ggml type {type} has no kernel")
         cdef int block = ggml_formats[type].block_size
         if K % block or data.shape[1] != K // block * ggml_formats[type].type_size:
             raise ValueError(f"Weight: rows of {data.shape[1]} bytes do not hold {K} values of ggml type {type}")
         self.data, self.type, self.N, self.K = data, type, data.shape[0], K
+        self.precision = PRECISIONS.index(precision)
+
+    @property
+    def arithmetic(self):
+        """What products of more than a few tokens are made of: the precision, unless the type or this processor gains
+        nothing from it."""
+        return linear_core(self.type, self.precision).arithmetic.decode()
 
 
 cdef int check(name, argument, got, wanted) except -1:
@@ -123,7 +138,7 @@ def linear_forward(list ys not None, const float[:, ::1] x not None, list weight
         y = ys[i]
         check("linear_forward", f"y {i}", (y.shape[0], y.shape[1]), (T, (<Weight>weights[i]).N))
         set_projection(&p[i], "linear_forward", weights[i], T, (<Weight>weights[i]).N, low_rank[i])
-        p[i].core = linear_forward_core(p[i].type, T)
+        p[i].core = linear_forward_core(p[i].type, (<Weight>weights[i]).precision, T)
         if T:
             p[i].y = &y[0, 0]
     if residual is not None:
@@ -209,7 +224,7 @@ def linear_backward(float[:, ::1] dx not None, list dys not None, list weights n
         dy = dys[i]
         check("linear_backward", f"dy {i}", (dy.shape[0], dy.shape[1]), (T, (<Weight>weights[i]).N))
         set_projection(&p[i], "linear_backward", weights[i], T, K, low_rank[i])
-        p[i].core = linear_core(p[i].type)
+        p[i].core = linear_core(p[i].type, (<Weight>weights[i]).precision)
         thread_size = max(thread_size, p[i].core.backward_scratch(tokens))
         packed_size = max(packed_size, packed_dy(p[i].core, tokens, p[i].N))
         if T:
@@ -267,20 +282,20 @@ cdef void backward_projection(float *dx, int K, projection *all, int n, int inde
             t1 = min(T, t0 + piece)
             if index == 0 and chunk == 0 and not accumulate:
                 linear_clear(dx, K, k0, n_columns, t0, t1)
-            p.core.backward_slice(dx, K, p, packed, n0, width, k0, n_columns, t0, t1,
+            p.core.backward_slice(dx, K, p, packed, T, n0, width, k0, n_columns, t0, t1,
                                   scratch + threadid() * thread_size)
             if index == n - 1 and chunk == chunks - 1:
                 linear_add_low_rank(dx, K, all, n, k0, n_columns, t0, t1)
 
 
 def linear_scratch_bytes(int T, int K, int N, int n_threads):
-    """Bytes of working memory that the products of T tokens with a weight (N, K) of any type take and keep."""
-    cdef int tokens = min(T, TOKENS_AT_ONCE), type
+    """Bytes of working memory that the products of T tokens with a weight (N, K) of any type, in any precision, take and keep."""
+    cdef int tokens = min(T, TOKENS_AT_ONCE), type, precision
     cdef const gemm_core *core
     cdef Py_ssize_t largest = 0
     for type in range(GGML_N_TYPES):
-        if ggml_is_known(type):
-            core = linear_core(type)
+        for precision in range(len(PRECISIONS) if ggml_is_known(type) else 0):
+            core = linear_core(type, precision)
             largest = max(largest, core.packed_x(tokens, K) + n_threads * core.forward_scratch(tokens))
             largest = max(largest, packed_dy(core, tokens, N) + n_threads * core.backward_scratch(tokens))
     return sizeof(float) * largest

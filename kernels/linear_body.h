@@ -3,11 +3,17 @@
 #include "gemm_common_body.h"
 #include "gemm_f32_body.h"
 #include "gemm_i16_body.h"
+#include "gemm_i8_body.h"
 #include "gemv_body.h"
+#include "gemv_4bit_body.h"
 
-/* The core for at most GEMV_TOKENS tokens, forward only; and that for a weight type. */
-static const gemm_core *FN(core_for_few)(void) { return &FN(gemv_core); }
-static const gemm_core *FN(core_for)(int type) {
-    if (ggml_is_float(type)) return &FN(f32_core);
+/* The core for at most GEMV_TOKENS tokens, forward only; and what takes any number (precision: see linear.h). */
+static const gemm_core *FN(core_for_few)(int type, int precision) {
+    const int in_integers = precision != PRECISION_FLOAT32 && gemv_has_4_bits(type);
+    return in_integers ? &FN(gemv_4bit_core) : &FN(gemv_core);
+}
+static const gemm_core *FN(core_for)(int type, int precision) {
+    if (precision == PRECISION_FLOAT32 || ggml_is_float(type)) return &FN(f32_core);
+    if (precision == PRECISION_INT8 && FN(i8_takes)(type)) return &FN(i8_core);
     return ggml_formats[type].q_max <= 2048 ? &FN(i16_core) : &FN(i16_wide_core);
 }

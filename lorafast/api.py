@@ -33,6 +33,7 @@ from .network.hparams import read_hparams
 from .network.lora import Adapter
 from .network.network import Network
 from .network.next_token import Sampling
+from .network.precision import resolve
 from .options.declare import unknown
 from .options.finetune import FinetuneConfig
 from .options.tools import path_and_scale
@@ -112,22 +113,23 @@ class Model:
     """
 
     def __init__(self, gguf: GGUFFile, tokenizer: Tokenizer, adapter: Adapter, n_ctx: int, n_threads: int,
-                 warnings: Sequence[str] = ()) -> None:
+                 warnings: Sequence[str] = (), precision: str = "auto") -> None:
         hparams = read_hparams(gguf)
         self.gguf, self.tokenizer, self.adapter, self.n_ctx, self.n_threads = gguf, tokenizer, adapter, n_ctx, n_threads
         self.warnings = [*tokenizer.warnings, *warnings]
         self.n_vocab = hparams.n_vocab
-        self.network = Network(gguf, hparams, n_ctx)
+        self.network = Network(gguf, hparams, n_ctx, resolve(precision))
         self.network.refresh(adapter)
 
     @classmethod
     def open(cls, path: str | os.PathLike, lora: Lora | Sequence[Lora] = (), *, n_ctx: int | None = None,
-             n_threads: int | None = None) -> Model:
+             n_threads: int | None = None, precision: str = "auto") -> Model:
         """The model at `path` (GGUF) with adapters.
 
         lora       a path, "PATH:SCALE" or (path, scale), or several of them; their effects add up
         n_ctx      most tokens of a sequence; None: as many as the model was trained on, at most 8192
         n_threads  None: the physical cores that this process may use
+        precision  of products with quantised weights: float32, int16, int8, or auto, which is int16
 
         Raises LoraFastError for files that cannot be read or do not fit each other.
         """
@@ -141,7 +143,7 @@ class Model:
         file = stack(adapters)
         return cls(gguf, load_tokenizer(gguf), file.to_adapter(hparams.tensor_shapes()),
                    n_ctx or min(hparams.n_ctx_train or MOST_POSITIONS, MOST_POSITIONS), n_threads or physical_cores(),
-                   file.warnings)
+                   file.warnings, precision)
 
     def forward(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits of what follows each token, float32 (T, n_vocab), of a sequence of 1 <= T <= n_ctx ids.

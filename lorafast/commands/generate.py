@@ -34,7 +34,8 @@ def generate(config: GenerateConfig, write: Write, read: Read | None = None) -> 
     read   the next line of an interactive session, without its end; EOFError when there is none. None: from the
     terminal
     """
-    model = Model.open(config.model_base, config.adapters(), n_ctx=config.ctx, n_threads=config.n_threads)
+    model = Model.open(config.model_base, config.adapters(), n_ctx=config.ctx, n_threads=config.n_threads,
+                       precision=config.precision)
     for warning in model.warnings:
         say(f"warning: {warning}")
     session = Chat(config, model) if config.chat else Completion(config, model)
@@ -135,6 +136,7 @@ def generation_options(config: GenerateConfig) -> dict[str, Any]:
 
 def report_speed(config: GenerateConfig, model: Model) -> None:
     if config.verbose:
+        say(f"precision {model.network.precision}: {model.network.arithmetic()}")
         say(str(model.session.speed))
 
 

@@ -115,10 +115,12 @@ def measured(config: PerplexityConfig, write: Callable[[str], None] = lambda lin
         raise LoraFastError(f"cannot read {config.file}: {error.strerror}") from None
     results, tokens = [], None
     for name, adapters in variants(config):
-        model = Model.open(config.model_base, adapters, n_ctx=config.ctx, n_threads=config.n_threads)
+        model = Model.open(config.model_base, adapters, n_ctx=config.ctx, n_threads=config.n_threads,
+                           precision=config.precision)
         for warning in model.warnings:
             print(f"lorafast: warning: {visible(warning)}", file=sys.stderr)
         if tokens is None:
+            print(f"lorafast: precision {model.network.precision}: {model.network.arithmetic()}", file=sys.stderr)
             tokens = model.tokenizer.encode(text, add_special=True)
         began = time.perf_counter()
         try:

@@ -22,7 +22,7 @@ def norm_of(gguf: GGUFFile, hparams: HParams, name: str) -> Norm | None:
     return None if tensor is None else Norm(tensor, hparams.norm_rms_eps)
 
 
-def build_blocks(gguf: GGUFFile, hparams: HParams, n_positions: int) -> list[Block]:
+def build_blocks(gguf: GGUFFile, hparams: HParams, n_positions: int, precision: str) -> list[Block]:
     """All blocks, for up to `n_positions` positions a sequence. Those with the same RoPE share its tables."""
     ropes: dict[RopeParams | None, Rope | None] = {None: None}
     blocks = []
@@ -31,7 +31,7 @@ def build_blocks(gguf: GGUFFile, hparams: HParams, n_positions: int) -> list[Blo
             factors = gguf.tensors.get(params.rope.factors_for(n_positions))
             ropes[params.rope] = Rope(params.rope, n_positions, factors.to_float32() if factors else None,
                                       hparams.architecture.rope == "norm")
-        blocks.append(_Assembly(gguf, hparams, params, ropes[params.rope], f"blk.{layer}.").block())
+        blocks.append(_Assembly(gguf, hparams, params, ropes[params.rope], f"blk.{layer}.", precision).block())
     return blocks
 
 
@@ -44,6 +44,7 @@ class _Assembly:
     params: BlockParams
     rope: Rope | None
     prefix: str
+    precision: str
 
     def block(self) -> Block:
         arch = self.hparams.architecture
@@ -79,15 +80,15 @@ class _Assembly:
         return norm_of(self.gguf, self.hparams, self.prefix + name) if name else None
 
     def linear(self, name: str) -> Linear:
-        return Linear(self.gguf.tensors[f"{self.prefix}{name}.weight"], self.tensor(f"{name}.bias"))
+        return Linear(self.gguf.tensors[f"{self.prefix}{name}.weight"], self.tensor(f"{name}.bias"), precision=self.precision)
 
     def split(self, name: str, *rows: int) -> Group | None:
         """Matrices of so many rows that one tensor holds; None where the file has no such tensor."""
         tensor, bias, begin = self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"), 0
         if tensor is None:
             return None
-        linears, gain = [], Gain(tensor)
+        linears, gain = [], Gain(tensor, precision=self.precision)
         for n in rows:
-            linears.append(Linear(tensor, bias, rows=slice(begin, begin + n), gain=gain))
+            linears.append(Linear(tensor, bias, rows=slice(begin, begin + n), gain=gain, precision=self.precision))
             begin += n
         return Group(*linears)

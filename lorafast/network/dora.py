@@ -40,9 +40,10 @@ class Gain:
     That is in the forward pass, when the matrix is in memory. ‖W_n‖² is computed once.
     """
 
-    def __init__(self, tensor: Tensor, *, of_columns: bool = False) -> None:
+    def __init__(self, tensor: Tensor, *, of_columns: bool = False, precision: str = "int16") -> None:
         """of_columns: the tensor is an embedding."""
         self.tensor, self.of_columns = tensor, of_columns
+        self.precision = "int16" if precision == "int8" else precision     # so few products that nothing is gained
         self.squares: np.ndarray | None = None
         self.forget()
 
@@ -59,7 +60,7 @@ class Gain:
             change = change_of_columns if self.of_columns else change_of_rows
             A, B = adapter.pairs[name]
             squares = (self.base_squares(pass_.weights, pass_.n_threads)
-                       + change(self.tensor, pass_.weights, A, B, adapter.scale, pass_.n_threads))
+                       + change(self.tensor, pass_.weights, A, B, adapter.scale, self.precision, pass_.n_threads))
             self.value = gain_of(adapter.magnitudes[name], np.sqrt(np.maximum(squares, 0)))
         return self.value
 
@@ -109,7 +110,7 @@ def squared_norms(tensor: Tensor, weights: Weights, of_columns: bool, n_threads:
     return squares.astype(np.float32)
 
 
-def change_of_rows(tensor: Tensor, weights: Weights, A: np.ndarray, B: np.ndarray, scale: float,
+def change_of_rows(tensor: Tensor, weights: Weights, A: np.ndarray, B: np.ndarray, scale: float, precision: str,
                    n_threads: int) -> np.ndarray:
     """‖W_n + s·B_n A‖² - ‖W_n‖² for each row, float32 (N,); A (r, K), B (r, N)."""
     r, N = B.shape
@@ -120,13 +121,13 @@ def change_of_rows(tensor: Tensor, weights: Weights, A: np.ndarray, B: np.ndarra
         rows = slice(begin, min(begin + step, N))
         B_rows = np.ascontiguousarray(B[:, rows])
         P = empty(r, B_rows.shape[1])
-        weight = Weight(weights.slice(tensor, rows.start, rows.stop), int(tensor.type), tensor.shape[1])
+        weight = Weight(weights.slice(tensor, rows.start, rows.stop), int(tensor.type), tensor.shape[1], precision)
         linear_forward([P], A, [weight], [(half, B_rows)], None, n_threads)
         change[rows] = np.float32(2 * scale) * np.einsum("rn,rn->n", B_rows, P)
     return change
 
 
-def change_of_columns(tensor: Tensor, weights: Weights, A: np.ndarray, B: np.ndarray, scale: float,
+def change_of_columns(tensor: Tensor, weights: Weights, A: np.ndarray, B: np.ndarray, scale: float, precision: str,
                       n_threads: int) -> np.ndarray:
     """‖column j of E + s·Bᵀ A‖² - ‖column j of E‖², float32 (C,); E (V, C), A (r, C), B (r, V)."""
     r, V = B.shape
@@ -136,7 +137,7 @@ def change_of_columns(tensor: Tensor, weights: Weights, A: np.ndarray, B: np.nda
     for begin in range(0, V, step):
         end = min(begin + step, V)
         B_rows = np.ascontiguousarray(B[:, begin:end])
-        weight = Weight(weights.slice(tensor, begin, end), int(tensor.type), tensor.shape[1])
+        weight = Weight(weights.slice(tensor, begin, end), int(tensor.type), tensor.shape[1], precision)
         linear_backward(P, [B_rows], [weight], [None if begin else low_rank], True, n_threads)
     return np.float32(2 * scale) * np.einsum("rc,rc->c", A, P)
 

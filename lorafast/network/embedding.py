@@ -13,9 +13,9 @@ from .passes import Pass
 class Embedding:
     """x[t] = scale · (E[token] + s·Σ_k B[k, token]·A[k]), with DoRA times a gain."""
 
-    def __init__(self, tensor: Tensor, scale: float = 1.0) -> None:
+    def __init__(self, tensor: Tensor, scale: float = 1.0, precision: str = "int16") -> None:
         self.name, self.tensor, self.scale = tensor.name, tensor, np.float32(scale)
-        self.gain = Gain(tensor, of_columns=True)
+        self.gain = Gain(tensor, of_columns=True, precision=precision)
 
     def forward(self, x: np.ndarray, pass_: Pass) -> None:
         """x (T, C) of the pass's tokens."""

@@ -15,9 +15,10 @@ from .passes import Pass
 class Head:
     """logits = cap · tanh(z / cap), z = scale · norm(x) Wᵀ + b; without the tanh where cap is 0."""
 
-    def __init__(self, norm: Norm, matrix: Tensor, bias: Tensor | None, scale: float, soft_cap: float) -> None:
+    def __init__(self, norm: Norm, matrix: Tensor, bias: Tensor | None, scale: float, soft_cap: float,
+                 precision: str = "int16") -> None:
         # On a tied model the pair of token_embd acts on the input only.
-        self.norm, self.group = norm, Group(Linear(matrix, bias, name="output.weight"))
+        self.norm, self.group = norm, Group(Linear(matrix, bias, name="output.weight", precision=precision))
         self.scale, self.soft_cap = np.float32(scale), soft_cap
         self.V, self.C = matrix.shape
 

@@ -27,15 +27,17 @@ class Linear:
     rows    of W, where a tensor holds several matrices one above the other (q, k and v; gate and up): the pair is then that
             of the whole tensor, and so is `gain`, its Gain
     bias    (N,) of these rows, or None
+    precision  of its products: one of kernels.linear.PRECISIONS
     """
 
     def __init__(self, tensor: Tensor, bias: Tensor | None = None, *, name: str = "", rows: slice | None = None,
-                 gain: Gain | None = None) -> None:
+                 gain: Gain | None = None, precision: str = "int16") -> None:
         self.name, self.tensor, self.rows = name or tensor.name, tensor, rows
         self.role = split_name(self.name)[1]
         # still the bytes of the file's mapping
-        self.weight = Weight(tensor.data if rows is None else tensor.data[rows], int(tensor.type), tensor.shape[1])
-        self.gain = gain or Gain(tensor)
+        self.weight = Weight(tensor.data if rows is None else tensor.data[rows], int(tensor.type), tensor.shape[1],
+                             precision)
+        self.gain = gain or Gain(tensor, precision=precision)
         self.bias = None if bias is None else np.ascontiguousarray(bias.to_float32()[rows or slice(None)])
 
     def B(self, adapter: Adapter) -> np.ndarray:

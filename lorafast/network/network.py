@@ -1,7 +1,10 @@
 """The network: embedding, blocks, output. Weights stay in the file's mapping."""
 from __future__ import annotations
 
+from collections import Counter
+
 from ..gguf.reader import GGUFFile
+from ..words import count
 from .assembly import build_blocks, norm_of
 from .dora import Gain
 from .embedding import Embedding
@@ -12,20 +15,26 @@ from .lora import Adapter
 
 
 class Network:
-    """A model file, ready to run on up to `n_positions` positions a sequence."""
+    """A model file, ready to run on up to `n_positions` positions a sequence, with products in a `precision`."""
 
-    def __init__(self, gguf: GGUFFile, hparams: HParams, n_positions: int) -> None:
-        self.hparams, self.n_positions = hparams, n_positions
-        self.embedding = Embedding(gguf.tensors["token_embd.weight"], hparams.embedding_scale)
-        self.blocks = build_blocks(gguf, hparams, n_positions)
+    def __init__(self, gguf: GGUFFile, hparams: HParams, n_positions: int, precision: str = "int16") -> None:
+        self.hparams, self.n_positions, self.precision = hparams, n_positions, precision
+        self.embedding = Embedding(gguf.tensors["token_embd.weight"], hparams.embedding_scale, precision)
+        self.blocks = build_blocks(gguf, hparams, n_positions, precision)
         norm = norm_of(gguf, hparams, hparams.architecture.final_norm)
         matrix = gguf.tensors["token_embd.weight" if hparams.tied else "output.weight"]
-        self.head = Head(norm, matrix, gguf.tensors.get("output.bias"), hparams.logit_scale, hparams.logit_soft_cap)
+        self.head = Head(norm, matrix, gguf.tensors.get("output.bias"), hparams.logit_scale, hparams.logit_soft_cap,
+                         precision)
 
     @property
     def groups(self) -> list[Group]:
         """The matrices, from the first block to the output."""
         return [group for block in self.blocks for group in block.groups] + [self.head.group]
+
+    def arithmetic(self) -> str:
+        """What the products are made of: where the precision gains nothing, that is something else."""
+        matrices = Counter(linear.weight.arithmetic for group in self.groups for linear in group.linears)
+        return ", ".join(f"{count(n, 'matrix', 'matrices')} in {arithmetic}" for arithmetic, n in matrices.most_common())
 
     def refresh(self, adapter: Adapter) -> None:
         """Takes over the adapter's present values; to be called after each change of its parameters."""

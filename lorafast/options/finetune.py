@@ -48,6 +48,8 @@ ATTENTION, FEED_FORWARD = GROUPS["attn"], GROUPS["ffn"]
 
 SCHEDULES = ("original", "constant", "linear", "cosine")
 DATA_FORMATS = ("auto", "text", "jsonl", "csv", "tsv")
+PRECISIONS = ("auto", "float32", "int16", "int8")
+"""What activations and gradients can be rounded to before they meet quantised weights."""
 
 MOST_TOKENS = 2**31 - 1
 """Of a pass: kernels count tokens in 32 bits."""
@@ -120,7 +122,7 @@ class FinetuneConfig(ModelOptions):
                                             "--adam-iter and "
                           "--epochs count from the run's beginning then")
     force: bool = option(False, FILES, "", "replace files of another kind than the output, and the results of another "
-                                           "run")
+                                           "run; go on from a checkpoint in another --precision")
     only_write_lora: bool = option(False, FILES, "", "no training: write the adapter of --checkpoint-in and end")
     save_every: int = option(10, FILES, "N", "iterations between two saves; 0: save at the end only")
     keep_best: bool = option(True, FILES, "", "with evaluation: keep a copy of the files of the lowest loss, BEST in "
@@ -142,6 +144,10 @@ class FinetuneConfig(ModelOptions):
     ctx: int = option(128, RUN, "N", "tokens in a sample", names=["-c"], allowed=AT_LEAST_1)
     threads: int | None = option(None, RUN, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
                                  shown_default="physical cores")
+    precision: str = option("auto", RUN, "NAME", "what activations and gradients are rounded to where they meet quantised "
+                            "weights: int16; int8, faster where the processor multiplies bytes; or float32, not at all, "
+                            "for comparing. auto: int16, or what the checkpoint was computed in",
+                            allowed=one_of(*PRECISIONS))
     batch: int = option(8, RUN, "N", "samples in a pass", names=["-b"], allowed=AT_LEAST_1)
     grad_acc: int = option(1, RUN, "N", "passes whose gradients make one iteration; less than 1 is 1")
     adam_iter: int | None = option(None, RUN, "N", "iterations of this run", allowed=AT_LEAST_0,

@@ -4,8 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from .declare import Allowed, option
-from .finetune import AT_LEAST_0, AT_LEAST_1, POSITIVE, SEED, SHARE, ModelOptions
+from .declare import Allowed, option, same_as
+from .finetune import AT_LEAST_0, AT_LEAST_1, POSITIVE, SEED, SHARE, FinetuneConfig, ModelOptions
 from .tools import path_and_scale
 
 TEXT, CHOICE, RUN = "Text", "Choice of the next token, in this order", "Run"
@@ -56,6 +56,7 @@ class GenerateConfig(WithAdapters):
 
     threads: int | None = option(None, RUN, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
                                  shown_default="physical cores")
+    precision: str = same_as(FinetuneConfig, "precision", RUN)
     verbose: bool = option(False, RUN, "", "tell the speed at the end, on stderr")
 
     def __post_init__(self) -> None:
@@ -82,6 +83,7 @@ class PerplexityConfig(WithAdapters):
                                 "half, the last N are predicted", allowed=AT_LEAST_1,
                                 shown_default="--ctx, as in llama.cpp")
     chunks: int = option(0, TEXT, "N", "only the first N windows; 0: all", allowed=AT_LEAST_0)
+    precision: str = same_as(FinetuneConfig, "precision", RUN)
     threads: int | None = option(None, RUN, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
                                  shown_default="physical cores")
 

@@ -17,7 +17,7 @@ from ..planning.plan import Plan
 from ..planning.planner import plan_run
 from ..reporting.log import Log
 from ..tokenizer import Tokenizer, load_tokenizer
-from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base
+from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, run_precision
 
 
 @dataclass(frozen=True)
@@ -60,5 +60,7 @@ def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:
     base = BaseModel.from_gguf(gguf)
     checkpoint = find_checkpoint(config, log)
     adapter = new_adapter(config, hparams, base, log)
-    network = Network(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)))
+    precision = run_precision(config, checkpoint)
+    network = Network(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)), precision)
+    log.note(f"precision {precision}: {network.arithmetic()}")
     return Opened(config, gguf, hparams, tokenizer, files, base, network, adapter, checkpoint)

@@ -15,6 +15,7 @@ from ..gguf.reader import GGUFFile, open_model
 from ..gguf.roles import split_name
 from ..network.hparams import HParams, read_hparams
 from ..network.lora import Adapter, specs_for
+from ..network.precision import resolve
 from ..options.finetune import FinetuneConfig
 from ..reporting.log import Log
 from ..tokenizer import Tokenizer
@@ -64,6 +65,22 @@ def find_checkpoint(config: FinetuneConfig, log: Log) -> Checkpoint | None:
     if path:
         log.note(f"no checkpoint {path}: starting fresh")
     return None
+
+
+def run_precision(config: FinetuneConfig, checkpoint: Checkpoint | None) -> str:
+    """What products are computed in: as the checkpoint was, which tells nothing if llama-finetune wrote it, else as
+    --precision says. UsageError where these differ and there is no --force.
+    """
+    asked = resolve(config.precision)
+    if checkpoint is None or checkpoint.is_originals:
+        return asked
+    stored = checkpoint.extras.get("precision", resolve("auto"))
+    if config.precision == "auto":
+        return stored
+    if asked != stored and not config.force:
+        raise UsageError(f"--precision {asked}: {checkpoint.path} was computed in {stored}, and in another the run would not "
+                         "go on as if it had never stopped; leave the option out, or give --force")
+    return asked
 
 
 def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, gguf: GGUFFile) -> Data:

@@ -13,6 +13,7 @@ from lorafast.reference import linear as twin
 FLOAT32 = 1e-11         # the float32 core; measured 3e-13, 4e-12 for sums of 11008
 INT16 = 5e-8            # the int16 core; measured 2e-9 forward and 9e-9 backward, with minima 3e-9 and 2e-8
 INT16_OUTLIERS = 4e-7   # where single values are a thousand times the rest; measured 2e-7
+INT8 = 1e-3             # the int8 core; measured 2e-5 forward and 2e-4 backward
 BFLOAT16_PIECES = 5e-10  # the AMX core; measured 2e-11, 1e-10 for a single sum of few products
 
 FLOATS = tuple(type for type in TRAINABLE if type.weights.q_max == 0)
@@ -20,20 +21,20 @@ every_type = pytest.mark.parametrize("type", TRAINABLE, ids=lambda type: type.la
 
 
 def limit(isa: str, *types: GGMLType, int16: float = INT16) -> float:
-    if isa == "amx":
-        return BFLOAT16_PIECES
-    return FLOAT32 if all(type in FLOATS for type in types) else int16
+    if all(type in FLOATS for type in types):
+        return FLOAT32
+    return BFLOAT16_PIECES if isa == "amx" else int16
 
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def weight(rng: np.random.Generator, type: GGMLType, N: int, K: int) -> tuple[Weight, np.ndarray]:
+def weight(rng: np.random.Generator, type: GGMLType, N: int, K: int, precision: str = "int16") -> tuple[Weight, np.ndarray]:
     """A random matrix, and its values in float64."""
     blocks = random_blocks(rng, type, N, K)
     blocks.flags.writeable = False
-    return Weight(blocks, int(type), K), dequantize(blocks, type).astype(np.float64)
+    return Weight(blocks, int(type), K, precision), dequantize(blocks, type).astype(np.float64)
 
 
 def error(got: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
@@ -59,6 +60,47 @@ def test_equals_twin(type, isa, rng):
     x, dy = normal(rng, 37, 768), normal(rng, 37, 301)
     assert nmse(forward(x, w)[0], x @ W.T) < limit(isa, type)
     assert nmse(backward([dy], w), dy @ W) < limit(isa, type)
+
+
+@every_type
+def test_int8(type, isa, rng):
+    """Where it gains nothing, the weight says so, and what it takes instead has its own limit."""
+    w, W = weight(rng, type, 301, 768, "int8")
+    x, dy = normal(rng, 290, 768), normal(rng, 290, 301)
+    in_int8 = {"int8": (INT8, INT8), "int8 forward, int16 backward": (INT8, INT16)}
+    limits = in_int8.get(w.arithmetic, (limit(isa, type),) * 2)
+    [y], dx = forward(x, w), backward([dy], w)
+    assert nmse(y, x @ W.T) < limits[0]
+    assert nmse(dx, dy @ W) < limits[1]
+    for few in (slice(7, 19), slice(280, 290)):
+        np.testing.assert_array_equal(forward(x[few], w, n_threads=2)[0], y[few])
+        np.testing.assert_array_equal(backward([dy[few]], w, n_threads=3), dx[few])
+    if type in (GGMLType.Q8_0, GGMLType.Q4_K, GGMLType.Q6_K):
+        assert (w.arithmetic == "int8") == (isa in ("scalar", "avx512") and type is not GGMLType.Q6_K)
+
+
+def test_int8_rounds_gradients_without_bias(monkeypatch, rng):
+    """Of many tokens with about the same gradient, the mean is nearer to the exact one than any of them. (All scales are 1:
+    rounding weights times scales is an error that does not cancel.)"""
+    monkeypatch.setenv("LORAFAST_ISA", "scalar")
+    blocks = random_blocks(rng, GGMLType.Q4_0, 64, 64).reshape(64, 2, 18)
+    blocks[:, :, :2] = np.frombuffer(np.float16(1).tobytes(), np.uint8)
+    blocks = blocks.reshape(64, 36)
+    w, W = Weight(blocks, int(GGMLType.Q4_0), 64, "int8"), dequantize(blocks, GGMLType.Q4_0).astype(np.float64)
+    dy = normal(rng, 1, 64) + 1e-3 * normal(rng, 1024, 64)
+    dx = backward([dy], w)
+    single, mean = nmse(dx, dy @ W), nmse(dx.mean(axis=0), (dy @ W).mean(axis=0))
+    assert mean < single / 100          # measured: single / 800
+
+
+@every_type
+def test_float32_for_every_type(type, isa, rng):
+    """The mode for comparing with others: nothing is rounded to integers."""
+    w, W = weight(rng, type, 301, 768, "float32")
+    for T in (2, 37):
+        x, dy = normal(rng, T, 768), normal(rng, T, 301)
+        assert nmse(forward(x, w)[0], x @ W.T) < FLOAT32
+        assert nmse(backward([dy], w), dy @ W) < FLOAT32
 
 
 @pytest.mark.parametrize("type, widths", [(GGMLType.Q8_0, (32, 96, 800)), (GGMLType.Q5_1, (64, 288)),
@@ -215,9 +257,10 @@ def test_blocks_that_are_all_minimum(type, isa, rng):
 
 
 @every_type
+@pytest.mark.parametrize("precision", ["float32", "int16", "int8"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_reaches_the_output(type, value, isa, rng):
-    w, _ = weight(rng, type, 40, 512)
+def test_what_is_not_finite_reaches_the_output(type, value, precision, isa, rng):
+    w, _ = weight(rng, type, 40, 512, precision)
     x, dy = normal(rng, 4, 512), normal(rng, 4, 40)
     x[1, 300] = dy[1, 17] = value
     with np.errstate(invalid="ignore"):
@@ -233,6 +276,8 @@ def test_misfits_are_refused(rng):
     for K in (32, 65, 96):
         with pytest.raises(ValueError, match=f"do not hold {K} values"):
             Weight(data, int(GGMLType.Q8_0), K)
+    with pytest.raises(ValueError, match="Weight: precision is 'int4', wanted one of float32, int16, int8"):
+        Weight(data, int(GGMLType.Q8_0), 64, "int4")
     w = Weight(data, int(GGMLType.Q8_0), 64)
     x, y = np.zeros((3, 64), np.float32), np.zeros((3, 4), np.float32)
     with pytest.raises(ValueError, match="weight 0 wants K = 64"):

@@ -24,6 +24,12 @@ IN_C in_c_f32 in_c_min_ps(in_c_f32 a, in_c_f32 b) { return (in_c_f32)in_c_choose
 IN_C in_c_i32 in_c_dpwssd(in_c_i32 sum, in_c_i32 a, in_c_i32 b) {
     return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
 }
+/* Four products of an unsigned byte of a and a signed one of b. */
+IN_C in_c_i32 in_c_dpbusd(in_c_i32 sum, in_c_i32 a, in_c_i32 b) {
+    for (int i = 0; i < 16; i++)
+        for (int byte = 0; byte < 32; byte += 8) sum[i] += (int)((unsigned)a[i] >> byte & 255) * (int8_t)(b[i] >> byte);
+    return sum;
+}
 IN_C in_c_i16 in_c_mulhrs(in_c_i16 a, in_c_i16 b) {
     for (int i = 0; i < 32; i++) a[i] = (a[i] * b[i] + 16384) >> 15;
     return a;
@@ -37,6 +43,7 @@ IN_C in_c_i16 in_c_blend(unsigned mask, in_c_i16 a, in_c_i16 b) {
 #define _mm512_max_ps(a, b) in_c_max_ps(a, b)
 #define _mm512_min_ps(a, b) in_c_min_ps(a, b)
 #define _mm512_dpwssd_epi32(sum, a, b) in_c_dpwssd((in_c_i32)(sum), (in_c_i32)(a), (in_c_i32)(b))
+#define _mm512_dpbusd_epi32(sum, a, b) in_c_dpbusd((in_c_i32)(sum), (in_c_i32)(a), (in_c_i32)(b))
 #define _mm512_mulhrs_epi16(a, b) in_c_mulhrs((in_c_i16)(a), (in_c_i16)(b))
 #define _mm512_mask_blend_epi16(mask, a, b) in_c_blend(mask, (in_c_i16)(a), (in_c_i16)(b))
 /* Conversions of 16 values as two of 8. */

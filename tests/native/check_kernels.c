@@ -7,7 +7,7 @@
 
 static int passed, failed;
 static uint32_t seed;
-static void *taken[1024];
+static void *taken[4096];
 static int n_taken;
 
 /* The generator of Numerical Recipes; its lowest bits hardly vary. */

@@ -7,15 +7,17 @@
 /* The limits of tests/kernels/test_linear.py. */
 #define FLOAT32_LIMIT 1e-11
 #define INT16_LIMIT 5e-8
+#define INT8_LIMIT 1e-3
 #define BFLOAT16_PIECES_LIMIT 5e-10     /* AMX */
 
-static double limit_of(int type) {
-    if (!strcmp(simd_isa_name(simd_isa()), "amx")) return BFLOAT16_PIECES_LIMIT;
-    return ggml_is_float(type) ? FLOAT32_LIMIT : INT16_LIMIT;
+static double limit_of(int type, int precision) {
+    if (precision == PRECISION_FLOAT32 || ggml_is_float(type)) return FLOAT32_LIMIT;
+    if (precision == PRECISION_INT8) return INT8_LIMIT;
+    return strcmp(simd_isa_name(simd_isa()), "amx") ? INT16_LIMIT : BFLOAT16_PIECES_LIMIT;
 }
 
-static void forward(projection *p, const float *x, int T, int K) {
-    const gemm_core *core = p->core = linear_forward_core(p->type, T);
+static void forward(projection *p, int precision, const float *x, int T, int K) {
+    const gemm_core *core = p->core = linear_forward_core(p->type, precision, T);
     float *packed = take_floats(core->packed_x(T, K)), *scratch = take_floats(core->forward_scratch(T));
     const int rows = linear_panel_rows(core, p->N, 1);
     for (int tile = 0; tile < ROUND_UP(T, core->token_tile) / core->token_tile; tile++)
@@ -24,8 +26,8 @@ static void forward(projection *p, const float *x, int T, int K) {
     for (int n0 = 0; n0 < p->N; n0 += rows) core->forward_panel(p, packed, T, K, n0, MIN(rows, p->N - n0), scratch);
 }
 
-static void backward(projection *p, float *dx, int T, int K) {
-    const gemm_core *core = p->core = linear_core(p->type);
+static void backward(projection *p, int precision, float *dx, int T, int K) {
+    const gemm_core *core = p->core = linear_core(p->type, precision);
     float *packed = core->pack_dy ? take_floats(core->packed_dy(T, p->N)) : NULL;
     float *scratch = take_floats(core->backward_scratch(T));
     const int columns = linear_slice_columns(core, K, ggml_formats[p->type].block_size, 1);
@@ -35,12 +37,12 @@ static void backward(projection *p, float *dx, int T, int K) {
             for (int tile = 0; tile < ROUND_UP(T, core->token_tile) / core->token_tile; tile++)
                 core->pack_dy(packed, p->dy, T, p->N, n0, n, tile);
         for (int k0 = 0; k0 < K; k0 += columns)
-            core->backward_slice(dx, K, p, packed, n0, n, k0, MIN(columns, K - k0), 0, T, scratch);
+            core->backward_slice(dx, K, p, packed, T, n0, n, k0, MIN(columns, K - k0), 0, T, scratch);
     }
     linear_add_low_rank(dx, K, p, 1, 0, K, 0, T);
 }
 
-static void check(int type, int T, int N, int K) {
+static void check_in(int precision, int type, int T, int N, int K) {
     enum { R = 3 };
     const ggml_format *format = &ggml_formats[type];
     const uint8_t *weight = take_blocks(type, N, K);
@@ -68,19 +70,26 @@ static void check(int type, int T, int N, int K) {
 
     projection p = { .weight = weight, .row_bytes = row_bytes, .type = type, .N = N, .y = y,
                      .residual = residual, .dy = dy, .R = R, .c = c, .v = v };
-    char what[64];
-    forward(&p, x, T, K);
-    snprintf(what, sizeof what, "linear forward  %s %d x %d x %d", type_names[type], T, N, K);
-    expect(what, y, y_exact, T * N, limit_of(type));
+    char what[96];
+    const char *const in = (const char *const[]){ "float32", "int16", "int8" }[precision];
+    forward(&p, precision, x, T, K);
+    snprintf(what, sizeof what, "linear forward  %s in %s %d x %d x %d", type_names[type], in, T, N, K);
+    expect(what, y, y_exact, T * N, limit_of(type, precision));
     p.v = A;
-    backward(&p, dx, T, K);
-    snprintf(what, sizeof what, "linear backward %s %d x %d x %d", type_names[type], T, N, K);
-    expect(what, dx, dx_exact, T * K, limit_of(type));
+    backward(&p, precision, dx, T, K);
+    snprintf(what, sizeof what, "linear backward %s in %s %d x %d x %d", type_names[type], in, T, N, K);
+    expect(what, dx, dx_exact, T * K, limit_of(type, precision));
+}
+
+static void check(int type, int T, int N, int K) {
+    check_in(PRECISION_FLOAT32, type, T, N, K);
+    check_in(PRECISION_INT16, type, T, N, K);
+    check_in(PRECISION_INT8, type, T, N, K);
 }
 
 void check_linear(void) {
     for (int type = 0; type < GGML_N_TYPES; type++)
-        if (ggml_is_known(type)) check(type, 37, 101, 768);
+        if (ggml_is_known(type)) check(type, 37, 101, 768), check(type, 3, 5, 512);
     check(GGML_Q8_0, 1, 1, 32);
     check(GGML_Q8_0, 5, 7, 96);
     check(GGML_Q5_1, 13, 290, 288);
