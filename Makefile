@@ -2,6 +2,7 @@
 # make skill   teach a small model to turn orders into lines of a form, and score it before and after (docs/skill.md)
 # make test    the quick tests; make check-native: the kernels by themselves, on AArch64 too where an emulator is installed
 # make bench   how fast it is on this machine, in under ten minutes; make bench-full: everything (bench/README.md)
+#              make bench-row: this processor's row in docs/speed.md
 #              PEER_PYTHON: a Python with torch, peft and transformers, to compare with
 # make build   the kernels, in place, for working on the sources
 # make clean   remove what these made
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo skill test check-native bench bench-full build clean
+.PHONY: demo skill test check-native bench bench-full bench-row build clean
 
 demo: $(BIN)/python
 	$(PIP) install .
@@ -40,6 +41,11 @@ bench bench-full: build
 	$(BIN)/python bench/bench_generate.py $(FULL)
 	$(BIN)/python bench/bench_memory.py $(FULL)
 	$(BIN)/python bench/plots.py
+
+bench-row: build
+	$(BIN)/python bench/bench_train.py --only peers --peer-python $(PEER_PYTHON) \
+	    --out bench/results/$$($(BIN)/python bench/row.py --name)/train.json
+	$(BIN)/python bench/row.py
 
 build: $(VENV)/editable
 	$(BIN)/python setup.py --quiet build_ext --inplace

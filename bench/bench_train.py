@@ -4,7 +4,9 @@
 
 Every contestant has a process of its own; those of one comparison take turns, step by step. A comparison runs as
 
-    peers     160m at batch 4 ctx 64 and at batch 1 ctx 512, 1b at batch 4 ctx 64: lorafast and PyTorch + PEFT
+    peers     160m at batch 4 ctx 64 and at batch 1 ctx 512 (2048 with --full), 1b at batch 4 ctx 64: lorafast in each
+              precision, and PyTorch + PEFT in float32 and, where the processor multiplies that, bfloat16
+    precisions  160m at batch 4 ctx 64 in weights of 4 bits, which int8 has a core for with AVX2
     isas      the same at 160m with both sides held to AVX-512, and to AVX2 (--full)
     threads   1 to all on 160m; on 1b too with --full
     context   160m at batch 1, ctx 256 and 2048; 64 to 4096 with --full
@@ -51,6 +53,15 @@ TORCH_ISA = {       # variables that hold PyTorch and its libraries to an instru
 }
 
 
+def machine_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16; where it does not, PyTorch takes a hundred times as long in it."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 @dataclass(frozen=True)
 class Contestant:
     """What runs, on what. `type` is the weights' in lorafast; for PyTorch it is the dtype."""
@@ -63,11 +74,13 @@ class Contestant:
     isa: str
     type: str = "Q8_0"
     checkpointing: bool = False
+    precision: str = "int16"
 
     @property
     def name(self) -> str:
         checkpointing = ", checkpointing" if self.checkpointing else ""
-        return (f"{self.program} {self.type}, {self.model}, batch {self.batch} ctx {self.ctx}, "
+        precision = f" in {self.precision}" if self.program == "lorafast" else ""
+        return (f"{self.program} {self.type}{precision}, {self.model}, batch {self.batch} ctx {self.ctx}, "
                 f"{self.threads} thread(s), {self.isa}{checkpointing}")
 
     def worker(self, peer_python: str, models: Path) -> Worker:
@@ -77,7 +90,7 @@ class Contestant:
             return Worker(HERE / "peers/torch_peft.py", self.model, *sizes, self.type, python=peer_python,
                           environment=environment)
         model = make_model(self.model, self.type, models)
-        return Worker(HERE / "train_worker.py", model, *sizes, int(self.checkpointing),
+        return Worker(HERE / "train_worker.py", model, *sizes, int(self.checkpointing), self.precision,
                       environment={"LORAFAST_ISA": self.isa})
 
     def speed(self, seconds: float, peaks: Peaks) -> dict[str, Any]:
@@ -85,7 +98,7 @@ class Contestant:
         tokens = self.batch * self.ctx
         gflops = 4 * GEOMETRIES[self.model].n_weights * tokens / seconds / 1e9
         peak, share = ((F32_PEAK[self.isa], 1.0) if self.program == "torch"
-                       else linear_peak(peaks, self.isa, GGMLType[self.type]))
+                       else linear_peak(peaks, self.isa, GGMLType[self.type], self.precision))
         return {"tokens_per_s": tokens / seconds, "gflops": gflops, "peak": peak,
                 "percent_of_peak": 100 * gflops / (share * peaks[peak][str(self.threads)])}
 
@@ -97,13 +110,20 @@ def comparisons(full: bool, threads: int, has_torch: bool, model: str) -> Iterat
 
     def with_torch(ours: Sequence[Contestant], torch_isa: str) -> list[Contestant]:
         torch = replace(ours[0], program="torch", type="float32", isa=torch_isa)
-        return [*ours, torch] if has_torch else [*ours]
+        types = ("float32", "bfloat16") if machine_has_bfloat16() else ("float32",)
+        return [*ours, *(replace(torch, type=type) for type in types)] if has_torch else [*ours]
+
+    def precisions(contestant: Contestant) -> list[Contestant]:
+        return [replace(contestant, precision=precision) for precision in ("int16", "int8", "float32")]
 
     widest = "avx512" if isa == "amx" else isa          # of PyTorch in float32: it has no use for AMX there
-    yield "peers", with_torch([base], widest)
-    yield "peers", with_torch([replace(base, batch=1, ctx=512)], widest)
+    yield "peers", with_torch(precisions(base), widest)
+    yield "peers", with_torch(precisions(replace(base, batch=1, ctx=512)), widest)
+    if full:
+        yield "peers", with_torch(precisions(replace(base, batch=1, ctx=2048)), widest)
     if model == "160m":
-        yield "peers", with_torch([replace(base, model="1b")], widest)
+        yield "peers", with_torch(precisions(replace(base, model="1b")), widest)
+    yield "precisions", [each for type in ("Q4_0", "Q4_K") for each in precisions(replace(base, type=type))]
     if full:
         for lower in ("avx512", "avx2"):
             if lower in ISAS and lower != isa:
@@ -135,7 +155,7 @@ def run(name: str, contestants: Sequence[Contestant], peaks: Peaks, repeats: int
                    "memory": worker.ask("memory")}
             if each.program == "lorafast":
                 row |= split([worker.ask("profile") for _ in range(PROFILES if row["seconds"] < LONG_STEP else 1)])
-                row["speedup"] = {other.program: ratio(seconds[other], seconds[each])
+                row["speedup"] = {f"{other.program} {other.type}": ratio(seconds[other], seconds[each])
                                   for other in contestants if other.program != "lorafast"}
             elif each.type == "float32" and each.model == "160m":
                 row["void"] = speed["percent_of_peak"] < LOWEST_PEER

@@ -189,17 +189,19 @@ INT16_PEAK = {"avx2": ("int16 avx2",), "avx512": ("int16 vnni", "int16 avx512"),
 FLOAT_TYPES = tuple(type for type in TRAINABLE if type.weights.q_max == 0)
 
 
-def linear_peak(peaks: Peaks, isa: str, type: GGMLType) -> tuple[str, float]:
+def linear_peak(peaks: Peaks, isa: str, type: GGMLType, precision: str = "int16") -> tuple[str, float]:
     """The peak of the core that multiplies by weights of `type` on `isa`: its name, and the share of it that counts.
 
     The AMX core splits each float32 into bfloat16 pieces and needs three products of them for one: a third of the peak.
+    VNNI multiplies twice as many bytes as int16 in an instruction.
     """
+    if type in FLOAT_TYPES or precision == "float32":
+        return F32_PEAK[isa], 1.0
     if isa == "amx":
         return "bf16 amx", 1 / 3
-    if type not in FLOAT_TYPES:
-        for name in INT16_PEAK.get(isa, ()):
-            if name in peaks:
-                return name, 1.0
+    for name in INT16_PEAK.get(isa, ()):
+        if name in peaks:
+            return name, 2.0 if precision == "int8" and isa == "avx512" else 1.0
     return F32_PEAK[isa], 1.0
 
 

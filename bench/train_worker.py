@@ -1,6 +1,6 @@
 """The process in which bench_train.py runs lorafast: a training step, or one taken apart, for each line it is sent.
 
-    python bench/train_worker.py MODEL.gguf BATCH CTX THREADS CHECKPOINTING(0|1)
+    python bench/train_worker.py MODEL.gguf BATCH CTX THREADS CHECKPOINTING(0|1) PRECISION
 """
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ TARGETS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "f
 class Run:
     """A training run on random tokens with a rank-4 pair on every matrix."""
 
-    def __init__(self, path: str, batch: int, ctx: int, n_threads: int, checkpointing: bool) -> None:
+    def __init__(self, path: str, batch: int, ctx: int, n_threads: int, checkpointing: bool, precision: str) -> None:
         gguf = open_model(path)
         self.hparams = read_hparams(gguf)
         self.n_threads = n_threads
         specs = specs_for(self.hparams.tensor_shapes(), default_ranks(RANK), TARGETS)
         self.adapter = Adapter(specs, alpha=RANK, r=RANK)
         self.adapter.initialise(0)
-        self.network = Network(gguf, self.hparams, ctx)
+        self.network = Network(gguf, self.hparams, ctx, precision)
         strategy = Strategy(n_kept=1 if checkpointing else self.hparams.n_layer)
         self.trainer = Trainer(self.network, self.adapter, batch * ctx, strategy, n_threads)
         self.adam, self.groups = Adam(alpha=1e-4), parameter_groups(self.adapter, decay_min_ndim=2, lora_plus=1.0)
@@ -146,9 +146,10 @@ def is_kernel(function: Any) -> bool:
 
 
 def main() -> None:
-    path, batch, ctx, n_threads, checkpointing = sys.argv[1:]
-    run = Run(path, int(batch), int(ctx), int(n_threads), bool(int(checkpointing)))
-    serve({"isa": build_info.isa()}, {"step": run.timed, "profile": run.profiled, "memory": run.memory})
+    path, batch, ctx, n_threads, checkpointing, precision = sys.argv[1:]
+    run = Run(path, int(batch), int(ctx), int(n_threads), bool(int(checkpointing)), precision)
+    serve({"isa": build_info.isa(), "arithmetic": run.network.arithmetic()},
+          {"step": run.timed, "profile": run.profiled, "memory": run.memory})
 
 
 if __name__ == "__main__":

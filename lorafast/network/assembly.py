@@ -80,7 +80,8 @@ class _Assembly:
         return norm_of(self.gguf, self.hparams, self.prefix + name) if name else None
 
     def linear(self, name: str) -> Linear:
-        return Linear(self.gguf.tensors[f"{self.prefix}{name}.weight"], self.tensor(f"{name}.bias"), precision=self.precision)
+        return Linear(self.gguf.tensors[f"{self.prefix}{name}.weight"], self.tensor(f"{name}.bias"),
+                      precision=self.precision)
 
     def split(self, name: str, *rows: int) -> Group | None:
         """Matrices of so many rows that one tensor holds; None where the file has no such tensor."""

@@ -34,7 +34,7 @@ class Network:
     def arithmetic(self) -> str:
         """What the products are made of: where the precision gains nothing, that is something else."""
         matrices = Counter(linear.weight.arithmetic for group in self.groups for linear in group.linears)
-        return ", ".join(f"{count(n, 'matrix', 'matrices')} in {arithmetic}" for arithmetic, n in matrices.most_common())
+        return ", ".join(f"{count(n, 'matrix', 'matrices')} in {name}" for name, n in matrices.most_common())
 
     def refresh(self, adapter: Adapter) -> None:
         """Takes over the adapter's present values; to be called after each change of its parameters."""

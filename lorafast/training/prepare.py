@@ -78,8 +78,8 @@ def run_precision(config: FinetuneConfig, checkpoint: Checkpoint | None) -> str:
     if config.precision == "auto":
         return stored
     if asked != stored and not config.force:
-        raise UsageError(f"--precision {asked}: {checkpoint.path} was computed in {stored}, and in another the run would not "
-                         "go on as if it had never stopped; leave the option out, or give --force")
+        raise UsageError(f"--precision {asked}: {checkpoint.path} was computed in {stored}, and in another the run "
+                         "would not go on as if it had never stopped; leave the option out, or give --force")
     return asked
 
 

@@ -9,7 +9,7 @@ from lorafast.gguf.quants import dequantize
 from lorafast.gguf.types import GGMLType
 
 FLOAT32 = 1e-11         # of `error`; measured 3e-12 (SSE2, K = 11008), 7e-13 with AVX-512
-INT16 = 5e-8            # of weights of 4 bits, unless float32 is asked for; measured 4e-9, of a single sum of 32 values 3e-8
+INT16 = 5e-8            # of weights of 4 bits, unless float32 is asked for; measured 4e-9, a single sum of 32 values 3e-8
 FOUR_BITS = (GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q4_K, GGMLType.IQ4_NL, GGMLType.IQ4_XS)
 FEW = (1, 2, 3, 4)      # tokens that this core takes
 
@@ -29,7 +29,8 @@ def product(x: np.ndarray, w: Weight, low_rank=None, residual=None, n_threads: i
     return y
 
 
-def weight(rng: np.random.Generator, type: GGMLType, N: int, K: int, precision: str = "int16") -> tuple[Weight, np.ndarray]:
+def weight(rng: np.random.Generator, type: GGMLType, N: int, K: int,
+           precision: str = "int16") -> tuple[Weight, np.ndarray]:
     blocks = random_blocks(rng, type, N, K)
     return Weight(blocks, int(type), K, precision), dequantize(blocks, type).astype(np.float64)
 

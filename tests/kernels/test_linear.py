@@ -30,7 +30,8 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def weight(rng: np.random.Generator, type: GGMLType, N: int, K: int, precision: str = "int16") -> tuple[Weight, np.ndarray]:
+def weight(rng: np.random.Generator, type: GGMLType, N: int, K: int,
+           precision: str = "int16") -> tuple[Weight, np.ndarray]:
     """A random matrix, and its values in float64."""
     blocks = random_blocks(rng, type, N, K)
     blocks.flags.writeable = False
@@ -80,8 +81,8 @@ def test_int8(type, isa, rng):
 
 
 def test_int8_rounds_gradients_without_bias(monkeypatch, rng):
-    """Of many tokens with about the same gradient, the mean is nearer to the exact one than any of them. (All scales are 1:
-    rounding weights times scales is an error that does not cancel.)"""
+    """Of many tokens with about the same gradient, the mean is nearer to the exact one than any of them. (All scales are
+    1: rounding weights times scales is an error that does not cancel.)"""
     monkeypatch.setenv("LORAFAST_ISA", "scalar")
     blocks = random_blocks(rng, GGMLType.Q4_0, 64, 64).reshape(64, 2, 18)
     blocks[:, :, :2] = np.frombuffer(np.float16(1).tobytes(), np.uint8)

@@ -77,7 +77,7 @@ def test_a_name_that_is_none(run):
     assert "--precision" in run("--precision", "int4", "--checkpoint-in", "", status=2)
 
 
-# -------------------------------------------------------------------------------------- against llama-finetune's own runs
+# ------------------------------------------------------------------------------------ against llama-finetune's own runs
 
 ITERATION = re.compile(r"iter= *(\d+) .* loss=(\S+)")
 
@@ -88,13 +88,15 @@ def assert_equal_losses(log: str, golden: str) -> None:
     assert max(abs(float(ours[i]) - float(theirs[i])) for i in ours) < FLOAT32_LOSS_LIMIT
 
 
+OPTIONS = ["--checkpoint-in", "", "--checkpoint-out", "", "--lora-out", "t-ITERATION.bin", "--threads", "2", "--batch", "4",
+           "--ctx", "64", "-s", "1", "--precision", "float32"]
+
+
 def test_golden_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    make_tinymha(tmp_path / "tinymha.gguf")
+    make_tinymha(tmp_path / "model.gguf")
     unpack("sonnets.txt", tmp_path).rename("shakespeare.txt")
-    assert cli.main(["finetune", "--model-base", "tinymha.gguf", "--checkpoint-in", "", "--checkpoint-out", "", "--lora-out",
-                     "t-ITERATION.bin", "--threads", "2", "--adam-iter", "20", "--batch", "4", "--ctx", "64", "--warmup",
-                     "5", "-s", "1", "--precision", "float32"]) == 0
+    assert cli.main(["finetune", "--model-base", "model.gguf", *OPTIONS, "--adam-iter", "20", "--warmup", "5"]) == 0
     assert_equal_losses(capsys.readouterr().out, "tinymha-seed1.log")
 
 
@@ -104,7 +106,5 @@ def test_golden_run_of_a_real_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_smollm2_mha(packaged_smollm2(), tmp_path / "model.gguf")
     unpack("sonnets.txt", tmp_path).rename("shakespeare.txt")
-    assert cli.main(["finetune", "--model-base", "model.gguf", "--checkpoint-in", "", "--checkpoint-out", "", "--lora-out",
-                     "s-ITERATION.bin", "--threads", "2", "--adam-iter", "30", "--batch", "4", "--ctx", "64", "-s", "1",
-                     "--precision", "float32"]) == 0
+    assert cli.main(["finetune", "--model-base", "model.gguf", *OPTIONS, "--adam-iter", "30"]) == 0
     assert_equal_losses(capsys.readouterr().out, "smollm2-mha-seed1.log")
