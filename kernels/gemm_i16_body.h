@@ -38,7 +38,7 @@
 #define X_BLOCK (19 * LANES)    /* floats of packed x for 32 k: LANES times 16 pairs, a scale, sums over both halves */
 
 #define ROUND_MAGIC 12582912.0f /* 1.5 * 2^23: added to |v| < 2^22, it leaves v rounded in the lower bits */
-#define I16_TINY 1e-30f             /* values that are all smaller are rounded to zero, for 32767 / max must be finite */
+#define I16_TINY 1e-30f         /* values that are all smaller are rounded to zero, for 32767 / max must be finite */
 
 #define I16_INLINE static inline __attribute__((always_inline))
 
@@ -265,10 +265,12 @@ static void FN(i16_forward_panel)(const projection *p, const float *packed, int 
 /* ---- backward ---- */
 
 /* Packed dy: for each chunk of DEPTH columns a row a token, of dy / S as int16, with zeros up to a multiple of 32; the
- * rows of a chunk follow each other, as they are read. Behind all of them S, [chunk][token], which is the largest |dy| of
- * the chunk / 32767 (or 16383). TOKENS tokens of zeros follow the last one. */
+ * rows of a chunk follow each other, as they are read. Behind all of them S, [chunk][token], which is the largest |dy|
+ * of the chunk / 32767 (or 16383). TOKENS tokens of zeros follow the last one. */
 static ptrdiff_t FN(i16_dy_rows)(int T, int n) { return (ptrdiff_t)ROUND_UP(n, DEPTH) / DEPTH * (T + TOKENS); }
-static ptrdiff_t FN(i16_packed_dy_floats)(int T, int n) { return ROUND_UP(FN(i16_dy_rows)(T, n) * (DEPTH / 2 + 1), 16); }
+static ptrdiff_t FN(i16_packed_dy_floats)(int T, int n) {
+    return ROUND_UP(FN(i16_dy_rows)(T, n) * (DEPTH / 2 + 1), 16);
+}
 
 /* n values times inverse, rounded, and zeros up to a multiple of 32. */
 I16_INLINE void FN(i16_round_row)(int16_t *to, const float *from, int n, float inverse) {

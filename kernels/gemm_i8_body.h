@@ -1,23 +1,23 @@
-/* The int8 core: weights as unsigned bytes times activations or gradients rounded to signed ones, summed exactly in int32;
- * twice the work an instruction of the int16 core (whose structure this is), where the processor multiplies bytes.
+/* The int8 core: weights as unsigned bytes times activations or gradients rounded to signed ones, summed exactly in
+ * int32; twice the work an instruction of the int16 core (whose structure this is), where a processor multiplies bytes.
  *
  *     acc[i][lane] = sum_d a[i][d] b[d][lane]      b as [d / 4][lane][4]
  *
  *   forward    a = q of rows of W, plus OFFSET       b = x^T rounded           lanes = tokens
- *              Over 256 values of k a token has one scale (base), over 32 of them a power of two: the sum, converted, is
- *              scaled by adding to its exponent.
+ *              Over 256 values of k a token has one scale (base), over 32 of them a power of two: the sum, converted,
+ *              is scaled by adding to its exponent.
  *   backward   a = dy rounded                        b = W', plus OFFSET       lanes = columns
- *              Over 64 rows n of W, the scales d[n][k / 32] go into W' = q d / D, rounded, D being the largest |d|. dy is
- *              divided by its largest magnitude in the 64 columns over 127 and rounded up or down at random, with
- *              probabilities that make the mean exact: errors then cancel from token to token, where those of rounding to
- *              nearest add up (Gupta et al., Deep Learning with Limited Numerical Precision, 2015). The random number
- *              comes from the value and its column, so it does not depend on threads or on how a batch is cut.
+ *              Over 64 rows n of W, the scales d[n][k / 32] go into W' = q d / D, rounded, D being the largest |d|. dy
+ *              is divided by its largest magnitude in the 64 columns over 127 and rounded up or down at random, with
+ *              probabilities that make the mean exact: errors then cancel from token to token, those of rounding
+ *              to nearest add up (Gupta et al., Deep Learning with Limited Numerical Precision, 2015). The random
+ *              number comes from the value and its column, so it does not depend on threads or on how a batch is cut.
  *
- * What OFFSET adds is taken off before: sums begin at -OFFSET times the sum of the signed bytes. Types whose integers do
- * not fit a byte (Q3_K, Q6_K) have the int16 core.
+ * What OFFSET adds is taken off before: sums begin at -OFFSET times the sum of the signed bytes. Types whose integers
+ * do not fit a byte (Q3_K, Q6_K) have the int16 core.
  *
- * AVX2 has no such instruction. Its products of bytes are added up in 16 bits, which holds 8 of them if the weights have 4
- * bits: so there types of 4 bits have a forward of this kind, and the backward of the int16 core.
+ * AVX2 has no such instruction. Its products of bytes are added up in 16 bits, which holds 8 of them if the weights
+ * have 4 bits: so there types of 4 bits have a forward of this kind, and the backward of the int16 core.
  */
 #if SIMD_IS_AVX512
 #define MR 6                    /* 12 int32 and 12 float32 sums, 2 vectors of b, a broadcast: 27 of 32 registers */
@@ -33,7 +33,7 @@
 #define CHUNKS (DEPTH / CHUNK)
 #define GROUP 12                /* tokens a group (backward): a multiple of MR */
 #define LDC (COLUMNS + 16)      /* floats from row to row of the sums of dx (backward) */
-#define X_BLOCK (12 * LANES)    /* floats of packed x for 32 k: bytes, exponents, their sums, sums of x over both halves */
+#define X_BLOCK (12 * LANES)    /* floats of packed x for 32 k: bytes, exponents, their sums, sums of x over halves */
 #define X_DEPTH (8 * X_BLOCK + LANES)       /* of 256 k: these blocks, and the base */
 #define EXPONENT 24             /* a block is at most 2^24 below the largest of its 256 values; less counts as that */
 
@@ -60,8 +60,8 @@ static inline int FN(i8_takes)(int type) {
 #endif
 }
 
-/* sum[lane] + four products of an unsigned and a signed byte. As an instruction of its own, for of the intrinsic GCC 12 makes
- * copies and spills. */
+/* sum[lane] + four products of an unsigned and a signed byte. As an instruction of its own, for of the intrinsic GCC 12
+ * makes copies and spills. */
 I8_INLINE vi FN(i8_multiply_add)(vi sum, vi u8, vi s8) {
 #if SIMD_IS_AVX512 && defined(SIMD_AVX512_IN_C)
     return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u8, (__m512i)s8);
@@ -78,7 +78,8 @@ I8_INLINE vi FN(i8_multiply_add)(vi sum, vi u8, vi s8) {
 
 /* acc += a (MR x depth, rows of lda bytes) . b (depth x LANES). One of the two is unsigned: a forward, b backward.
  * (AVX2: depth is 32, and a has 4 bits.) */
-I8_INLINE void FN(i8_tile)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const uint8_t *b, int depth, int is_forward) {
+I8_INLINE void FN(i8_tile)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const uint8_t *b, int depth,
+                           int is_forward) {
 #if SIMD_IS_AVX2
     __m256i sum[MR][2];
 #pragma GCC unroll 4
@@ -134,7 +135,7 @@ I8_INLINE vi FN(i8_largest)(const vf v[32]) {
     return largest;
 }
 
-/* VF_WIDTH tokens of a block of 32 k into their lanes of the block: top is the largest magnitude of the 256 k around. */
+/* VF_WIDTH tokens of a block of 32 k into their lanes of it: top is the largest magnitude of the 256 k around. */
 I8_INLINE void FN(i8_pack_block)(float *block, const vf v[32], vi top, int half) {
     const vf inverse = vf_select((vf)top > I8_TINY, 127 / (vf)top, vf_set1(0));
     vi below = (top - FN(i8_largest)(v)) >> 23;         /* the power of two between the two, rounded down */
@@ -260,7 +261,8 @@ static void FN(i8_forward_panel)(const projection *p, const float *packed, int T
         FN(i8_unpack_panel)(w, scale, min, p, n0, n_rows, padded, k0, depth);
         for (int tile = 0; tile < tiles; tile++) {
             const float *x = packed + tile * x_tile;
-            FN(prefetch_rows)(next_row, p->row_bytes, n_rows, next / format->block_size * format->type_size, tile, tiles);
+            FN(prefetch_rows)(next_row, p->row_bytes, n_rows, next / format->block_size * format->type_size, tile,
+                              tiles);
             for (int i = 0; i < padded; i += MR) {
                 float *to = c + (ptrdiff_t)i * ldc + tile * LANES;
                 const float *s = scale + i * DEPTH / 32, *m = min + i * DEPTH / 16;
@@ -276,9 +278,9 @@ static void FN(i8_forward_panel)(const projection *p, const float *packed, int T
 /* ---- backward ---- */
 #if !SIMD_IS_AVX2
 
-/* Packed dy: a chunk of CHUNK columns after the other, in each a row of bytes a token, with zeros behind column n. Behind
- * all of them S, [chunk][token], the largest |dy| of the chunk / 127, and then the sums of the bytes. GROUP tokens of zeros
- * follow the last one. */
+/* Packed dy: a chunk of CHUNK columns after the other, in each a row of bytes a token, with zeros behind column n.
+ * Behind all of them S, [chunk][token], the largest |dy| of the chunk / 127, and then the sums of the bytes. GROUP
+ * tokens of zeros follow the last one. */
 static ptrdiff_t FN(i8_dy_rows)(int T, int n) { return (ptrdiff_t)ROUND_UP(n, CHUNK) / CHUNK * (T + GROUP); }
 static ptrdiff_t FN(i8_packed_dy_floats)(int T, int n) { return ROUND_UP(FN(i8_dy_rows)(T, n) * (CHUNK / 4 + 2), 16); }
 
@@ -290,7 +292,7 @@ I8_INLINE vf FN(i8_random)(vf value, int column) {
     return __builtin_convertvector((vi)(h >> 9), vf) * 0x1p-23f;
 }
 
-/* n values, the first of them in that column, times inverse, rounded up or down; zeros up to CHUNK. Returns their sum. */
+/* n values, the first of them in that column, times inverse, rounded up or down; zeros up to CHUNK. Returns the sum. */
 I8_INLINE int FN(i8_round_row)(int8_t *to, const float *from, int n, float inverse, int column) {
     typedef int8_t bytes __attribute__((vector_size(VF_WIDTH)));
     vi sum = {0};
@@ -324,7 +326,8 @@ static void FN(i8_pack_dy)(float *packed, const float *dy, int T, int N, int n0,
             S[t] = max / 127;
         }
         if (end < T) continue;
-        memset(q + T * CHUNK, 0, GROUP * CHUNK), memset(S + T, 0, sizeof *S * GROUP), memset(sum + T, 0, sizeof *sum * GROUP);
+        memset(q + T * CHUNK, 0, GROUP * CHUNK);
+        memset(S + T, 0, sizeof *S * GROUP), memset(sum + T, 0, sizeof *sum * GROUP);
     }
 }
 
@@ -372,7 +375,7 @@ static void FN(i8_store_chunk)(FN(i8_slice) *s, int chunk, int n_columns, int ga
         }
 }
 
-/* n_columns columns of rows n0 .. n0+n_rows (at most CHUNK) of W, from column k0 on, become chunk `chunk` of the slice. */
+/* n_columns columns of rows n0 .. n0+n_rows (at most CHUNK) of W, from column k0 on, become a chunk of the slice. */
 static void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, int n_rows, int k0, int n_columns,
                                 int chunk) {
     const ggml_format *format = &ggml_formats[p->type];
@@ -403,13 +406,14 @@ static void FN(i8_minima)(FN(i8_slice) *s, const projection *p, int T, int t, in
         for (int b = 0; b < n_min; b++) {
             vf sum[3] = {{0}};
             for (int k = 0; k < DEPTH; k += VF_WIDTH)
-                for (int l = 0; l < 3; l++) sum[l] += vf_load(s->dy + (i + l) * DEPTH + k) * vf_load(s->min + b * DEPTH + k);
+                for (int l = 0; l < 3; l++)
+                    sum[l] += vf_load(s->dy + (i + l) * DEPTH + k) * vf_load(s->min + b * DEPTH + k);
             for (int l = 0; l < 3; l++) s->minus[(i + l) * MINIMA + b] = vf_sum(sum[l]);
         }
 }
 
-/* c (MR x LANES, row stride LDC) += sum over n_chunks chunks of S unit (dy . W'), minus `minus`. A chunk of dy, of S and of
- * the sums of dy is `rows` rows long. */
+/* c (MR x LANES, row stride LDC) += sum over n_chunks chunks of S unit (dy . W'), minus `minus`. A chunk of dy, of S
+ * and of the sums of dy is `rows` rows long. */
 I8_INLINE void FN(i8_backward_tile)(float *restrict c, const int8_t *restrict dy, const float *S, const int32_t *dy_sum,
                                     ptrdiff_t rows, const uint8_t *restrict w, const float *unit, int n_chunks,
                                     const float *minus, int next_minus) {

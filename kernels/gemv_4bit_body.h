@@ -3,8 +3,8 @@
  *     y[t][n] = sum_blocks scale[n][block] (scale of x[t][block]) (q[n][block] . q of x[t][block])
  *             - sum_blocks min[n][block] (sum of x[t] over the block)
  *
- * A 16-bit word of W holds four values, which a mask and three shifts take apart, two and two of the same block. So x is
- * packed as its even values of a block and then its odd ones, which is how they come out.
+ * A 16-bit word of W holds four values, which a mask and three shifts take apart, two and two of the same block. So x
+ * is packed as its even values of a block and then its odd ones, which is how they come out.
  * The int32 sums hold 4 products: |q| <= 127 and |x| <= 32767.
  */
 #ifndef GEMV_4BIT_BODY_H
@@ -103,7 +103,7 @@ GEMV_INLINE void FN(gemv_4bit_values)(int type, i16x16 packed, i16x16 *even, i16
     if (type == GGML_Q4_0) *even -= 8, *odd -= 8;
 }
 
-/* v, and v with its upper four bits of each byte where the lower ones were. (GCC 12 takes the long way through memory.) */
+/* v, and v with its upper four bits of each byte where the lower ones were. (GCC 12 would go through memory.) */
 GEMV_INLINE i16x16 FN(gemv_twice_shifted)(u8x16 v) {
 #if SIMD_IS_AVX2 || SIMD_IS_AVX512
     const __m256i twice = _mm256_broadcastsi128_si256((__m128i)v), by = _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0);
@@ -194,7 +194,8 @@ GEMV_INLINE void FN(gemv_4bit_256)(f32x8 *sum, int type, const uint8_t *row, int
     for (int b = 0; b < n / 32; b++) FN(gemv_4bit_small)(sum, type, row + b * bytes, both, b, x.q, PADDED(K), T);
 }
 
-GEMV_INLINE void FN(gemv_4bit_rows)(const projection *p, int type, const float *packed, int T, int K, int n0, int n_rows) {
+GEMV_INLINE void FN(gemv_4bit_rows)(const projection *p, int type, const float *packed, int T, int K, int n0,
+                                    int n_rows) {
     const int bytes = QK / ggml_formats[type].block_size * ggml_formats[type].type_size;
     const float *scales = packed + T * PADDED(K) / 2;
     for (int n = n0; n < n0 + n_rows; n++) {

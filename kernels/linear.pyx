@@ -289,7 +289,8 @@ cdef void backward_projection(float *dx, int K, projection *all, int n, int inde
 
 
 def linear_scratch_bytes(int T, int K, int N, int n_threads):
-    """Bytes of working memory that the products of T tokens with a weight (N, K) of any type, in any precision, take and keep."""
+    """Bytes of working memory that the products of T tokens with a weight (N, K) take and keep: of any type, in any
+    precision."""
     cdef int tokens = min(T, TOKENS_AT_ONCE), type, precision
     cdef const gemm_core *core
     cdef Py_ssize_t largest = 0
