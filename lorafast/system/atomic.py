@@ -60,10 +60,12 @@ def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
             for file in Path(temporary).iterdir():
                 with open(file, "rb+") as contents:
                     os.fsync(contents.fileno())
+            _sync_folder(temporary)
             if os.path.isdir(target):
                 for file in sorted(Path(temporary).iterdir()):
                     os.replace(file, os.path.join(target, file.name))
                 os.rmdir(temporary)
+                _sync_folder(target)
             else:
                 os.rename(temporary, target)
             _sync_folder(os.path.dirname(target))
