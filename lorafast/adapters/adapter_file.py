@@ -43,7 +43,9 @@ class BaseModel:
         except KeyError as error:
             raise FormatError(f"{model.path}: lacks the key {error.args[0]}, so it is no base model") from None
         n_head_kv = metadata.get(f"{architecture}.attention.head_count_kv", n_head)
-        n_head, n_head_kv = (int(np.max(n)) for n in (n_head, n_head_kv))      # arrays where blocks differ
+        n_head, n_head_kv = (_most(model, n) for n in (n_head, n_head_kv))
+        if not isinstance(n_layer, int):
+            raise FormatError(f"{model.path}: {architecture}.block_count is {n_layer!r:.40}, but should be a whole number")
         repository = str(metadata.get("general.repo_url", "")).removeprefix("https://huggingface.co/")
         return cls(architecture, n_layer, n_head, n_head_kv, "output.weight" not in model.tensors,
                    metadata.get("general.name", ""), repository or None, model.tensors)
@@ -120,6 +122,14 @@ class AdapterFile:
         for name, m in self.magnitudes.items():
             adapter.magnitudes[name][:] = m
         return adapter
+
+
+def _most(model: GGUFFile, heads: Any) -> int:
+    """Of a number of heads, or of an array where blocks differ, the largest."""
+    if not isinstance(heads, (int, np.ndarray)) or not np.issubdtype(np.asarray(heads).dtype, np.integer) \
+            or not np.size(heads):
+        raise FormatError(f"{model.path}: a number of heads is {heads!r:.40}, but should be a whole number")
+    return int(np.max(heads))
 
 
 def fold(b: np.ndarray, numerator: float, denominator: float) -> np.ndarray:

@@ -102,7 +102,7 @@ def read_gguf_adapter(path: str | os.PathLike) -> AdapterFile:
             raise FormatError(f"{path}: '{base}': lora_a {lora_a.shape} and lora_b {lora_b.shape} have no rank in "
                               "common; was a ggla adapter or checkpoint renamed without transposing?")
         pairs[base] = a, b
-    alpha = float(file.metadata.get("adapter.lora.alpha", 0))
+    alpha = float(file.get("adapter.lora.alpha", (int, float), 0))
     if alpha == 0 or not pairs:
         return AdapterFile(pairs, metadata=file.metadata, warnings=warnings)
     ranks = [len(a) for a, _ in pairs.values()]

@@ -42,6 +42,15 @@ KIND_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "a 
               np.ndarray: "an array of numbers"}
 """What a value of that Python type is called in messages."""
 
+KNOWN_TYPES: dict[str, type] = {
+    **dict.fromkeys(("general.architecture", "general.type", "general.name", "general.repo_url", "adapter.type",
+                     "training.type", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"), str),
+    **dict.fromkeys(("general.file_type", "split.no", "split.count", "split.tensors.count"), int),
+    **dict.fromkeys(("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix"),
+                    bool),
+}
+"""Keys that are read in many places, and what each must hold where it is there: checked once, when a file is opened."""
+
 _OTHER_FILES: dict[bytes, str] = {
     b"algg": "a legacy LoRA adapter (ggla) and not a model",
     b"lmgg": "a ggml file from before GGUF; convert the model again with a current llama.cpp",
@@ -109,6 +118,8 @@ class GGUFFile:
         n_tensors, n_values = cursor.read("<QQ", "the counts of tensors and metadata values")
         for index in range(cursor.checked_count(n_values, 8 + 4 + 1, "metadata values")):
             self._read_value(cursor, index)
+        for key, type in KNOWN_TYPES.items():
+            self.get(key, type)
         self.alignment = self._read_alignment()
         n_tensors = cursor.checked_count(n_tensors, 8 + 4 + 8 + 4 + 8, "tensors")
         infos = [_read_tensor_info(cursor) for _ in range(n_tensors)]

@@ -67,8 +67,8 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         infos = {name: (info["dtype"], tuple(info["shape"]), *info["data_offsets"])
                  for name, info in header.items() if name != "__metadata__"}
-        for _, shape, begin, end in infos.values():
-            if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+        for dtype, shape, begin, end in infos.values():
+            if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
                 raise ValueError(f"shape {shape} at bytes {begin} to {end}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{path}: its header is no safetensors header ({error}); it is broken") from error

@@ -30,7 +30,7 @@ def read_options(cls: type[Options], path: str) -> dict[str, Any]:
             table = tomllib.loads(file.read())
     except OSError as error:
         raise LoraFastError(f"cannot read the options in {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:       # TOMLDecodeError; a number of thousands of digits; deep nesting
         raise LoraFastError(f"{path}: is no TOML file: {error}") from None
     types = get_type_hints(cls)
     names = {spec.names[0]: field.name for field, spec in fields(cls)}

@@ -166,7 +166,10 @@ def _numbers(metadata: Mapping[str, Any], name: str, length: int, default: float
         raise FormatError(f"{KEY}{name} is not an array of numbers")
     if len(value) < length:
         raise FormatError(f"{KEY}{name} has {len(value)} values for {length} tokens")
-    return [type(default)(number) for number in value[:length]]
+    try:
+        return [type(default)(number) for number in value[:length]]
+    except (TypeError, ValueError, OverflowError):
+        raise FormatError(f"{KEY}{name} holds what is no number of the kind it should be") from None
 
 
 def _mark_control_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> set[int]:

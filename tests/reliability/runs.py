@@ -26,9 +26,8 @@ from lorafast.reporting.metrics import read_metrics  # noqa: E402
 from lorafast.training.saving import Saver  # noqa: E402
 
 ITERATIONS = 8
-CHECKPOINT = "c-LATEST.gguf"
 COMMON = ["--ctx", "16", "--batch", "2", "--warmup", "2", "-s", "7", "--save-every", "2", "--metrics", "metrics.jsonl",
-          "--checkpoint-out", "c-ITERATION.gguf", "--checkpoint-in", CHECKPOINT]
+          "--checkpoint-out", "c-ITERATION.gguf"]
 TEXT = ["--train-data", "text.txt", "--lora-out", "a-ITERATION.bin"]
 SCENARIOS = {
     "text": TEXT,
@@ -65,10 +64,11 @@ class Ground:
 
     def command(self, work: Path, scenario: str, threads: int = 1, iterations: int = ITERATIONS) -> list[str]:
         """The command line that brings the run to its end from wherever its files stand."""
-        checkpoint = work / CHECKPOINT
-        done = read_checkpoint(checkpoint).state.iteration if checkpoint.exists() else 0
-        return ["finetune", "--model-base", str(self.folder / "tiny.gguf"), *COMMON, *SCENARIOS[scenario],
-                "--threads", str(threads), "--adam-iter", str(iterations - done)]
+        done = {read_checkpoint(path).state.iteration: path.name for path in work.glob("c-*.gguf")
+                if "BEST" not in path.name}
+        newest = max(done, default=0)
+        return ["finetune", "--model-base", str(self.folder / "tiny.gguf"), *COMMON, *SCENARIOS[scenario], "--threads",
+                str(threads), "--adam-iter", str(iterations - newest), "--checkpoint-in", done.get(newest, "")]
 
 
 def start(work: Path, argv: list[str], before: Callable[[], None] = lambda: None) -> tuple[int, int]:
