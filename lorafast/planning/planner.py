@@ -96,8 +96,12 @@ def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenize
     job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data, config.pack,
               copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt),
               may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)))
-    forced = Forced(None if config.use_checkpointing is None else not config.use_checkpointing, config.checkpoint_every,
-                    config.head_tokens, config.micro_batch)
+    def at_most(given: int | None, all_of_them: int) -> int | None:
+        return given and min(given, all_of_them)
+
+    forced = Forced(None if config.use_checkpointing is None else not config.use_checkpointing,
+                    at_most(config.checkpoint_every, len(network.blocks)),
+                    at_most(config.head_tokens, config.batch * config.ctx), at_most(config.micro_batch, config.batch))
     return Planner(gguf, files, network, adapter, job, read_budget(config.mem_limit), base_bytes).plan(forced)
 
 

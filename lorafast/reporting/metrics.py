@@ -83,12 +83,30 @@ def read_metrics(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
         raise LoraFastError(f"cannot read {path}: {error.strerror}") from None
 
 
+NUMBERS = ("time", "loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "seconds", "memory", "n_iter")
+NEEDED = {"step": ("loss", "seconds", "tokens"), "evaluation": ("loss",), "continuation": ("prompt", "text"),
+          "ended": ("reason",)}
+"""Keys of an event that others read."""
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a line holds what `MetricsFile` writes: names and kinds of what is read again."""
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        return False
+    numbers = [record[key] for key in NUMBERS if record.get(key) is not None]
+    texts = [record[key] for key in ("prompt", "text", "reason") if key in record]
+    iteration = record.get("iteration")
+    return (type(iteration) is int and 0 <= iteration < 2**63 and all(type(number) in (int, float) for number in numbers)
+            and all(abs(number) < 2**63 or number != number or type(number) is float for number in numbers)
+            and all(isinstance(text, str) for text in texts)
+            and all(record.get(key) is not None for key in NEEDED.get(record["event"], ())))
+
+
 def _record(path: str | os.PathLike, number: int, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-        known = isinstance(record, dict) and isinstance(record["iteration"], int) and isinstance(record["event"], str)
-    except (ValueError, KeyError):
-        known = False
-    if not known:
+    except (ValueError, RecursionError):
+        record = None
+    if not _is_record(record):
         raise FormatError(f"{path}:{number}: is no line of metrics; --metrics FILE of a run writes such a file")
     return record

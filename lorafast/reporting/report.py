@@ -162,7 +162,7 @@ def facts(records: Sequence[dict[str, Any]]) -> str:
     if evaluations:
         best = min(evaluations, key=lambda record: record["loss"])
         shown.append((f"lowest evaluation loss, at {best['iteration']}", f"{best['loss']:.3f}"))
-    if memory := max((step.get("memory", 0) for step in steps), default=0):
+    if memory := max((step.get("memory") or 0 for step in steps), default=0):
         shown.append(("most memory seen", f"{memory / 2**20:,.0f} MB"))
     cells = "".join(f"<div><b>{value}</b><span>{escape(name)}</span></div>" for name, value in shown)
     return f'<div class="facts">{cells}</div>'

@@ -25,7 +25,8 @@ from lorafast.network.hparams import read_hparams  # noqa: E402
 from lorafast.network.lora import Adapter, Moments, default_ranks, specs_for  # noqa: E402
 from lorafast.options.finetune import FinetuneConfig  # noqa: E402
 from lorafast.options.toml import read_options  # noqa: E402
-from lorafast.reporting.report import write_report  # noqa: E402
+from lorafast.reporting.metrics import read_metrics  # noqa: E402
+from lorafast.reporting.report import charts_of, page_of  # noqa: E402
 from lorafast.tokenizer import load_tokenizer  # noqa: E402
 
 
@@ -202,6 +203,14 @@ def make_metrics(folder: Path) -> Iterator[bytes]:
     yield b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
+def read_report(folder: Path) -> None:
+    """All of a report but the image, which another library draws."""
+    records = list(read_metrics(folder / "metrics.jsonl"))
+    charts = charts_of(records)
+    if any(chart.drawn for chart in charts):
+        page_of(records, charts)
+
+
 READERS = [
     Reader("GGUF models", "a.gguf", make_model, read_model),
     Reader("checkpoints", "a.gguf", make_checkpoint, read_a_checkpoint),
@@ -215,5 +224,5 @@ READERS = [
     Reader("CSV records", "a.csv", make_csv, lambda folder: read_data(folder, folder / "a.csv")),
     Reader("chat templates", "a.jinja", make_template, read_template),
     Reader("metrics", "metrics.jsonl", make_metrics,
-           lambda folder: write_report(folder / "metrics.jsonl", folder / "page.html")),
+           read_report),
 ]

@@ -1,0 +1,35 @@
+"""Short forms of the reliability scripts, for CI."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def run(script: str, *arguments: str, seconds: float = 900) -> str:
+    done = subprocess.run([sys.executable, "-W", "ignore", str(HERE / script), *arguments], capture_output=True, text=True,
+                          timeout=seconds)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_fifty_kills_lose_nothing():
+    assert "50 kills in" in run("crash.py", "--kills", "50", "--minutes", "10")
+
+
+@pytest.mark.slow
+def test_power_cuts_lose_nothing_that_was_flushed():
+    assert "10 power cuts in" in run("crash.py", "--kills", "10", "--minutes", "5", "--power-cut")
+
+
+@pytest.mark.slow
+def test_ten_thousand_hostile_inputs_are_refused_in_a_line():
+    assert "| GGUF models |" in run("fuzz.py", "--inputs", "10000", "--minutes", "4")
+
+
+@pytest.mark.slow
+def test_a_minute_of_training_grows_nothing():
+    assert "flat" in run("soak.py", "--minutes", "1")
