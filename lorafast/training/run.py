@@ -33,6 +33,7 @@ from ..reporting.report import write_report
 from ..system.process import peak_resident_bytes
 from . import llama_finetune_sizes as sizes
 from .course import plan_course
+from .diagnose import first_fault
 from .dropout import Dropout
 from .evaluation import Best, continued, mean_loss
 from .learner import Learner
@@ -319,7 +320,8 @@ class Run:
         loss = self.learner.loss_and_gradients(batches, state.iteration)
         self.opened.files.check()       # before anything is made of it
         if not math.isfinite(loss):
-            raise LoraFastError(f"the loss of iteration {state.iteration} is {loss}; {self.last_good()}")
+            raise LoraFastError(f"the loss of iteration {state.iteration} is {loss}, {self.cause(batches)}; "
+                                f"{self.last_good()}")
         self.loss = loss
         return self.stop_tests.check(loss, state.iteration)
 
@@ -330,6 +332,12 @@ class Run:
             raise LoraFastError(f"the gradient of iteration {state.iteration} is not finite; {self.last_good()}")
         state.iteration += 1
         state.tokens += self.n_tokens
+
+    def cause(self, batches: Sequence[Batch]) -> str:
+        """What was not finite first, found by computing the same once more."""
+        learner, opened = self.learner, self.opened
+        return first_fault(opened.network, opened.gguf.tensors, opened.adapter, learner.gradients,
+                           lambda: learner.loss_and_gradients(batches, self.state.iteration))
 
     def evaluation_is_due(self) -> bool:
         """Whether this iteration is one of those at which a run evaluates, and none has done so yet."""
