@@ -244,7 +244,7 @@ OPS = [
 
 
 def attention_ops(T: int, H: int, HKV: int, D: int, window: int = 0, soft_cap: float = 0.0) -> list[Op]:
-    label = f"T={T} H={H} HKV={HKV} D={D}" + f" window={window}" * (window > 0) + f" soft cap={soft_cap:g}" * (soft_cap > 0)
+    label = f"T={T} H={H} HKV={HKV} D={D}" + f" window={window}" * (window > 0) + f" cap={soft_cap:g}" * (soft_cap > 0)
     sizes = H, HKV, D, window, soft_cap
     return [
         Op("attention", "attention_forward", lambda rows: attention_forward(rows, *sizes), T, ("q", "k", "v"), "f32",

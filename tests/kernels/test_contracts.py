@@ -143,8 +143,9 @@ def attention_inputs(rng, T, D):
     """Two sequences with three keys from before their queries; 4 heads on 2 key and value heads, a window of 20."""
     n_keys, first = T + 6 if T else 0, T // 3
     return dict(q=normal(rng, T, 4 * D), k=normal(rng, n_keys, 2 * D), v=normal(rng, n_keys, 2 * D),
-                q_begin=np.array([0, first, T], np.int32), k_begin=np.array([0, first + 3 if T else 0, n_keys], np.int32),
-                scale=D**-0.5, window=20, soft_cap=2.0, n_head=4, n_head_kv=2)
+                q_begin=np.array([0, first, T], np.int32),
+                k_begin=np.array([0, first + 3 if T else 0, n_keys], np.int32), scale=D**-0.5, window=20, soft_cap=2.0,
+                n_head=4, n_head_kv=2)
 
 
 def attention_forward(rng, T, D):
@@ -181,6 +182,7 @@ def dora_backward(rng, T, N):
 
 class KnownWeight(Weight):
     dense: np.ndarray      # what the twin takes
+    blocks: np.ndarray     # as they lie in a file
 
 
 def weights(rng, K):
@@ -188,7 +190,7 @@ def weights(rng, K):
     for type, N in ((GGMLType.Q8_0, 40), (GGMLType.F32, 19)):
         blocks = random_blocks(rng, type, N, K)
         known.append(KnownWeight(blocks, int(type), K))
-        known[-1].dense = dequantize(blocks, type).astype(np.float64)
+        known[-1].dense, known[-1].blocks = dequantize(blocks, type).astype(np.float64), blocks
     return known
 
 
