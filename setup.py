@@ -4,11 +4,16 @@ LORAFAST_NO_OPENMP=1   build without OpenMP (single-threaded); otherwise a compi
 LORAFAST_ONLY=a,b      build only these kernels
 """
 import os
+import shlex
+import subprocess
 import sys
+import sysconfig
+import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 MSVC = sys.platform == "win32"
 if MSVC:
@@ -16,6 +21,24 @@ if MSVC:
 
 openmp = [] if os.environ.get("LORAFAST_NO_OPENMP") else ["-fopenmp"]
 compile_args = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-unused-function", *openmp]
+
+OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+
+
+class BuildKernels(build_ext):
+    """build_ext, which first makes sure that the compiler has OpenMP."""
+
+    def run(self) -> None:
+        compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "openmp.c")
+            source.write_text(OPENMP_PROGRAM)
+            command = [*compiler, *openmp, str(source), "-o", str(Path(folder, "openmp"))]
+            if openmp and subprocess.run(command, capture_output=True).returncode:
+                sys.exit(f"lorafast: {compiler[0]} cannot build with OpenMP (-fopenmp): install GCC, or libomp for "
+                         "clang, or set LORAFAST_NO_OPENMP=1 to build kernels that use one thread")
+        super().run()
+
 
 root = Path(__file__).parent
 only = [name for name in os.environ.get("LORAFAST_ONLY", "").split(",") if name]
@@ -35,5 +58,6 @@ extensions = [
 
 setup(
     ext_modules=cythonize(extensions, build_dir="build/cython", quiet=True),
+    cmdclass={"build_ext": BuildKernels},
     options={"build_ext": {"parallel": os.cpu_count()}},
 )
