@@ -70,12 +70,17 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on, and what it is evaluated on (None if nothing). notes: lines on what was recognised."""
+    """What a run trains on, and what it is evaluated on (None if nothing).
+
+    notes      lines on what was recognised
+    template   that rendered the chats in it; None where there were none
+    """
 
     train: Samples
     valid: Samples | None
     test: Samples | None
     notes: list[str] = field(default_factory=list)
+    template: ChatTemplate | None = None
 
 
 def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,
@@ -166,6 +171,8 @@ class _TextReader(_Reader):
 
 class _RecordReader(_Reader):
 
+    has_chats = False
+
     def read(self, train: Files, valid: Files, test: Files) -> Data:
         options = self.options
         if options.sample_start or options.stride != 1:
@@ -178,7 +185,8 @@ class _RecordReader(_Reader):
         if options.valid_split:
             samples, held_out = hold_out(samples, options.valid_split)
             notes.append(f"held out to evaluate on: {len(held_out)} of these samples")
-        return Data(samples, held_out, self.evaluation(test, notes), notes)
+        template = self.load_template() if self.has_chats else None
+        return Data(samples, held_out, self.evaluation(test, notes), notes, template)
 
     def evaluation(self, files: Files, notes: list[str]) -> Sequences | None:
         if not files:
@@ -201,6 +209,7 @@ class _RecordReader(_Reader):
             lambda writer: write_records(files, encoder, writer, self.progress, names=options.fields,
                                          skip_bad=options.skip_bad), cache, key)
         notes += stored.facts["recognised"]
+        self.has_chats = self.has_chats or stored.facts["chats"]
         return sequences_of(stored, [source.name for source in sources], self.ctx)
 
     def load_template(self) -> ChatTemplate:

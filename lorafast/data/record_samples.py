@@ -13,7 +13,7 @@ from ..errors import LoraFastError
 from ..rng import MT19937
 from ..system.live import Meter, Show
 from ..words import count
-from .encode import SequenceEncoder
+from .encode import AS_CHATS, SequenceEncoder
 from .forms import Form, read_records
 from .records import BadRecord, Chat, Completion, Preference, Text
 from .samples import Samples, Sequences, targets_of
@@ -33,7 +33,7 @@ def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder
     names      see parse_record
     skip_bad   leave out records that cannot be used, instead of raising LoraFastError
     """
-    recognised, samples_of_source, bad = [], [], []
+    recognised, samples_of_source, bad, chats = [], [], [], 0
     for source, form in files:
         kinds: Counter[tuple[str, ...]] = Counter()
         n_samples = 0
@@ -49,6 +49,7 @@ def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder
                         raise LoraFastError(f"{bad[0]} (--skip-bad leaves such lines out)") from None
                     continue
                 kinds[_KINDS[type(record)]] += 1
+                chats += isinstance(record, Chat)
                 for sequence in sequences:
                     writer.write(sequence)
                     writer.end_sample(line)
@@ -60,7 +61,8 @@ def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder
     if bad:
         more = f"; and {len(bad) - _N_SHOWN} more" if len(bad) > _N_SHOWN else ""
         warnings.append(f"{count(len(bad), 'bad line')} left out: {'; '.join(bad[:_N_SHOWN])}{more}")
-    return {"recognised": recognised, "samples_of_source": samples_of_source, "warnings": warnings}
+    return {"recognised": recognised, "samples_of_source": samples_of_source, "warnings": warnings,
+            "chats": bool(chats or encoder.notes[AS_CHATS])}
 
 
 def sequences_of(stored: StoredTokens, names: Sequence[str], ctx: int) -> Sequences:

@@ -2,8 +2,9 @@
 around that place: see Tokenizer.fragments."""
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from itertools import accumulate
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,13 +16,24 @@ class Rendered:
 
     def __init__(self, text: str, tokenizer: SpecialTokens, *, add_bos: bool = False) -> None:
         self.text, self._tokenizer = text, tokenizer
-        self._parts = list(tokenizer.fragments(encode(text)))
-        ids = [tokens for _, tokens, _ in self._parts]
-        lacks_bos = add_bos and (not ids or not len(ids[0]) or ids[0][0] != tokenizer.bos_id)
-        bos = np.array([tokenizer.bos_id] if lacks_bos else [], np.int32)
-        self.tokens = np.concatenate([bos, *ids])
-        self._bytes = [0, *accumulate(len(part) for part, _, _ in self._parts)]
-        self._tokens = list(accumulate(map(len, ids), initial=len(bos)))
+        self._parts: list[tuple[bytes, bool]] = []      # a text may be long: its ids are here once only, in `tokens`
+        ids, self._bytes, self._tokens = array("i"), [0], [0]
+        for part, part_ids, begins in tokenizer.fragments(encode(text)):
+            if not self._parts:
+                self._begin(ids, part_ids, add_bos)
+            ids.frombytes(part_ids.tobytes())
+            self._parts.append((part, begins))
+            self._bytes.append(self._bytes[-1] + len(part))
+            self._tokens.append(len(ids))
+        if not self._parts:
+            self._begin(ids, ids, add_bos)
+        self.tokens = np.asarray(ids, dtype=np.int32)
+
+    def _begin(self, ids: array[int], first: Sequence[int], add_bos: bool) -> None:
+        """Puts BOS before the first ids, where it is wanted and they do not begin with it."""
+        if add_bos and not (len(first) and first[0] == self._tokenizer.bos_id):
+            ids.append(self._tokenizer.bos_id)
+            self._tokens[0] = 1
 
     def index(self, n_characters: int) -> int:
         """Where in the tokens the first `n_characters` end. A token that reaches over belongs to what follows."""
@@ -36,7 +48,8 @@ class Rendered:
         i = bisect_right(self._bytes, n_bytes) - 1
         if n_bytes == self._bytes[i]:
             return self._tokens[i], True
-        (part, tokens, begins), within = self._parts[i], n_bytes - self._bytes[i]
+        (part, begins), within = self._parts[i], n_bytes - self._bytes[i]
+        tokens = self.tokens[self._tokens[i]:self._tokens[i + 1]]
         prefix = self._tokenizer.encode_part(part[:within], begins)
         rest = self._tokenizer.encode_part(part[within:], True)
         at = prefix_end(prefix, tokens, rest)

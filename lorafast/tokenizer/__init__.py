@@ -81,14 +81,15 @@ class Tokenizer:
         return np.asarray(ids, dtype=np.int32)
 
     def encode_slices(self, text: bytes | mmap) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields the ids of encode(text), those of about a megabyte at a time: for a mapped file larger than memory.
+        """Yields the ids of encode(text), those of a part of it at a time: for a mapped file larger than memory.
         Before them, how many bytes of text they stand for.
 
         With a vocabulary whose tokens may reach across any line end (slices.py), that is the whole text at once.
         """
         can_slice = self._model.can_slice and not self._vocabulary.is_cut_by_line_ends
+        at_spaces = self._model.can_slice_at_spaces and not self._vocabulary.is_cut_by_spaces
         after_special = True
-        for part in slices(text) if can_slice else (text[:],):
+        for part in slices(text, at_spaces=at_spaces) if can_slice else (text[:],):
             ids = array("i")
             after_special = self._append(part, ids, parse_special=False, after_special=after_special)
             yield len(part), np.asarray(ids, dtype=np.int32)
@@ -99,7 +100,7 @@ class Tokenizer:
 
         The third says whether a part begins the text or follows a special token, see `encode_part`.
         """
-        begin, can_slice = 0, self._model.can_slice
+        begin, can_slice, at_spaces = 0, self._model.can_slice, self._model.can_slice_at_spaces
         for fragment in self._vocabulary.special_fragments(text, parse_special=True):
             if isinstance(fragment, int):
                 fragment_bytes = encode_text(self._vocabulary.tokens[fragment])
@@ -108,7 +109,7 @@ class Tokenizer:
                 begin = end
                 continue
             begins = True
-            for part in slices(fragment, FRAGMENT_BYTES) if can_slice else (fragment,):
+            for part in slices(fragment, FRAGMENT_BYTES, at_spaces) if can_slice else (fragment,):
                 end = text.index(part, begin) + len(part)
                 yield text[begin:end], self.encode_part(part, begins), begins
                 begin, begins = end, False

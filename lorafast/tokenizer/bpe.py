@@ -33,6 +33,9 @@ ONE_CHARACTER = re.compile(
     rb"[\x00-\x7f]+|[\xc0-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf7][\x80-\xbf]{3}|.", re.DOTALL)
 """UTF-8 by its form alone: surrogates and needlessly long sequences included, each other byte by itself."""
 
+_WORD_AND_SPACE = re.compile(f"[A-Za-z][ {BYTE_CHARACTERS[ord(' ')]}]")
+"""A piece that reaches from a word over the space after it."""
+
 
 class ByteLevelBPE:
     """Encodes text between special tokens, and says what bytes a token stands for."""
@@ -50,6 +53,8 @@ class ByteLevelBPE:
             self._ranks.setdefault((text[:cut], text[cut + 1:]), rank)
         self.n_merges = len(self._ranks)
         self.can_slice = pre.can_slice
+        self.can_slice_at_spaces = pre.can_slice and not any(
+            _WORD_AND_SPACE.search(left + right) for left, right in self._ranks)
         self._ignore_merges = pre.ignore_merges
         self._splitter = Splitter(pre)
         self._word_ids = WordCache(self._encode_word)
@@ -58,7 +63,7 @@ class ByteLevelBPE:
 
     def encode(self, text: bytes, ids: array[int], *, after_special: bool) -> None:
         """Appends the text's token ids to ids. after_special: has no effect in this kind of tokenizer."""
-        for part in slices(text) if self.can_slice else (text,):
+        for part in slices(text, at_spaces=self.can_slice_at_spaces) if self.can_slice else (text,):
             words = self._splitter.split(to_characters(part))
             ids.extend(chain.from_iterable(map(self._word_ids.__getitem__, words)))
 

@@ -42,6 +42,7 @@ class SentencePieceModel:
         # end that something else follows.
         cut_at_spaces = not self._some_token_has(f"[^{SPACE}]{SPACE}")
         self._word = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+" if cut_at_spaces else "(?s).+")
+        self.can_slice_at_spaces = cut_at_spaces
         self.can_slice = not self._some_token_has("\n[^\n]")
         self._word_ids = WordCache(self._encode_word)
 
@@ -49,7 +50,7 @@ class SentencePieceModel:
         """Appends the text's token ids to ids. after_special: it begins the whole text or follows a special token."""
         if after_special and self.add_space_prefix:
             text = b" " + text
-        for part in slices(text) if self.can_slice else (text,):
+        for part in slices(text, at_spaces=self.can_slice_at_spaces) if self.can_slice else (text,):
             words = self._word.findall(to_symbols(part.replace(b" ", SPACE_BYTES)))
             ids.extend(chain.from_iterable(map(self._word_ids.__getitem__, words)))
 

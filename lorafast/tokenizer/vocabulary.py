@@ -73,6 +73,11 @@ class Vocabulary:
         return any(re.search(rb"\n[^\n]", text) for token, text, _ in self._special
                    if self.types[token] == TokenType.USER_DEFINED)
 
+    @property
+    def is_cut_by_spaces(self) -> bool:
+        """Whether a user-defined token has a space inside."""
+        return any(b" " in text for token, text, _ in self._special if self.types[token] == TokenType.USER_DEFINED)
+
     def special_fragments(self, text: bytes, parse_special: bool) -> Iterator[bytes | int]:
         """Cuts out the tokens that are matched as a whole, before any splitting: yields their ids and the text between.
 

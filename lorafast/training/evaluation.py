@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..data.batches import Batch
+from ..data.chat_template import ChatTemplate
+from ..data.encode import chat_tokens
 from ..network.decoder import Decoder
 from ..network.generation import Session, chooser
 from ..network.lora import Adapter
@@ -73,15 +75,21 @@ class Best:
         return cls(patience, *(type(default)(extras.get(key, default)) for key, default in new.extras().items()))
 
 
-def continued(network: Network, adapter: Adapter, tokenizer: Tokenizer, prompt: str, n_tokens: int, n_threads: int) -> str:
-    """`n_tokens` tokens that follow `prompt`, as text. The choice among tokens is the same random one every time."""
-    tokens = prompt_tokens(tokenizer, prompt)
+def continued(network: Network, adapter: Adapter, tokenizer: Tokenizer, tokens: np.ndarray, n_tokens: int,
+              n_threads: int) -> str:
+    """`n_tokens` tokens that follow a prompt's, as text. The choice among tokens is the same random one every time."""
     decoder = Decoder(network, adapter, len(tokens) + n_tokens, n_threads)
     chosen = Session(decoder).continuation(tokens, n_tokens, chooser(SAMPLING, seed=0), tokenizer.eog_ids)
     return tokenizer.decode(chosen, continuation=True)
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """int32 (n,), with BOS as the vocabulary asks for; at least one."""
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, template: ChatTemplate | None = None) -> np.ndarray:
+    """int32 (n,), with BOS as the vocabulary asks for; at least one.
+
+    template   makes a question to the assistant of the prompt
+    """
+    if template is not None:
+        question = template.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        return chat_tokens(question, tokenizer)
     tokens = tokenizer.encode(prompt, add_special=True, parse_special=True)
     return tokens if len(tokens) else np.array([tokenizer.bos_id], np.int32)

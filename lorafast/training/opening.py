@@ -61,6 +61,7 @@ def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:
     checkpoint = find_checkpoint(config, log)
     adapter = new_adapter(config, hparams, base, log)
     precision = run_precision(config, checkpoint)
-    network = Network(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer)), precision)
+    network = Network(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer, gguf.metadata)),
+                      precision)
     log.note(f"precision {precision}: {network.arithmetic()}")
     return Opened(config, gguf, hparams, tokenizer, files, base, network, adapter, checkpoint)

@@ -2,20 +2,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from ..adapters import BaseModel, read_adapter
 from ..adapters.checkpoint import Checkpoint, TrainState, read_checkpoint
 from ..data.batches import Sampler, SequenceSampler
+from ..data.chat_template import KEY as CHAT_TEMPLATE_KEY, load_chat_template
 from ..data.lengths import row_lengths
 from ..data.open import Data, open_data
 from ..data.options import data_options
 from ..data.samples import Sequences
-from ..errors import UsageError
+from ..errors import FormatError, TemplateRefusal, UsageError
 from ..gguf.reader import GGUFFile, open_model
 from ..gguf.roles import split_name
 from ..network.hparams import HParams, read_hparams
 from ..network.lora import Adapter, specs_for
 from ..network.precision import resolve
+from ..options.assignments import json_assignments
 from ..options.finetune import FinetuneConfig
 from ..reporting.log import Log
 from ..tokenizer import Tokenizer
@@ -130,6 +135,13 @@ def open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokeni
     return sampler
 
 
-def longest_continuation(config: FinetuneConfig, tokenizer: Tokenizer) -> int:
-    """Positions that the longest of --sample-prompt takes with what is generated for it."""
-    return max((len(prompt_tokens(tokenizer, prompt)) + config.sample_tokens for prompt in config.sample_prompt), default=0)
+def longest_continuation(config: FinetuneConfig, tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> int:
+    """Positions that the longest of --sample-prompt takes with what is generated for it, at most: whether the data has
+    chats, so that a template makes a question of it, is not known yet."""
+    prompts = [prompt_tokens(tokenizer, prompt) for prompt in config.sample_prompt]
+    if prompts and (config.chat_template or CHAT_TEMPLATE_KEY in metadata):
+        with suppress(FormatError, TemplateRefusal):        # of no matter unless there are chats, which tell it then
+            template = load_chat_template(metadata, tokenizer, config.chat_template,
+                                          json_assignments(config.template_arg))
+            prompts += [prompt_tokens(tokenizer, prompt, template) for prompt in config.sample_prompt]
+    return max((len(tokens) + config.sample_tokens for tokens in prompts), default=0)

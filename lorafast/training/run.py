@@ -35,7 +35,7 @@ from . import llama_finetune_sizes as sizes
 from .course import plan_course
 from .diagnose import first_fault
 from .dropout import Dropout
-from .evaluation import Best, continued, mean_loss
+from .evaluation import Best, continued, mean_loss, prompt_tokens
 from .learner import Learner
 from .opening import Opened, open_run
 from .optim import EpochLimit, StopTests
@@ -368,7 +368,9 @@ class Run:
         else:
             self.best.evaluated = state.iteration
         for prompt in config.sample_prompt:
-            text = continued(opened.network, opened.adapter, opened.tokenizer, prompt, config.sample_tokens, config.n_threads)
+            tokens = prompt_tokens(opened.tokenizer, prompt, self.data.template)
+            text = continued(opened.network, opened.adapter, opened.tokenizer, tokens, config.sample_tokens,
+                             config.n_threads)
             continuation = Continuation(state.iteration, prompt, text)
             self.log.continuation(continuation)
             self.tell(continuation)

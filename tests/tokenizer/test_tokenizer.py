@@ -204,7 +204,7 @@ def test_slicing_changes_no_word(name: str) -> None:
     "bpe with chat tokens"])
 def test_slices_together_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = tokenizer(CASES[name])
-    monkeypatch.setattr("lorafast.tokenizer.slices", lambda text: slices(text, size=0))
+    monkeypatch.setattr("lorafast.tokenizer.slices", lambda text, **_: slices(text, size=0))
     n_slices = 0
     for text in texts(seed=6, n_texts=200, n_malformed=100):
         text = text.replace(b" ", b"\n", 3)
@@ -213,6 +213,22 @@ def test_slices_together_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatc
         assert [token for _, part in parts for token in part.tolist()] == tokens.encode(text).tolist()
         assert sum(n_bytes for n_bytes, _ in parts) == len(text)
     assert n_slices > 500 or name in ("spm space inside", "pre superbpe")
+
+
+@pytest.mark.parametrize("name", ["spm", "spm with chat tokens", "spm space inside", "pre qwen2", "pre superbpe",
+                                  "bpe with chat tokens"])
+def test_slices_at_spaces_change_no_ids(name: str) -> None:
+    """A text without line ends is sliced between words, and its parts of `fragments` are whole with the same ids."""
+    tokens = tokenizer(CASES[name])
+    n_parts = 0
+    for text in texts(seed=7, n_texts=60, n_malformed=0):
+        text = (text.replace(b"\n", b" ") + b" and so on" * 400) * 2
+        parts = list(tokens.fragments(text))
+        n_parts += len(parts)
+        assert b"".join(part for part, _, _ in parts) == text
+        ids = [token for _, part_ids, _ in parts for token in part_ids.tolist()]
+        assert ids == tokens.encode(text, parse_special=True).tolist()
+    assert n_parts > 300 or name in ("spm space inside", "pre superbpe")
 
 
 @pytest.mark.parametrize("space", " \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000")
@@ -225,7 +241,7 @@ def test_white_space_beyond_ascii_is_white_space(space: str) -> None:
 def test_slices_change_no_ids_of_sentencepiece(spm: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [text.replace(b" ", b"\n", 3) for text in texts(seed=5, n_texts=300, n_malformed=300)]
     whole = [spm.encode(text).tolist() for text in inputs]
-    monkeypatch.setattr("lorafast.tokenizer.spm.slices", lambda text: slices(text, size=0))
+    monkeypatch.setattr("lorafast.tokenizer.spm.slices", lambda text, **_: slices(text, size=0))
     assert [spm.encode(text).tolist() for text in inputs] == whole
 
 
@@ -247,7 +263,7 @@ def test_classes_agree_with_unicode_data() -> None:
 
 
 def test_memory_is_for_a_slice_and_the_ids(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorafast.tokenizer.bpe.slices", lambda text: slices(text, size=1 << 14))
+    monkeypatch.setattr("lorafast.tokenizer.bpe.slices", lambda text, **_: slices(text, size=1 << 14))
     text = unpack("sonnets.txt") * 5 + "\U0001f642\n".encode()     # an emoji would make the str four times as large
     bpe.encode(text[:100_000])
     tracemalloc.start()

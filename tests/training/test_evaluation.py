@@ -1,19 +1,22 @@
 """Loss on data that is not trained on, what counts as best, and how prompts go on."""
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import chat_templates
 import numpy as np
 import pytest
-from make_models import make_tiny
+from make_models import bpe_vocabulary, make_tiny
 
 from lorafast.data.batches import Batch
+from lorafast.data.open import DataOptions, open_data
 from lorafast.gguf.reader import open_model
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter, Gradients, default_ranks, specs_for
 from lorafast.network.network import Network
 from lorafast.network.trainer import Strategy, Trainer
 from lorafast.tokenizer import load_tokenizer
-from lorafast.training.evaluation import Best, continued, mean_loss
+from lorafast.training.evaluation import Best, continued, mean_loss, prompt_tokens
 
 
 @pytest.fixture(scope="module")
@@ -65,5 +68,21 @@ def test_best():
 
 def test_a_prompt_goes_on_the_same_way_each_time(trainer, model_path):
     tokenizer = load_tokenizer(open_model(model_path))
-    texts = [continued(trainer.network, trainer.adapter, tokenizer, prompt, 6, 1) for prompt in ("the love", "the love", "")]
+    texts = [continued(trainer.network, trainer.adapter, tokenizer, prompt_tokens(tokenizer, prompt), 6, 1)
+             for prompt in ("the love", "the love", "")]
     assert texts[0] == texts[1] and texts[0] and texts[2]
+
+
+def test_a_prompt_is_a_question_where_the_data_has_chats(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    metadata = {key: value for key, _, value in bpe_vocabulary()} | {"tokenizer.chat_template": chat_templates.CHATML}
+    tokenizer = load_tokenizer(SimpleNamespace(metadata=metadata))
+    chat = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
+    for contents, expected in ((chat, "<|im_start|>user\nthe love<|im_end|>\n<|im_start|>assistant\n"),
+                               ('{"prompt": "q", "completion": "a"}\n', "<|im_start|>user\nthe love<|im_end|>\n"),
+                               ('{"text": "the love of thee"}\n', "the love")):
+        Path("a.jsonl").write_text(contents)
+        for _ in range(2):                      # the second time from the cache
+            data = open_data(DataOptions(["a.jsonl"], cache="cache"), tokenizer, metadata, 64)
+            assert tokenizer.decode(prompt_tokens(tokenizer, "the love", data.template)).startswith(expected)
+            assert (data.template is None) == (expected == "the love")
