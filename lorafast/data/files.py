@@ -1,12 +1,15 @@
 """Which files a run trains on, which it is evaluated on, and which are left for a test."""
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import re
 from collections.abc import Sequence
 
 from ..errors import LoraFastError, UsageError
 from .forms.arrow import dataset_splits, is_dataset
+from .source import unreadable
 
 _ROLE = re.compile(r"(train|valid|validation|val|dev|test)([-_.][^/]*)?"
                    r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|txt|text)(\.gz)?", re.IGNORECASE)
@@ -31,6 +34,17 @@ def data_files(train: Sequence[str], valid: Sequence[str] = (), valid_split: flo
     if valid and valid_split:
         raise UsageError(f"--valid-split {valid_split}: but {valid[0]} is there to evaluate on")
     return found, valid, test
+
+
+def check_files(files: Files) -> None:
+    """Raises LoraFastError where one of these is missing or must not be read. Opens none: a pipe can be read but once."""
+    for name in itertools.chain(*files):
+        try:
+            os.stat(name)
+        except OSError as error:
+            raise unreadable(name, error) from None
+        if not os.access(name, os.R_OK):
+            raise unreadable(name, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def _folder(folder: str) -> Files:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import TemplateRefusal
-from .records import Chat
+from .records import BadRecord, Chat
 
 RenderChat = Callable[[Chat], str]
 
@@ -61,10 +61,18 @@ def not_shown(chat: Chat, source: str, text: str, render: RenderChat) -> Iterato
     keys = sorted({key for message in chat.messages for key, value in message.items()
                    if key not in SILENT_KEYS and value not in ("", [], {})})
     for key in keys:
-        if key not in source or text == render(without(chat, key)):
+        if key not in source or _renders_as(text, without(chat, key), render):
             yield key
-    if chat.tools and ("tools" not in source or text == render(replace(chat, tools=None))):
+    if chat.tools and ("tools" not in source or _renders_as(text, replace(chat, tools=None), render)):
         yield "tools"
+
+
+def _renders_as(text: str, chat: Chat, render: RenderChat) -> bool:
+    """Whether a chat renders as this text. One that the template refuses does not: it may insist on what is missing."""
+    try:
+        return render(chat) == text
+    except BadRecord:
+        return False
 
 
 def without(chat: Chat, key: str) -> Chat:

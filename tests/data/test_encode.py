@@ -27,6 +27,7 @@ from lorafast.data.samples import plain
 from lorafast.data.shapes import parse_record
 from lorafast.data.tokens import masked, n_common
 
+USER = {"role": "user", "content": "q"}
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
 END_IDS = [257, 259, 260]
 
@@ -227,6 +228,13 @@ def test_what_the_template_does_not_show():
     hidden = [key for key in ("tools", "name", "tool_calls", "reasoning_content",
                               "thinking") if it.notes[HIDDEN.format(key)]]
     assert hidden == ["tools", "name", "tool_calls", "reasoning_content"] and it.notes[EMPTY] == 1
+
+
+def test_what_the_template_insists_on_is_shown():
+    insists = "{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + chat_templates.CHATML
+    it = encoder(insists)
+    record = parse_record({"tools": [{"name": "w"}], "messages": [USER, {"role": "assistant", "content": "a"}]})
+    assert counted(it.encode(record)[0]) == ["a<|im_end|>"] and not it.notes[HIDDEN.format("tools")]
 
 
 def test_variables_of_a_record():

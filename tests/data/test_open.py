@@ -8,6 +8,7 @@ import pytest
 from make_models import STRING, bpe_vocabulary
 
 from lorafast.data import open as data_module
+from lorafast.data.files import check_files, data_files
 from lorafast.data.open import DataOptions, open_data
 from lorafast.data.samples import Samples, Sequences, targets_of
 from lorafast.errors import LoraFastError, UsageError
@@ -259,6 +260,14 @@ def test_cache(monkeypatch, name, contents):
             opened(name, cache="cache")
     write(name, contents * 2)
     assert opened(name, ctx=128, cache="cache").train.tokens.size > first.train.tokens.size
+
+
+def test_all_files_are_there_before_anything_is_loaded():
+    write("d/train.jsonl", *texts(2))
+    os.mkfifo("pipe")
+    check_files(data_files(["d"], ["pipe"]))                # opens nothing
+    with pytest.raises(LoraFastError, match=r"cannot read training data 'none.jsonl': No such file"):
+        check_files(data_files(["d"], ["none.jsonl"]))
 
 
 def test_missing_files():
