@@ -13,7 +13,7 @@ from ..errors import TemplateRefusal
 from .answers import Answer, Render, answer_begin, answer_in
 from .records import BadRecord, Chat, Completion, Preference, Record, Text
 from .rendered import Rendered
-from .shown import not_shown, wants_text_arguments, with_system_in_user, with_text_arguments
+from .shown import iterates_tools, not_shown, wants_text_arguments, with_system_in_user, with_text_arguments
 from .tokens import SpecialTokens, masked
 
 
@@ -197,6 +197,8 @@ class SequenceEncoder:
 
     def _with_system_shown(self, chat: Chat) -> tuple[Chat, str]:
         """The chat, and what it renders as; a system message that the template has no place for moves to the user."""
+        if chat.tools is None and self._iterates_tools:
+            chat = replace(chat, tools=[])
         merged = with_system_in_user(chat)
         if merged is None:
             return chat, self._render(chat, chat.messages)
@@ -209,6 +211,10 @@ class SequenceEncoder:
         text = self._render(merged, merged.messages)
         self.notes[SYSTEM] += 1
         return merged, text
+
+    @cached_property
+    def _iterates_tools(self) -> bool:
+        return iterates_tools(self.template.render)
 
     @cached_property
     def _wants_text_arguments(self) -> bool:

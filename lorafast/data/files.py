@@ -37,7 +37,7 @@ def data_files(train: Sequence[str], valid: Sequence[str] = (), valid_split: flo
 
 
 def check_files(files: Files) -> None:
-    """Raises LoraFastError where one of these is missing or must not be read. Opens none: a pipe can be read but once."""
+    """Raises LoraFastError where one of these is missing or must not be read. Opens none: a pipe is read but once."""
     for name in itertools.chain(*files):
         try:
             os.stat(name)

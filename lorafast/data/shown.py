@@ -52,6 +52,19 @@ def wants_text_arguments(render: RenderChat) -> bool:
         return False
 
 
+def iterates_tools(render: Callable[..., str]) -> bool:
+    """Whether a template goes through the tools without asking whether there are any."""
+    question = [{"role": "user", "content": "u"}]
+    try:
+        render(question)
+    except TemplateRefusal:
+        try:
+            return bool(render(question, tools=[]))
+        except TemplateRefusal:
+            pass
+    return False
+
+
 def not_shown(chat: Chat, source: str, text: str, render: RenderChat) -> Iterator[str]:
     """The keys of messages, and "tools", that make no difference to the text that a template renders.
 

@@ -10,11 +10,12 @@ from ..adapters import BaseModel, read_adapter
 from ..adapters.checkpoint import Checkpoint, TrainState, read_checkpoint
 from ..data.batches import Sampler, SequenceSampler
 from ..data.chat_template import KEY as CHAT_TEMPLATE_KEY, load_chat_template
+from ..data.files import check_files, data_files
 from ..data.lengths import row_lengths
 from ..data.open import Data, open_data
 from ..data.options import data_options
 from ..data.samples import Sequences
-from ..errors import FormatError, TemplateRefusal, UsageError
+from ..errors import FormatError, LoraFastError, TemplateRefusal, UsageError
 from ..gguf.reader import GGUFFile, open_model
 from ..gguf.roles import split_name
 from ..network.hparams import HParams, read_hparams
@@ -34,6 +35,17 @@ def open_base(config: FinetuneConfig) -> tuple[GGUFFile, HParams]:
     return gguf, read_hparams(gguf).with_overrides(
         n_ctx=config.ctx, norm_rms_eps=config.norm_rms_eps, rope_freq_base=config.rope_freq_base,
         rope_freq_scale=config.rope_freq_scale)
+
+
+def check_inputs(config: FinetuneConfig) -> None:
+    """Raises LoraFastError where a file that the run reads is missing, before the model's loading is logged at length."""
+    if not os.path.exists(config.model_base):
+        return                              # which is told when it is opened
+    for name, path in (("--init-lora", config.init_lora), ("--chat-template", config.chat_template)):
+        if path and not os.path.exists(path):
+            raise LoraFastError(f"cannot read {name} {path}: No such file or directory")
+    if not config.only_write_lora:
+        check_files(data_files(config.train_data, config.valid_data, config.valid_split))
 
 
 def new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, log: Log) -> Adapter:

@@ -39,7 +39,7 @@ from .evaluation import Best, continued, mean_loss, prompt_tokens
 from .learner import Learner
 from .opening import Opened, open_run
 from .optim import EpochLimit, StopTests
-from .prepare import longest_row, open_training_data
+from .prepare import check_inputs, longest_row, open_training_data
 from .repair import claim, write_missing_adapters
 from .saving import Saver, check_writing, clear_folder
 from .signals import Requests, listening
@@ -86,6 +86,7 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
 
 def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stack: ExitStack) -> Result:
     """All but the report. stack: closes what the run has opened."""
+    check_inputs(config)
     check_writing(config)
     for line in claim(config, stack):
         log.note(line)

@@ -235,6 +235,7 @@ def test_what_the_template_insists_on_is_shown():
     it = encoder(insists)
     record = parse_record({"tools": [{"name": "w"}], "messages": [USER, {"role": "assistant", "content": "a"}]})
     assert counted(it.encode(record)[0]) == ["a<|im_end|>"] and not it.notes[HIDDEN.format("tools")]
+    assert counted(encoder(insists).encode(chat("q", "a"))[0]) == ["a<|im_end|>"]
 
 
 def test_variables_of_a_record():

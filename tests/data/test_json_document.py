@@ -41,7 +41,6 @@ def test_as_json_has_it(monkeypatch, piece):
     (b'[{"a": 1},\n\n {"b": }]', "a.json:3: .*item 2: Expecting value"),
     (b'[{"a": 1},\n {"b": "x]', "a.json:2: .*item 2: Unterminated string"),
     (b'[{"a": 1},]', "a.json:1: .*item 2: "), (b"[", "a.json:1: .*item 1: "), (b"[1]\n\n,",
- 
     "a.json:3: .*an object or an array is expected, not ','"),
     (b'{"a": [{}], "b": [{}]}', "several lists of objects, 'a' and 'b'"), (b'{"a" 1}', "':' is missing before '1'"),
     (b'{"a": 1', "',' is missing before the end"), (b"{1: 2}", "a key in quotes"),
