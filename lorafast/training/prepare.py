@@ -24,6 +24,7 @@ from ..network.precision import resolve
 from ..options.assignments import json_assignments
 from ..options.finetune import FinetuneConfig
 from ..reporting.log import Log
+from ..system.hub import PREFIX as HUB
 from ..tokenizer import Tokenizer
 from ..words import count
 from .evaluation import prompt_tokens
@@ -39,8 +40,8 @@ def open_base(config: FinetuneConfig) -> tuple[GGUFFile, HParams]:
 
 def check_inputs(config: FinetuneConfig) -> None:
     """Raises LoraFastError where a file that the run reads is missing, before the model's loading is logged at length."""
-    if not os.path.exists(config.model_base):
-        return                              # which is told when it is opened
+    if not config.model_base.startswith(HUB) and not os.path.exists(config.model_base):
+        raise LoraFastError(f"cannot read {config.model_base}: No such file or directory")
     for name, path in (("--init-lora", config.init_lora), ("--chat-template", config.chat_template)):
         if path and not os.path.exists(path):
             raise LoraFastError(f"cannot read {name} {path}: No such file or directory")
