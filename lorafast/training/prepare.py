@@ -39,7 +39,7 @@ def open_base(config: FinetuneConfig) -> tuple[GGUFFile, HParams]:
 
 
 def check_inputs(config: FinetuneConfig) -> None:
-    """Raises LoraFastError where a file that the run reads is missing, before the model's loading is logged at length."""
+    """Raises LoraFastError where a file that the run reads is missing, before all that loading logs."""
     if not config.model_base.startswith(HUB) and not os.path.exists(config.model_base):
         raise LoraFastError(f"cannot read {config.model_base}: No such file or directory")
     for name, path in (("--init-lora", config.init_lora), ("--chat-template", config.chat_template)):
