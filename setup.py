@@ -2,6 +2,7 @@
 
 LORAFAST_NO_OPENMP=1   build without OpenMP (single-threaded); otherwise a compiler without it is an error
 LORAFAST_ONLY=a,b      build only these kernels
+LORAFAST_SANITIZE=1    build for AddressSanitizer and UndefinedBehaviorSanitizer (tests/sanitize.sh)
 """
 import os
 import shlex
@@ -21,6 +22,10 @@ if MSVC:
 
 openmp = [] if os.environ.get("LORAFAST_NO_OPENMP") else ["-fopenmp"]
 compile_args = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-unused-function", *openmp]
+sanitize = []
+if os.environ.get("LORAFAST_SANITIZE"):
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    compile_args += ["-g", "-O1", *sanitize]
 
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
@@ -50,7 +55,7 @@ extensions = [
         depends=headers,
         include_dirs=["kernels"],
         extra_compile_args=compile_args,
-        extra_link_args=openmp,
+        extra_link_args=[*openmp, *sanitize],
     )
     for source in sorted(root.glob("kernels/*.pyx"))
     if not only or source.stem in only

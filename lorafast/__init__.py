@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .api import Model as Model, finetune as finetune
     from .commands.functions import (
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
         Started as Started,
         Step as Step,
     )
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Model": "api", "finetune": "api",

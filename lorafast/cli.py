@@ -89,7 +89,7 @@ def run(argv: Sequence[str]) -> int:
     if name in ("-h", "--help"):
         print(overview())
     elif name == "--version":
-        from . import __version__
+        from .version import __version__
 
         print("lorafast", __version__)
     elif name == "--completion":

@@ -16,7 +16,8 @@ def visible(text: str) -> str:
 
 def _steers(char: str) -> bool:
     """Control characters, and those that turn round the direction in which text runs."""
-    return unicodedata.category(char) == "Cc" or char in "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    directions = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    return unicodedata.category(char) == "Cc" or char in directions
 
 
 def _shown(char: str) -> str:

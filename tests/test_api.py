@@ -168,7 +168,7 @@ def test_importing_is_cheap():
             "sys.exit(any(name in sys.modules for name in ('numpy', 'rich', 'jinja2', 'lorafast.api')))")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     with pytest.raises(AttributeError):
-        _ = lorafast.Modell
+        _ = lorafast.Mode
 
 
 # ---- the command ----

@@ -5,9 +5,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lorafast"
 LAYERS = [
-    {"errors", "words", "rng", "version"}, {"system"}, {"gguf"}, {"options"}, {"tokenizer"}, {"data"}, {"kernels", "reference"},
-    {"network"}, {"adapters"}, {"reporting"}, {"planning"}, {"distributed"}, {"training"}, {"api"}, {"commands"}, {"cli"},
-    {"__init__", "__main__"},
+    {"errors", "words", "rng", "version"}, {"system"}, {"gguf"}, {"options"}, {"tokenizer"}, {"data"},
+    {"kernels", "reference"}, {"network"}, {"adapters"}, {"reporting"}, {"planning"}, {"distributed"}, {"training"},
+    {"api"}, {"commands"}, {"cli"}, {"__init__", "__main__"},
 ]
 """What may import what: each only those before it, and its own."""
 
@@ -50,5 +50,6 @@ def test_every_package_has_its_place():
 
 def test_there_are_no_circles():
     # A package's own __init__ offers what its modules define, and they may use each other through it.
-    graph = {name: {target for target in targets if "." in target or "." not in name} for name, targets in imports().items()}
+    graph = {name: {target for target in targets if "." in target or "." not in name}
+             for name, targets in imports().items()}
     TopologicalSorter(graph).prepare()

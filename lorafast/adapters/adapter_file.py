@@ -77,7 +77,7 @@ class AdapterFile:
     @property
     def scale(self) -> float:
         """alpha / r, the factor of every pair."""
-        return 1.0 if self.alpha is None else self.alpha / self.r
+        return 1.0 if self.alpha is None or self.r is None else self.alpha / self.r
 
     def parts(self, name: str) -> list[np.ndarray]:
         """A and B of a base tensor, and its magnitudes if it has any."""
@@ -114,7 +114,7 @@ class AdapterFile:
                 raise LoraFastError(f"the adapter has magnitudes of shape {m.shape} for {name}, but this model needs "
                                     f"{(spec.n_magnitudes,)}; it belongs to another one")
             specs.append(spec)
-        alpha, r = (1.0, 1) if self.alpha is None else (self.alpha, self.r)
+        alpha, r = (1.0, 1) if self.alpha is None or self.r is None else (self.alpha, self.r)
         adapter = Adapter(specs, alpha, r)
         for name, (a, b) in self.pairs.items():
             adapter.A(name)[:] = a

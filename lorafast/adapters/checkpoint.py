@@ -114,7 +114,7 @@ def _metadata(geometry: Geometry, adapter: Adapter, state: TrainState,
               extras: Mapping[str, Any] | None) -> list[tuple[str, ValueType, Any]]:
     sampler = state.sampler
     ranks = _ranks_by_role(adapter.specs)
-    metadata = [
+    metadata: list[tuple[str, ValueType, Any]] = [
         ("training.type", STRING, "finetune_lora"),
         ("general.architecture", STRING, geometry.architecture),
         ("general.file_type", U32, 0),
@@ -249,7 +249,7 @@ class Checkpoint:
         if self.alpha is None and adapter.scale != 1:
             raise LoraFastError(f"{self.path}: was trained with scale 1, as the original always did, this run has "
                                 f"{adapter.alpha:g} / {adapter.r}; pass --lora-alpha {adapter.r}")
-        if self.alpha is not None and self.alpha / self.r != adapter.scale:
+        if self.alpha is not None and self.r is not None and self.alpha / self.r != adapter.scale:
             raise LoraFastError(f"{self.path}: was trained with alpha {self.alpha:.9g} and r {self.r}, this run has "
                                 f"{adapter.alpha:.9g} and {adapter.r}; "
                                 f"pass --lora-r {self.r} --lora-alpha {self.alpha:.9g}")
@@ -262,7 +262,8 @@ class Checkpoint:
             raise LoraFastError(f"{self.path}: holds values that are not finite; resume from an earlier checkpoint")
 
     def load_training_state(self, adapter: Adapter, adam: Moments, past: int) -> TrainState:
-        """Copies the moments of `adapter` (which `load_adapter` has accepted) into `adam` and returns the rest of the state.
+        """Copies the moments of `adapter` (which `load_adapter` has accepted) into `adam` and returns the rest of the
+        state.
 
         past  length of the delta convergence test's window in this run (--opt-past)
 

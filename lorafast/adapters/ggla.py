@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ MAGIC = 0x67676C61
 VERSION = 1
 ALIGNMENT = 32
 MAX_NAME = 63       # ggml's limit
-TYPES = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
+TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 
 
 def write_ggla(path: str | os.PathLike, adapter: AdapterFile) -> None:
@@ -41,7 +42,7 @@ def write_ggla(path: str | os.PathLike, adapter: AdapterFile) -> None:
         file.write(header)
         for tensor_header, data in tensors:
             file.write(tensor_header)
-            file.write(np.ascontiguousarray(data))
+            file.write(np.ascontiguousarray(data).data)
 
 
 def _layout(adapter: AdapterFile) -> tuple[bytes, list[tuple[bytes, np.ndarray]]]:
@@ -125,6 +126,6 @@ def _pair(path: Path, base: str, parts: dict[str, np.ndarray]) -> Pair:
 
 def _unpack(path: Path, data: np.ndarray, fmt: str, position: int) -> tuple[int, ...]:
     try:
-        return struct.unpack_from(fmt, data, position)
+        return struct.unpack_from(fmt, data.data, position)
     except struct.error:
         raise FormatError(f"{path}: ends at byte {len(data)}, in the middle of a header; it is incomplete") from None

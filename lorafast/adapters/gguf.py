@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import FormatError, LoraFastError
 from ..gguf.file_form import FileForm
-from ..gguf.reader import GGUFFile
+from ..gguf.reader import GGUFFile, Tensor
 from ..gguf.roles import split_name
 from ..gguf.types import GGMLType, GGUFValueType
 from ..gguf.writer import TensorToWrite, ValueType, write_gguf
@@ -42,7 +42,7 @@ def _contents(adapter: AdapterFile, base: BaseModel) -> tuple[list[tuple[str, Va
                             "its output too: llama.cpp aborts; leave it out with --targets, or write a PEFT folder or "
                             "a .bin")
     alpha, _, pairs = adapter.with_runtime_alpha()
-    metadata = [
+    metadata: list[tuple[str, ValueType, Any]] = [
         ("general.type", GGUFValueType.STRING, "adapter"),
         ("general.architecture", GGUFValueType.STRING, base.architecture),
         ("adapter.type", GGUFValueType.STRING, "lora"),
@@ -111,7 +111,7 @@ def read_gguf_adapter(path: str | os.PathLike) -> AdapterFile:
     return AdapterFile(folded, alpha, r, file.metadata, warnings)
 
 
-def _values(tensor) -> np.ndarray:
+def _values(tensor: Tensor) -> np.ndarray:
     """A view of the mapping for F32, a dequantised copy for any other type."""
     if tensor.type is GGMLType.F32:
         return tensor.data.view(np.float32).reshape(tensor.shape)

@@ -1,8 +1,9 @@
 """Regular expressions from files of strangers, matched in polynomial time.
 
-A PEFT config names modules by regular expressions. Python's `re` tries one way after the other, which for a pattern such
-as `((a|.)*)*Z` takes longer than anyone waits. Here a part of a pattern maps a position to the set of all positions
-at which it can end, each pair of part and position worked out once: a match takes at most |pattern| · |text|² steps.
+A PEFT config names modules by regular expressions. Python's `re` tries one way after the other, which for a pattern
+such as `((a|.)*)*Z` takes longer than anyone waits. Here a part of a pattern maps a position to the set of all
+positions at which it can end, each pair of part and position worked out once: a match takes at most |pattern| · |text|²
+steps.
 
 Known are literals, `.`, sets, `\\d \\w \\s` and escaped characters, groups, `|`, `* + ? {m,n}`, `^` and `$`. What else
 `re` knows (look-around, back-references, lazy and possessive repetition) raises ValueError.

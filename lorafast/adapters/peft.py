@@ -203,8 +203,8 @@ def _magnitudes(folder: Path, config: Mapping[str, Any], pairs: Mapping[str, Pai
             raise FormatError(f"{folder}: '{_module(name, arch)}' has magnitudes, but no pair")
         if (name in stored) != dora:
             has, says = ("lacks", "uses") if dora else ("has", "does not use")
-            raise FormatError(f"{folder}: '{_module(name, arch)}' {has} magnitudes, but {PEFT_CONFIG} {says} DoRA; the files "
-                              "do not belong together")
+            raise FormatError(f"{folder}: '{_module(name, arch)}' {has} magnitudes, but {PEFT_CONFIG} {says} DoRA; "
+                              "the files do not belong together")
     return {name: rows_to_gguf(stored[name], split_name(name)[1], base) for name in pairs if dora}
 
 
@@ -233,8 +233,8 @@ def _pattern_value(folder: Path, config: Mapping[str, Any], table: str, module: 
             if ends_with(key, module):
                 return value
         except ValueError as error:
-            raise FormatError(f"{folder}: {table} of {PEFT_CONFIG} has the pattern {key!r:.60}, which lorafast does not "
-                              f"run: {error}; name the modules in full") from None
+            raise FormatError(f"{folder}: {table} of {PEFT_CONFIG} has the pattern {key!r:.60}, which lorafast does "
+                              f"not run: {error}; name the modules in full") from None
     return default
 
 
@@ -278,7 +278,7 @@ def rows_to_hf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
 
 
-def rows_to_gguf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
+def rows_to_gguf(rows: np.ndarray, role: str, base: BaseModel | None) -> np.ndarray:
     """The inverse of `rows_to_hf`; base may be None for all but q and k."""
     heads = _permuted_heads(role, base)
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
@@ -286,6 +286,6 @@ def rows_to_gguf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
 
 def _permuted_heads(role: str, base: BaseModel | None) -> int:
     """How many heads the rows of that role hold; 0 where the two orders are the same."""
-    if role not in ("attn_q", "attn_k") or not architecture_of(base.architecture).permuted:
+    if base is None or role not in ("attn_q", "attn_k") or not architecture_of(base.architecture).permuted:
         return 0
     return base.n_head if role == "attn_q" else base.n_head_kv

@@ -33,5 +33,6 @@ def stack(adapters: Iterable[tuple[AdapterFile, float]]) -> AdapterFile:
     if shared:
         raise LoraFastError(f"two adapters change {shared[0]}, and one has DoRA's magnitudes for it, which is more "
                             "than a sum; have both merged into the model (lorafast merge)")
-    pairs = {name: tuple(map(np.concatenate, zip(*pairs))) for name, pairs in parts.items()}
-    return AdapterFile(pairs, warnings=warnings, magnitudes=magnitudes)
+    joined = {name: (np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))
+              for name, pairs in parts.items()}
+    return AdapterFile(joined, warnings=warnings, magnitudes=magnitudes)

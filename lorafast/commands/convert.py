@@ -92,13 +92,16 @@ def convert(adapter: AdapterFile, form: FileForm, path: str, base: BaseModel,
     refuse(adapter, form, base)
     notes = []
     if form is FileForm.CHECKPOINT:
+        if geometry is None:
+            raise ValueError("a checkpoint needs the model's geometry")
         _write_as_checkpoint(path, adapter, geometry)
         return ["the checkpoint stands at iteration 0 with a fresh optimiser; finetune --checkpoint-in takes it"]
-    if form is FileForm.GGLA and adapter.alpha is not None and adapter.alpha != int(adapter.alpha):
-        notes.append(f"the scale {adapter.alpha:g} / {adapter.r} has been multiplied into every B: a ggla file holds "
+    alpha, r = adapter.alpha, adapter.r
+    if form is FileForm.GGLA and alpha is not None and r is not None and alpha != int(alpha):
+        notes.append(f"the scale {alpha:g} / {r} has been multiplied into every B: a ggla file holds "
                      "whole numbers only")
-        adapter = dataclasses.replace(adapter, alpha=float(adapter.r), pairs={
-            name: (a, fold(b, adapter.alpha, adapter.r)) for name, (a, b) in adapter.pairs.items()})
+        adapter = dataclasses.replace(adapter, alpha=float(r), pairs={
+            name: (a, fold(b, alpha, r)) for name, (a, b) in adapter.pairs.items()})
     if form is FileForm.PEFT and not base.source:
         notes.append("adapter_config.json does not say which model the adapter belongs to: --base-name REPOSITORY "
                      "records it")

@@ -187,8 +187,9 @@ def checkpoint_lines(checkpoint: Checkpoint) -> Iterator[str]:
            f"previous {state.previous_loss:g}, {state.no_improvement} iterations without a new best")
     if len(state.past_losses):
         yield f"last {len(state.past_losses)} losses, for --opt-delta: {shown(state.past_losses)}"
-    m, v = np.linalg.norm(checkpoint.m), np.linalg.norm(checkpoint.v)
-    yield f"moments: ‖m‖ {m:.3g}, ‖v‖ {v:.3g}; order {state.moments_order}, {checkpoint.moments_evidence}"
+    if checkpoint.m is not None and checkpoint.v is not None:
+        m, v = np.linalg.norm(checkpoint.m), np.linalg.norm(checkpoint.v)
+        yield f"moments: ‖m‖ {m:.3g}, ‖v‖ {v:.3g}; order {state.moments_order}, {checkpoint.moments_evidence}"
     extras = {key: value for key, value in checkpoint.extras.items() if key != "version"}
     for key, value in extras.items():
         yield f"lorafast.{key}: {shown(value)}"

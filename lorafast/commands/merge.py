@@ -194,12 +194,13 @@ def _change(adapter: AdapterFile, factor: float, name: str, tensor: Tensor) -> C
     def of_pair(w: np.ndarray, rows: slice) -> np.ndarray:
         return scale * (b[:, rows].T @ a)
 
+    if m is None:
+        return of_pair
+
     def of_rows(w: np.ndarray, rows: slice) -> np.ndarray:
         v = w + of_pair(w, rows)
         return np.float32(factor) * (gain_of(m[rows], np.linalg.norm(v, axis=1))[:, None] * v - w)
 
-    if m is None:
-        return of_pair
     of_columns = name == TOKEN_EMBD
     if m.shape != (tensor.shape[of_columns],):
         raise LoraFastError(f"the adapter has magnitudes of shape {m.shape} for {name}, which is {tensor.shape}; it "
@@ -244,13 +245,13 @@ def _check_types(plan: _Plan, model: GGUFFile) -> None:
         raise LoraFastError(f"{model.path}: tensor '{plan.name}' has type {plan.source.type.label}, which lorafast "
                             "cannot compute with; merge into an F16, Q8_0 or K-quant edition of the model")
     if plan.name.removesuffix("weight") + "scale" in model.tensors:
-        raise LoraFastError(f"{model.path}: tensor '{plan.name}' has a scale in a tensor of its own, which lorafast does "
-                            "not apply; merge into an F16, Q8_0 or K-quant edition of the model")
+        raise LoraFastError(f"{model.path}: tensor '{plan.name}' has a scale in a tensor of its own, which lorafast "
+                            "does not apply; merge into an F16, Q8_0 or K-quant edition of the model")
     if not plan.type.is_mergeable:
         instead = GGMLType[plan.type.weights.merge_as].label.lower()
-        raise LoraFastError(f"{model.path}: tensor '{plan.name}' is {plan.type.label}, which takes an importance matrix "
-                            f"to write; merge with --type {instead}, or with --type f16 and then use llama-quantize "
-                            "--imatrix")
+        raise LoraFastError(f"{model.path}: tensor '{plan.name}' is {plan.type.label}, which takes an importance "
+                            f"matrix to write; merge with --type {instead}, or with --type f16 and then use "
+                            "llama-quantize --imatrix")
 
 
 def _type_of(tensor: Tensor, type: GGMLType | None) -> GGMLType:
@@ -264,8 +265,8 @@ def _type_of(tensor: Tensor, type: GGMLType | None) -> GGMLType:
 
 def _metadata(model: GGUFFile, type: GGMLType | None) -> list[tuple[str, ValueType, Any]]:
     """The model's own; one that was split over several files no longer is."""
-    metadata = [(key, model.value_types[key], value) for key, value in model.metadata.items()
-                if not key.startswith("split.")]
+    metadata: list[tuple[str, ValueType, Any]] = [
+        (key, model.value_types[key], value) for key, value in model.metadata.items() if not key.startswith("split.")]
     if type is not None:
         metadata = [item for item in metadata if item[0] != "general.file_type"]
         metadata.append(("general.file_type", GGUFValueType.UINT32, type.weights.file_type))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ class ShuffledEpochs:
         self._rng_state = rng.state_text()
         self._next_rng = rng
         count = len(self._samples)
-        self._order = self._offset_draws = None     # makes room: there may be very many
+        self._order = self._offset_draws = np.zeros(0, np.uint32)   # makes room: there may be very many
         # (number, index) pairs in one word: sorting them breaks ties by index, and is quicker than an argsort.
         keys = rng.draw(count).astype(np.uint64)
         keys <<= np.uint64(32)
@@ -158,7 +159,7 @@ class Sampler(ShuffledEpochs):
         self._samples.let_go()
         return Batch(tokens.ravel(), targets.ravel(), begin, n_used, self._advance(n_used))
 
-    def _open(self, place: int | np.ndarray, at_begin: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def _open(self, place: int | np.ndarray, at_begin: bool = False) -> tuple[Any, Any]:
         """Begin and size, in tokens, of what a row takes from the sample(s) at this place of the shuffled order."""
         place = place % len(self._samples)
         sample = self._order[place]
@@ -201,6 +202,8 @@ class Sampler(ShuffledEpochs):
 
 class SequenceSampler(ShuffledEpochs):
     """Batches of whole sequences, each as long as it is, so that no padding is computed. An epoch shows each once."""
+
+    _samples: Sequences
 
     def __init__(self, samples: Sequences, ctx: int, *, seed: int, n_vocab: int, pack: bool = False,
                  force_reshuffle: bool = False, state: SamplerState = SamplerState()) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -76,7 +76,7 @@ def one_line(error: Exception) -> str:
 class GenerationBlocks(Extension):
     """`{% generation %} ... {% endgeneration %}`, which marks an answer for transformers; here its contents show."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 -- as Extension declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

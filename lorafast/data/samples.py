@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
 from . import token_store
 
 _PIECE = 1 << 16   # tokens
+
+S = TypeVar("S", bound="Samples")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Samples:
         """Takes the tokens out of this process's memory, where they are mapped. They come back when they are read."""
         token_store.let_go(self.tokens)
 
-    def subset(self, index: np.ndarray) -> Samples:
+    def subset(self: S, index: np.ndarray) -> S:
         """Only the samples of these numbers."""
         return replace(self, begin=self.begin[index], size=self.size[index])
 
@@ -70,7 +73,8 @@ class Sequences(Samples):
     sources: tuple[str, ...] = ()
 
     def subset(self, index: np.ndarray) -> Sequences:
-        return replace(super().subset(index), line=self.line[index], source=self.source[index])
+        return replace(self, begin=self.begin[index], size=self.size[index], line=self.line[index],
+                       source=self.source[index])
 
     def stored(self, sample: int) -> np.ndarray:
         """One sample as it is stored, int32 (size,)."""

@@ -42,7 +42,7 @@ class TokenWriter:
 
     def write(self, tokens: np.ndarray) -> None:
         """Appends int32 tokens to the present sample."""
-        self._file.write(np.ascontiguousarray(tokens, "<i4"))
+        self._file.write(np.ascontiguousarray(tokens, "<i4").data)
         self._size += len(tokens)
 
     def end_sample(self, line: int = 0) -> None:
@@ -53,7 +53,7 @@ class TokenWriter:
     def finish(self, description: dict[str, Any]) -> None:
         sizes, lines = (np.array(numbers, "<i8") for numbers in (self._sizes, self._lines))
         text = json.dumps({"n_tokens": int(sizes.sum()), "n_samples": len(sizes), **description}).encode()
-        for part in (sizes, lines, text, np.uint64(len(text))):
+        for part in (sizes.data, lines.data, text, len(text).to_bytes(8, "little")):
             self._file.write(part)
 
 
@@ -85,7 +85,7 @@ def store_tokens(fill: Callable[[TokenWriter], dict[str, Any]], path: str = "", 
 def let_go(tokens: np.ndarray) -> None:
     """Takes the pages of mapped tokens out of this process; those that are read again come back. Others stay as they
     are."""
-    owner = tokens
+    owner: object = tokens
     while isinstance(owner, np.ndarray):
         owner = owner.base
     if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

@@ -67,5 +67,5 @@ def refuse_damage(path: str | os.PathLike, data: mmap.mmap | np.ndarray, blank: 
     """FormatError if the file is not what it was when it was written."""
     found = crc32(data, blank)
     if found != stored:
-        raise FormatError(f"{path}: is damaged: its checksum is {found:08x}, but {stored:08x} was written; take another "
-                          "copy, or an earlier checkpoint")
+        raise FormatError(f"{path}: is damaged: its checksum is {found:08x}, but {stored:08x} was written; take "
+                          "another copy, or an earlier checkpoint")

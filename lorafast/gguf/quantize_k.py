@@ -262,8 +262,9 @@ def _fit_min_format(x: np.ndarray, block: np.ndarray, size: int, highest: int, n
     largest = 2**scale_bits - 1
     for name, values in (("d", scales), ("dmin", mins)):
         block[name] = values.max(axis=1) / np.float32(largest)
-    return tuple(_to_bits(values, block[name].astype(np.float32), 0, largest).astype(np.uint8)
-                 for name, values in (("d", scales), ("dmin", mins)))
+    whole = [_to_bits(values, block[name].astype(np.float32), 0, largest).astype(np.uint8)
+             for name, values in (("d", scales), ("dmin", mins))]
+    return whole[0], whole[1]
 
 
 def _fit_k4(x: np.ndarray, block: np.ndarray, highest: int, numerators: np.ndarray) -> None:

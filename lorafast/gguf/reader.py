@@ -148,7 +148,8 @@ class GGUFFile:
             checksum.refuse_damage(self.path, self.mapping, (self._checksum_end - 4, self._checksum_end), stored)
 
     def get(self, key: str, type: type | tuple[type, ...], default: Any = None) -> Any:
-        """The value of `key`, `default` where there is none. FormatError, naming the key, for a value of another type."""
+        """The value of `key`, `default` where there is none. FormatError, naming the key, for a value of another
+        type."""
         value = self.metadata.get(key, default)
         if value is default:
             return value
@@ -225,10 +226,12 @@ def open_model(path: str | os.PathLike) -> GGUFFile:
 
 
 def refuse_folder(path: str | os.PathLike) -> None:
-    """FormatError, with the command that converts it, where `path` is a model in Hugging Face's form, or part of one."""
+    """FormatError, with the command that converts it, where `path` is a model in Hugging Face's form, or part of
+    one."""
     given = Path(path)
     folder = given.parent if given.suffix == ".safetensors" or given.name == "config.json" else given
-    if folder.is_dir() and (folder is not given or (given / "config.json").exists() or any(given.glob("*.safetensors"))):
+    if folder.is_dir() and (folder is not given or (given / "config.json").exists()
+                            or any(given.glob("*.safetensors"))):
         raise FormatError(f"{given}: is a model in Hugging Face's form, no GGUF file. {how_to_convert(folder)}")
     if given.is_dir():
         raise FormatError(f"{given}: is a folder; name the GGUF file of the model")

@@ -1,4 +1,5 @@
-"""The tensors that can carry an adapter: what each is for, in one table. The names are GGUF's, without layer and `.weight`.
+"""The tensors that can carry an adapter: what each is for, in one table. The names are GGUF's, without layer and
+`.weight`.
 
 The first twelve, in this order, are those of llama-finetune: the order in which it initialises, writes and prints them.
 """

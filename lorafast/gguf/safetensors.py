@@ -31,10 +31,11 @@ BLANK = "0" * 8
 
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray],
                       metadata: Mapping[str, str] | None = None) -> None:
-    """Writes float32 tensors, with a checksum (checksum.py) and what else the header's `__metadata__` is to say. Not atomic:
-    it is called for a file in a folder that `atomic_dir` will put in place.
+    """Writes float32 tensors, with a checksum (checksum.py) and what else the header's `__metadata__` is to say. Not
+    atomic: it is called for a file in a folder that `atomic_dir` will put in place.
     """
-    header: dict[str, dict] = {"__metadata__": {checksum.KEY: BLANK, "format": "pt", **(metadata or {})}}  # "pt": PyTorch
+    # "pt": PyTorch
+    header: dict[str, dict] = {"__metadata__": {checksum.KEY: BLANK, "format": "pt", **(metadata or {})}}
     end = 0
     for name, values in tensors.items():
         begin, end = end, end + values.nbytes
@@ -88,7 +89,7 @@ def _open(path: Path) -> tuple[np.ndarray, dict[str, Any], int]:
         data = np.memmap(path, np.uint8, "r")
     except (OSError, ValueError) as error:      # ValueError: an empty file
         raise LoraFastError(f"cannot read {path}: {error}") from error
-    length = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else len(data)
+    length = struct.unpack_from("<Q", data.data)[0] if len(data) >= 8 else len(data)
     start = 8 + length
     if start > len(data):
         raise FormatError(f"{path}: its header would reach to byte {start}, but the file has {len(data)}; "

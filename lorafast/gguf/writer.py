@@ -143,7 +143,7 @@ def _write_data(file: BinaryIO | checksum.SummedFile, tensor: TensorToWrite) -> 
         chunks = tensor.data() if callable(tensor.data) else tensor.data
     written = 0
     for chunk in chunks:
-        stored = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8) if isinstance(chunk, np.ndarray) else chunk
+        stored = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data if isinstance(chunk, np.ndarray) else chunk
         written += file.write(stored)
     if written != tensor.nbytes:
         raise ValueError(f"tensor '{tensor.name}': {written} bytes of data, but its shape {tensor.shape} takes "

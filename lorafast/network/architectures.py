@@ -1,7 +1,8 @@
 """The architectures: how each differs from the others, a row each, as data.
 
-How these facts are computed with stands in the branches (attention.py, feed_forward.py). Sources of every row: llama.cpp
-(src/llama-model.cpp, src/models/), which decides what a GGUF file means, and the modelling code of transformers.
+How these facts are computed with stands in the branches (attention.py, feed_forward.py). Sources of every row:
+llama.cpp (src/llama-model.cpp, src/models/), which decides what a GGUF file means, and the modelling code of
+transformers.
 """
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class Architecture:
     attn_norm, ffn_norm            names of the norms before a branch; "" without
     attn_post_norm, ffn_post_norm  names of the norms behind it; "" without
     final_norm  name of the norm before the output
-    qk_norm     norms of q and k: of each "head", of all heads of a "row" together, of each head by weights of its own ("heads")
+    qk_norm     norms of q and k: of each "head", of all heads of a "row" together, of each head by weights of its own
+                ("heads")
     qk_norm_after_rope  they come after RoPE
     sub_norms   norms before the last matrix of each branch (attn_sub_norm, ffn_sub_norm)
     parallel    both branches read the block's input; "without ffn_norm": they do where there is no ffn_norm

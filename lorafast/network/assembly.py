@@ -48,7 +48,8 @@ class _Assembly:
 
     def block(self) -> Block:
         arch = self.hparams.architecture
-        is_parallel = arch.parallel is True or (arch.parallel == "without ffn_norm" and self.norm(arch.ffn_norm) is None)
+        is_parallel = arch.parallel is True or (arch.parallel == "without ffn_norm"
+                                                and self.norm(arch.ffn_norm) is None)
         ffn_norm = self.norm(arch.attn_norm if is_parallel else arch.ffn_norm)
         return Block(self.hparams.n_embd, [self.attention(), self.feed_forward(ffn_norm)], is_parallel)
 
@@ -60,7 +61,8 @@ class _Assembly:
         group = self.split("attn_qkv", q, k, v) or Group(*(self.linear(f"attn_{part}") for part in "qkv"))
         norms = [HeadNorm(norm) if norm else None for norm in map(self.norm, ("attn_q_norm", "attn_k_norm"))]
         output = self.output("attn_output", "attn_sub_norm", arch.attn_post_norm)
-        return Attention(self.norm(arch.attn_norm), group, output, heads, Scores(scale, params.window, hp.attention_soft_cap),
+        return Attention(self.norm(arch.attn_norm), group, output, heads,
+                         Scores(scale, params.window, hp.attention_soft_cap),
                          self.rope, *norms, norm_after_rope=arch.qk_norm_after_rope)
 
     def feed_forward(self, norm: Norm | None) -> FeedForward:
@@ -71,7 +73,8 @@ class _Assembly:
         return FeedForward(norm, inner, self.output("ffn_down", "ffn_sub_norm", arch.ffn_post_norm), arch.activation)
 
     def output(self, name: str, pre_norm: str, post_norm: str) -> BranchOutput:
-        return BranchOutput(Group(self.linear(name)), self.hparams.residual_scale, self.norm(pre_norm), self.norm(post_norm))
+        return BranchOutput(Group(self.linear(name)), self.hparams.residual_scale, self.norm(pre_norm),
+                            self.norm(post_norm))
 
     def tensor(self, name: str) -> Tensor | None:
         return self.gguf.tensors.get(self.prefix + name)

@@ -1,7 +1,7 @@
 """The attention branch: q, k, v = projections of norm(x), RoPE, causal attention, and the output matrix.
 
-Sources: Touvron et al., LLaMA (2023); grouped-query attention: Ainslie et al. (2023); norms of q and k: Dehghani et al.,
-"Scaling Vision Transformers to 22 Billion Parameters" (2023); soft caps: Gemma 2 (2024).
+Sources: Touvron et al., LLaMA (2023); grouped-query attention: Ainslie et al. (2023); norms of q and k: Dehghani et
+al., "Scaling Vision Transformers to 22 Billion Parameters" (2023); soft caps: Gemma 2 (2024).
 """
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ class Attention:
     rope            None: no position is marked
     """
 
-    def __init__(self, norm: Norm | None, qkv: Group, output: BranchOutput, heads: Heads, scores: Scores, rope: Rope | None,
+    def __init__(self, norm: Norm | None, qkv: Group, output: BranchOutput, heads: Heads, scores: Scores,
+                 rope: Rope | None,
                  q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, norm_after_rope: bool = False) -> None:
         self.norm, self.qkv, self.output, self.heads, self.scores = norm, qkv, output, heads, scores
         self.rope, self.q_norm, self.k_norm, self.norm_after_rope = rope, q_norm, k_norm, norm_after_rope
@@ -87,7 +88,8 @@ class Attention:
 
     @property
     def shape(self) -> tuple:
-        return (type(self), self.heads, self.scores.window, self.norm is None, self.q_norm is None, self.output.is_plain)
+        return (type(self), self.heads, self.scores.window, self.norm is None, self.q_norm is None,
+                self.output.is_plain)
 
     def saved(self, T: int, new: New, ranks: Ranks) -> AttentionSaved:
         return AttentionSaved(self, T, new, ranks)
@@ -118,7 +120,8 @@ class Attention:
 
     def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: AttentionSaved, pass_: Pass,
                 cache: KVCache | None = None) -> None:
-        normed, q, k, *spare = pass_.scratch.arrays(len(x), self.output.N, *self._turned_widths(), *self.output.widths())
+        normed, q, k, *spare = pass_.scratch.arrays(len(x), self.output.N, *self._turned_widths(),
+                                                    *self.output.widths())
         if self.norm:
             self.norm.forward(normed, s.norm, x, pass_)
         self.qkv.forward((s.q, s.k, s.v), s.h, normed if self.norm else x, pass_)
@@ -133,7 +136,8 @@ class Attention:
         self._attend(s, *self._turned(*turned, s, pass_), s.v, pass_)
 
     def _attend(self, s: AttentionSaved, q: np.ndarray, k: np.ndarray, v: np.ndarray, pass_: Pass) -> None:
-        """s.cheap from queries, and keys and values of the same rows, or of one sequence with earlier ones before them."""
+        """s.cheap from queries, and keys and values of the same rows, or of one sequence with earlier ones before
+        them."""
         begin, heads, scores = pass_.rows.q_begin, self.heads, self.scores
         k_begin = begin if len(k) == len(q) else np.array([0, len(k)], np.int32)
         attention_forward(s.cheap.o, s.cheap.lse, q, k, v, None, begin, k_begin, scores.scale, scores.window,
@@ -182,7 +186,8 @@ class Attention:
         # q, k, v = projections of normed = norm(x)
         if self.norm:
             self.norm.forward(normed, s.norm, x, pass_)         # in the place of do, which has served
-        self.qkv.backward(d_normed if need_dx or norm_is_adapted else None, d_qkv, normed if self.norm else x, s.h, pass_)
+        self.qkv.backward(d_normed if need_dx or norm_is_adapted else None, d_qkv, normed if self.norm else x, s.h,
+                          pass_)
         if self.norm and (need_dx or norm_is_adapted):
             self.norm.backward(dx, d_normed, x, s.norm, pass_)
         elif need_dx:
@@ -190,7 +195,8 @@ class Attention:
 
     def _turned_backward(self, dq: np.ndarray, dk: np.ndarray, q: np.ndarray, k: np.ndarray, s: AttentionSaved,
                          pass_: Pass) -> tuple[np.ndarray, np.ndarray]:
-        """The gradients of what the projections put out; s.q and s.k become that again if it is needed. q, k: of _turned."""
+        """The gradients of what the projections put out; s.q and s.k become that again if it is needed. q, k: of
+        _turned."""
         if self.rope and not self.norm_after_rope:
             self._turn_back(dq, dk, pass_)
         if self.q_norm:

@@ -76,4 +76,4 @@ class Block:
 
 
 def _is_adapted(branch: Branch, adapter: Adapter) -> bool:
-    return any(group.is_adapted(adapter) for group in branch.groups) or any(norm.is_adapted(adapter) for norm in branch.norms)
+    return any(part.is_adapted(adapter) for part in (*branch.groups, *branch.norms))

@@ -26,6 +26,7 @@ class BlockParams:
     @property
     def sizes(self) -> dict[str, int]:
         """Values of the symbols in which shapes of a block's tensors are written."""
-        q, k, v = self.n_head * self.n_embd_head_k, self.n_head_kv * self.n_embd_head_k, self.n_head_kv * self.n_embd_head_v
+        q, k = self.n_head * self.n_embd_head_k, self.n_head_kv * self.n_embd_head_k
+        v = self.n_head_kv * self.n_embd_head_v
         return {"F": self.n_ff, "2F": 2 * self.n_ff, "D": self.n_embd_head_k, "H": self.n_head, "HKV": self.n_head_kv,
                 "H*D": q, "HKV*D": k, "HKV*DV": v, "H*DV": self.n_head * self.n_embd_head_v, "QKV": q + k + v}

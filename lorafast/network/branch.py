@@ -38,8 +38,8 @@ class Branch(Protocol):
 
     def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: Saved, pass_: Pass,
                 cache: Any = None) -> None:
-        """out = residual + f(x), and fills s. With out None only s is filled, for backward: without the last product, unless
-        its result is needed."""
+        """out = residual + f(x), and fills s. With out None only s is filled, for backward: without the last product,
+        unless its result is needed."""
 
     def recompute_cheap(self, s: Saved, pass_: Pass) -> None:
         """Fills s.cheap from the rest of s."""
@@ -48,8 +48,8 @@ class Branch(Protocol):
         """By how much of itself what is cheap grows for a token, from sequences of one length to a longer one."""
 
     def backward(self, dx: np.ndarray, d_out: np.ndarray, x: np.ndarray, s: Saved, pass_: Pass, need_dx: bool) -> None:
-        """Adds the gradient of f(x) to dx, which may be d_out itself, and to those of the adapter. Without `need_dx` nobody
-        reads dx, and nothing below is adapted. Uses up s."""
+        """Adds the gradient of f(x) to dx, which may be d_out itself, and to those of the adapter. Without `need_dx`
+        nobody reads dx, and nothing below is adapted. Uses up s."""
 
     def new_cache(self, n_ctx: int, chunk: int, new: New) -> Any:
         """What generation keeps of up to n_ctx earlier positions, adding up to `chunk` at once; None if nothing."""
@@ -84,16 +84,16 @@ class BranchOutput:
         return OutputSaved(self, T, new, ranks)
 
     def widths(self) -> tuple[int, ...]:
-        """Columns of the scratch arrays that forward and backward take as `spare`: of the product's result where it is not
-        put out, and of pre_norm's."""
+        """Columns of the scratch arrays that forward and backward take as `spare`: of the product's result where it is
+        not put out, and of pre_norm's."""
         return (0 if self.is_plain else self.N, self.K if self.pre_norm else 0)
 
     def needs_result(self, adapter: Adapter) -> bool:
         """Whether backward needs y."""
         return self.post_norm is not None or self.group.has_gains(adapter)
 
-    def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: OutputSaved, spare: list[np.ndarray],
-                pass_: Pass) -> None:
+    def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: OutputSaved,
+                spare: list[np.ndarray], pass_: Pass) -> None:
         """Without `out`: what backward needs only."""
         if self.pre_norm:
             self.pre_norm.forward(spare[1], s.pre, x, pass_)

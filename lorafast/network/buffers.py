@@ -19,11 +19,13 @@ New = Callable[..., np.ndarray]
 def empty(*shape: int) -> np.ndarray:
     """An uninitialised float32 array. The system hands out its pages when they are first written.
 
-    A large one has pages of its own, which the system gets back with it. C's heap would keep what lies below others' memory.
+    A large one has pages of its own, which the system gets back with it. C's heap would keep what lies below others'
+    memory.
     """
     if 4 * prod(shape) < LARGE:
         return np.empty(shape, np.float32)
-    return np.frombuffer(mmap.mmap(-1, 4 * prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.float32).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, 4 * prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS),
+                         np.float32).reshape(shape)
 
 
 def sized(*shape: int) -> np.ndarray:
@@ -32,7 +34,8 @@ def sized(*shape: int) -> np.ndarray:
 
 
 class Buffers:
-    """Attributes are float32 arrays whose first axis are the rows (tokens) of a batch, lists of them, Buffers, or numbers."""
+    """Attributes are float32 arrays whose first axis are the rows (tokens) of a batch, lists of them, Buffers, or
+    numbers."""
 
     def first(self, T: int):
         """The same memory, but only the first T rows of every array."""
@@ -53,11 +56,13 @@ def nbytes_of(value: Any) -> int:
 
 
 class Scratch:
-    """Memory for results that soon have served. Phases of a pass use it in turn: `arrays` begins at its front each time."""
+    """Memory for results that soon have served. Phases of a pass use it in turn: `arrays` begins at its front each
+    time."""
 
     def __init__(self, n_floats: int, new: New = empty) -> None:
         self.memory = new(n_floats)
-        self._T, self._views = 0, {}                    # of the newest T, since making views takes longer than small kernels run
+        # of the newest T, since making views takes longer than small kernels run
+        self._T, self._views = 0, {}
 
     def arrays(self, T: int, *widths: int) -> list[np.ndarray]:
         """Arrays (T, width) one after the other. Raises ValueError when they do not fit."""
@@ -67,7 +72,8 @@ class Scratch:
             begins = [Scratch.floats(T, *widths[:i]) for i in range(len(widths))]
             if Scratch.floats(T, *widths) > len(self.memory):
                 raise ValueError(f"scratch of {len(self.memory)} floats cannot hold {T} rows of {widths}")
-            self._views[widths] = [self.memory[begin:begin + T * width].reshape(T, width) for begin, width in zip(begins, widths)]
+            self._views[widths] = [self.memory[begin:begin + T * width].reshape(T, width)
+                                   for begin, width in zip(begins, widths)]
         return self._views[widths]
 
     @staticmethod

@@ -20,8 +20,8 @@ class Decoder:
 
     def __init__(self, network: Network, adapter: Adapter, n_ctx: int, n_threads: int, chunk: int = CHUNK,
                  weights: Weights = MAPPED) -> None:
-        self.network, self.adapter, self.n_ctx, self.n_threads, self.weights = network, adapter, n_ctx, n_threads, weights
-        self.chunk = min(chunk, n_ctx)
+        self.network, self.adapter, self.n_ctx, self.n_threads = network, adapter, n_ctx, n_threads
+        self.weights, self.chunk = weights, min(chunk, n_ctx)
         self.caches = [block.new_caches(n_ctx, self.chunk, empty) for block in network.blocks]
         self.n_past = 0
         ranks, C = Ranks(adapter), network.hparams.n_embd
@@ -39,15 +39,16 @@ class Decoder:
         return self.logits(x[-1:])[0]
 
     def outputs(self, tokens: np.ndarray) -> Iterator[np.ndarray]:
-        """Adds tokens as `append` does; yields the last block's output (n, C) for some of them at a time, to be used at once."""
+        """Adds tokens as `append` does; yields the last block's output (n, C) for some of them at a time, to be used at
+        once."""
         if self.n_past + len(tokens) > self.n_ctx:
             raise ValueError(f"{self.n_past} + {len(tokens)} tokens do not fit a context of {self.n_ctx}")
         for begin in range(0, len(tokens), self.chunk):
             yield self._append_chunk(np.ascontiguousarray(tokens[begin:begin + self.chunk], np.int32))
 
     def rewind(self, n_past: int) -> int:
-        """Forgets all tokens but the first `n_past`, or all where a cache no longer holds what those after them see. Returns
-        how many are left."""
+        """Forgets all tokens but the first `n_past`, or all where a cache no longer holds what those after them see.
+        Returns how many are left."""
         if n_past < self.n_past:
             caches = [cache for of_block in self.caches for cache in of_block if cache is not None]
             self.n_past = n_past if all(cache.can_rewind(n_past) for cache in caches) else 0
@@ -78,7 +79,8 @@ class Decoder:
 
 def decoder_bytes(network: Network, adapter: Adapter, chunk: int = CHUNK) -> int:
     """Memory of a Decoder over all the positions that the network was made for."""
-    caches = [cache for block in network.blocks for cache in block.new_caches(network.n_positions, chunk, sized) if cache is not None]
+    caches = [cache for block in network.blocks for cache in block.new_caches(network.n_positions, chunk, sized)
+              if cache is not None]
     of_shape = {block.shape: block for block in network.blocks}
     saved = [block.saved(chunk, sized, Ranks(adapter)) for block in of_shape.values()]
     return (sum(cache.nbytes for cache in caches) + sum(of_block.nbytes for of_block in saved)

@@ -23,7 +23,8 @@ def chooser(sampling: Sampling, seed: int) -> Choose:
 
 @dataclass
 class Speed:
-    """Of one continuation: tokens of the prompt that were read (others were in the cache), tokens made, and the seconds."""
+    """Of one continuation: tokens of the prompt that were read (others were in the cache), tokens made, and the
+    seconds."""
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
@@ -32,7 +33,8 @@ class Speed:
 
     def __str__(self) -> str:
         def rate(tokens: int, seconds: float) -> str:
-            return f"{count(tokens, 'token')} in {seconds:.2f} s" + (f" ({tokens / seconds:.1f} tokens/s)" if seconds else "")
+            rate = f" ({tokens / seconds:.1f} tokens/s)" if seconds else ""
+            return f"{count(tokens, 'token')} in {seconds:.2f} s{rate}"
 
         return f"prompt: {rate(self.prompt_tokens, self.prompt_seconds)}; generated: {rate(self.tokens, self.seconds)}"
 
@@ -45,8 +47,10 @@ class Session:
         self.tokens: list[int] = []
         self.speed = Speed()
 
-    def continuation(self, prompt: np.ndarray, n_predict: int, choose: Choose, ends: Collection[int] = ()) -> Iterator[int]:
-        """Up to `n_predict` tokens after `prompt` (int32 (n,), n >= 1); fewer if one of `ends` comes or the context is full.
+    def continuation(self, prompt: np.ndarray, n_predict: int, choose: Choose,
+                     ends: Collection[int] = ()) -> Iterator[int]:
+        """Up to `n_predict` tokens after `prompt` (int32 (n,), n >= 1); fewer if one of `ends` comes or the context is
+        full.
 
         Raises ValueError when the prompt does not fit the context. May be left at any point: the session stays usable.
         """

@@ -37,7 +37,8 @@ class Head:
         """(T, V) of the last block's output x (T, C)."""
         T = len(x)
         normed, logits = empty(T, self.C), empty(T, self.V)
-        h = [empty(T, len(pass_.adapter.A(linear.name)) if linear.name in pass_.adapter else 0) for linear in self.group.linears]
+        h = [empty(T, len(pass_.adapter.A(linear.name)) if linear.name in pass_.adapter else 0)
+             for linear in self.group.linears]
         self._forward(logits, h, normed, x, self.norm.saved(T, empty), pass_)
         return logits if not self.soft_cap else np.tanh(logits / self.soft_cap) * np.float32(self.soft_cap)
 
@@ -53,8 +54,8 @@ class Head:
              need_dx: bool, pass_: Pass) -> float:
         """Sum of the losses in nats of the targets that count (those >= 0), `at_a_time` tokens at a time.
 
-        x (T, C), the last block's output, becomes its gradient; that, and the adapter's, are `token_weight` times those of
-        the sum. With token_weight None there is no way back: only the loss.
+        x (T, C), the last block's output, becomes its gradient; that, and the adapter's, are `token_weight` times those
+        of the sum. With token_weight None there is no way back: only the loss.
         floor  under the probabilities in the loss; 0: none
         """
         total = 0.0

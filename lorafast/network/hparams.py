@@ -1,7 +1,7 @@
 """What a model file says about its network: its sizes and constants, of the whole and of each block.
 
-The keys are GGUF's (docs/gguf.md of ggml), the defaults llama.cpp's. Whatever would change the function that the network
-computes, and is not implemented, is refused by name.
+The keys are GGUF's (docs/gguf.md of ggml), the defaults llama.cpp's. Whatever would change the function that the
+network computes, and is not implemented, is refused by name.
 """
 from __future__ import annotations
 
@@ -67,11 +67,12 @@ class HParams:
 
     def with_overrides(self, *, n_ctx: int | None = None, norm_rms_eps: float | None = None,
                        rope_freq_base: float | None = None, rope_freq_scale: float | None = None) -> HParams:
-        """The same with the values that an option gave (None: not given). Those of RoPE hold for the blocks that had the
-        model's own."""
+        """The same with the values that an option gave (None: not given). Those of RoPE hold for the blocks that had
+        the model's own."""
         given = {"n_ctx": n_ctx, "norm_rms_eps": norm_rms_eps, "rope_freq_base": rope_freq_base,
                  "rope_freq_scale": rope_freq_scale}
-        return replace(self, blocks=tuple(self._overridden(block, rope_freq_base, rope_freq_scale) for block in self.blocks),
+        return replace(self, blocks=tuple(self._overridden(block, rope_freq_base, rope_freq_scale)
+                                          for block in self.blocks),
                        **{name: value for name, value in given.items() if value is not None})
 
     def _overridden(self, block: BlockParams, base: float | None, scale: float | None) -> BlockParams:
@@ -88,8 +89,8 @@ class HParams:
 def read_hparams(gguf: GGUFFile) -> HParams:
     """Reads and checks the hyper-parameters and the presence, shape and type of every tensor.
 
-    Raises FormatError, in one line, for a file that is not a model, an architecture or a feature that is not supported, and
-    keys or tensors that are missing or unfit.
+    Raises FormatError, in one line, for a file that is not a model, an architecture or a feature that is not supported,
+    and keys or tensors that are missing or unfit.
     """
     keys = Keys(gguf)
     arch = _architecture(keys)
@@ -139,7 +140,8 @@ def _architecture(keys: Keys) -> Architecture:
     if name not in ARCHITECTURES:
         raise FormatError(f"{path}: architecture '{name}' is not supported; lorafast trains {', '.join(ARCHITECTURES)}")
     if metadata.get(f"{name}.expert_count", 0):
-        raise FormatError(f"{path}: a mixture of {metadata[f'{name}.expert_count']} experts, which lorafast does not support")
+        raise FormatError(f"{path}: a mixture of {metadata[f'{name}.expert_count']} experts, which lorafast does not "
+                          f"support")
     return ARCHITECTURES[name]
 
 
@@ -162,12 +164,13 @@ def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[
     blocks = []
     for layer in range(n_layer):
         if n_head_kv[layer] == 0 or n_head[layer] % n_head_kv[layer]:
-            raise keys.error("attention.head_count_kv", f"is {n_head_kv[layer]}, which does not divide {n_head[layer]} heads")
+            raise keys.error("attention.head_count_kv",
+                             f"is {n_head_kv[layer]}, which does not divide {n_head[layer]} heads")
         has_rope = ((not arch.rope_every or (layer + 1) % arch.rope_every) and
                     (not arch.rope_only or windows[layer] > 0 or not any(windows)))
         rope = _rope(keys, arch, n_embd_head_k, is_local=windows[layer] > 0) if has_rope else None
-        blocks.append(BlockParams(n_head[layer], n_head_kv[layer], n_embd_head_k, n_embd_head_v, n_ff[layer], windows[layer],
-                                  rope))
+        blocks.append(BlockParams(n_head[layer], n_head_kv[layer], n_embd_head_k, n_embd_head_v, n_ff[layer],
+                                  windows[layer], rope))
     return tuple(blocks)
 
 
@@ -187,7 +190,8 @@ def _rope(keys: Keys, arch: Architecture, n_embd_head_k: int, is_local: bool) ->
         return None
     n_rot = keys.count("rope.dimension_count", n_embd_head_k)
     if n_rot % 2 or n_rot > n_embd_head_k:
-        raise keys.error("rope.dimension_count", f"is {n_rot}, wanted an even number up to the head size {n_embd_head_k}")
+        raise keys.error("rope.dimension_count",
+                         f"is {n_rot}, wanted an even number up to the head size {n_embd_head_k}")
     base = keys.number("rope.freq_base", 10000.0)
     if is_local:
         base = keys.number("rope.freq_base_swa", arch.sliding.rope_base or base)
@@ -201,11 +205,13 @@ def _rope(keys: Keys, arch: Architecture, n_embd_head_k: int, is_local: bool) ->
     common = dict(temperature=temperature, n_ctx_orig=n_ctx_orig,
                   multiplier=keys.number("rope.scaling.attn_factor", 1.0))
     if "rope_factors_long.weight" in keys.gguf.tensors:
-        return RopeParams(n_rot, base, factors="rope_factors_short.weight", long_factors="rope_factors_long.weight", **common)
+        return RopeParams(n_rot, base, factors="rope_factors_short.weight", long_factors="rope_factors_long.weight",
+                          **common)
     factors = "rope_freqs.weight" if "rope_freqs.weight" in keys.gguf.tensors else ""
     if kind == "yarn":
         yarn, multiplier = _yarn(keys, arch, n_ctx_orig)
-        return RopeParams(n_rot, base, factors=factors, yarn=yarn, **common | {"multiplier": multiplier * common["multiplier"]})
+        return RopeParams(n_rot, base, factors=factors, yarn=yarn,
+                          **common | {"multiplier": multiplier * common["multiplier"]})
     return RopeParams(n_rot, base, _linear_scale(keys, kind), factors, **common)
 
 

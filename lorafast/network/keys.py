@@ -11,8 +11,8 @@ from ..gguf.reader import GGUFFile
 
 
 class Keys:
-    """Reads keys as what they must be. Every method raises FormatError, which names the key, for another type, a value that
-    cannot be, and a key that is missing and has no default."""
+    """Reads keys as what they must be. Every method raises FormatError, which names the key, for another type, a value
+    that cannot be, and a key that is missing and has no default."""
 
     def __init__(self, gguf: GGUFFile) -> None:
         self.gguf = gguf
@@ -73,7 +73,8 @@ class Keys:
         return self._scalar(name, default, (bool,), "true or false")
 
     def flags(self, name: str, n_layer: int, period: int) -> list[bool]:
-        """True or false for each block: an array, or a number n: all are true but every n-th. period: n without the key."""
+        """True or false for each block: an array, or a number n: all are true but every n-th. period: n without the
+        key."""
         value = self.gguf.metadata.get(f"{self.prefix}.{name}")
         if isinstance(value, (np.ndarray, list)):
             return [bool(flag) for flag in self._array(name, value, n_layer, "biu")]

@@ -24,8 +24,8 @@ class Linear:
     """y = g · (x Wᵀ + h B) + b with h = s·x Aᵀ: a matrix, its pair, DoRA's gain g, its bias b.
 
     name    under which it is adapted: the tensor's, but for an output matrix that is the embedding
-    rows    of W, where a tensor holds several matrices one above the other (q, k and v; gate and up): the pair is then that
-            of the whole tensor, and so is `gain`, its Gain
+    rows    of W, where a tensor holds several matrices one above the other (q, k and v; gate and up): the pair is then
+            that of the whole tensor, and so is `gain`, its Gain
     bias    (N,) of these rows, or None
     precision  of its products: one of kernels.linear.PRECISIONS
     """
@@ -67,7 +67,8 @@ class Linear:
         return c
 
     def gain_backward(self, dy: np.ndarray, y: np.ndarray, pass_: Pass) -> None:
-        """y, which forward made, becomes the gradient of the product before the gain; adds to that of the magnitudes."""
+        """y, which forward made, becomes the gradient of the product before the gain; adds to that of the
+        magnitudes."""
         if self.bias is not None:
             y -= self.bias
         self.gain.backward(self.name, dy, y, pass_, self.rows or slice(None))
@@ -156,7 +157,8 @@ class Group:
         low_rank = []
         for linear, dy, h_i in zip(self.linears, dys, h, strict=True):
             is_adapted = linear.name in pass_.adapter
-            low_rank.append((linear.pair_backward(dy, x, h_i, pass_), pass_.adapter.A(linear.name)) if is_adapted else None)
+            low_rank.append((linear.pair_backward(dy, x, h_i, pass_), pass_.adapter.A(linear.name)) if is_adapted
+                            else None)
         if dx is not None:
             pass_.weights.wait_for(self)
             linear_backward(dx, list(dys), self.weights, low_rank, False, pass_.n_threads)

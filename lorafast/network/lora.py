@@ -64,8 +64,8 @@ def specs_for(shapes: Mapping[str, Sequence[int]], ranks: Mapping[str, int],
     shapes   shape of each base tensor by name, NumPy order; what a model lacks (`output.weight` where the embedding is
              tied) is simply not adapted
     ranks    rank by role; 0 leaves the role out
-    targets  None for every tensor that can be adapted, or groups (`attn`), roles (`attn_q`) and tensor names, `*` and `?` allowed in the
-             latter (`blk.1?.ffn_*`), `.weight` optional
+    targets  None for every tensor that can be adapted, or groups (`attn`), roles (`attn_q`) and tensor names, `*` and
+             `?` allowed in the latter (`blk.1?.ffn_*`), `.weight` optional
     dora     with magnitudes for every matrix
 
     Raises UsageError for a target that fits no tensor, a negative rank, or nothing left to train.
@@ -89,7 +89,8 @@ def specs_for(shapes: Mapping[str, Sequence[int]], ranks: Mapping[str, int],
 
 def _fits(target: str, name: str) -> bool:
     role = split_name(name)[1]
-    return target == role or role in GROUPS.get(target, ()) or fnmatchcase(name, target) or fnmatchcase(name, f"{target}.weight")
+    return target == role or role in GROUPS.get(target, ()) or any(
+        fnmatchcase(name, pattern) for pattern in (target, f"{target}.weight"))
 
 
 def _no_such_target(target: str, names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """The choice of the next token among the likely ones.
 
-The rules are those of llama.cpp, and so is their order: repetition penalty, top-k, top-p, min-p, temperature. Each takes
-what the one before it left.
+The rules are those of llama.cpp, and so is their order: repetition penalty, top-k, top-p, min-p, temperature. Each
+takes what the one before it left.
 """
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Sampling:
     top_k           only the so many likeliest tokens; 0: all
     top_p           only the likeliest tokens that together have this probability; 1: all (Holtzman et al., 2020)
     min_p           only tokens that have at least this share of the likeliest one's probability; 0: all (Nguyen, 2024)
-    repeat_penalty  logits of tokens that occurred are divided by it, or multiplied if negative; 1: none (Keskar et al., 2019)
+    repeat_penalty  logits of tokens that occurred are divided by it, or multiplied if negative; 1: none (Keskar et al.,
+                    2019)
     repeat_last_n   among so many last tokens, prompt included; 0: none, -1: all
     """
 
@@ -68,7 +69,8 @@ def penalised(logits: np.ndarray, previous: Sequence[int], penalty: float, last_
 
 
 def likeliest(logits: np.ndarray, k: int) -> np.ndarray:
-    """The tokens with the k largest logits (all, for k = 0), the largest first; of equal ones, the first token first."""
+    """The tokens with the k largest logits (all, for k = 0), the largest first; of equal ones, the first token
+    first."""
     tokens = np.arange(len(logits))
     if 0 < k < len(logits):
         kth = np.partition(logits, len(logits) - k)[len(logits) - k]

@@ -1,9 +1,11 @@
-"""A model larger than the memory it may take: a window of its matrices is there, the rest is read from the file in time.
+"""A model larger than the memory it may take: a window of its matrices is there, the rest is read from the file in
+time.
 
 A pass goes up through the layers and down again, so their order of use is known. A thread reads what is needed next,
 while the kernels compute on what is there, and makes room by letting go what will not be needed for the longest time
 (Belady, A study of replacement algorithms, 1966). In the zigzag of passes these are the layers just left behind, until
-the order turns: so the layers at both turns stay, and a window of a share f of the model spares that share of the reading.
+the order turns: so the layers at both turns stay, and a window of a share f of the model spares that share of the
+reading.
 
 The weights stay where they are, in the mapping of the file. "Reading" is to enter pages in the page table, which brings
 them from disk into the system's cache; "letting go" is to take them out of both. So what is resident is known to the
@@ -57,8 +59,9 @@ class ModelFiles:
         for path, mapping in self.mappings.items():
             if self.stamps[path][0] != len(mapping):
                 raise self._changed(path)
-        on_bus_error(f"lorafast: error: {gguf.path} was cut short or cannot be read any more, in the middle of the run; "
-                     "what was saved is good: restore the model and resume\n".encode(errors="surrogateescape")[:500])
+        on_bus_error(f"lorafast: error: {gguf.path} was cut short or cannot be read any more, in the middle of the "
+                     "run; what was saved is good: restore the model and "
+                     "resume\n".encode(errors="surrogateescape")[:500])
 
     def resident_bytes_without(self) -> int:
         """Memory of this process, without pages of the model."""
@@ -177,7 +180,8 @@ class Window:
         return (uses[at] if at < len(uses) else uses[0] + len(self.order)) - self.now
 
     def next_fetch(self) -> tuple[int, list[int]] | None:
-        """The unit to read now, after letting go those listed. None if all is there, or what is there is needed sooner."""
+        """The unit to read now, after letting go those listed. None if all is there, or what is there is needed
+        sooner."""
         n = len(self.order)
         ahead = next((i for i in range(n) if self.order[(self.now + i) % n] not in self.held), None)
         if ahead is None:
@@ -199,8 +203,8 @@ class Window:
 
 
 class Residency(RowsFromFile):
-    """Keeps a window of a model's matrices in memory, for passes that announce each group before they use it: the Weights of
-    a run that streams.
+    """Keeps a window of a model's matrices in memory, for passes that announce each group before they use it: the
+    Weights of a run that streams.
 
     order     groups in the order of use, see trainer.weight_order
     capacity  bytes of matrices in memory at a time, at least `least_capacity(order)`

@@ -74,7 +74,8 @@ class Rope:
 
     def __init__(self, params: RopeParams, n_positions: int, factors: np.ndarray | None, interleaved: bool) -> None:
         self.interleaved = interleaved
-        cos, sin = rope_tables(n_positions, params.n_rot, params.base, params.scale, factors, params.yarn, params.multiplier)
+        cos, sin = rope_tables(n_positions, params.n_rot, params.base, params.scale, factors, params.yarn,
+                               params.multiplier)
         self.cos, self.sin, self.minus_sin = cos, sin, -sin
         self.is_rotation = params.multiplier == 1 and not params.temperature
         self.of_queries = self
@@ -123,7 +124,8 @@ def rope_tables(
     Returns cos and sin, float32 (n_positions, n_rot / 2).
     Raises ValueError for an odd n_rot or a wrong number of factors.
 
-    The power is built by repeated float32 multiplication, as in llama-finetune; far out that drifts from the exact power.
+    The power is built by repeated float32 multiplication, as in llama-finetune; far out that drifts from the exact
+    power.
     """
     if n_rot % 2:
         raise ValueError(f"rope_tables: n_rot is {n_rot}, wanted an even number")

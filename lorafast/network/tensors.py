@@ -18,7 +18,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def expected_tensors(gguf: GGUFFile, arch: Architecture, C: int, V: int, blocks: Sequence[BlockParams]) -> Shapes:
-    """Shape of every tensor of the network, by name: those that it needs, and those that it may have and the file has."""
+    """Shape of every tensor of the network, by name: those that it needs, and those that it may have and the file
+    has."""
     shapes: Shapes = {"token_embd.weight": (V, C), f"{arch.final_norm}.weight": (C,)}
     if arch.norm == "layer" and f"{arch.final_norm}.bias" in gguf.tensors:
         shapes[f"{arch.final_norm}.bias"] = (C,)
@@ -85,11 +86,12 @@ def check_tensors(gguf: GGUFFile, arch: Architecture, shapes: Mapping[str, tuple
         if tensor.shape != shape:
             raise FormatError(f"{gguf.path}: tensor '{name}' has shape {tensor.shape}, wanted {shape}")
         if not tensor.type.is_trainable:
-            raise FormatError(f"{gguf.path}: tensor '{name}' has type {tensor.type.label}, which lorafast cannot train on; "
-                              f"use a file in {TRAINABLE_NAMES}")
+            raise FormatError(f"{gguf.path}: tensor '{name}' has type {tensor.type.label}, which lorafast cannot "
+                              f"train on; use a file in {TRAINABLE_NAMES}")
     for name in gguf.tensors:
         if name not in shapes and name not in ROPE_FACTORS and not _is_behind(name, n_layer):
-            detail = " (a bias)" if name.endswith(".bias") else " (experts)" if re.search(r"_exps?\b|gate_inp", name) else ""
+            is_expert = re.search(r"_exps?\b|gate_inp", name)
+            detail = " (a bias)" if name.endswith(".bias") else " (experts)" if is_expert else ""
             raise FormatError(f"{gguf.path}: tensor '{name}'{detail} is no part of architecture '{arch.name}' as "
                               "lorafast knows it; such a model is not supported")
 

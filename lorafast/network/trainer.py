@@ -20,9 +20,11 @@ from .weights import MAPPED, Weights
 class Strategy:
     """What of a step is kept in memory, and what is computed again (planning chooses). The results are the same.
 
-    n_kept       blocks, counted from the top, whose forward pass is kept for backward. The others keep their input only and
-                 are computed again: gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016)
-    input_every  of those, each so-many-th keeps its input; between them even the inputs are computed again. Above 1, n_kept is 1
+    n_kept       blocks, counted from the top, whose forward pass is kept for backward. The others keep their input only
+                 and are computed again: gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory
+                 Cost, 2016)
+    input_every  of those, each so-many-th keeps its input; between them even the inputs are computed again. Above 1,
+                 n_kept is 1
     keeps_cheap  of what is kept, also what is cheap to compute again (attention's outputs, for short sequences)
     head_tokens  tokens whose logits exist at a time
     micro_batch  long sequences of a batch that are worked on at a time, or more that are shorter; None: all
@@ -73,7 +75,8 @@ class Trainer:
         return loss
 
     def loss_and_gradients(self, batch: Batch, token_weight: float, gradients: Gradients) -> float:
-        """Sum of the losses in nats of the targets that count; adds `token_weight` times its gradients to `gradients`."""
+        """Sum of the losses in nats of the targets that count; adds `token_weight` times its gradients to
+        `gradients`."""
         return sum((self._loss_and_gradients(tokens, targets, begin, token_weight, gradients)
                     for tokens, targets, begin in self._parts(batch)), 0.0)
 
@@ -122,7 +125,8 @@ class Trainer:
 
     def _head(self, buffers: Activations, targets: np.ndarray, token_weight: float | None, pass_: Pass) -> float:
         head, n_layer = self.network.head, len(self.network.blocks)
-        need_dx = buffers.lowest < n_layer or head.norm.is_adapted(self.adapter) or self.network.embedding.name in self.adapter
+        need_dx = (buffers.lowest < n_layer or head.norm.is_adapted(self.adapter)
+                   or self.network.embedding.name in self.adapter)
         return head.loss(buffers.output, targets, self.floor, self.strategy.head_tokens, token_weight, need_dx, pass_)
 
 
@@ -143,8 +147,8 @@ class Activations(Buffers):
         self.place: tuple[int, ...] = self._make_saved(network, T, new, Ranks(adapter))
 
     def _make_saved(self, network: Network, T: int, new: New, ranks: Ranks) -> tuple[int, ...]:
-        """Fills `saved`: the top blocks have each their own, all others share that of the lowest of them with their shape, or
-        of the first below. Returns the place in it of each block's."""
+        """Fills `saved`: the top blocks have each their own, all others share that of the lowest of them with their
+        shape, or of the first below. Returns the place in it of each block's."""
         places, of_shape, cheap = [0] * self.n_layer, {}, {}
         for layer in [*range(self.first_kept, self.n_layer), *range(self.first_kept - 1, -1, -1)]:
             shape = network.blocks[layer].shape
@@ -206,4 +210,5 @@ def weight_order(network: Network, activations: Activations) -> list[Group]:
 
 def scratch_floats(network: Network, adapter: Adapter, T: int, head_tokens: int) -> int:
     """Size of a Trainer's Scratch."""
-    return max(network.head.scratch(min(T, head_tokens), adapter), *(block.scratch(T, adapter) for block in network.blocks))
+    return max(network.head.scratch(min(T, head_tokens), adapter),
+               *(block.scratch(T, adapter) for block in network.blocks))

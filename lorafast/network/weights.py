@@ -52,7 +52,8 @@ class RowReader(Protocol):
 
 
 class RowsFromFile:
-    """Rows are read from the file as they are needed, so that no others come into memory; matrices are as in the mapping."""
+    """Rows are read from the file as they are needed, so that no others come into memory; matrices are as in the
+    mapping."""
 
     def __init__(self, files: RowReader) -> None:
         self.files = files

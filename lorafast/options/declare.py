@@ -78,7 +78,7 @@ def force() -> Any:
 
 def same_as(cls: type, name: str, group: str) -> Any:
     """A dataclass field that is the same option as that field of `cls`, under another heading in the help."""
-    field = cls.__dataclass_fields__[name]
+    field = {field.name: field for field in dataclasses.fields(cls)}[name]
     spec = dataclasses.replace(field.metadata["option"], group=group)
     return dataclasses.field(default=field.default, metadata={"option": spec})
 
@@ -90,6 +90,8 @@ class Options:
     """
 
     MATTER_MOST: ClassVar[tuple[str, ...]] = ()
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def __post_init__(self) -> None:
         for field, spec in fields(type(self)):

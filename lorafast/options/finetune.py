@@ -67,7 +67,7 @@ def _as_option(field: str, value: object) -> str:
     return f"--{field.replace('_', '-')} {shown}"
 
 
-def rank(role: str, default: str = "--lora-r"):
+def rank(role: str, default: str = "--lora-r") -> Any:
     """The option for the rank of one role; None means that it was not given."""
     return option(None, ADAPTER, "N", f"rank of {role}; 0 leaves it out", allowed=AT_LEAST_0, shown_default=default)
 
@@ -119,8 +119,7 @@ class FinetuneConfig(ModelOptions):
                                            "metrics, report",
                       shown_default="none")
     resume: bool = option(False, FILES, "", "go on from the newest checkpoint of --run, or of --checkpoint-out; "
-                                            "--adam-iter and "
-                          "--epochs count from the run's beginning then")
+                                            "--adam-iter and --epochs count from the run's beginning then")
     force: bool = option(False, FILES, "", "replace files of another kind than the output, and the results of another "
                                            "run; go on from a checkpoint in another --precision")
     only_write_lora: bool = option(False, FILES, "", "no training: write the adapter of --checkpoint-in and end")
@@ -178,9 +177,11 @@ class FinetuneConfig(ModelOptions):
     chat_template: str = option("", DATA, "FILE", "Jinja template of chats", shown_default="the model's own")
     template_arg: tuple[str, ...] = option((), DATA, "NAME=VALUE", "variable for the chat template, such as "
                                            "enable_thinking=false; may be given several times", allowed=ASSIGNMENT)
-    field: tuple[str, ...] = option((), DATA, "KEY=NAME", "the records call this key so, as in --field prompt=question; "
+    field: tuple[str, ...] = option((), DATA, "KEY=NAME",
+                                    "the records call this key so, as in --field prompt=question; "
                                     "may be given several times", allowed=ASSIGNMENT)
-    raw_pairs: bool = option(False, DATA, "", "train on prompts and completions as they are, also where the model has a "
+    raw_pairs: bool = option(False, DATA, "",
+                             "train on prompts and completions as they are, also where the model has a "
                              "chat template")
     train_on_prompt: bool = option(False, DATA, "", "prompts, and what the other side of a chat says, count in the "
                                    "loss too")

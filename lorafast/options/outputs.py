@@ -107,7 +107,7 @@ def check_outputs(outputs: Sequence[Output]) -> None:
             other = owner.setdefault(os.path.abspath(path), output)
             if other is not output:
                 raise UsageError(f"{other.option} and {output.option} both write {path}: give them different names")
-        for path in (output.latest_path.rstrip("/"), *output.numbered().values()):
+        for path in (output.latest_path.rstrip("/"), *map(str, output.numbered().values())):
             if os.path.exists(path) and os.path.isdir(path) != output.name.endswith("/"):
                 kind = "a folder" if os.path.isdir(path) else "a file"
                 raise LoraFastError(f"{output.option} {output.name}: {path} is {kind}")

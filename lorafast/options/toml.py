@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Collection
 from typing import Any, get_type_hints
 
@@ -13,9 +14,9 @@ from ..errors import LoraFastError, UsageError
 from ..system.atomic import atomic_write
 from .declare import LIST, SWITCHES, Options, convert, fields, unknown
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ImportError:     # Python 3.10
+else:
     import tomli as tomllib
 
 WRITTEN = "# All options of a lorafast run; --config FILE gives them again.\n"

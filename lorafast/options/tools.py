@@ -66,7 +66,8 @@ class InspectOptions(Options):
     all: bool = option(False, OPTIONS, "", "list each tensor, and the whole of long values")
     model_base: str = option("", DATA, "FILE", "the model that the data is for", names=["-m"])
     samples: str = option("1,2,3", DATA, "LIST", "samples to show, with commas between",
-                          allowed=Allowed("numbers with commas between", re.compile(r"\d+(,\d+)*").fullmatch))
+                          allowed=Allowed("numbers with commas between",
+                                          lambda text: bool(re.fullmatch(r"\d+(,\d+)*", text))))
     ctx: int = same_as(FinetuneConfig, "ctx", DATA)
     batch: int = same_as(FinetuneConfig, "batch", DATA)
     data_format: str = same_as(FinetuneConfig, "data_format", DATA)

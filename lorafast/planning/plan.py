@@ -1,4 +1,5 @@
-"""A plan of a run, and how it is shown: where every byte will go, how long a step will take, and why it was so chosen."""
+"""A plan of a run, and how it is shown: where every byte will go, how long a step will take, and why it was so
+chosen."""
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
 A budget of memory is shared out to what a run cannot do without, then to what saves time. What can be traded is in
 network.trainer.Strategy (keep activations or compute them again, logits of how many tokens and how many sequences at a
-time) and the part of the weights that stays in memory (residency.py). The plan takes the fastest combination that fits, by sizes
-that follow from shapes, and by times that are measured (speed.py).
+time) and the part of the weights that stays in memory (residency.py). The plan takes the fastest combination that fits,
+by sizes that follow from shapes, and by times that are measured (speed.py).
 """
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from .plan import CACHE, Item, Job, Plan, Timing
 from .speed import MEASURED_TOKENS, Speed, follow, measure_disk, measure_optimiser, measure_speed
 
 RESERVE = 6 << 20
-"""Bytes for what is too small to be listed: what libraries take when they are used, short-lived arrays, page edges. Runs
-of models from 135 to 1100 million parameters took 2 to 4 MB of it."""
+"""Bytes for what is too small to be listed: what libraries take when they are used, short-lived arrays, page edges.
+Runs of models from 135 to 1100 million parameters took 2 to 4 MB of it."""
 
 CACHE_RESERVE = 24 << 20
 """Under a cgroup's limit, bytes that reading leaves in the system's cache around the weights (see residency.py)."""
@@ -164,7 +164,8 @@ class Planner:
         if capacity is not None:
             return Item(name, most_held, f"{size}, the rest is read when it is needed")
         tied = self.network.hparams.tied
-        return Item(name, self._weight_bytes, "the whole model" if tied else f"{size}, but for the embedding, which is read by rows")
+        return Item(name, self._weight_bytes,
+                    "the whole model" if tied else f"{size}, but for the embedding, which is read by rows")
 
     def _left(self, strategy: Strategy) -> int:
         """Bytes of the budget that all but weights leave."""
@@ -272,10 +273,12 @@ class Planner:
         if "head_tokens" in given or chosen.head_tokens < usual:
             yield f"logits exist of {chosen.head_tokens} tokens at a time: " + why("head_tokens", head_tokens=usual)
         if capacity is not None:
-            yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the rest is "
-                   f"read when it is needed: that is what is left of {megabytes(self.budget.nbytes)} ({self.budget.source})")
+            yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the "
+                   f"rest is read when it is needed: that is what is left of {megabytes(self.budget.nbytes)} "
+                   f"({self.budget.source})")
             if kept := self.files.kept_by_system():
-                yield f"but the system has all of {kept} in memory anyway: a limit saves memory if the model is on a disk"
+                yield (f"but the system has all of {kept} in memory anyway: a limit saves memory if the model is on "
+                       "a disk")
 
     def _fitting(self, candidates: Sequence[Strategy], forced: Forced) -> list[Strategy]:
         """Those that fit. LoraFastError, with what would fit, if none does."""
@@ -370,7 +373,8 @@ class Planner:
         parts = "; ".join(f"{megabytes(item.nbytes)} {item.name}" for item in largest)
         ways = list(self._ways_to_fit(forced))
         ways.append(f"--mem-limit {-(-least // 2**20)}M" if self.budget.is_asked else f"{megabytes(least)} of memory")
-        return (f"this run needs at least {megabytes(least)} ({parts}; ...), but may take {megabytes(self.budget.nbytes)} "
+        return (f"this run needs at least {megabytes(least)} ({parts}; ...), but may take "
+                f"{megabytes(self.budget.nbytes)} "
                 f"({self.budget.source}). What would fit: {', or '.join(ways)}")
 
     def _fits(self, forced: Forced) -> bool:

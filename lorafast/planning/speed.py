@@ -21,8 +21,8 @@ from ..network.trainer import Activations, Strategy, Trainer, weight_order
 from ..network.weights import MAPPED
 
 MEASURED_TOKENS = 512
-"""A measurement takes as many sequences as fit in this, or so much of one; the rest is in proportion, attention's growth with
-the length of a sequence included."""
+"""A measurement takes as many sequences as fit in this, or so much of one; the rest is in proportion, attention's
+growth with the length of a sequence included."""
 
 FEWEST, ENOUGH, LONG = 4, 0.1, 0.3
 """Runs of what is measured, at least; seconds for more; and seconds that make one run enough."""
@@ -36,8 +36,8 @@ MEASURED_BYTES, MEASURED_SECONDS = 256 << 20, 0.5
 
 @dataclass(frozen=True)
 class BlockSpeed:
-    """Seconds for a pass over one block: forward, with what follows from the adapter's present values; forward again for
-    backward (without what that does not need); backward; and what is cheap to compute again, alone.
+    """Seconds for a pass over one block: forward, with what follows from the adapter's present values; forward again
+    for backward (without what that does not need); backward; and what is cheap to compute again, alone.
     """
 
     forward: float
@@ -48,7 +48,8 @@ class BlockSpeed:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds for a pass of `tokens` tokens: of a block by its shape; of the output, both ways, `head_tokens` at a time."""
+    """Seconds for a pass of `tokens` tokens: of a block by its shape; of the output, both ways, `head_tokens` at a
+    time."""
 
     tokens: int
     head_tokens: int
@@ -120,7 +121,8 @@ def _measure_block(block: Block, buffers: Activations, layer: int, ctx: int, len
         lambda: block.backward(out, x, saved, pass_, need_dx=True),
         cheap)]
     more = seconds[3] * max(branch.cheap_growth(length, ctx) for branch in block.branches)
-    return BlockSpeed(seconds[0] + more, seconds[1] + more, seconds[2] + BACKWARD_OF_ATTENTION * more, seconds[3] + more)
+    return BlockSpeed(seconds[0] + more, seconds[1] + more, seconds[2] + BACKWARD_OF_ATTENTION * more,
+                      seconds[3] + more)
 
 
 def measure_optimiser(n_params: int, n_threads: int) -> float:
@@ -131,7 +133,8 @@ def measure_optimiser(n_params: int, n_threads: int) -> float:
 
 
 def measure_disk(files: ModelFiles, order: Sequence[Group]) -> float:
-    """Bytes a second at which the weights are read, in the order of a pass, when the system's cache does not have them."""
+    """Bytes a second at which the weights are read, in the order of a pass, when the system's cache does not have
+    them."""
     residency = Residency(files, order, least_capacity(order))
     began, seconds = time.perf_counter(), 0.0
     for group in order:
@@ -145,8 +148,8 @@ def measure_disk(files: ModelFiles, order: Sequence[Group]) -> float:
 
 
 def _usual_time(run: Callable[[], object], residency: Residency | None = None) -> float:
-    """The median of some runs, without waiting for the disk. The first one finds threads asleep and memory untouched: it counts
-    only if there is no other, because it took long.
+    """The median of some runs, without waiting for the disk. The first one finds threads asleep and memory untouched:
+    it counts only if there is no other, because it took long.
     """
     def waited() -> float:
         return residency.seconds_waited if residency else 0.0

@@ -274,7 +274,7 @@ class PipeLog(Log):
         progress = self.course
         progress.update(record)
         times = ""
-        if progress.step_ms is not None:
+        if progress.step_ms is not None and progress.eta_ms is not None:
             times = f" dt={duration(progress.step_ms)} eta={duration(progress.eta_ms)}"
         self._print(f"train_opt_callback: iter={record.iteration:6d} sample={record.sample}/{record.sample_count} "
                     f"sched={record.sched:f} loss={record.loss:f}{times} |{progress.bar()}")

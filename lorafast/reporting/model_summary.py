@@ -22,17 +22,17 @@ def loader_lines(gguf: GGUFFile) -> list[str]:
     for i, (key, (kind, item)) in enumerate(gguf.value_types.items()):
         value = gguf.metadata[key]
         type_name = kind.label
-        if kind is GGUFValueType.ARRAY:
+        if item is not None:
             type_name = f"arr[{item.label},{len(value)}]"
         lines.append(head + f"- kv {i:3d}: {key:>42} {type_name:<16} = {shorten(show_value(value, kind, item))}")
-    for kind, n in sorted(Counter(tensor.type for tensor in gguf.tensors.values()).items()):
-        lines.append(head + f"- type {kind.label:>4}: {n:4d} tensors")
+    for type, n in sorted(Counter(tensor.type for tensor in gguf.tensors.values()).items()):
+        lines.append(head + f"- type {type.label:>4}: {n:4d} tensors")
     return lines
 
 
 def show_value(value: Any, kind: GGUFValueType, item: GGUFValueType | None = None) -> str:
     """A metadata value as text; of an array, no more elements than `shorten` can show."""
-    if kind is GGUFValueType.ARRAY:
+    if kind is GGUFValueType.ARRAY and item is not None:
         shown = [show_value(v, item) for v in itertools.islice(value, SHOWN_VALUE)]
         if item is GGUFValueType.STRING:
             shown = ['"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in shown]
@@ -58,7 +58,7 @@ def version(gguf: GGUFFile) -> str:
 
 def file_type(gguf: GGUFFile) -> str:
     """What most matrices are stored as, by the file's own word."""
-    return FILE_TYPE_NAMES.get(gguf.metadata.get("general.file_type"), "unknown")
+    return FILE_TYPE_NAMES.get(gguf.metadata.get("general.file_type", -1), "unknown")
 
 
 def size_facts(gguf: GGUFFile) -> tuple[str, str]:

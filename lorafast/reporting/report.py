@@ -52,7 +52,7 @@ def charts_of(records: Sequence[dict[str, Any]]) -> list[Chart]:
     evaluations = [record for record in records if record["event"] == "evaluation"]
 
     def column(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
-        return [float(row.get(name) if row.get(name) is not None else "nan") for row in rows]
+        return [math.nan if row.get(name) is None else float(row[name]) for row in rows]
 
     def line(label: str, y: list[float], style: str = "main") -> Line:
         return Line(label, *thinned(column(steps, "iteration"), y), style)
@@ -83,8 +83,9 @@ def thinned(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
     size = -(-len(x) // MAX_POINTS)
     if size <= 1:
         return x, y
-    return tuple([sum(values[i:i + size]) / len(values[i:i + size]) for i in range(0, len(values), size)]
-                 for values in (x, y))
+    means = [[sum(values[i:i + size]) / len(values[i:i + size]) for i in range(0, len(values), size)]
+             for values in (x, y)]
+    return means[0], means[1]
 
 
 def heading(records: Sequence[dict[str, Any]]) -> str:

@@ -156,20 +156,20 @@ class TerminalLog(Log):
             return Text("preparing")
         if self.is_stopping:
             return Text(STOPPING, "bold", no_wrap=True, overflow="crop")
-        rows = (self._how_far(), self._how_good(), self._how_fast())
+        rows = (self._how_far(self.record), self._how_good(self.record), self._how_fast(self.record))
         return Text("\n").join(Text(fitting(row, self.console.width), no_wrap=True, overflow="crop") for row in rows
                                if row)
 
-    def _how_far(self) -> list[str]:
-        record, progress = self.record, self.course
+    def _how_far(self, record: IterationRecord) -> list[str]:
+        progress = self.course
         facts = [f"{record.done}/{progress.n_iter}"]
         if progress.eta_ms is not None:
             facts.append(f"ETA {duration(progress.eta_ms)}")
         facts.append(bar(record.done, progress.n_iter, self.console.width - len("  ".join(facts)) - 3))
         return facts
 
-    def _how_good(self) -> list[str]:
-        record, progress = self.record, self.course
+    def _how_good(self, record: IterationRecord) -> list[str]:
+        progress = self.course
         if not record.done:
             return []
         facts = [f"loss {record.loss:.4f}", f"smoothed {progress.smoothed_loss:.4f}"]
@@ -179,8 +179,8 @@ class TerminalLog(Log):
             facts.append(f"best {self.best_evaluation.loss:.4f} at {self.best_evaluation.iteration}")
         return [*facts, f"first {progress.first_loss:.4f}", f"gradient {record.gradient_norm:.3g}"]
 
-    def _how_fast(self) -> list[str]:
-        record, progress = self.record, self.course
+    def _how_fast(self, record: IterationRecord) -> list[str]:
+        progress = self.course
         facts = []
         if progress.step_ms:
             rate = 1000 * record.n_tokens / progress.step_ms

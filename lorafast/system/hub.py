@@ -44,8 +44,8 @@ def _gguf_of(hub, repository: str) -> str:
             raise
     found = sorted(name for name in names if name.lower().endswith(".gguf"))
     if not found:
-        raise LoraFastError(f"{PREFIX}{repository}: has no GGUF file; fetch it and convert it (convert_hf_to_gguf.py of "
-                            "llama.cpp)")
+        raise LoraFastError(f"{PREFIX}{repository}: has no GGUF file; fetch it and convert it (convert_hf_to_gguf.py "
+                            "of llama.cpp)")
     return min(found, key=_preference)
 
 

@@ -1,4 +1,5 @@
-"""Streams that a long run can print to whatever becomes of them: a full disk loses a line, and a reader that is gone is told."""
+"""Streams that a long run can print to whatever becomes of them: a full disk loses a line, and a reader that is gone is
+told."""
 from __future__ import annotations
 
 import errno
@@ -61,7 +62,8 @@ def discard(stream: TextIO, for_good: bool) -> None:
 
 
 def open_standard_streams() -> None:
-    """Gives a process that was started without stdout or stderr (`>&-`) ones that go nowhere, and lets both write any text.
+    """Gives a process that was started without stdout or stderr (`>&-`) ones that go nowhere, and lets both write any
+    text.
 
     A path may hold bytes that are not text, and generated text may not fit the terminal's encoding.
     """

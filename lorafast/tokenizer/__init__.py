@@ -32,7 +32,8 @@ FRAGMENT_BYTES = 1 << 10
 
 
 class HasMetadata(Protocol):
-    metadata: Mapping[str, Any]
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
 
 
 class Tokenizer:
@@ -72,11 +73,11 @@ class Tokenizer:
         Malformed UTF-8 gives byte tokens (SentencePiece) or U+FFFD (BPE). Memory beyond text and ids is small.
         """
         ids = array("i")
-        if add_special and self.add_bos:
+        if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
         data = encode_text(text) if isinstance(text, str) else bytes(text)
         self._append(data, ids, parse_special=parse_special, after_special=True)
-        if add_special and self.add_eos:
+        if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return np.asarray(ids, dtype=np.int32)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -168,7 +169,7 @@ def _marks(han_apart: bool) -> np.ndarray:
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {}
 
 
-def _names(names: str, *patterns: str, **options: bool | int | None) -> None:
+def _names(names: str, *patterns: str, **options: Any) -> None:
     for name in names.split():
         PRE_TOKENIZERS[name] = PreTokenizer(patterns, **options)
 

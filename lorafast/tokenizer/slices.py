@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from mmap import mmap
 
 SLICE_BYTES = 1 << 18
 
@@ -27,7 +28,7 @@ def slices(text: bytes, size: int = SLICE_BYTES, at_spaces: bool = False) -> Ite
         start = end
 
 
-def _ends_line(text: bytes, end: int) -> bool:
+def _ends_line(text: bytes | mmap, end: int) -> bool:
     """Whether text[:end] ends with a line end that has neither space, nor another line end, nor bad UTF-8 beside it.
 
     A malformed sequence can take in the three bytes after its first, so six bytes back tell what reaches the line end.

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from . import Tokenizer
 
@@ -53,7 +53,7 @@ def overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def text_of(tokens: Iterable[int], stream: TextStream) -> Iterable[str]:
+def text_of(tokens: Iterable[int], stream: TextStream) -> Iterator[str]:
     """The pieces of text of tokens that come one after the other, until they or the stream end; none is empty."""
     for token in tokens:
         piece = stream.push(token)

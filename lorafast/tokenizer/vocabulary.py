@@ -146,8 +146,9 @@ def read_vocabulary(
                                 ("eos", vocabulary.add_eos, vocabulary.eos_id)):
         if wanted and token is None:
             raise FormatError(f"{KEY}add_{name}_token is true, but {KEY}{name}_token_id is missing")
-    ends = {special_id("eot", None), special_id("eom", None), vocabulary.eos_id}
-    vocabulary.eog_ids = _mark_control_tokens(metadata, vocabulary) | (ends - {None})
+    ends = (special_id("eot", None), special_id("eom", None), vocabulary.eos_id)
+    marked = _mark_control_tokens(metadata, vocabulary)
+    vocabulary.eog_ids = frozenset(marked | {end for end in ends if end is not None})
     vocabulary._special = _special_tokens(metadata, vocabulary)
     return vocabulary
 

@@ -52,6 +52,7 @@ def plan_course(config: FinetuneConfig, samples: Samples, position: SamplerState
         end = stored_end if config.adam_iter is None else max(stored_end, end)
     warmup = config.warmup if config.warmup_ratio is None else round(config.warmup_ratio * end)
     floor = config.adam_min_alpha / config.adam_alpha
+    schedule: Callable[[int], float]
     if config.schedule == "original":
         schedule = OriginalSchedule(warmup, config.cos_decay_steps, config.cos_decay_restart, config.cos_decay_min,
                                     config.enable_restart, floor)

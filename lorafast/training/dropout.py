@@ -40,7 +40,8 @@ class Dropout:
                 yield spec.name, stays.astype(np.float32) / np.float32(1 - self.rate)
 
     def backward(self, gradients: Gradients) -> None:
-        """Makes the gradients of `thinned`, once they are complete, those of the adapter. forward: A_thinned = A · mask."""
+        """Makes the gradients of `thinned`, once they are complete, those of the adapter. forward: A_thinned = A ·
+        mask."""
         for name, mask in self.masks.items():
             gradients.dA(name)[:] *= mask
 

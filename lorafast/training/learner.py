@@ -22,8 +22,8 @@ class Learner:
 
     def __init__(self, config: FinetuneConfig, network: Network, adapter: Adapter, moments: Moments, trainer: Trainer,
                  dropout: Dropout | None) -> None:
-        self.network, self.adapter, self.moments, self.trainer, self.dropout = network, adapter, moments, trainer, dropout
-        self.gradients = Gradients(adapter)
+        self.network, self.adapter, self.moments = network, adapter, moments
+        self.trainer, self.dropout, self.gradients = trainer, dropout, Gradients(adapter)
         self.adam = Adam(config.adam_alpha, config.adam_beta1, config.adam_beta2, config.adam_decay, config.adam_gclip)
         self.groups = parameter_groups(adapter, config.adam_decay_min_ndim, config.lora_plus)
         self.n_threads = config.n_threads
@@ -35,15 +35,17 @@ class Learner:
         self.network.refresh(self.trainer.adapter)
         self.gradients.clear()
         token_weight = 1 / sum(np.count_nonzero(batch.targets >= 0) for batch in batches)
-        loss = token_weight * sum(self.trainer.loss_and_gradients(batch, token_weight, self.gradients) for batch in batches)
+        loss = token_weight * sum(self.trainer.loss_and_gradients(batch, token_weight, self.gradients)
+                                  for batch in batches)
         if self.dropout:
             self.dropout.backward(self.gradients)
         return loss
 
     def update(self, iteration: int, schedule: float) -> float:
-        """One step of Adam after `iteration` updates. Returns the gradient's L2 norm; if it is not finite nothing changed."""
-        return self.adam.step(self.adapter.params, self.moments.m, self.moments.v, self.gradients.flat, groups=self.groups,
-                              iteration=iteration + 1, schedule=schedule, n_threads=self.n_threads)
+        """One step of Adam after `iteration` updates. Returns the gradient's L2 norm; if it is not finite nothing
+        changed."""
+        return self.adam.step(self.adapter.params, self.moments.m, self.moments.v, self.gradients.flat,
+                              groups=self.groups, iteration=iteration + 1, schedule=schedule, n_threads=self.n_threads)
 
     def show_all(self) -> None:
         """For evaluation: the adapter's present values, without dropout."""

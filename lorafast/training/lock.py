@@ -1,7 +1,7 @@
 """One run at a time writes to an output: a lock file beside it, held from the start of a run to its end.
 
-The file `.NAME.lock` names the process and the host, for people; what counts is the system's lock on it, which goes with the
-process however that ends. So a file that a killed run left behind is recognised, and taken over.
+The file `.NAME.lock` names the process and the host, for people; what counts is the system's lock on it, which goes
+with the process however that ends. So a file that a killed run left behind is recognised, and taken over.
 """
 from __future__ import annotations
 

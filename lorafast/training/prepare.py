@@ -50,7 +50,8 @@ def check_inputs(config: FinetuneConfig) -> None:
 
 
 def new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, log: Log) -> Adapter:
-    """The adapter to train: that of --init-lora, or the tensors and ranks that the options say, still without values."""
+    """The adapter to train: that of --init-lora, or the tensors and ranks that the options say, still without
+    values."""
     if config.init_lora:
         file = read_adapter(config.init_lora, base)
         for warning in file.warnings:
@@ -139,7 +140,8 @@ def open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokeni
         raise UsageError(f"--pack is for records, and {config.train_data[0]} is text, whose samples fill their rows")
     else:
         sampler = Sampler(
-            data.train, config.ctx, seed=seed, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, n_vocab=hparams.n_vocab,
+            data.train, config.ctx, seed=seed, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id,
+            n_vocab=hparams.n_vocab,
             fill_with_next_samples=config.fill_with_next_samples, separate_with_eos=config.separate_with_eos,
             separate_with_bos=config.separate_with_bos, random_offsets=config.sample_random_offsets,
             force_reshuffle=config.force_reshuffle, state=state.sampler)

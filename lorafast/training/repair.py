@@ -1,4 +1,5 @@
-"""What a run that was killed left half done, put right by the next one: temporary files, and adapters that were not written.
+"""What a run that was killed left half done, put right by the next one: temporary files, and adapters that were not
+written.
 
 A save writes the checkpoint, then the adapters. Killed between the two, a run leaves adapters that are older than their
 checkpoint, or none of that iteration; they are written from it.
@@ -19,16 +20,16 @@ from .saving import Saver
 
 
 def claim(config: FinetuneConfig, stack: ExitStack) -> list[str]:
-    """Locks the outputs of a run until `stack` is closed, then deletes what one that was killed had left. Returns a line if
-    there was anything. LoraFastError if another run has them.
+    """Locks the outputs of a run until `stack` is closed, then deletes what one that was killed had left. Returns a
+    line if there was anything. LoraFastError if another run has them.
     """
     locked(config.outputs, stack)
     return remove_leftovers(config.outputs, [str(config.options_path)] if config.options_path else [])
 
 
 def remove_leftovers(outputs: Iterable[Output], files: Iterable[str]) -> list[str]:
-    """Deletes the temporary files and folders of saves of these outputs, and of writing these files, that were cut short.
-    Nobody may be writing them: lock.py. Returns a line if there were any.
+    """Deletes the temporary files and folders of saves of these outputs, and of writing these files, that were cut
+    short. Nobody may be writing them: lock.py. Returns a line if there were any.
     """
     names = [(output.folder, *Path(output.name.rstrip("/")).name.partition(output.placeholder)) for output in outputs]
     names += [(Path(file).parent, Path(file).name, "", "") for file in files]
@@ -48,8 +49,8 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def write_missing_adapters(saver: Saver, checkpoint: Path, iteration: int) -> list[str]:
-    """Writes the adapters that belong to this checkpoint and are missing, or older than it, if it is one of this run's own
-    outputs. Returns a line for each.
+    """Writes the adapters that belong to this checkpoint and are missing, or older than it, if it is one of this run's
+    own outputs. Returns a line for each.
     """
     output = saver.config.checkpoint_output
     own = output.paths(iteration) if output else ()

@@ -1,10 +1,10 @@
 """A training run, from the options to the files it leaves.
 
-The order of its parts is the original's (llama.cpp's llama-finetune of July 2024): callback, forward and backward, update,
-tests. Iteration k evaluates if that is due, prints its line with the loss of the batch before it, draws its batch, finds
-its loss and gradients, and makes update k + 1. A save holds the parameters after k updates and the position in the data
-before batch k is drawn: from it a run goes on as if it had never stopped. It is written when that batch's loss is known to
-be finite, and announced before the iteration's line.
+The order of its parts is the original's (llama.cpp's llama-finetune of July 2024): callback, forward and backward,
+update, tests. Iteration k evaluates if that is due, prints its line with the loss of the batch before it, draws its
+batch, finds its loss and gradients, and makes update k + 1. A save holds the parameters after k updates and the
+position in the data before batch k is drawn: from it a run goes on as if it had never stopped. It is written when that
+batch's loss is known to be finite, and announced before the iteration's line.
 """
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ from .starting import Source, Start, open_source, starting_point
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether a signal cut
-    it short, the lowest loss on the data to evaluate on (inf if there is none), and that on the data to test on.
+    """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether a signal
+    cut it short, the lowest loss on the data to evaluate on (inf if there is none), and that on the data to test on.
     history: every step and evaluation, where lorafast.finetune was called.
     """
 
@@ -116,11 +116,12 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
     if start.state.iteration:
         for line in write_missing_adapters(saver, Path(config.checkpoint_in), start.state.iteration):
             log.note(line)
-    dropout = Dropout(opened.adapter, config.lora_dropout, start.extras.get("dropout_seed", seed)) if config.lora_dropout else None
+    dropout = Dropout(opened.adapter, config.lora_dropout,
+                      start.extras.get("dropout_seed", seed)) if config.lora_dropout else None
     trainer = new_trainer(opened, memory_plan.strategy, row, dropout)
     log.sizes(opt_size=sizes.opt_size(opened.adapter.n_params, config.opt_past), opt_iter=start.state.iteration,
-              input_size=sizes.input_size(config.ctx, config.batch, opened.hparams.n_vocab), compute_size=trainer.nbytes,
-              order=start.state.moments_order)
+              input_size=sizes.input_size(config.ctx, config.batch, opened.hparams.n_vocab),
+              compute_size=trainer.nbytes, order=start.state.moments_order)
     data = data or open_training_data(config, log, opened.tokenizer, opened.gguf)
     source = open_source(opened, data, start, seed, log)
     trainer.floor = 0.0 if isinstance(source.data.train, Sequences) else LLAMA_FINETUNE_FLOOR
@@ -185,7 +186,8 @@ class Run:
     state    counters, and the position in the data before the next batch
     """
 
-    def __init__(self, opened: Opened, learner: Learner, source: Source, start: Start, plan: Plan, reporting: Reporting) -> None:
+    def __init__(self, opened: Opened, learner: Learner, source: Source, start: Start, plan: Plan,
+                 reporting: Reporting) -> None:
         config, state = opened.config, start.state
         self.config, self.opened, self.learner, self.plan, self.state = config, opened, learner, plan, state
         self.data, self.sampler, self.course = source.data, source.sampler, source.course
@@ -253,8 +255,8 @@ class Run:
                 self.update(schedule)
                 step_seconds = time.perf_counter() - step_began
                 self.measured.add(step_seconds, self.bytes_read - read_before)
-                self.tell(Step(state.iteration, self.loss, config.adam_alpha * schedule, self.gradient_norm, self.n_tokens,
-                               state.sampler.epochs, step_seconds))
+                self.tell(Step(state.iteration, self.loss, config.adam_alpha * schedule, self.gradient_norm,
+                               self.n_tokens, state.sampler.epochs, step_seconds))
         seconds = time.perf_counter() - began
         log.total_time(1000 * seconds)
         if self.evaluates and not self.requests.stop and self.best.evaluated != state.iteration:
@@ -297,7 +299,8 @@ class Run:
     def end_reason(self, seconds: float) -> str | None:
         """Why the run is to end before the next step, or None."""
         if self.done == self.course.limit:
-            return f"{'the one iteration is' if self.done == 1 else f'all {self.done} iterations are'} done (--adam-iter)"
+            which = "the one iteration is" if self.done == 1 else f"all {self.done} iterations are"
+            return f"{which} done (--adam-iter)"
         if self.asked_to_stop:
             return "stopped by the callback"
         if self.requests.stop:
@@ -348,8 +351,8 @@ class Run:
     def evaluate(self, is_last: bool = False) -> str | None:
         """Loss on the data to evaluate on, and how the prompts go on. Returns why the run is to stop, or None.
 
-        The last one comes where no other run would evaluate: what a checkpoint keeps does not change, so that a resumed run
-        is the same as one that was never cut.
+        The last one comes where no other run would evaluate: what a checkpoint keeps does not change, so that a resumed
+        run is the same as one that was never cut.
         """
         config, state, opened = self.config, self.state, self.opened
         self.learner.show_all()
@@ -431,7 +434,8 @@ def _as_dict(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def plan_of(config: FinetuneConfig) -> Plan:
-    """Where a run with these options would spend memory and time. LoraFastError, with what would fit, if nothing does."""
+    """Where a run with these options would spend memory and time. LoraFastError, with what would fit, if nothing
+    does."""
     with ExitStack() as stack:
         log = Log()
         opened = open_run(config, log, stack)

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from typing import Any
 
-from .. import __version__
 from ..adapters import AdapterFile, write_adapter
 from ..adapters.checkpoint import Geometry, TrainState, write_checkpoint
 from ..errors import LoraFastError, UsageError
@@ -19,6 +18,7 @@ from ..options.outputs import check_disk, check_outputs
 from ..options.overwriting import Target, check_overwriting
 from ..options.toml import write_options
 from ..reporting.log import Log
+from ..version import __version__
 from . import llama_finetune_sizes as sizes
 from .opening import Opened
 

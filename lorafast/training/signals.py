@@ -1,8 +1,8 @@
 """What a run does when it is asked to stop, from a terminal, by the system, or because nobody reads what it prints.
 
-SIGINT, SIGTERM and SIGHUP end it after the step under way, with everything saved; the second one acts at once. SIGUSR1 has
-it save and go on. A signal that the run was started to ignore (nohup) stays ignored. Where the reader of its output is gone,
-it ends as on SIGINT.
+SIGINT, SIGTERM and SIGHUP end it after the step under way, with everything saved; the second one acts at once. SIGUSR1
+has it save and go on. A signal that the run was started to ignore (nohup) stays ignored. Where the reader of its output
+is gone, it ends as on SIGINT.
 """
 from __future__ import annotations
 

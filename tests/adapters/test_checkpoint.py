@@ -57,7 +57,8 @@ def moments_of(adapter):
 
 
 def rewrite(source, target, metadata=(), types=(), drop=()):
-    """A copy of a GGUF file with changed metadata and types of it (by key), without the checksum and what `drop` names."""
+    """A copy of a GGUF file with changed metadata and types of it (by key), without the checksum and what `drop`
+    names."""
     drop = [*drop, "lorafast.crc32"]
     file = GGUFFile(source)
     values, value_types = file.metadata | dict(metadata), file.value_types | dict(types)
@@ -168,11 +169,13 @@ def test_another_run_is_refused(golden, tmp_path):
 
 
 def test_another_scale_is_refused(tmp_path):
-    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, small_adapter(), moments_of(small_adapter()), TrainState(), {})
+    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, small_adapter(), moments_of(small_adapter()), TrainState(),
+                     {})
     checkpoint = read_checkpoint(tmp_path / "c.gguf")
     adapter = Adapter(specs_for(SMALL, checkpoint.ranks), 6, 3)
     assert "--lora-r 3 --lora-alpha 3" in refusal(checkpoint.load_adapter, adapter, SMALL_GEOMETRY)
-    write_checkpoint(tmp_path / "original.gguf", SMALL_GEOMETRY, small_adapter(), moments_of(small_adapter()), TrainState())
+    write_checkpoint(tmp_path / "original.gguf", SMALL_GEOMETRY, small_adapter(), moments_of(small_adapter()),
+                     TrainState())
     checkpoint = read_checkpoint(tmp_path / "original.gguf")
     assert re.search("scale 1.*6 / 3; pass --lora-alpha 3", refusal(checkpoint.load_adapter, adapter, SMALL_GEOMETRY))
 
@@ -203,7 +206,8 @@ def test_values_that_are_not_finite_are_refused(tmp_path, store):
     ({"drop": ["optimizer.adam.second_moments"]}, "lacks tensor 'optimizer.adam.second_moments'"),
 ])
 def test_a_broken_checkpoint_is_refused(tmp_path, change, message):
-    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, small_adapter(), moments_of(small_adapter()), TrainState(sampler=SamplerState()))
+    write_checkpoint(tmp_path / "c.gguf", SMALL_GEOMETRY, small_adapter(), moments_of(small_adapter()),
+                     TrainState(sampler=SamplerState()))
     rewrite(tmp_path / "c.gguf", tmp_path / "changed.gguf", **change)
     with pytest.raises(FormatError, match=message) as caught:
         read_checkpoint(tmp_path / "changed.gguf")

@@ -111,15 +111,18 @@ def test_a_run_can_start_from_the_checkpoint(folder):
 
 
 def test_checkpoints_of_the_original_lose_only_their_training_state(folder):
-    adapter = adapter_for(targets=LLAMA_FINETUNE_ROLES).to_adapter({n: t.shape for n, t in GGUFFile("model.gguf").tensors.items()})
-    write_checkpoint("c.gguf", Geometry(16, 64, 160, 4, 2, 2, 16, 1e-5, 10000.0, 1.0), adapter, Moments(adapter), TrainState())
+    adapter = adapter_for(targets=LLAMA_FINETUNE_ROLES).to_adapter({n: t.shape
+                                                                    for n, t in GGUFFile("model.gguf").tensors.items()})
+    write_checkpoint("c.gguf", Geometry(16, 64, 160, 4, 2, 2, 16, 1e-5, 10000.0, 1.0), adapter, Moments(adapter),
+                     TrainState())
     lines = convert("c.gguf p/ --drop norms")
     assert lines[0] == "note: left out: output_norm, 2 attn_norm, 2 ffn_norm" and "--base-name" in lines[1]
     assert lines[2] == "wrote p/: PEFT adapter, 16 pairs of rank 3, no alpha"
 
 
 @pytest.mark.parametrize("targets, out, drop, left", [
-    (LLAMA_FINETUNE_ROLES, "b.gguf", "norms", 16), (LLAMA_FINETUNE_ROLES, "b/", "norms", 16), (LLAMA_FINETUNE_ROLES, "b.gguf", "attn_norm,output_norm ffn_norm", 16),
+    (LLAMA_FINETUNE_ROLES, "b.gguf", "norms", 16), (LLAMA_FINETUNE_ROLES, "b/", "norms", 16),
+    (LLAMA_FINETUNE_ROLES, "b.gguf", "attn_norm,output_norm ffn_norm", 16),
     (MATRICES, "b.gguf", "token_embd,blk.0.*", 8), (MATRICES, "b/", "attn,ffn", 2),
     (MATRICES, "b.bin", "blk.?.ffn_up", 14)])
 def test_drop(folder, targets, out, drop, left):

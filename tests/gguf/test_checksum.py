@@ -23,7 +23,8 @@ def adapter():
 
 def checkpoint(path, extras):
     trained = adapter()
-    write_checkpoint(path, Geometry(4, 8, 16, 2, 2, 1, 4, 1e-5, 1e4, 1.0), trained, Moments(trained), TrainState(), extras)
+    write_checkpoint(path, Geometry(4, 8, 16, 2, 2, 1, 4, 1e-5, 1e4, 1.0), trained, Moments(trained), TrainState(),
+                     extras)
     return path
 
 

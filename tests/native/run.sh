@@ -4,6 +4,7 @@
 # where it is installed. Threads are not part of it.
 #   CC             compiler for this machine
 #   WANT_AARCH64=1 to fail where AArch64 can't be checked
+#   SANITIZE=1     to check under AddressSanitizer and UndefinedBehaviorSanitizer, on this machine alone
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -11,6 +12,12 @@ build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 flags=(-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror
        -Wno-unused-function -Wno-unused-parameter -Wno-psabi -I../../kernels)
+
+sanitizers=()
+if [ -n "${SANITIZE:-}" ]; then
+    sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all)
+    flags+=(-g -O1 "${sanitizers[@]}")
+fi
 
 # name, compiler and its options: every instruction set of the architecture is compiled, whether it can run or not
 compile() {
@@ -28,8 +35,9 @@ have() { command -v "$1" >/dev/null; }
 
 host=$(uname -m)
 compile "$host" "${CC:-cc}"
-"${CC:-cc}" "$build/$host"/*.o -o "$build/$host/check_kernels" -lm
+"${CC:-cc}" "${sanitizers[@]}" "$build/$host"/*.o -o "$build/$host/check_kernels" -lm
 check "$host"
+if [ -n "${SANITIZE:-}" ]; then exit; fi
 
 if [ "$host" = x86_64 ]; then
     compile avx512-in-c "${CC:-cc}" -include avx512_in_c.h

@@ -120,7 +120,9 @@ def test_options_force_a_choice(planner, forced, field, value, reason):
 def test_choices_of_the_plan_have_reasons(planner, monkeypatch, attention, reason):
     """Where the disk is very slow: what is cheap to compute again is not kept."""
     everything = total(planner(1000).plan())
-    monkeypatch.setattr(Planner, "_speed", lambda self: Speed(128, 128, {self.network.blocks[0].shape: BlockSpeed(1.0, 1.0, 2.0, attention)},
+    monkeypatch.setattr(Planner, "_speed",
+                        lambda self: Speed(128, 128,
+                                           {self.network.blocks[0].shape: BlockSpeed(1.0, 1.0, 2.0, attention)},
                                                               1.0))
     monkeypatch.setattr(Planner, "_disk", lambda self: 1.0)
     tight = planner(everything - 1)

@@ -174,11 +174,12 @@ def test_what_is_measured_on_a_part_of_a_long_sequence(tmp_path, monkeypatch):
     """The linear parts grow with the tokens, attention with their square."""
     case = Case(tmp_path / "model.gguf")
     monkeypatch.setattr("lorafast.planning.speed.MEASURED_TOKENS", 10)
-    monkeypatch.setattr("lorafast.planning.speed._usual_time", lambda run, residency: 1.0 if run() is None else 1.0)
+    monkeypatch.setattr("lorafast.planning.speed._usual_time", lambda run, residency: (run(), 1.0)[1])
     shape = case.network.blocks[0].shape
     assert measure_speed(case.network, case.adapter, 40, 10, 8, 1) == Speed(40, 8, {shape: BlockSpeed(*[4.0] * 4)}, 4.0)
     of_block = BlockSpeed(*(pytest.approx(1.3 * (1 + 0.3 * growth)) for growth in (1, 1, 2.5, 1)))
-    assert measure_speed(case.network, case.adapter, 13, 13, 8, 1) == Speed(13, 8, {shape: of_block}, pytest.approx(1.3))
+    assert measure_speed(case.network, case.adapter, 13, 13, 8, 1) == Speed(13, 8, {shape: of_block},
+                                                                            pytest.approx(1.3))
 
 
 def test_measuring_leaves_the_adapter_alone(tmp_path):

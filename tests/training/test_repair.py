@@ -8,7 +8,8 @@ from lorafast.training.repair import remove_leftovers
 
 def test_only_leftovers_of_the_same_outputs_go(tmp_path):
     ours = [".c-12.gguf.0123abcd.tmp", ".c-LATEST.gguf.0123abcd.tmp", ".run.toml.89abcdef.tmp"]
-    others = [".d-12.gguf.0123abcd.tmp", "c-12.gguf.0123abcd.tmp", ".c-12.gguf.0123abc.tmp", "c-12.gguf", ".c-12.gguf.tmp"]
+    others = [".d-12.gguf.0123abcd.tmp", "c-12.gguf.0123abcd.tmp", ".c-12.gguf.0123abc.tmp", "c-12.gguf",
+              ".c-12.gguf.tmp"]
     for name in ours + others:
         (tmp_path / name).write_bytes(b"")
     (tmp_path / ".p-7.0123abcd.tmp").mkdir()

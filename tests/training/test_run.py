@@ -480,7 +480,8 @@ def test_a_name_without_a_placeholder_holds_the_best_and_the_last_stands_beside_
 
 def test_a_run_in_a_folder_goes_on_to_its_planned_end(folder, tiny, train):
     Path("pairs.jsonl").write_text('{"prompt": "the love of", "completion": "my sweet"}\n' * 6)
-    run = ["--model-base", tiny, "--train-data", "pairs.jsonl", "--ctx", 16, "--batch", 2, "--seed", 1, "--save-every", 1]
+    run = ["--model-base", tiny, "--train-data", "pairs.jsonl", "--ctx", 16, "--batch", 2, "--seed", 1, "--save-every",
+           1]
     log = train("--run", "whole", *run, "--epochs", 2)
     assert "with the preset modern: --lora-r 16, --adam-alpha 0.0002, --ctx 16, --batch 2, --epochs 2" in log
     names = {"adapter.gguf", "checkpoint-5.gguf", "checkpoint-6.gguf", "checkpoint-LATEST.gguf", "metrics.jsonl",
@@ -582,7 +583,8 @@ def test_an_adapter_to_start_from_decides_its_shape(folder, tiny, capsys):
 def test_only_the_last_blocks(folder, tiny, train):
     train("--model-base", tiny, *TINY, "--layers", 1, "--adam-iter", 1)
     names = set(read_adapter("a-1.bin").pairs)
-    assert names == {f"blk.1.{role}.weight" for role in (row.name for row in LLAMA_FINETUNE_ROLES if row.in_block)} | {"output_norm.weight", "output.weight"}
+    in_block = {f"blk.1.{row.name}.weight" for row in LLAMA_FINETUNE_ROLES if row.in_block}
+    assert names == in_block | {"output_norm.weight", "output.weight"}
     assert cli.main(["finetune", "--model-base", str(tiny), *TINY, "--layers", "3"]) == 2
 
 

@@ -1,0 +1,21 @@
+# Made by kernels/stubs.py from kernels/linear.pyx: change that, then `make stubs`.
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Weight:
+    N: int
+    K: int
+    type: int
+
+    def __init__(self, data: NDArray[np.uint8], type: int, K: int, precision: str = "int16") -> None: ...
+    def arithmetic(self) -> None: ...
+
+def linear_forward(ys: list[Any], x: NDArray[np.float32], weights: list[Any], low_rank: list[Any],
+                   residual: NDArray[np.float32] | None, n_threads: int) -> None: ...
+
+def linear_backward(dx: NDArray[np.float32], dys: list[Any], weights: list[Any], low_rank: list[Any], accumulate: bool,
+                    n_threads: int) -> None: ...
+
+def linear_scratch_bytes(T: int, K: int, N: int, n_threads: int) -> None: ...

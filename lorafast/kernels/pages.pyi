@@ -1,0 +1,9 @@
+# Made by kernels/stubs.py from kernels/pages.pyx: change that, then `make stubs`.
+import numpy as np
+from numpy.typing import NDArray
+
+def populate(data: NDArray[np.uint8]) -> None: ...
+
+def let_go(data: NDArray[np.uint8]) -> None: ...
+
+def on_bus_error(message: bytes) -> None: ...

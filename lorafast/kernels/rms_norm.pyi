@@ -1,0 +1,10 @@
+# Made by kernels/stubs.py from kernels/rms_norm.pyx: change that, then `make stubs`.
+import numpy as np
+from numpy.typing import NDArray
+
+def rms_norm_forward(y: NDArray[np.float32], rstd: NDArray[np.float32], x: NDArray[np.float32],
+                     gain: NDArray[np.float32], eps: float, n_threads: int) -> None: ...
+
+def rms_norm_backward(dx: NDArray[np.float32], dgain: NDArray[np.float32] | None, dy: NDArray[np.float32],
+                      x: NDArray[np.float32], gain: NDArray[np.float32], rstd: NDArray[np.float32],
+                      n_threads: int) -> None: ...
