@@ -45,7 +45,8 @@ class BaseModel:
         n_head_kv = metadata.get(f"{architecture}.attention.head_count_kv", n_head)
         n_head, n_head_kv = (_most(model, n) for n in (n_head, n_head_kv))
         if not isinstance(n_layer, int):
-            raise FormatError(f"{model.path}: {architecture}.block_count is {n_layer!r:.40}, but should be a whole number")
+            raise FormatError(f"{model.path}: {architecture}.block_count is {n_layer!r:.40}, but should be a whole "
+                              "number")
         repository = str(metadata.get("general.repo_url", "")).removeprefix("https://huggingface.co/")
         return cls(architecture, n_layer, n_head, n_head_kv, "output.weight" not in model.tensors,
                    metadata.get("general.name", ""), repository or None, model.tensors)

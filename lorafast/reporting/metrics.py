@@ -83,7 +83,8 @@ def read_metrics(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
         raise LoraFastError(f"cannot read {path}: {error.strerror}") from None
 
 
-NUMBERS = ("time", "loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "seconds", "memory", "n_iter")
+NUMBERS = ("time", "loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "seconds", "memory",
+           "n_iter")
 NEEDED = {"step": ("loss", "seconds", "tokens"), "evaluation": ("loss",), "continuation": ("prompt", "text"),
           "ended": ("reason",)}
 """Keys of an event that others read."""
@@ -96,7 +97,8 @@ def _is_record(record: Any) -> bool:
     numbers = [record[key] for key in NUMBERS if record.get(key) is not None]
     texts = [record[key] for key in ("prompt", "text", "reason") if key in record]
     iteration = record.get("iteration")
-    return (type(iteration) is int and 0 <= iteration < 2**63 and all(type(number) in (int, float) for number in numbers)
+    return (type(iteration) is int and 0 <= iteration < 2**63
+            and all(type(number) in (int, float) for number in numbers)
             and all(abs(number) < 2**63 or number != number or type(number) is float for number in numbers)
             and all(isinstance(text, str) for text in texts)
             and all(record.get(key) is not None for key in NEEDED.get(record["event"], ())))

@@ -1,6 +1,7 @@
 """Where values that are not finite came from: the pass is repeated with a look at what each branch of each block makes.
 
-A weight that is not finite means a damaged model; a value that overflows where all weights are finite, a rate that is too high.
+A weight that is not finite means a damaged model; a value that overflows where all weights are finite, a rate that is
+too high.
 """
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Kills runs at random moments and shows that nothing is lost: `python tests/reliability/crash.py --kills 1000`.
 
-Each run is killed by SIGKILL again and again, most often while it saves, and resumed with another number of threads. After
-each kill every file under a real name must be whole; at the end all files and logged numbers must equal, bit by bit, those
-of a run that was never disturbed. With --power-cut a kill also loses what had not been flushed: of each file the contents
-at its last fsync remain, of each folder the names at its last fsync.
+Each run is killed by SIGKILL again and again, most often while it saves, and resumed with another number of threads.
+After each kill every file under a real name must be whole; at the end all files and logged numbers must equal, bit by
+bit, those of a run that was never disturbed. With --power-cut a kill also loses what had not been flushed: of each file
+the contents at its last fsync remain, of each folder the names at its last fsync.
 """
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ class Durable:
             self._list(folder)
 
     def _list(self, folder: Path) -> None:
-        lines = "".join(f"{path.stat().st_ino} {'d' if path.is_dir() else 'f'} {path.name}\n" for path in folder.iterdir())
+        lines = "".join(f"{path.stat().st_ino} {'d' if path.is_dir() else 'f'} {path.name}\n"
+                        for path in folder.iterdir())
         temporary = self.store / "listing.new"
         temporary.write_text(lines)
         os.replace(temporary, self.store / f"listing {folder.stat().st_ino}")
@@ -164,8 +165,8 @@ def main() -> int:
     print(f"| scenario | runs | {what} | at the end |\n|---|---|---|---|")
     for name in SCENARIOS:
         print(f"| {name} | {crashes.runs[name]} | {crashes.kills[name]} | bit-equal |")
-    print(f"\n{sum(crashes.kills.values())} {what} in {sum(crashes.runs.values())} runs of {ITERATIONS} iterations, seed "
-          f"{options.seed}; {crashes.files_read} files read after them, all whole; {time.monotonic() - began:.0f} s")
+    print(f"\n{sum(crashes.kills.values())} {what} in {sum(crashes.runs.values())} runs of {ITERATIONS} iterations, "
+          f"seed {options.seed}; {crashes.files_read} files read after them, all whole; {time.monotonic() - began:.0f} s")
     return 0
 
 

@@ -1,8 +1,9 @@
 """Feeds damaged and invented files to every reader: `python tests/reliability/fuzz.py --inputs 10000`.
 
-Seeds are good files of each format. Mutations flip, cut, insert and exchange bytes, numbers of a header and values of JSON;
-an input that reaches new lines of lorafast is kept and mutated further (coverage by sys.settrace, of the readers' packages).
-A reader may raise LoraFastError only, within two seconds, without taking memory beyond a small multiple of the input.
+Seeds are good files of each format. Mutations flip, cut, insert and exchange bytes, numbers of a header and values of
+JSON; an input that reaches new lines of lorafast is kept and mutated further (coverage by sys.settrace, of the readers'
+packages). A reader may raise LoraFastError only, within two seconds, without taking memory beyond a small multiple of
+the input.
 """
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def alarm(number: int, frame: FrameType | None) -> None:
 
 
 class Coverage:
-    """Lines of lorafast that have been reached; the readers' modules only, so that kernels and NumPy run at full speed."""
+    """Lines of lorafast that have been reached; the readers' modules only, so that kernels and NumPy run at full speed.
+    """
 
     def __init__(self) -> None:
         self.lines: set[tuple[str, int]] = set()
@@ -188,7 +190,8 @@ def attempt(reader: Reader, data: bytes, folder: Path) -> str:
     return ""
 
 
-def fuzz(reader: Reader, inputs: int, chance: random.Random, folder: Path, until: float) -> tuple[int, int, dict[str, bytes]]:
+def fuzz(reader: Reader, inputs: int, chance: random.Random, folder: Path,
+         until: float) -> tuple[int, int, dict[str, bytes]]:
     """So many inputs; returns how many were tried, the lines reached, and the first input of each kind of fault."""
     corpus, coverage, faults, tried = list(reader.seeds(folder)), Coverage(), {}, 0
     reader.good(folder, corpus)

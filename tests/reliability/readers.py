@@ -92,7 +92,8 @@ def read_model(folder: Path) -> None:
 def without_checksum(path: Path) -> bytes:
     """A GGUF file that is not refused for each change."""
     file = GGUFFile(path)
-    write_gguf(path, [(key, file.value_types[key], value) for key, value in file.metadata.items() if "crc32" not in key],
+    write_gguf(path, [(key, file.value_types[key], value) for key, value in file.metadata.items()
+                      if "crc32" not in key],
                [TensorToWrite(t.name, t.type, t.shape, np.array(t.data)) for t in file.tensors.values()])
     return path.read_bytes()
 
@@ -158,7 +159,8 @@ def make_safetensors(folder: Path) -> Iterator[bytes]:
 
 
 def make_toml(folder: Path) -> Iterator[bytes]:
-    yield b'ctx = 64\nlora-r = 8\nadam_alpha = 1e-4\ntrain-data = ["a.txt", "b.txt"]\ndora = true\nmodel-base = "m.gguf"\n'
+    yield (b'ctx = 64\nlora-r = 8\nadam_alpha = 1e-4\ntrain-data = ["a.txt", "b.txt"]\ndora = true\n'
+           b'model-base = "m.gguf"\n')
 
 
 def make_records(folder: Path) -> Iterator[bytes]:
@@ -193,9 +195,11 @@ def read_template(folder: Path) -> None:
 
 
 def make_metrics(folder: Path) -> Iterator[bytes]:
-    lines = [{"event": "started", "iteration": 0, "time": 1.5, "n_iter": 4, "n_params": 8, "config": {"ctx": 8, "seed": 1}},
+    lines = [{"event": "started", "iteration": 0, "time": 1.5, "n_iter": 4, "n_params": 8,
+              "config": {"ctx": 8, "seed": 1}},
              *({"event": "step", "iteration": i, "time": 2.0, "loss": 2.5, "learning_rate": 1e-4, "gradient_norm": 0.5,
-                "tokens": 16, "epochs": 0, "seconds": 0.25, "tokens_per_second": 64.0, "memory": 1000} for i in (1, 2, 3)),
+                "tokens": 16, "epochs": 0, "seconds": 0.25, "tokens_per_second": 64.0,
+                "memory": 1000} for i in (1, 2, 3)),
              {"event": "evaluation", "iteration": 3, "time": 3.0, "loss": 2.25, "n_tokens": 8, "is_best": True,
               "perplexity": 9.5},
              {"event": "continuation", "iteration": 3, "time": 3.0, "prompt": "a", "text": "b"},
@@ -216,7 +220,8 @@ READERS = [
     Reader("checkpoints", "a.gguf", make_checkpoint, read_a_checkpoint),
     Reader("GGUF adapters", "a.gguf", make_gguf_adapter, read_gguf_adapter),
     Reader("ggla adapters", "a.bin", make_ggla, lambda folder: use_adapter(folder, folder / "a.bin")),
-    Reader("PEFT configs", "peft/adapter_config.json", make_config, lambda folder: use_adapter(folder, folder / "peft")),
+    Reader("PEFT configs", "peft/adapter_config.json", make_config,
+           lambda folder: use_adapter(folder, folder / "peft")),
     Reader("safetensors", "peft/adapter_model.safetensors", make_safetensors,
            lambda folder: use_adapter(folder, folder / "peft")),
     Reader("TOML", "a.toml", make_toml, lambda folder: read_options(FinetuneConfig, str(folder / "a.toml"))),

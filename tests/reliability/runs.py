@@ -1,6 +1,7 @@
 """Small training runs in processes that may die at any moment, and what must hold of the files that they leave.
 
-The processes are forked from this one, which has imported everything and computed nothing: so a run takes tenths of a second.
+The processes are forked from this one, which has imported everything and computed nothing: so a run takes tenths of a
+second.
 """
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ SCENARIOS = {
     "DoRA": ["--train-data", "text.txt", "--dora", "--lora-out", "a-ITERATION/"],
     "several outputs": ["--train-data", "text.txt", "--targets", "attn,ffn", "--lora-out", "a-ITERATION.gguf",
                         "--lora-out", "p-ITERATION/", "--lora-out", "b-ITERATION.bin"],
-    "evaluation": [*TEXT, "--valid-split", "0.1", "--eval-every", "2", "--sample-prompt", "the ", "--sample-tokens", "4"],
+    "evaluation": [*TEXT, "--valid-split", "0.1", "--eval-every", "2", "--sample-prompt", "the ",
+                   "--sample-tokens", "4"],
 }
 
 
@@ -139,7 +141,7 @@ def contents(work: Path) -> dict[str, bytes]:
     """Every file with its bytes; of metrics, the numbers without times, memory and speed."""
     found = {}
     for path in outputs(work):
-        if path.name.endswith(".toml"):         # the options differ: the number of threads, the iterations that are left
+        if path.name.endswith(".toml"):         # the number of threads differs, and what iterations are left
             continue
         if path.name == "metrics.jsonl":
             found[path.name] = json.dumps(logged(path)).encode()
@@ -152,5 +154,6 @@ def contents(work: Path) -> dict[str, bytes]:
 def logged(path: Path) -> dict[str, dict[str, object]]:
     """By event and iteration what was logged of it, but for what differs from machine to machine."""
     changing = {"time", "seconds", "tokens_per_second", "memory", "config", "n_iter"}
-    return {f"{record['event']} {record['iteration']}": {key: value for key, value in record.items() if key not in changing}
+    return {f"{record['event']} {record['iteration']}": {
+                key: value for key, value in record.items() if key not in changing}
             for record in read_metrics(path) if record["event"] not in ("started", "ended")}

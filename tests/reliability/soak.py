@@ -1,7 +1,7 @@
 """Trains for a while, with saves, evaluations and generation, and watches that nothing grows: `soak.py --minutes 60`.
 
-Memory, open files, maps and threads of the process, and the time of a step, are compared between the second and the last
-fifth of the run: the first still fills caches.
+Memory, open files, maps and threads of the process, and the time of a step, are compared between the second and the
+last fifth of the run: the first still fills caches.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lorafast.system.process import resident_bytes  # noqa: E402
 from lorafast.training.run import finetune  # noqa: E402
 
 GROWTH = {"memory, MB": 8.0, "open files": 1.0, "maps": 8.0, "threads": 1.0}
-"""How much more of it there may be at the end; of the time of a step, a half more (other work may run on the machine)."""
+"""How much more of it there may be at the end; of the time of a step, a half (other work may run beside it)."""
 SLOWER = 1.5
 EVERY = 5
 """Steps between two looks."""
@@ -50,8 +50,8 @@ def main() -> int:
         Path("text.txt").write_text("the love of thy sweet all and not to thou that in my love with is " * 50)
         result = finetune(FinetuneConfig(
             model_base=str(make_tiny(Path("tiny.gguf"))), train_data=("text.txt",), ctx=16, batch=2, seed=1, threads=2,
-            adam_iter=10**6, save_every=50, eval_every=50, valid_split=0.1, sample_prompt=("the ",), sample_tokens=4, keep=2,
-            checkpoint_in="", checkpoint_out="c-ITERATION.gguf", lora_out=("a-ITERATION.bin",),
+            adam_iter=10**6, save_every=50, eval_every=50, valid_split=0.1, sample_prompt=("the ",), sample_tokens=4,
+            keep=2, checkpoint_in="", checkpoint_out="c-ITERATION.gguf", lora_out=("a-ITERATION.bin",),
             max_minutes=options.minutes), observers=[observe])
         os.chdir("/")
     fifth = len(rows) // 5

@@ -9,8 +9,8 @@ HERE = Path(__file__).parent
 
 
 def run(script: str, *arguments: str, seconds: float = 900) -> str:
-    done = subprocess.run([sys.executable, "-W", "ignore", str(HERE / script), *arguments], capture_output=True, text=True,
-                          timeout=seconds)
+    done = subprocess.run([sys.executable, "-W", "ignore", str(HERE / script), *arguments], capture_output=True,
+                          text=True, timeout=seconds)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -1,4 +1,5 @@
-"""What a run does beside computing: no network, no other program, no pickle, no code from data. Python's audit hooks tell."""
+"""What a run does beside computing: no network, no other program, no pickle, no code from data. Python's audit hooks
+tell."""
 import json
 import subprocess
 import sys
@@ -6,7 +7,9 @@ from pathlib import Path
 
 from make_models import make_tiny
 
-FORBIDDEN = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.__new__", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pickle.find_class",
+FORBIDDEN = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.__new__",
+             "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn",
+             "os.fork", "pickle.find_class",
              "ctypes.dlopen", "urllib.", "ftplib.", "smtplib.", "shutil.unpack_archive")
 PROGRAM = """
 import json, sys
@@ -32,11 +35,12 @@ def test_nothing_but_files_is_touched(tmp_path):
     model = str(make_tiny(tmp_path / "tiny.gguf", n_layer=1))
     Path(tmp_path / "text.txt").write_text("the love of thy sweet all and not to thou " * 20)
     commands = [
-        ["finetune", "--model-base", model, "--train-data", "text.txt", "--ctx", "16", "--batch", "2", "--adam-iter", "2",
-         "--threads", "1", "--checkpoint-in", "", "--checkpoint-out", "c-ITERATION.gguf", "--lora-out", "a-ITERATION.bin",
-         "--metrics", "m.jsonl"],
-        ["finetune", "--model-base", model, "--train-data", "text.txt", "--ctx", "16", "--batch", "2", "--adam-iter", "1",
-         "--threads", "1", "--checkpoint-in", "c-LATEST.gguf", "--checkpoint-out", "c-ITERATION.gguf", "--lora-out",
+        ["finetune", "--model-base", model, "--train-data", "text.txt", "--ctx", "16", "--batch", "2", "--adam-iter",
+         "2", "--threads", "1", "--checkpoint-in", "", "--checkpoint-out", "c-ITERATION.gguf", "--lora-out",
+         "a-ITERATION.bin", "--metrics", "m.jsonl"],
+        ["finetune", "--model-base", model, "--train-data", "text.txt", "--ctx", "16", "--batch", "2", "--adam-iter",
+         "1", "--threads", "1", "--checkpoint-in", "c-LATEST.gguf", "--checkpoint-out", "c-ITERATION.gguf",
+         "--lora-out",
          "a-ITERATION.bin"],
         ["inspect", "c-LATEST.gguf"],
         ["convert", "a-LATEST.bin", "peft/", "--model-base", model, "--drop", "norms"],

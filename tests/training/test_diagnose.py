@@ -11,7 +11,8 @@ from lorafast.training.run import finetune
 
 def run(model, tmp_path, **options):
     (tmp_path / "text.txt").write_text("the love of thy sweet all and not to thou " * 20)
-    return finetune(FinetuneConfig(model_base=str(model), train_data=(str(tmp_path / "text.txt"),), ctx=16, batch=2, seed=1,
+    return finetune(FinetuneConfig(model_base=str(model), train_data=(str(tmp_path / "text.txt"),), ctx=16, batch=2,
+                                   seed=1,
                                    threads=1, adam_iter=8, warmup=0, checkpoint_in="", checkpoint_out="", lora_out=(),
                                    **options))
 
@@ -28,6 +29,6 @@ def test_a_nan_in_a_weight_is_named(tmp_path, name):
 
 
 def test_a_rate_that_is_too_high_is_no_damaged_model(tmp_path):
-    with pytest.raises(LoraFastError, match="overflowed|not finite before") as caught:
+    with pytest.raises(LoraFastError, match=r"overflowed|not finite before") as caught:
         run(make_tiny(tmp_path / "tiny.gguf"), tmp_path, adam_alpha=1e30)
     assert "damaged" not in str(caught.value) and "lower --adam-alpha" in str(caught.value)
