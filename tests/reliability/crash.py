@@ -166,7 +166,8 @@ def main() -> int:
     for name in SCENARIOS:
         print(f"| {name} | {crashes.runs[name]} | {crashes.kills[name]} | bit-equal |")
     print(f"\n{sum(crashes.kills.values())} {what} in {sum(crashes.runs.values())} runs of {ITERATIONS} iterations, "
-          f"seed {options.seed}; {crashes.files_read} files read after them, all whole; {time.monotonic() - began:.0f} s")
+          f"seed {options.seed}; {crashes.files_read} files read after them, all whole; "
+          f"{time.monotonic() - began:.0f} s")
     return 0
 
 
