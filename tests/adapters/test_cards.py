@@ -1,6 +1,6 @@
 """Modelfiles and model cards: paths, front matter, and the commands they tell."""
 import pytest
-from make_models import STRING, make_tiny
+from make_models import BOOL, STRING, make_tiny
 
 from lorafast.adapters import AdapterFile, BaseModel
 from lorafast.adapters.cards import model_card, write_beside
@@ -92,3 +92,11 @@ def test_beside(tmp_path, monkeypatch, path, suffix, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     assert write_beside(path, suffix, "text\n") == expected and (tmp_path / expected).read_text() == "text\n"
+
+
+def test_a_first_token_that_nobody_adds_stays_in_the_turn(tmp_path):
+    """SmolLM2's BOS is <|im_start|>, which its template writes itself."""
+    chatml = CHATML.replace("<|im_start|>", "<s>")
+    model = make_tiny(tmp_path / "model.gguf", metadata=[("tokenizer.chat_template", STRING, chatml),
+                                                         ("tokenizer.ggml.add_bos_token", BOOL, False)])
+    assert 'TEMPLATE """{{ if .System }}<s>system' in modelfile_for(GGUFFile(model), "model.gguf")
