@@ -148,6 +148,8 @@ def _architecture(keys: Keys) -> Architecture:
 def _n_layer(keys: Keys) -> int:
     """Blocks of the network itself: those behind them predict tokens further ahead (`nextn`) and are left out."""
     n_blocks, n_ahead = keys.count("block_count"), keys.count("nextn_predict_layers", 0)
+    if n_blocks > len(keys.gguf.tensors):       # each has some; a number from a broken file could be any
+        raise keys.error("block_count", f"is {n_blocks}, but the file has only {len(keys.gguf.tensors)} tensors")
     if n_ahead >= n_blocks:
         raise keys.error("nextn_predict_layers", f"is {n_ahead}, of {n_blocks} blocks in all")
     return n_blocks - n_ahead
