@@ -24,16 +24,18 @@ import numpy as np
 
 from .adapters import BaseModel, read_adapter
 from .adapters.stack import stack
+from .data.batches import Batch
 from .data.encode import chat_tokens
 from .errors import UsageError
 from .gguf.reader import GGUFFile, open_model
 from .network.decoder import Decoder
 from .network.generation import Session, chooser
 from .network.hparams import read_hparams
-from .network.lora import Adapter
+from .network.lora import Adapter, Gradients
 from .network.network import Network
 from .network.next_token import Sampling
 from .network.precision import resolve
+from .network.trainer import Strategy, Trainer
 from .options.declare import unknown
 from .options.finetune import FinetuneConfig
 from .options.tools import path_and_scale
@@ -171,6 +173,22 @@ class Model:
         tokens = self._checked(token_ids)
         decoder = Decoder(self.network, self.adapter, len(tokens), self.n_threads)
         return np.concatenate([x.copy() for x in decoder.outputs(tokens)])
+
+    def gradients(self, token_ids: Sequence[int] | np.ndarray) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Mean loss in nats of each token after the first, and its gradients: for tests, ports and research.
+
+        token_ids  2 to n_ctx + 1 ids
+        Returns the loss and, by name of the base tensor, dA (r, K) and dB (r, N), float32, of the adapter's pairs (A and B
+        are those of `adapter`; scale is alpha / r). Raises ValueError for ids out of range, too few, or too many.
+        """
+        tokens = np.ascontiguousarray(token_ids, np.int32)
+        if tokens.ndim != 1 or not 2 <= len(tokens) <= self.n_ctx + 1:
+            raise ValueError(f"token_ids has shape {tokens.shape}, wanted 2 to {self.n_ctx + 1} (n_ctx + 1) ids")
+        T = len(tokens) - 1
+        batch = Batch(tokens[:-1], tokens[1:], np.array([0, T], np.int32), 1, False)
+        trainer = Trainer(self.network, self.adapter, T, Strategy(len(self.network.blocks)), self.n_threads)
+        gradients = Gradients(self.adapter)
+        return trainer.loss_and_gradients(batch, 1 / T, gradients) / T, gradients.pairs
 
     def generate(self, prompt: str | Sequence[int] | np.ndarray, *, n_predict: int = 128,
                  stop: str | Sequence[str] = (), seed: int = 0, **sampling: Any) -> Iterator[str]:

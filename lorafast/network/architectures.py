@@ -61,6 +61,8 @@ class Architecture:
     embedding_scale  "sqrt": the embedding is multiplied by the root of its width
     logit_scale_divides  the logits are divided by the key, otherwise multiplied
     default_scales   of keys that may be missing, as functions of (n_embd, n_layer)
+    has_rope_switch  without `rope.scaling.finetuned` there is no RoPE
+    longrope    `rope_factors_long` and `_short` are read: where rope.scaling.type is "longrope", or "always"
     sliding     which blocks have a window; None: none, whatever the file says
     rope_every  blocks i with (i + 1) mod rope_every = 0 have no RoPE; 0: all have
     rope_only   "local": only blocks with a window have RoPE (where any has one)
@@ -93,6 +95,8 @@ class Architecture:
     embedding_scale: Literal["", "sqrt"] = ""
     logit_scale_divides: bool = True
     default_scales: str = ""
+    has_rope_switch: bool = False
+    longrope: Literal["", "longrope", "always"] = ""
     sliding: Sliding | None = None
     rope_every: int = 0
     rope_only: Literal["", "local"] = ""
@@ -112,11 +116,48 @@ class Architecture:
         return next((role for role, name in (PEFT_MODULES | self.peft).items() if name == module), None)
 
 
-LLAMA = Architecture("llama", rope="norm", permuted=True)
+LLAMA = Architecture("llama", rope="norm", permuted=True, biases=("attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+                     longrope="longrope")
 QWEN2 = Architecture("qwen2")
-QWEN3 = replace(QWEN2, name="qwen3", qk_norm="head")
+QWEN3 = Architecture("qwen3", qk_norm="head")
+GEMMA = Architecture("gemma", activation="gelu", embedding_scale="sqrt")
+GEMMA2 = replace(GEMMA, name="gemma2", attn_post_norm="post_attention_norm", ffn_post_norm="post_ffw_norm",
+                 sliding=Sliding(period=2, window=4096, scaled=True), attention_soft_cap=50.0, logit_soft_cap=30.0,
+                 wide_n_layer=46)
+GEMMA3 = replace(GEMMA2, name="gemma3", qk_norm="head", sliding=Sliding(period=6, rope_base=10000.0),
+                 attention_soft_cap=None, logit_soft_cap=0.0, wide_n_layer=62)
+POST_NORMS_ONLY = Architecture("", attn_norm="", ffn_norm="", attn_post_norm="post_attention_norm",
+                               ffn_post_norm="post_ffw_norm")
+GRANITE_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
 
-ARCHITECTURES = {row.name: row for row in (LLAMA, QWEN2, QWEN3)}
+ROWS = (
+    LLAMA, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3,
+    replace(QWEN2, name="qwen2vl"),                 # of their text alone, the positions are plain
+    replace(QWEN3, name="qwen3vl"),
+    Architecture("phi3", fused_gate_up=True, longrope="always", peft={"ffn_up": "mlp.gate_up_proj"}),
+    replace(LLAMA, name="smollm3", rope_every=4),
+    replace(LLAMA, name="granite", scales=(*GRANITE_SCALES, "attention.scale"), has_rope_switch=True),
+    replace(LLAMA, name="minicpm", scales=GRANITE_SCALES, default_scales="minicpm"),
+    replace(LLAMA, name="mistral3", yarn_betas=True, yarn_log=True),
+    replace(LLAMA, name="ernie4_5", permuted=False),
+    replace(LLAMA, name="internlm2", tied="never", longrope=""),
+    replace(LLAMA, name="arcee", activation="relu_squared", gated=False),
+    Architecture("hunyuan-dense", qk_norm="head", qk_norm_after_rope=True),
+    Architecture("seed_oss", ffn_norm="post_attention_norm"),
+    replace(POST_NORMS_ONLY, name="olmo2", qk_norm="row", sliding=Sliding(), tied="never"),
+    replace(POST_NORMS_ONLY, name="exaone4", qk_norm="head",
+            sliding=Sliding(period=4, window=4096, scaled=True, only_n_layer=64), rope_only="local"),
+    Architecture("glm4", rope="norm", attn_post_norm="post_attention_norm", ffn_post_norm="post_ffw_norm",
+                 fused_gate_up=True, peft={"ffn_up": "mlp.gate_up_proj"}),
+    Architecture("bitnet", sub_norms=True),
+    Architecture("cohere2", rope="norm", norm="layer", ffn_norm="", parallel=True, rope_only="local",
+                 sliding=Sliding(period=4, window=4096, scaled=True), scales=("logit_scale",), logit_scale_divides=False),
+    Architecture("starcoder2", norm="layer", gated=False, activation="gelu",
+                 biases=("attn_output", "ffn_up", "ffn_down"), needed_biases=("attn_output", "ffn_up", "ffn_down"),
+                 peft={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
+    Architecture("stablelm", norm="layer", parallel="without ffn_norm", qk_norm="heads", tied="never"),
+)
+ARCHITECTURES = {row.name: row for row in ROWS}
 """By the value of `general.architecture`."""
 
 

@@ -188,7 +188,7 @@ def _windows(keys: Keys, arch: Architecture, n_layer: int) -> list[int]:
 
 def _rope(keys: Keys, arch: Architecture, n_embd_head_k: int, is_local: bool) -> RopeParams | None:
     """What RoPE does in a block with a window (local) or without one; None where the model has no RoPE."""
-    if not keys.flag("rope.scaling.finetuned", True) and "rope_finetuned" in arch.scales:
+    if arch.has_rope_switch and not keys.flag("rope.scaling.finetuned", True):
         return None
     n_rot = keys.count("rope.dimension_count", n_embd_head_k)
     if n_rot % 2 or n_rot > n_embd_head_k:
@@ -206,7 +206,7 @@ def _rope(keys: Keys, arch: Architecture, n_embd_head_k: int, is_local: bool) ->
         raise keys.error("attention.temperature_scale", "is given, but RoPE turns a part of each head only")
     common = dict(temperature=temperature, n_ctx_orig=n_ctx_orig,
                   multiplier=keys.number("rope.scaling.attn_factor", 1.0))
-    if "rope_factors_long.weight" in keys.gguf.tensors:
+    if arch.longrope in (kind, "always") and "rope_factors_long.weight" in keys.gguf.tensors:
         return RopeParams(n_rot, base, factors="rope_factors_short.weight", long_factors="rope_factors_long.weight",
                           **common)
     factors = "rope_freqs.weight" if "rope_freqs.weight" in keys.gguf.tensors else ""
@@ -243,8 +243,10 @@ def _linear_scale(keys: Keys, kind: str) -> float:
 def _scales(keys: Keys, arch: Architecture, n_embd: int, n_layer: int, first: BlockParams) -> dict[str, float]:
     """The constants that an architecture multiplies with, and its soft caps."""
     def scale(key: str) -> float:
+        if key not in arch.scales:
+            return 0.0
         default = DEFAULT_SCALES[arch.default_scales][key](n_embd, n_layer) if arch.default_scales else 0.0
-        return keys.number(key, default, at_least=0) if key in arch.scales else 0.0
+        return keys.number(key, default, at_least=0)
 
     def cap(key: str, default: float | None) -> float:
         return 0.0 if default is None else keys.number(key, default, at_least=0)
@@ -265,7 +267,7 @@ DEFAULT_SCALES = {
     "minicpm": {
         "embedding_scale": lambda n_embd, n_layer: 12.0,
         "residual_scale": lambda n_embd, n_layer: 1.4 / math.sqrt(n_layer),
-        "logit_scale": lambda n_embd, n_layer: n_embd / 256,
+        "logit_scale": lambda n_embd, n_layer: 256 / n_embd,
     },
 }
 """Of files without these keys, by Architecture.default_scales."""
