@@ -12,14 +12,18 @@ from .dora import Gain
 from .feed_forward import FeedForward
 from .hparams import HParams
 from .linear import Group, Linear
-from .norm import HeadNorm, Norm
+from .norm import HeadNorm, LayerNorm, Norm
 from .rope import Rope, RopeParams
 
 
 def norm_of(gguf: GGUFFile, hparams: HParams, name: str) -> Norm | None:
     """The norm of that name, without `.weight`; None where the file has none."""
     tensor = gguf.tensors.get(f"{name}.weight")
-    return None if tensor is None else Norm(tensor, hparams.norm_rms_eps)
+    if tensor is None:
+        return None
+    if hparams.architecture.norm == "layer":
+        return LayerNorm(tensor, hparams.norm_rms_eps, gguf.tensors.get(f"{name}.bias"))
+    return Norm(tensor, hparams.norm_rms_eps)
 
 
 def build_blocks(gguf: GGUFFile, hparams: HParams, n_positions: int, precision: str) -> list[Block]:

@@ -1,9 +1,10 @@
-"""RMS norm, whose gain may carry a pair, forward and backward side by side."""
+"""Norms, whose gain may carry a pair, forward and backward side by side: RMS norm and LayerNorm."""
 from __future__ import annotations
 
 import numpy as np
 
 from ..gguf.reader import Tensor
+from ..kernels.layer_norm import layer_norm_backward, layer_norm_forward
 from ..kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from .buffers import New
 from .lora import Adapter
@@ -55,6 +56,26 @@ class Norm:
         A, B, s = adapter.A(name), adapter.B(name), np.float32(adapter.scale)
         pass_.gradients.dA(name)[...] += s * B * dgain
         pass_.gradients.dB(name)[...] += s * (A @ dgain)[:, None]
+
+
+class LayerNorm(Norm):
+    """y = (x - mean) · rstd · (g + s·Σ_k B[k]·A[k]) + b (Ba et al., 2016). bias: None without one."""
+
+    def __init__(self, tensor: Tensor, eps: float, bias: Tensor | None) -> None:
+        super().__init__(tensor, eps)
+        self.bias = None if bias is None else bias.to_float32()
+
+    def saved(self, T: int, new: New) -> Statistics:
+        """mean, rstd."""
+        return [new(T), new(T)]
+
+    def forward(self, y: np.ndarray, saved: Statistics, x: np.ndarray, pass_: Pass) -> None:
+        layer_norm_forward(y, *saved, x, self.gain, self.bias, self.eps, pass_.n_threads)
+
+    def backward(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, saved: Statistics, pass_: Pass) -> None:
+        dgain = self._dgain(pass_)
+        layer_norm_backward(dx, dgain, dy, x, self.gain, *saved, pass_.n_threads)
+        self._pair_backward(dgain, pass_)
 
 
 class HeadNorm:
