@@ -110,7 +110,7 @@ def architecture_for(base: BaseModel | None) -> Architecture:
 def _module(name: str, arch: Architecture) -> str:
     """Hugging Face's name of the module that a base tensor is."""
     layer, role = split_name(name)
-    return arch.module(role) if layer < 0 else f"model.layers.{layer}.{arch.module(role)}"
+    return arch.module(role, layer)
 
 
 def _shortest_modules(pairs: Mapping[str, Pair], n_layer: int, arch: Architecture) -> dict[str, str]:
@@ -169,11 +169,11 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
 
 def base_tensor(module: str, arch: Architecture) -> str | None:
     """The base tensor's name in GGUF for a PEFT module; None for one that is not known."""
-    match = re.fullmatch(r"model\.(?:language_model\.)?layers\.(\d+)\.(.+)", module)
-    role = arch.role_of_module(match[2] if match else module)
+    match = re.fullmatch(r"(?:model\.(?:language_model\.)?)?(?:layers\.(\d+)\.)?(.+)", module)
+    role = arch.role_of_module(match[2])
     if role is None:
         return None
-    name = f"blk.{match[1]}.{role}.weight" if match else f"{role}.weight"
+    name = f"blk.{match[1]}.{role}.weight" if match[1] else f"{role}.weight"
     return name if split_name(name)[1] else None
 
 

@@ -13,9 +13,10 @@ PEFT_MODULES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj", "ffn_down": "mlp.down_proj", "ffn_up": "mlp.up_proj",
-    "output": "lm_head", "token_embd": "model.embed_tokens",
+    "output": "lm_head", "token_embd": "embed_tokens",
 }
-"""The module that Hugging Face's llama has for each role, below `model.layers.<n>` for those of a block."""
+"""The module that Hugging Face's llama has for each role: below `model.layers.<n>` for those of a block, below `model` for
+the embedding."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Architecture:
     wide_n_layer   models with this many blocks scale scores by (n_embd / n_head)^-0.5, not by the head's size
     yarn_betas, yarn_log   whether the keys of YaRN's betas and of its log multiplier are read
     peft        modules other than Hugging Face's llama's, by role
+    peft_root   where the text's part lies in Hugging Face's model
     """
 
     name: str
@@ -106,13 +108,17 @@ class Architecture:
     yarn_betas: bool = False
     yarn_log: bool = False
     peft: dict[str, str] = field(default_factory=dict, hash=False)
+    peft_root: str = "model"
 
-    def module(self, role: str) -> str:
-        """Hugging Face's name of the module that a role's tensor is, below its layer."""
-        return self.peft.get(role) or PEFT_MODULES[role]
+    def module(self, role: str, layer: int = -1) -> str:
+        """Hugging Face's name of the module that a role's tensor is."""
+        name = self.peft.get(role) or PEFT_MODULES[role]
+        if layer >= 0:
+            return f"{self.peft_root}.layers.{layer}.{name}"
+        return f"{self.peft_root}.{name}" if role == "token_embd" else name
 
     def role_of_module(self, module: str) -> str | None:
-        """The inverse of `module`; None for a module that is not known."""
+        """The role of a module, without what stands before its name in a layer; None for one that is not known."""
         return next((role for role, name in (PEFT_MODULES | self.peft).items() if name == module), None)
 
 
@@ -132,8 +138,8 @@ GRANITE_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
 
 ROWS = (
     LLAMA, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3,
-    replace(QWEN2, name="qwen2vl"),                 # of their text alone, the positions are plain
-    replace(QWEN3, name="qwen3vl"),
+    replace(QWEN2, name="qwen2vl", peft_root="model.language_model"),     # of their text alone, the positions are plain
+    replace(QWEN3, name="qwen3vl", peft_root="model.language_model"),
     Architecture("phi3", fused_gate_up=True, longrope="always", peft={"ffn_up": "mlp.gate_up_proj"}),
     replace(LLAMA, name="smollm3", rope_every=4),
     replace(LLAMA, name="granite", scales=(*GRANITE_SCALES, "attention.scale"), has_rope_switch=True),

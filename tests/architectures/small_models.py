@@ -165,8 +165,7 @@ class SmallModel:
     def gradients(self) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """The mean cross entropy of all next tokens, and by tensor dA (r, K) and dB (r, N).
 
-        With s folded into B, as lorafast does when it opens adapters, W = W0 + Bᵀ A: dA = B dW and dB = A dWᵀ, dW being
-        PyTorch's.
+        With W = W0 + s·Bᵀ A: dA = s·B dW, dB = s·A dWᵀ, dW being PyTorch's.
         """
         tokens = torch.from_numpy(self.tokens.astype(np.int64))
         self.model.zero_grad()
@@ -175,7 +174,7 @@ class SmallModel:
         parameters = {name: parameter.grad for name, parameter in self.model.named_parameters()
                       if parameter.grad is not None}
         of_weights = self.tensors_of(parameters)
-        return loss.item(), {name: (ALPHA / RANK * b @ of_weights[name], a @ of_weights[name].T)
+        return loss.item(), {name: (ALPHA / RANK * b @ of_weights[name], ALPHA / RANK * a @ of_weights[name].T)
                              for name, (a, b) in self.pairs.items()}
 
     def write(self, name: str, weights: Tensors) -> Path:
