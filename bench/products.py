@@ -9,7 +9,6 @@ from statistics import median
 
 import numpy as np
 from checks import check
-from lorafast.kernels.linear import Weight, linear_backward, linear_forward
 from machine import FLOAT_TYPES, Peaks, linear_peak
 from models import random_blocks
 from timing import alternate, ratio, stopwatch, summary
@@ -17,6 +16,7 @@ from worker import PAUSE, Worker
 
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.types import TRAINABLE, GGMLType
+from lorafast.kernels.linear import Weight, linear_backward, linear_forward
 
 OPENBLAS = Path(__file__).parent / "peers/openblas.py"
 OPENBLAS_KERNELS = {"avx2": "Haswell"}      # what OpenBLAS is held to where ours is held to an ISA; else it chooses

@@ -3,7 +3,8 @@
 
 Sequences follow one another. Sequence s has the queries q_begin[s] .. q_begin[s+1] and the keys k_begin[s] ..
 k_begin[s+1], and its last query stands at its last key: with n = keys - queries, query i sees the keys j <= i + n, and
-of those only the newest `window` where that is not 0: those with 0 <= i + n - j < window. Equal begins are training; more keys than queries, a prompt in
+of those only the newest `window` where that is not 0: those with 0 <= i + n - j < window. Equal begins are training;
+more keys than queries, a prompt in
 pieces or one token after a cache of keys and values. Query head h reads kv head h // (H / HKV).
 
     s_ij = scale q_i · k_j        lse_i = log Σ_j exp(s_ij)        p_ij = exp(s_ij - lse_i)        o_i = Σ_j p_ij v_j
@@ -32,7 +33,8 @@ computed once; and even one sequence with few kv heads keeps all threads busy.
 
 A tile of queries and keys of which a window hides everything is not computed.
 
-Sources: Dao, FlashAttention-2, arXiv 2307.08691; Ainslie et al., grouped-query attention, arXiv 2305.13245; Xiao et al.,
+Sources: Dao, FlashAttention-2, arXiv 2307.08691; Ainslie et al., grouped-query attention, arXiv 2305.13245; Xiao et
+al.,
 attention sinks, arXiv 2309.17453, as logits of their own in gpt-oss; Gemma 2, arXiv 2408.00118 (soft cap).
 """
 from cython.parallel cimport prange, threadid
@@ -243,7 +245,8 @@ def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
     cdef float *scratch = a.delta + T * n_head
     cdef attention_token delta = attention_delta
     cdef attention_block backward_block = attention_backward_block
-    cdef size_t q_row = sizeof(float) * q.shape[1], k_row = sizeof(float) * k.shape[1], v_row = sizeof(float) * v.shape[1]
+    cdef size_t q_row = sizeof(float) * q.shape[1], k_row = sizeof(float) * k.shape[1]
+    cdef size_t v_row = sizeof(float) * v.shape[1]
     for token in prange(T, nogil=True, num_threads=threads, schedule="static"):
         memset(&dq[token, 0], 0, q_row)
         delta(&a, token)

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Softmax and cross entropy on token ids, in nats; with a floor under the probabilities, as the original has one.
 
-With floor 0 the loss is the usual one. The original (llama.cpp's llama-finetune) has 1e-9, which caps a loss at 20.72. The
-gradient is the original's too: p - onehot with p (1 - floor) + floor in place of p, which is the derivative of the loss up
-to floor / p.
+With floor 0 the loss is the usual one. The original (llama.cpp's llama-finetune) has 1e-9, which caps a loss at 20.72.
+The gradient is the original's too: p - onehot with p (1 - floor) + floor in place of p, which is the derivative of the
+loss up to floor / p.
 
 A soft cap c (Gemma 2) replaces each logit z by y = c tanh(z / c), and so multiplies its gradient by 1 - (y / c)².
 """

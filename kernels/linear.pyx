@@ -128,7 +128,7 @@ def linear_forward(list ys not None, const float[:, ::1] x not None, list weight
     cdef int first_panel[MAX_PROJECTIONS + 1]
     cdef int rows[MAX_PROJECTIONS]
     cdef int first_with_core[MAX_PROJECTIONS]
-    cdef int T = x.shape[0], K = x.shape[1], n = len(weights), i, j
+    cdef int T = x.shape[0], K = x.shape[1], n = len(weights), i
     cdef float[:, ::1] y
     if not 0 < n <= MAX_PROJECTIONS or len(ys) != n or len(low_rank) != n:
         raise ValueError(f"linear_forward: {len(ys)} outputs, {n} weights and {len(low_rank)} low-rank updates")

@@ -37,7 +37,7 @@ def lora_forward(float[:, ::1] h not None, const float[:, ::1] x not None, const
     scale  s = alpha / r
     Raises ValueError for a shape that does not fit. Twin: lorafast.reference.lora.
     """
-    cdef Py_ssize_t T = x.shape[0], K = x.shape[1], R = A.shape[0], t
+    cdef Py_ssize_t T = x.shape[0], K = x.shape[1], R = A.shape[0]
     require_2d("lora_forward", "h", h.shape, T, R)
     require_2d("lora_forward", "A", A.shape, R, K)
     if T and R:

@@ -28,7 +28,7 @@ def populate(const uint8_t[::1] data not None):
 
 
 def let_go(const uint8_t[::1] data not None):
-    """Takes the pages that lie within `data` out of the page table. The data is still valid: reading it maps them again."""
+    """Takes the pages that lie within `data` out of the page table. The data stays valid: reading maps them again."""
     cdef int error = 0
     cdef size_t n = data.shape[0]
     if n:
@@ -39,7 +39,7 @@ def let_go(const uint8_t[::1] data not None):
 
 
 def on_bus_error(bytes message not None):
-    """From now on a mapped page that cannot be read ends the process with `message` (at most 511 bytes) and status 1."""
+    """Makes a mapped page that cannot be read end the process with `message` (at most 511 bytes) and status 1."""
     cdef int error = pages_on_bus_error(message)
     if error:
         raise OSError(error, os.strerror(error))

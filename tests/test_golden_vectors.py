@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lorafast.kernels.embedding import dequantize_rows
-from lorafast.kernels.linear import Weight
 from make_models import make_tiny
 from numerics import nmse
 
@@ -21,6 +19,8 @@ from lorafast.data.batches import Batch
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.reader import open_model
 from lorafast.gguf.types import GGMLType
+from lorafast.kernels.embedding import dequantize_rows
+from lorafast.kernels.linear import Weight
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter, Gradients, default_ranks, specs_for
 from lorafast.network.network import Network

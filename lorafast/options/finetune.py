@@ -144,8 +144,8 @@ class FinetuneConfig(ModelOptions):
     threads: int | None = option(None, RUN, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
                                  shown_default="physical cores")
     precision: str = option("auto", RUN, "NAME", "what activations and gradients are rounded to where they meet "
-                            "quantised weights: int16; int8, faster where the processor multiplies bytes; or float32, not "
-                            "at all, for comparing. auto: int16, or what the checkpoint was computed in",
+                            "quantised weights: int16; int8, faster where the processor multiplies bytes; or float32, "
+                            "not at all, for comparing. auto: int16, or what the checkpoint was computed in",
                             allowed=one_of(*PRECISIONS))
     batch: int = option(8, RUN, "N", "samples in a pass", names=["-b"], allowed=AT_LEAST_1)
     grad_acc: int = option(1, RUN, "N", "passes whose gradients make one iteration; less than 1 is 1")

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from lorafast.kernels.build_info import available_isas
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lorafast.kernels.build_info import available_isas
-from lorafast.kernels.linear import Weight
 from make_models import random_blocks
 from numerics import nmse
 
 import lorafast.kernels
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.types import GGMLType
+from lorafast.kernels.build_info import available_isas
+from lorafast.kernels.linear import Weight
 from lorafast.reference import attention as attention_twin, layer_norm as layer_norm_twin, rms_norm as rms_norm_twin
 
 ROWS = (1, 3, 5)

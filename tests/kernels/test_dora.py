@@ -1,7 +1,7 @@
 import numpy as np
-from lorafast.kernels.dora import dora_backward, dora_forward
 from numerics import GRADIENT_LIMIT, gradient_error, nmse
 
+from lorafast.kernels.dora import dora_backward, dora_forward
 from lorafast.reference import dora as twin
 
 FORWARD_LIMIT = 1e-14     # measured 1e-15

@@ -1,11 +1,11 @@
 """Token embedding: the right rows, unpacked, and bad ids refused."""
 import numpy as np
 import pytest
-from lorafast.kernels.embedding import embedding_forward
 from make_models import random_blocks
 from quant_blocks import TRAINABLE
 
 from lorafast.gguf.types import GGMLType
+from lorafast.kernels.embedding import embedding_forward
 from lorafast.reference import embedding as twin
 
 N_VOCAB, N_EMBD = 50, 512

@@ -1,15 +1,16 @@
 """The cores for few tokens: as exact as float32 or int16 is, for every type, width and instruction set."""
 import numpy as np
 import pytest
-from lorafast.kernels.linear import Weight, linear_forward
 from make_models import random_blocks
 from quant_blocks import TRAINABLE
 
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.types import GGMLType
+from lorafast.kernels.linear import Weight, linear_forward
 
 FLOAT32 = 1e-11         # of `error`; measured 3e-12 (SSE2, K = 11008), 7e-13 with AVX-512
-INT16 = 5e-8            # of weights of 4 bits, unless float32 is asked for; measured 4e-9, a single sum of 32 values 3e-8
+# of weights of 4 bits, unless float32 is asked for; measured 4e-9, a single sum of 32 values 3e-8
+INT16 = 5e-8
 FOUR_BITS = (GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q4_K, GGMLType.IQ4_NL, GGMLType.IQ4_XS)
 FEW = (1, 2, 3, 4)      # tokens that this core takes
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from lorafast.kernels.layer_norm import layer_norm_backward, layer_norm_forward
 from numerics import GRADIENT_LIMIT, gradient_error, nmse
 
+from lorafast.kernels.layer_norm import layer_norm_backward, layer_norm_forward
 from lorafast.reference import layer_norm as twin
 
 EPS = 1e-5

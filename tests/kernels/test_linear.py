@@ -1,13 +1,13 @@
 """Matrix products with frozen weights: every type and instruction set against the twin in float64."""
 import numpy as np
 import pytest
-from lorafast.kernels.linear import Weight, linear_backward, linear_forward
 from make_models import random_blocks
 from numerics import nmse
 from quant_blocks import TRAINABLE
 
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.types import GGMLType
+from lorafast.kernels.linear import Weight, linear_backward, linear_forward
 from lorafast.reference import linear as twin
 
 FLOAT32 = 1e-11         # the float32 core; measured 3e-13, 4e-12 for sums of 11008
@@ -81,8 +81,8 @@ def test_int8(type, isa, rng):
 
 
 def test_int8_rounds_gradients_without_bias(monkeypatch, rng):
-    """Of many tokens with about the same gradient, the mean is nearer to the exact one than any of them. (All scales are
-    1: rounding weights times scales is an error that does not cancel.)"""
+    """Of many tokens with about the same gradient, the mean is nearer to the exact one than any of them. (All scales
+    are 1: rounding weights times scales is an error that does not cancel.)"""
     monkeypatch.setenv("LORAFAST_ISA", "scalar")
     blocks = random_blocks(rng, GGMLType.Q4_0, 64, 64).reshape(64, 2, 18)
     blocks[:, :, :2] = np.frombuffer(np.float16(1).tobytes(), np.uint8)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from lorafast.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from numerics import GRADIENT_LIMIT, gradient_error, nmse
 
+from lorafast.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from lorafast.reference import rms_norm as twin
 
 EPS = 1e-5

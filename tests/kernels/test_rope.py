@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from lorafast.kernels.rope import rope_forward
 from numerics import GRADIENT_LIMIT, gradient_error, nmse
 
+from lorafast.kernels.rope import rope_forward
 from lorafast.reference import rope as twin
 
 LIMIT = 1e-14     # measured 1.5e-15, forward and backward

@@ -1,13 +1,13 @@
 """The C unpackers (kernels/unpack_body.h) against the NumPy dequantisers, for every type and instruction set."""
 import numpy as np
 import pytest
-from lorafast.kernels.build_info import available_isas
-from lorafast.kernels.embedding import dequantize_rows
 from make_models import random_blocks
 from quant_blocks import TRAINABLE, blocks_of_every_kind
 
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.types import GGMLType
+from lorafast.kernels.build_info import available_isas
+from lorafast.kernels.embedding import dequantize_rows
 
 
 def unpacked(data: np.ndarray, type: GGMLType, n_threads: int = 1) -> np.ndarray:

@@ -1,15 +1,17 @@
 """Loss and gradients of the whole network against a plain float64 one, and generation against training's forward
 pass."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from lorafast.kernels.build_info import available_isas
 from make_models import make_tiny, split_model
 from plain_model import base_weights, plain_loss
 
 from lorafast.data.batches import Batch
 from lorafast.gguf.reader import open_model
 from lorafast.gguf.roles import ROLES
+from lorafast.kernels.build_info import available_isas
 from lorafast.network.buffers import Scratch
 from lorafast.network.decoder import Decoder
 from lorafast.network.hparams import read_hparams
@@ -165,7 +167,7 @@ def test_sequences_do_not_see_each_other(tmp_path):
     case.gradients.flat.fill(0)
     alone = sum(trainer.loss_and_gradients(Batch(tokens[a:b], targets[a:b], np.array([0, b - a], np.int32), 1, False),
                                            1.0, case.gradients)
-                for a, b in zip(begin, begin[1:]))
+                for a, b in pairwise(begin))
     assert together == pytest.approx(alone, rel=1e-5)
     np.testing.assert_allclose(case.gradients.flat, gradients, rtol=1e-2, atol=1e-4 * np.abs(gradients).max())
 

@@ -193,7 +193,7 @@ def test_a_failing_reader_ends_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "populate", broken)
     trainer.weights = residency = Residency(files, order, least_capacity(order))
-    with pytest.raises(LoraFastError, match="cannot read tensor 'blk.0.attn_q.weight'"):
+    with pytest.raises(LoraFastError, match=r"cannot read tensor 'blk.0.attn_q.weight'"):
         trainer.loss_and_gradients(batch_of(case.tokens, case.targets), 1.0, case.gradients)
     residency.close()
     files.close()

@@ -88,8 +88,8 @@ def assert_equal_losses(log: str, golden: str) -> None:
     assert max(abs(float(ours[i]) - float(theirs[i])) for i in ours) < FLOAT32_LOSS_LIMIT
 
 
-OPTIONS = ["--checkpoint-in", "", "--checkpoint-out", "", "--lora-out", "t-ITERATION.bin", "--threads", "2", "--batch", "4",
-           "--ctx", "64", "-s", "1", "--precision", "float32"]
+OPTIONS = ["--checkpoint-in", "", "--checkpoint-out", "", "--lora-out", "t-ITERATION.bin", "--threads", "2", "--batch",
+           "4", "--ctx", "64", "-s", "1", "--precision", "float32"]
 
 
 def test_golden_run(tmp_path, monkeypatch, capsys):
