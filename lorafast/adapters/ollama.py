@@ -89,8 +89,9 @@ def modelfile_for(model: GGUFFile, model_path: str, adapter_path: str | None = N
     tokenizer = load_tokenizer(model)
     turn = None
     if KEY in model.metadata:
-        puts_first = tokenizer.add_bos and tokenizer.bos_id is not None
-        bos = tokenizer.token_bytes(tokenizer.bos_id).decode("utf-8", "replace") if puts_first else ""
+        bos = ""
+        if tokenizer.add_bos and tokenizer.bos_id is not None:
+            bos = tokenizer.token_bytes(tokenizer.bos_id).decode("utf-8", "replace")
         turn = turn_of(load_chat_template(model.metadata, tokenizer), bos)
     return modelfile(model_path, adapter_path, turn=turn, stop=stops(tokenizer) if turn else ())
 

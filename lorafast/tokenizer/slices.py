@@ -10,7 +10,7 @@ SLICE_BYTES = 1 << 18
 _BEFORE_SPACE = re.compile(rb"[A-Za-z](?= [A-Za-z])")
 
 
-def slices(text: bytes, size: int = SLICE_BYTES, at_spaces: bool = False) -> Iterator[bytes]:
+def slices(text: bytes | mmap, size: int = SLICE_BYTES, at_spaces: bool = False) -> Iterator[bytes]:
     """Yields slices of at least `size` bytes. Each but the last ends with a line end between two words (_ends_line).
 
     at_spaces   where no such line end comes for long, a slice may end before a space between two words
