@@ -31,7 +31,7 @@ from .gguf.reader import GGUFFile, open_model
 from .network.decoder import Decoder
 from .network.generation import Session, chooser
 from .network.hparams import read_hparams
-from .network.lora import Adapter, Gradients
+from .network.lora import Adapter, Gradients, Pair
 from .network.network import Network
 from .network.next_token import Sampling
 from .network.precision import resolve
@@ -174,12 +174,12 @@ class Model:
         decoder = Decoder(self.network, self.adapter, len(tokens), self.n_threads)
         return np.concatenate([x.copy() for x in decoder.outputs(tokens)])
 
-    def gradients(self, token_ids: Sequence[int] | np.ndarray) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    def gradients(self, token_ids: Sequence[int] | np.ndarray) -> tuple[float, dict[str, Pair]]:
         """Mean loss in nats of each token after the first, and its gradients: for tests, ports and research.
 
         token_ids  2 to n_ctx + 1 ids
-        Returns the loss and, by name of the base tensor, dA (r, K) and dB (r, N), float32, of the adapter's pairs (A and B
-        are those of `adapter`; scale is alpha / r). Raises ValueError for ids out of range, too few, or too many.
+        Returns the loss and, by name of the base tensor, dA (r, K) and dB (r, N), float32, of the adapter's pairs: A and
+        B are those of `adapter`, and the scale is alpha / r. Raises ValueError for ids out of range, too few, or too many.
         """
         tokens = np.ascontiguousarray(token_ids, np.int32)
         if tokens.ndim != 1 or not 2 <= len(tokens) <= self.n_ctx + 1:

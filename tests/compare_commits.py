@@ -1,8 +1,8 @@
 """Whether two commits compute the same bits: python tests/compare_commits.py OLD NEW [--model MODEL.gguf]
 
-OLD and NEW are commits, each built in a folder of its own, or folders with a built checkout. Both run the same commands on
-the same tiny models (and on MODEL, say SmolLM2), each in a process of its own; compared are the losses and gradient norms
-of every iteration, every adapter to the byte, every tensor of the checkpoints, and generated texts and perplexities. The new
+OLD and NEW are commits, each built in a folder of its own, or folders with a built checkout. Both run the same commands
+on the same tiny models (and on MODEL, say SmolLM2), each in a process of its own; compared are the losses and gradient
+norms of every iteration, the tensors of every adapter and checkpoint, and generated texts and perplexities. The new
 commit goes on from the old one's checkpoints, too. Prints a line a case; exits 1 if any differs.
 """
 from __future__ import annotations
@@ -35,8 +35,8 @@ CASES = {
     "chats": ["tiny", *CHATS],
     "chats, packed": ["tiny", *CHATS, "--pack"],
     "DoRA": ["tiny", *TEXT, "--dora", "--lora-out", "a-ITERATION/"],
-    "DoRA on everything, dropout": ["tiny", *TEXT, "--dora", "--targets", "attn,ffn,output,token_embd", "--lora-dropout", "0.2",
-                                    "--lora-out", "a-ITERATION/"],
+    "DoRA on everything, dropout": ["tiny", *TEXT, "--dora", "--targets", "attn,ffn,output,token_embd",
+                                    "--lora-dropout", "0.2", "--lora-out", "a-ITERATION/"],
     "dropout, LoRA+, rsLoRA, accumulation": [
         "tiny", *TEXT, "--lora-dropout", "0.2", "--lora-plus", "8", "--rslora", "--lora-r", "9", "--grad-acc", "2"],
     "evaluation, samples": ["tiny", *TEXT, "--valid-split", "0.1", "--eval-every", "2", "--sample-prompt", "the love"],
@@ -88,7 +88,8 @@ def differences(old: Path, new: Path) -> list[str]:
         if not (new / name).exists():
             found.append(f"{name} is missing")
         elif name.name == "metrics.jsonl":
-            found += [f"{name}: {a} and {b}" for a, b in zip(*map(numbers, (old / name, new / name)), strict=True) if a != b]
+            records = zip(numbers(old / name), numbers(new / name), strict=True)
+            found += [f"{name}: {a} and {b}" for a, b in records if a != b]
         elif name.name.startswith("c-"):
             found += [f"{name}: {tensor}" for tensor in unlike_tensors(old / name, new / name)]
         elif name.suffix in (".bin", ".safetensors") and (old / name).read_bytes() != (new / name).read_bytes():
@@ -101,7 +102,8 @@ def differences(old: Path, new: Path) -> list[str]:
 def numbers(path: Path) -> list[dict]:
     """The records of a metrics file without times."""
     keys = ("event", "iteration", "loss", "gradient_norm", "grad_norm", "learning_rate", "text", "best")
-    return [{key: record[key] for key in keys if key in record} for record in map(json.loads, path.read_text().splitlines())]
+    records = map(json.loads, path.read_text().splitlines())
+    return [{key: record[key] for key in keys if key in record} for record in records]
 
 
 def unlike_tensors(old: Path, new: Path) -> list[str]:
@@ -132,8 +134,9 @@ def make_inputs(folder: Path, real: str) -> dict[str, Path]:
              for part in re.findall(r"(?s).{120}", sonnets[:9000])]
     (data / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
-    shapes = {"tiny": dict(n_layer=4), "tied": dict(tied=True, embd_std=0.1), "q4_K": dict(type="Q4_K", n_embd=256, n_ff=256),
-              "mixed": dict(types={"blk.0.attn_v.weight": "F16", "blk.1.ffn_down.weight": "Q5_1", "output.weight": "BF16"})}
+    mixed = {"blk.0.attn_v.weight": "F16", "blk.1.ffn_down.weight": "Q5_1", "output.weight": "BF16"}
+    shapes = {"tiny": dict(n_layer=4), "tied": dict(tied=True, embd_std=0.1),
+              "q4_K": dict(type="Q4_K", n_embd=256, n_ff=256), "mixed": dict(types=mixed)}
     (data / "template.jinja").write_text(template)
     models = {name: make_tiny(folder / f"{name}.gguf", **options) for name, options in shapes.items()}
     return models | ({"real": Path(real).resolve()} if real else {})
@@ -148,7 +151,7 @@ def main() -> int:
     bad = False
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        trees = {name: checkout(commit, folder / f"tree-{name}") for name, commit in (("old", options.old), ("new", options.new))}
+        trees = {"old": checkout(options.old, folder / "tree-old"), "new": checkout(options.new, folder / "tree-new")}
         models = make_inputs(folder, options.model)
         cases = {name: (models[case[0]], case[1:]) for name, case in CASES.items()}
         cases |= {name: (models["real"], case) for name, case in REAL.items() if options.model}
@@ -161,7 +164,8 @@ def main() -> int:
             bad |= report(name, differences(runs["old"], runs["new"]))
         bad |= uses_differ(trees, folder, models)
         for name in trees:
-            subprocess.run(["git", "worktree", "remove", "--force", folder / f"tree-{name}"], cwd=ROOT, capture_output=True)
+            subprocess.run(["git", "worktree", "remove", "--force", folder / f"tree-{name}"], cwd=ROOT,
+                           capture_output=True)
     return int(bad)
 
 

@@ -14,8 +14,8 @@ def stack(adapters: Iterable[tuple[AdapterFile, float]]) -> AdapterFile:
     """The adapter whose effect is that of all of them together, each times its factor.
 
     Σ_i s_i (x A_iᵀ) B_i = (x Aᵀ) B, where A has the rows of all A_i and B those of all s_i B_i: pairs of the same
-    tensor are joined along the rank, scales go into B. The result has scale 1 and the warnings of all. One alone, times 1, is
-    itself.
+    tensor are joined along the rank, scales go into B. The result has scale 1 and the warnings of all. One
+    alone, times 1, is itself.
 
     LoraFastError where DoRA's magnitudes stand in the way: they are no part of such a sum.
     """

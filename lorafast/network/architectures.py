@@ -15,8 +15,8 @@ PEFT_MODULES = {
     "ffn_gate": "mlp.gate_proj", "ffn_down": "mlp.down_proj", "ffn_up": "mlp.up_proj",
     "output": "lm_head", "token_embd": "embed_tokens",
 }
-"""The module that Hugging Face's llama has for each role: below `model.layers.<n>` for those of a block, below `model` for
-the embedding."""
+"""The module that Hugging Face's llama has for each role: below `model.layers.<n>` for those of a block, below `model`
+for the embedding."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ GRANITE_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
 
 ROWS = (
     LLAMA, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3,
-    replace(QWEN2, name="qwen2vl", peft_root="model.language_model"),     # of their text alone, the positions are plain
+    replace(QWEN2, name="qwen2vl", peft_root="model.language_model"),   # of text alone, the positions are plain
     replace(QWEN3, name="qwen3vl", peft_root="model.language_model"),
     Architecture("phi3", fused_gate_up=True, longrope="always", peft={"ffn_up": "mlp.gate_up_proj"}),
     replace(LLAMA, name="smollm3", rope_every=4),
