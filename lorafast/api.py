@@ -178,8 +178,9 @@ class Model:
         """Mean loss in nats of each token after the first, and its gradients: for tests, ports and research.
 
         token_ids  2 to n_ctx + 1 ids
-        Returns the loss and, by name of the base tensor, dA (r, K) and dB (r, N), float32, of the adapter's pairs: A and
-        B are those of `adapter`, and the scale is alpha / r. Raises ValueError for ids out of range, too few, or too many.
+        Returns the loss and, by name of the base tensor, dA (r, K) and dB (r, N), float32, of the adapter's pairs: A
+        and B are those of `adapter`, and the scale is alpha / r. Raises ValueError for ids out of range, too few, or
+        too many.
         """
         tokens = np.ascontiguousarray(token_ids, np.int32)
         if tokens.ndim != 1 or not 2 <= len(tokens) <= self.n_ctx + 1:

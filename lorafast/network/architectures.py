@@ -138,7 +138,8 @@ GRANITE_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
 
 ROWS = (
     LLAMA, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3,
-    replace(QWEN2, name="qwen2vl", peft_root="model.language_model"),   # of text alone, the positions are plain
+    # Of their text alone, the positions are plain.
+    replace(QWEN2, name="qwen2vl", peft_root="model.language_model"),
     replace(QWEN3, name="qwen3vl", peft_root="model.language_model"),
     Architecture("phi3", fused_gate_up=True, longrope="always", peft={"ffn_up": "mlp.gate_up_proj"}),
     replace(LLAMA, name="smollm3", rope_every=4),
@@ -157,7 +158,8 @@ ROWS = (
                  fused_gate_up=True, peft={"ffn_up": "mlp.gate_up_proj"}),
     Architecture("bitnet", sub_norms=True),
     Architecture("cohere2", rope="norm", norm="layer", ffn_norm="", parallel=True, rope_only="local",
-                 sliding=Sliding(period=4, window=4096, scaled=True), scales=("logit_scale",), logit_scale_divides=False),
+                 sliding=Sliding(period=4, window=4096, scaled=True), scales=("logit_scale",),
+                 logit_scale_divides=False),
     Architecture("starcoder2", norm="layer", gated=False, activation="gelu",
                  biases=("attn_output", "ffn_up", "ffn_down"), needed_biases=("attn_output", "ffn_up", "ffn_down"),
                  peft={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
