@@ -20,7 +20,7 @@ from lorafast.gguf.reader import open_model
 from lorafast.kernels import build_info
 from lorafast.network.block import Block
 from lorafast.network.hparams import read_hparams
-from lorafast.network.lora import Adapter, default_ranks, specs_for
+from lorafast.network.lora import Adapter, Gradients, Moments, default_ranks, specs_for
 from lorafast.network.network import Network
 from lorafast.network.trainer import Strategy, Trainer
 from lorafast.training.optim import Adam, parameter_groups
@@ -39,6 +39,7 @@ class Run:
         specs = specs_for(self.hparams.tensor_shapes(), default_ranks(RANK), TARGETS)
         self.adapter = Adapter(specs, alpha=RANK, r=RANK)
         self.adapter.initialise(0)
+        self.gradients, self.moments = Gradients(self.adapter), Moments(self.adapter)
         self.network = Network(gguf, self.hparams, ctx, precision)
         strategy = Strategy(n_kept=1 if checkpointing else self.hparams.n_layer)
         self.trainer = Trainer(self.network, self.adapter, batch * ctx, strategy, n_threads)
@@ -53,10 +54,10 @@ class Run:
         """As a step of `lorafast finetune`, without its data and its log. Returns the loss."""
         adapter, n = self.adapter, len(self.batch.tokens)
         self.network.refresh(adapter)
-        adapter.grads.fill(0)
-        loss = self.trainer.loss_and_gradients(self.batch, 1 / n) / n
+        self.gradients.clear()
+        loss = self.trainer.loss_and_gradients(self.batch, 1 / n, self.gradients) / n
         self.iteration += 1
-        self.adam.step(adapter.params, adapter.m, adapter.v, adapter.grads, groups=self.groups,
+        self.adam.step(adapter.params, self.moments.m, self.moments.v, self.gradients.flat, groups=self.groups,
                        iteration=self.iteration, schedule=1.0, n_threads=self.n_threads)
         return loss
 

@@ -15,7 +15,7 @@ from lorafast.commands.generate import generate
 from lorafast.errors import LoraFastError, UsageError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import open_model
-from lorafast.gguf.roles import ROLES
+from lorafast.gguf.roles import LLAMA_FINETUNE_NAMES
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter, default_ranks, specs_for
 from lorafast.options.use import GenerateConfig
@@ -30,9 +30,9 @@ def path(tmp_path_factory):
                      metadata=[("tokenizer.chat_template", STRING, TEMPLATE)])
 
 
-def random_adapter(path, seed: int, roles=ROLES, rank: int = 3) -> AdapterFile:
+def random_adapter(path, seed: int, roles=LLAMA_FINETUNE_NAMES, rank: int = 3) -> AdapterFile:
     specs = specs_for(read_hparams(open_model(path)).tensor_shapes(), dict.fromkeys(roles, rank) | {
-        role: 0 for role in ROLES if role not in roles})
+        role: 0 for role in LLAMA_FINETUNE_NAMES if role not in roles})
     adapter = Adapter(specs, alpha=6, r=3)
     adapter.params[:] = 0.05 * np.random.default_rng(seed).standard_normal(adapter.n_params)
     return AdapterFile.of(adapter)

@@ -51,6 +51,7 @@ ROLES = {role.name: role for role in (
 """By name."""
 
 LLAMA_FINETUNE_ROLES = tuple(role for role in ROLES.values() if role.rank_field)
+LLAMA_FINETUNE_NAMES = tuple(role.name for role in LLAMA_FINETUNE_ROLES)
 
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?([\w.]+)\.weight")
 

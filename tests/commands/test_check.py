@@ -13,7 +13,7 @@ from lorafast.errors import FormatError, UsageError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.quants import quantize
 from lorafast.gguf.reader import GGUFFile
-from lorafast.gguf.roles import BLOCK_MATRICES, ROLES
+from lorafast.gguf.roles import BLOCK_MATRICES, LLAMA_FINETUNE_NAMES
 from lorafast.gguf.types import GGMLType, GGUFValueType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
 from lorafast.options.declare import parse
@@ -142,7 +142,7 @@ def test_quantised_adapters_load(tmp_path):
 def test_other_forms_are_named_with_the_way_out(tmp_path, form, name, what):
     model = make_tiny(tmp_path / "model.gguf")
     shapes = {tensor.name: tensor.shape for tensor in GGUFFile(model).tensors.values()}
-    targets = ROLES if form is FileForm.GGLA else BLOCK_MATRICES
+    targets = LLAMA_FINETUNE_NAMES if form is FileForm.GGLA else BLOCK_MATRICES
     write_adapter(form, tmp_path / name, random_adapter(shapes, targets=targets), BaseModel.from_gguf(GGUFFile(model)))
     status, lines = lines_of(f"{tmp_path}/{name}", model)
     assert status == 1 and what in lines[0]

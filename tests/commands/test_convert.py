@@ -12,7 +12,7 @@ from lorafast.commands.convert import drop, run as run_convert, summary
 from lorafast.errors import LoraFastError, UsageError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
-from lorafast.gguf.roles import BLOCK_MATRICES, LLAMA_FINETUNE_ROLES
+from lorafast.gguf.roles import BLOCK_MATRICES, LLAMA_FINETUNE_NAMES
 from lorafast.network.lora import Moments, default_ranks
 from lorafast.options.declare import parse
 from lorafast.options.tools import ConvertOptions
@@ -88,7 +88,7 @@ def test_magnitudes_go_nowhere_else(folder, out):
 
 
 def test_norms_and_embeddings_go_between_ggla_and_checkpoint(folder):
-    adapter = adapter_for(targets=LLAMA_FINETUNE_ROLES, ranks=default_ranks(3) | {"attn_v": 5})
+    adapter = adapter_for(targets=LLAMA_FINETUNE_NAMES, ranks=default_ranks(3) | {"attn_v": 5})
     make("a.bin", adapter)
     assert "fresh optimiser" in convert("a.bin c.gguf --to checkpoint -m model.gguf")[0]
     convert("c.gguf b.bin")
@@ -103,15 +103,16 @@ def test_a_run_can_start_from_the_checkpoint(folder):
     shapes = {name: tensor.shape for name, tensor in GGUFFile("model.gguf").tensors.items()}
     fresh = adapter.to_adapter(shapes)
     fresh.params[:] = 7
-    fresh.m, fresh.v = np.full_like(fresh.params, 7), np.full_like(fresh.params, 7)
+    moments = Moments(fresh)
+    moments.m[:] = moments.v[:] = 7
     checkpoint.load_adapter(fresh, Geometry(128, 64, 160, 4, 2, 2, 16, 1e-5, 10000.0, 1.0))
-    state = checkpoint.load_training_state(fresh, Moments(fresh), past=0)
+    state = checkpoint.load_training_state(fresh, moments, past=0)
     np.testing.assert_array_equal(fresh.params, adapter.to_adapter(shapes).params)
-    assert not fresh.m.any() and not fresh.v.any() and state.iteration == 0 and state.moments_order == RIGHT_TO_LEFT
+    assert not moments.m.any() and not moments.v.any() and state.iteration == 0 and state.moments_order == RIGHT_TO_LEFT
 
 
 def test_checkpoints_of_the_original_lose_only_their_training_state(folder):
-    adapter = adapter_for(targets=LLAMA_FINETUNE_ROLES).to_adapter({n: t.shape
+    adapter = adapter_for(targets=LLAMA_FINETUNE_NAMES).to_adapter({n: t.shape
                                                                     for n, t in GGUFFile("model.gguf").tensors.items()})
     write_checkpoint("c.gguf", Geometry(16, 64, 160, 4, 2, 2, 16, 1e-5, 10000.0, 1.0), adapter, Moments(adapter),
                      TrainState())
@@ -121,8 +122,8 @@ def test_checkpoints_of_the_original_lose_only_their_training_state(folder):
 
 
 @pytest.mark.parametrize("targets, out, drop, left", [
-    (LLAMA_FINETUNE_ROLES, "b.gguf", "norms", 16), (LLAMA_FINETUNE_ROLES, "b/", "norms", 16),
-    (LLAMA_FINETUNE_ROLES, "b.gguf", "attn_norm,output_norm ffn_norm", 16),
+    (LLAMA_FINETUNE_NAMES, "b.gguf", "norms", 16), (LLAMA_FINETUNE_NAMES, "b/", "norms", 16),
+    (LLAMA_FINETUNE_NAMES, "b.gguf", "attn_norm,output_norm ffn_norm", 16),
     (MATRICES, "b.gguf", "token_embd,blk.0.*", 8), (MATRICES, "b/", "attn,ffn", 2),
     (MATRICES, "b.bin", "blk.?.ffn_up", 14)])
 def test_drop(folder, targets, out, drop, left):
@@ -141,8 +142,8 @@ def test_drop_refuses_what_means_nothing():
 
 
 @pytest.mark.parametrize("targets, tied, out, message", [
-    (LLAMA_FINETUNE_ROLES, False, "b.gguf", "cannot carry the norms' pairs.*--drop norms"),
-    (LLAMA_FINETUNE_ROLES, False, "b/", "cannot carry the norms' pairs.*--drop norms"),
+    (LLAMA_FINETUNE_NAMES, False, "b.gguf", "cannot carry the norms' pairs.*--drop norms"),
+    (LLAMA_FINETUNE_NAMES, False, "b/", "cannot carry the norms' pairs.*--drop norms"),
     (["token_embd"], True, "b.gguf", "cannot carry the pair of token_embd.*--drop token_embd"),
     (["output"], True, "b.gguf", "a pair for output.weight, which this model lacks"),
     (["output"], True, "b.bin --to checkpoint", "a pair for output.weight, which this model lacks")])

@@ -9,7 +9,7 @@ from lorafast.commands.inspect_model import change_square, inspect_file, shown
 from lorafast.errors import FormatError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
-from lorafast.gguf.roles import ROLES
+from lorafast.gguf.roles import LLAMA_FINETUNE_NAMES
 from tests.adapters.test_gguf import MATRICES, random_adapter
 
 
@@ -32,8 +32,9 @@ def test_a_model(tmp_path):
     assert max(map(len, text.splitlines()[1:])) <= 120
 
 
-@pytest.mark.parametrize("form, name, targets", [(FileForm.GGLA, "a.bin", ROLES), (FileForm.GGUF, "a.gguf", MATRICES),
-                                                 (FileForm.PEFT, "a/", MATRICES)])
+@pytest.mark.parametrize("form, name, targets", [
+    (FileForm.GGLA, "a.bin", LLAMA_FINETUNE_NAMES), (FileForm.GGUF, "a.gguf", MATRICES),
+    (FileForm.PEFT, "a/", MATRICES)])
 def test_an_adapter_of_any_form(tmp_path, form, name, targets):
     model = GGUFFile(make_tiny(tmp_path / "model.gguf"))
     shapes = {key: tensor.shape for key, tensor in model.tensors.items()}

@@ -14,7 +14,7 @@ from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.quantize_k import quantize
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.reader import GGUFFile
-from lorafast.gguf.roles import BLOCK_MATRICES, ROLES
+from lorafast.gguf.roles import BLOCK_MATRICES, LLAMA_FINETUNE_NAMES
 from lorafast.gguf.types import GGMLType
 from lorafast.gguf.writer import TensorToWrite, write_gguf
 from lorafast.network.hparams import read_hparams
@@ -46,7 +46,7 @@ def expected(model, adapters, name):
 
 
 def test_float32_is_exact_norms_included(tmp_path):
-    model, adapter = model_and_adapter(tmp_path, type="F32", targets=ROLES)
+    model, adapter = model_and_adapter(tmp_path, type="F32", targets=LLAMA_FINETUNE_NAMES)
     report = merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)])
     merged = GGUFFile(tmp_path / "merged.gguf")
     assert list(merged.tensors) == list(model.tensors) and len(adapter.pairs) == 2 * 9 + 3

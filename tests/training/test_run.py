@@ -383,7 +383,7 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(folder, tiny, train, cap
     before = files(folder)
     assert cli.main(["finetune", "--model-base", str(model), *TINY, *shlex.split(line)]) == status
     out, err = capsys.readouterr()
-    errors = [line for line in err.splitlines() if line.startswith("lorafast: ")]
+    errors = [line for line in err.splitlines() if line.startswith("lorafast: error")]
     assert len(errors) == 1 and re.search(message, errors[0]), err
     assert "iter=" not in out
     assert files(folder) == before

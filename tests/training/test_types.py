@@ -26,7 +26,7 @@ def test_it_trains_and_generates(tmp_path, monkeypatch, type):
     lorafast.finetune({"model_base": str(model), "train_data": ("text.txt",), "ctx": 32, "batch": 2, "adam_iter": 12,
                        "warmup": 1, "threads": 1, "adam_alpha": 1e-2, "seed": 1, "checkpoint_in": "",
                        "checkpoint_out": "", "lora_out": ("a.gguf",)},
-                      lambda event: losses.append(event.loss) if isinstance(event, lorafast.Step) else None)
+                      callback=lambda event: losses.append(event.loss) if isinstance(event, lorafast.Step) else None)
     assert losses[-1] < 0.9 * losses[0]
     trained = lorafast.Model.open(model, [tmp_path / "a.gguf"], n_ctx=16)
     assert "".join(trained.generate("love", n_predict=4))
