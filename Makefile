@@ -32,7 +32,7 @@ skill: $(BIN)/python
 
 lint: $(VENV)/editable
 	$(BIN)/ruff check .
-	$(BIN)/cython-lint kernels
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint kernels
 	$(BIN)/codespell
 	$(BIN)/mypy
 
