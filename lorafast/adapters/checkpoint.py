@@ -28,6 +28,7 @@ from ..gguf.recognise import form_of_file
 from ..gguf.roles import LLAMA_FINETUNE_ROLES, ROLES, file_order, split_name
 from ..gguf.types import GGMLType, GGUFValueType
 from ..gguf.writer import TensorToWrite, ValueType, write_gguf
+from ..network.hparams import HParams
 from ..network.lora import Adapter, Moments, Pair, PairSpec
 from . import moments
 
@@ -54,6 +55,12 @@ class Geometry:
     rope_freq_base: float
     rope_freq_scale: float
     architecture: str = "llama"
+
+    @classmethod
+    def of(cls, hp: HParams) -> Geometry:
+        """The model as a checkpoint records it."""
+        return cls(hp.n_ctx, hp.n_embd, hp.n_ff, hp.n_head, hp.n_head_kv, hp.n_layer, hp.n_rot, hp.norm_rms_eps,
+                   hp.rope_freq_base, hp.rope_freq_scale, hp.arch)
 
 
 _GEOMETRY_KEYS = {

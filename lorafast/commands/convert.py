@@ -198,9 +198,7 @@ def _ask_for_model(kind: FileForm, form: FileForm, adapter: AdapterFile) -> None
 def _geometry(options: ConvertOptions, model: GGUFFile | None) -> Geometry:
     if model is None:
         return read_checkpoint(options.source).geometry
-    hparams = read_hparams(model)
-    return Geometry(hparams.n_ctx, hparams.n_embd, hparams.n_ff, hparams.n_head, hparams.n_head_kv, hparams.n_layer,
-                    hparams.n_rot, hparams.norm_rms_eps, hparams.rope_freq_base, hparams.rope_freq_scale, hparams.arch)
+    return Geometry.of(read_hparams(model))
 
 
 def _companion_targets(options: ConvertOptions) -> list[Target]:

@@ -33,12 +33,15 @@ class Head:
     def _widths(self, adapter: Adapter) -> tuple[int, ...]:
         return (self.V, self.C, self.C, self.C, self.C, *self.group.dora_widths(adapter))
 
+    def _h(self, T: int, adapter: Adapter) -> list[np.ndarray]:
+        """What the group saves of T tokens, by the rank of the output matrix's own pair."""
+        return [empty(T, len(adapter.A(linear.name)) if linear.name in adapter else 0) for linear in self.group.linears]
+
     def logits(self, x: np.ndarray, pass_: Pass) -> np.ndarray:
         """(T, V) of the last block's output x (T, C)."""
         T = len(x)
         normed, logits = empty(T, self.C), empty(T, self.V)
-        h = [empty(T, len(pass_.adapter.A(linear.name)) if linear.name in pass_.adapter else 0)
-             for linear in self.group.linears]
+        h = self._h(T, pass_.adapter)
         self._forward(logits, h, normed, x, self.norm.saved(T, empty), pass_)
         return logits if not self.soft_cap else np.tanh(logits / self.soft_cap) * np.float32(self.soft_cap)
 
@@ -72,7 +75,7 @@ class Head:
         z, normed, d_normed, x_head, dx_head, y = pass_.scratch.arrays(n, *self._widths(adapter))
         np.take(x, index, axis=0, out=x_head)
         saved = self.norm.saved(n, empty)
-        h = [empty(n, len(adapter.A(linear.name)) if linear.name in adapter else 0) for linear in self.group.linears]
+        h = self._h(n, adapter)
         self._forward(z, h, normed, x_head, saved, pass_)
         y[:] = z[:, :y.shape[1]]
         loss, weights = empty(n), np.full(n, token_weight or 0, np.float32)

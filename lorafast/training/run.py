@@ -86,26 +86,14 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
 
 def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stack: ExitStack) -> Result:
     """All but the report. stack: closes what the run has opened."""
-    check_inputs(config)
-    check_writing(config)
-    for line in claim(config, stack):
-        log.note(line)
-    clear_folder(config)
-    if config.is_llama_finetune_run:
-        log.warning(f"with llama-finetune's defaults of 2024 ({config.matters_most}); --run NAME or --preset modern "
-                    "starts from today's")
-    else:
-        log.note(f"with the preset {config.preset}: {config.matters_most}")
+    _claim(config, log, stack)
     seed = config.resolve_seed()
     log.seed(seed)
     log.model_base(config.model_base)
     opened = open_run(config, log, stack)
     saver = Saver(config, log, opened)
     if config.only_write_lora:
-        start = starting_point(opened, seed, log)
-        log_start(opened, start, log)
-        saver.save_adapters(start.state.iteration)
-        return Result(start.state.iteration, math.nan, "only the adapter was asked for", False)
+        return _write_adapters(opened, seed, saver, log)
 
     # The lengths of records decide what a pass takes. Of text they are known, and llama-finetune reads it later.
     data = open_training_data(config, log, opened.tokenizer, opened.gguf) if reads_records(config) else None
@@ -147,6 +135,28 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
     stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
     learner = Learner(config, opened.network, opened.adapter, start.moments, trainer, dropout)
     return Run(opened, learner, source, start, memory_plan, Reporting(log, saver, observers, requests)).loop()
+
+
+def _claim(config: FinetuneConfig, log: Log, stack: ExitStack) -> None:
+    """Checks what the run reads and writes, takes the names for it alone, and says where its defaults come from."""
+    check_inputs(config)
+    check_writing(config)
+    for line in claim(config, stack):
+        log.note(line)
+    clear_folder(config)
+    if config.is_llama_finetune_run:
+        log.warning(f"with llama-finetune's defaults of 2024 ({config.matters_most}); --run NAME or --preset modern "
+                    "starts from today's")
+    else:
+        log.note(f"with the preset {config.preset}: {config.matters_most}")
+
+
+def _write_adapters(opened: Opened, seed: int, saver: Saver, log: Log) -> Result:
+    """All that --only-write-lora asks for."""
+    start = starting_point(opened, seed, log)
+    log_start(opened, start, log)
+    saver.save_adapters(start.state.iteration)
+    return Result(start.state.iteration, math.nan, "only the adapter was asked for", False)
 
 
 def reads_records(config: FinetuneConfig) -> bool:

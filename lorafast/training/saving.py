@@ -11,7 +11,6 @@ from ..adapters.checkpoint import Geometry, TrainState, write_checkpoint
 from ..errors import LoraFastError, UsageError
 from ..gguf.file_form import FileForm, form_of_output
 from ..gguf.reader import refuse_folder
-from ..network.hparams import HParams
 from ..network.lora import Moments
 from ..options.finetune import FinetuneConfig
 from ..options.outputs import check_disk, check_outputs
@@ -86,7 +85,7 @@ class Saver:
 
     def __init__(self, config: FinetuneConfig, log: Log, opened: Opened) -> None:
         self.config, self.log, self.adapter, self.base = config, log, opened.adapter, opened.base
-        self.geometry = geometry_of(opened.hparams)
+        self.geometry = Geometry.of(opened.hparams)
 
     @property
     def folder(self) -> str:
@@ -151,9 +150,3 @@ class Saver:
         """One adapter, in the form that the end of its name says."""
         self.log.saving("adapter", path)
         write_adapter(form_of_output("--lora-out", path), path, AdapterFile.of(self.adapter), self.base)
-
-
-def geometry_of(hparams: HParams) -> Geometry:
-    """The model as a checkpoint records it."""
-    return Geometry(hparams.n_ctx, hparams.n_embd, hparams.n_ff, hparams.n_head, hparams.n_head_kv, hparams.n_layer,
-                    hparams.n_rot, hparams.norm_rms_eps, hparams.rope_freq_base, hparams.rope_freq_scale, hparams.arch)

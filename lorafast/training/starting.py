@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..adapters.checkpoint import Checkpoint, TrainState
+from ..adapters.checkpoint import Checkpoint, Geometry, TrainState
 from ..data.batches import Sampler, SequenceSampler
 from ..data.open import Data
 from ..network import dora
@@ -14,7 +14,6 @@ from .course import Course, plan_course
 from .opening import Opened
 from .optim import LossHistory
 from .prepare import open_sampler
-from .saving import geometry_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def starting_point(opened: Opened, seed: int, log: Log) -> Start:
             dora.initialise(adapter, opened.network.dora_gains(), opened.weights, config.n_threads,
                             after_each=opened.files.let_go_pages)
         return Start(TrainState(), moments, None, {})
-    checkpoint.load_adapter(adapter, geometry_of(opened.hparams))
+    checkpoint.load_adapter(adapter, Geometry.of(opened.hparams))
     if config.only_write_lora:
         return Start(checkpoint.state or TrainState(), moments, None, {})
     state = checkpoint.load_training_state(adapter, moments, config.opt_past)
