@@ -49,7 +49,7 @@ REAL = {
 }
 USES = {
     "generate": ["generate", "--prompt", "Shall I compare thee", "--n-predict", "24", "--seed", "1"],
-    "perplexity": ["perplexity", "--file", "text.txt", "--ctx", "64", "--windows", "4"],
+    "perplexity": ["perplexity", "--file", "text.txt", "--ctx", "64", "--chunks", "4"],
 }
 
 
@@ -82,6 +82,8 @@ def train(tree: Path, folder: Path, model: Path, options: list[str]) -> None:
 
 def differences(old: Path, new: Path) -> list[str]:
     """What two runs left that is not the same."""
+    from lorafast.gguf.safetensors import read_safetensors
+
     found = []
     files = sorted(path.relative_to(old) for path in old.rglob("*") if path.is_file() and not path.is_symlink())
     for name in files:
@@ -92,8 +94,11 @@ def differences(old: Path, new: Path) -> list[str]:
             found += [f"{name}: {a} and {b}" for a, b in records if a != b]
         elif name.name.startswith("c-"):
             found += [f"{name}: {tensor}" for tensor in unlike_tensors(old / name, new / name)]
-        elif name.suffix in (".bin", ".safetensors") and (old / name).read_bytes() != (new / name).read_bytes():
+        elif name.suffix == ".bin" and (old / name).read_bytes() != (new / name).read_bytes():
             found.append(str(name))
+        elif name.suffix == ".safetensors":
+            a, b = read_safetensors(old / name), read_safetensors(new / name)      # the header may hold more than they
+            found += [f"{name}: {tensor}" for tensor in a if not np.array_equal(a[tensor], b.get(tensor))]
         elif name.suffix == ".gguf":
             found += [f"{name}: {tensor}" for tensor in unlike_tensors(old / name, new / name)]
     return found
