@@ -6,6 +6,7 @@ network computes, and is not implemented, is refused by name.
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 
 from ..errors import FormatError
@@ -97,6 +98,11 @@ def read_hparams(gguf: GGUFFile) -> HParams:
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError(f"{gguf.path}: no tensor 'token_embd.weight'; is this a whole model?")
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens", ())         # the tokenizer refuses what is no list
+    if isinstance(tokens, Sized) and len(tokens) > embedding.shape[0]:
+        raise FormatError(f"{gguf.path}: {len(tokens)} tokens in the vocabulary, but {embedding.shape[0]} rows in "
+                          "token_embd.weight; resize the embedding (resize_token_embeddings) and convert the model "
+                          "again")
     n_embd, n_layer = keys.count("embedding_length"), _n_layer(keys)
     blocks = _blocks(keys, arch, n_embd, n_layer)
     first = next((block for block in blocks if block.n_head_kv), blocks[0])

@@ -1,0 +1,34 @@
+"""Models that do not fit themselves are refused, in one line, when they are opened."""
+import numpy as np
+import pytest
+from make_models import make_tiny
+
+from lorafast.errors import FormatError
+from lorafast.gguf.reader import GGUFFile, open_model
+from lorafast.gguf.types import GGMLType
+from lorafast.gguf.writer import TensorToWrite, write_gguf
+from lorafast.network.hparams import read_hparams
+
+
+def rewritten(source, target, rows=None, **added):
+    """A copy of a model with only the first rows of some matrices, by name, and with more tensors (F32)."""
+    file, rows = GGUFFile(source), rows or {}
+    tensors = [TensorToWrite(t.name, t.type, (rows.get(t.name, t.shape[0]), *t.shape[1:]),
+                             t.data[:rows[t.name]] if t.name in rows else t.data) for t in file.tensors.values()]
+    tensors += [TensorToWrite(f"{name}.weight", GGMLType.F32, values.shape, values) for name, values in added.items()]
+    write_gguf(target, [(key, file.value_types[key], value) for key, value in file.metadata.items()], tensors)
+    return open_model(target)
+
+
+def test_fewer_rows_than_tokens(tmp_path):
+    model = make_tiny(tmp_path / "model.gguf")
+    short = rewritten(model, tmp_path / "short.gguf", dict.fromkeys(("token_embd.weight", "output.weight"), 320))
+    with pytest.raises(FormatError, match=r"384 tokens in the vocabulary, but 320 rows in token_embd\.weight"):
+        read_hparams(short)
+
+
+def test_factors_of_the_wrong_length(tmp_path):
+    model = make_tiny(tmp_path / "model.gguf")
+    bad = rewritten(model, tmp_path / "bad.gguf", rope_freqs=np.ones(5, np.float32))
+    with pytest.raises(FormatError, match=r"'rope_freqs\.weight' has shape \(5,\), wanted \(8,\)"):
+        read_hparams(bad)
