@@ -5,6 +5,7 @@ LORAFAST_ONLY=a,b      build only these kernels
 LORAFAST_SANITIZE=1    build for AddressSanitizer and UndefinedBehaviorSanitizer (tests/sanitize.sh)
 """
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -45,14 +46,26 @@ class BuildKernels(build_ext):
         super().run()
 
 
+# Sizes are checked once, at the top of each op (shapes.h): not again at each element.
+DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True}
+
+
+def headers_of(source: Path, seen: set[Path]) -> set[Path]:
+    """`seen` and what `source` names of kernels/, in includes and in cimports: a change of one of them rebuilds it."""
+    for header, module in re.findall(r'"(\w+\.h)"|^from (\w+) cimport', source.read_text(), re.MULTILINE):
+        path = source.with_name(header or f"{module}.pxd")
+        if path.is_file() and path not in seen:
+            seen |= headers_of(path, seen | {path})
+    return seen
+
+
 root = Path(__file__).parent
 only = [name for name in os.environ.get("LORAFAST_ONLY", "").split(",") if name]
-headers = [str(p.relative_to(root)) for p in sorted(root.glob("kernels/*.h"))]
 extensions = [
     Extension(
         f"lorafast.kernels.{source.stem}",
         [str(source.relative_to(root))],
-        depends=headers,
+        depends=sorted(str(header.relative_to(root)) for header in headers_of(source, set())),
         include_dirs=["kernels"],
         extra_compile_args=compile_args,
         extra_link_args=[*openmp, *sanitize],
@@ -62,7 +75,7 @@ extensions = [
 ]
 
 setup(
-    ext_modules=cythonize(extensions, build_dir="build/cython", quiet=True),
+    ext_modules=cythonize(extensions, build_dir="build/cython", quiet=True, compiler_directives=DIRECTIVES),
     cmdclass={"build_ext": BuildKernels},
     options={"build_ext": {"parallel": os.cpu_count()}},
 )

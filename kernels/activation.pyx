@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Activations of a feed-forward network without a gate: GELU in its tanh form, and the squared ReLU.
 
 Sources: Hendrycks and Gimpel, Gaussian Error Linear Units, 2016; So et al., Primer, 2021 (squared ReLU).

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Causal grouped-query attention over packed sequences, fused and exact: scores exist only as tiles in cache.
 
 Sequences follow one another. Sequence s has the queries q_begin[s] .. q_begin[s+1] and the keys k_begin[s] ..

@@ -1,4 +1,3 @@
-# cython: language_level=3
 """How the kernels were built and what runs: instruction set, OpenMP, compiler."""
 cdef extern from "simd.h" nogil:
     int simd_isa()

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Softmax and cross entropy on token ids, in nats; with a floor under the probabilities, as the original has one.
 
 With floor 0 the loss is the usual one. The original (llama.cpp's llama-finetune) has 1e-9, which caps a loss at 20.72.

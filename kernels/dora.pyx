@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """DoRA's gain of each output of a linear layer (Liu et al., DoRA, 2024): y = g · z with g = m / c.
 
 m is the trained magnitude, z = x Vᵀ the product with V = W + s·B A, and c the norm of V's row, a constant for the

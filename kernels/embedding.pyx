@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Token embedding: rows of the stored matrix, unpacked to float32. The matrix is frozen, so there is no backward."""
 from cython.parallel cimport prange
 

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Layer norm of rows (Ba, Kiros and Hinton, Layer Normalization, 2016), with a gain and, where a model has one, a
 bias."""
 from cython.parallel cimport prange

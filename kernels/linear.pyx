@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Products with frozen weights of any GGML type: y = x Wᵀ and dx += dy W, each with a rank-R update.
 
 The weights are read where they lie, in the mapping of the model file, and unpacked a panel at a time in cache (gemm.h).

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """LoRA's own products (Hu et al., LoRA, 2021): y = x Wᵀ + h B with h = s·x Aᵀ.
 
 A is (R, K) and B is stored as (R, N), so both are R long rows. What is left to linear.pyx is adding h B to y, and c A

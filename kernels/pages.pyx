@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
 """Pages of a mapped file: into memory, out of it, and a clear end where the file was cut short behind the mapping.
 
 Not an op: `lorafast/residency.py` drives it. All of it runs without the GIL, so that reading goes on beside computing.

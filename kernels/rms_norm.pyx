@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """RMS norm of rows (Zhang and Sennrich, Root Mean Square Layer Normalization, 2019), without a mean or a bias."""
 from cython.parallel cimport prange
 

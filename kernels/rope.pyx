@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Rotary position embedding (Su et al., RoFormer, 2021): pairs of a head's values, rotated by angles that grow with the
 position. The angles come as tables, from lorafast.network.rope_tables.
 

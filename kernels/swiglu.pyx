@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Gated units of the feed-forward network: SwiGLU, GeGLU with the tanh form of GELU, ReGLU² with the squared ReLU.
 
 Sources: Shazeer, GLU Variants Improve Transformer, 2020; Hendrycks and Gimpel, Gaussian Error Linear Units, 2016; So et
