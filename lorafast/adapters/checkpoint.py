@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..data.batches import SamplerState
+from ..data.samples import Identity
 from ..errors import FormatError, LoraFastError
 from ..gguf import checksum
 from ..gguf.file_form import FileForm
@@ -150,6 +151,7 @@ def _metadata(geometry: Geometry, adapter: Adapter, state: TrainState,
     if extras is not None:
         own = {"alpha": float(adapter.alpha), "r": adapter.r, "moments_order": state.moments_order}
         own |= {"dora": True} if adapter.magnitudes else {}
+        own |= {"data.tokens": sampler.data.tokens, "data.cuts": sampler.data.cuts} if sampler.data.tokens else {}
         own |= extras
         metadata += [(f"lorafast.{key}", *_typed(value)) for key, value in own.items()]
     return metadata
@@ -249,7 +251,7 @@ class Checkpoint:
         """Copies the pairs into `adapter`. Raises LoraFastError if they belong to another model, other ranks, other
         tensors or another scale, or are not finite.
         """
-        self._check_geometry(geometry)
+        self.check_geometry(geometry)
         self._check_ranks(_ranks_by_role(adapter.specs))
         self._check_tensors(adapter)
         self._check_magnitudes(adapter)
@@ -294,7 +296,8 @@ class Checkpoint:
             store[of_pairs:] = stored[of_pairs:]
         return self.state
 
-    def _check_geometry(self, geometry: Geometry) -> None:
+    def check_geometry(self, geometry: Geometry) -> None:
+        """LoraFastError if this belongs to a model of other shapes."""
         for name in _GEOMETRY_OF_THE_MODEL:
             stored, wanted = getattr(self.geometry, name), getattr(geometry, name)
             if stored != wanted:
@@ -383,7 +386,8 @@ _ADVICE = {
     FileForm.MLX: "make one of it with lorafast convert IN OUT.gguf --to checkpoint",
 }
 
-_OWN_KEYS = ("lorafast.alpha", "lorafast.r", "lorafast.moments_order", "lorafast.dora", checksum.KEY)
+_OWN_KEYS = ("lorafast.alpha", "lorafast.r", "lorafast.moments_order", "lorafast.dora", "lorafast.data.tokens",
+             "lorafast.data.cuts", checksum.KEY)
 _REQUIRED = object()
 
 
@@ -489,6 +493,7 @@ def _read_state(keys: _Keys, n_params: int) -> tuple[TrainState, np.ndarray, np.
             next_sample=keys.get("training.shuffle.next_sample", int, 0),
             epochs=keys.get("training.epoch_count", int, 0),
             samples_used=keys.get("training.sample_count", int),
+            data=Identity(keys.get("lorafast.data.tokens", str, ""), keys.get("lorafast.data.cuts", int, 0)),
         ),
         best_loss=keys.get("optimizer.adam.best_loss", float),
         previous_loss=keys.get("optimizer.adam.previous_loss", float),

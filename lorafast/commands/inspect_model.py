@@ -182,7 +182,7 @@ def checkpoint_lines(checkpoint: Checkpoint) -> Iterator[str]:
     yield (f"iterations {state.iteration}, samples {sampler.samples_used}, tokens {state.tokens}, "
            f"epochs {sampler.epochs}")
     yield (f"position in the data: sample {sampler.next_sample} of {sampler.sample_count} in the present shuffle; "
-           f"samples hash {sampler.samples_hash}")
+           f"samples hash {sampler.samples_hash}, data {sampler.data.tokens or 'not known by its contents'}")
     yield (f"optimiser: adam, step {state.iteration} of the schedule is next; losses: best {state.best_loss:g}, "
            f"previous {state.previous_loss:g}, {state.no_improvement} iterations without a new best")
     if len(state.past_losses):

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import LoraFastError
 from ..rng import MT19937
-from .samples import Samples, Sequences, plain, targets_of
+from .samples import Identity, Samples, Sequences, plain, targets_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class SamplerState:
     next_sample    place in the shuffled order of the first sample of the next batch
     epochs         completed, in all runs
     samples_used   drawn, in all runs
+    data           of which contents the position is; empty in a checkpoint that llama-finetune wrote
     """
 
     samples_hash: int = 0
@@ -35,6 +36,7 @@ class SamplerState:
     next_sample: int = 0
     epochs: int = 0
     samples_used: int = 0
+    data: Identity = Identity()
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,17 @@ class ShuffledEpochs:
         force_reshuffle  ignore the position in `state`
         state            position to resume; ignored, counters apart, when it is not of these samples
 
-        After this `restarted` tells whether `state` was of other data, or of none.
+        After this `restarted` tells whether `state` was of other samples, or of none, and `other_contents` whether that
+        is because the data itself is another, and not only cut otherwise.
         LoraFastError when there are no samples, FormatError when the state's rng_state is broken.
         """
         if not len(samples):
             raise LoraFastError(f"'{samples.name}' gave no samples to train on")
         self._samples = samples
-        self._hash = samples.hash
-        self.restarted = state.samples_hash != self._hash or state.sample_count != len(samples)
+        self._hash, self._identity = samples.hash, samples.identity
+        is_same = state.data == self._identity if state.data.tokens else state.samples_hash == self._hash
+        self.restarted = not is_same or state.sample_count != len(samples)
+        self.other_contents = state.data.tokens not in ("", self._identity.tokens)
         self._epochs, self._samples_used = state.epochs, state.samples_used
         if self.restarted or force_reshuffle or not state.rng_state:
             self._start_epoch(MT19937(seed))
@@ -83,7 +88,7 @@ class ShuffledEpochs:
     def state(self) -> SamplerState:
         """The position of the next batch. Cheap: take one before every draw that may not be used in the end."""
         return SamplerState(self._hash, self._rng_state, len(self._samples), self._next_sample,
-                            self._epochs, self._samples_used)
+                            self._epochs, self._samples_used, self._identity)
 
     def _start_epoch(self, rng: MT19937) -> None:
         """Shuffles. The order is that of one random number a sample; a second one, in that order, gives its offset."""

@@ -1,6 +1,7 @@
 """Training data: one array of token ids, often mapped from disk, and where in it each sample begins and ends."""
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -12,6 +13,18 @@ from . import token_store
 _PIECE = 1 << 16   # tokens
 
 S = TypeVar("S", bound="Samples")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """By what data is known again, under whatever name; empty where that is not known.
+
+    tokens   16 hexadecimal digits of all tokens, which follow from the files, the tokenizer and the template
+    cuts     `samples_hash` of where samples begin and end, without a name
+    """
+
+    tokens: str = ""
+    cuts: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,15 @@ class Samples:
     def hash(self) -> int:
         """See `samples_hash`."""
         return samples_hash(self.name, self.begin, self.size)
+
+    @property
+    def identity(self) -> Identity:
+        """Reads the array piece by piece."""
+        digest = hashlib.blake2b(digest_size=8)
+        for begin in range(0, self.tokens.size, _PIECE):
+            digest.update(np.ascontiguousarray(self.tokens[begin:begin + _PIECE], "<i4").data)
+        self.let_go()
+        return Identity(digest.hexdigest(), samples_hash("", self.begin, self.size))
 
     @property
     def n_unique_tokens(self) -> int:
@@ -92,7 +114,7 @@ def targets_of(stored: np.ndarray) -> np.ndarray:
 
 
 def samples_hash(name: str, begin: np.ndarray, size: np.ndarray) -> int:
-    """64 bits by which a checkpoint knows its data again: name, number and geometry of the samples, not the text.
+    """64 bits by which llama-finetune's checkpoints know their data again: name, number and geometry of the samples, not the text.
 
     hash(name) ^ hash(S) << 1 ^ (for each sample) hash(begin) << 1 ^ hash(size) << 1, with libstdc++'s hashes, where an
     integer's hash is the integer.

@@ -121,7 +121,8 @@ class FinetuneConfig(ModelOptions):
     resume: bool = option(False, FILES, "", "go on from the newest checkpoint of --run, or of --checkpoint-out; "
                                             "--adam-iter and --epochs count from the run's beginning then")
     force: bool = option(False, FILES, "", "replace files of another kind than the output, and the results of another "
-                                           "run; go on from a checkpoint in another --precision")
+                                           "run; go on from a checkpoint in another --precision, with other data, "
+                                           "or on another base model")
     only_write_lora: bool = option(False, FILES, "", "no training: write the adapter of --checkpoint-in and end")
     save_every: int = option(10, FILES, "N", "iterations between two saves; 0: save at the end only")
     keep_best: bool = option(True, FILES, "", "with evaluation: keep a copy of the files of the lowest loss, BEST in "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..adapters import BaseModel
 from ..adapters.checkpoint import Checkpoint
+from ..gguf.fingerprint import fingerprint
 from ..gguf.reader import GGUFFile
 from ..network.hparams import HParams
 from ..network.lora import Adapter
@@ -17,7 +18,7 @@ from ..planning.plan import Plan
 from ..planning.planner import plan_run
 from ..reporting.log import Log
 from ..tokenizer import Tokenizer, load_tokenizer
-from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, run_precision
+from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, refuse_other_model, run_precision
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Opened:
     """The base model, and the adapter to train, still without values unless they are those of --init-lora.
 
     checkpoint  that the run goes on from; None for a new one
+    fingerprint  of the base model, see gguf/fingerprint.py
     """
 
     config: FinetuneConfig
@@ -36,6 +38,7 @@ class Opened:
     network: Network
     adapter: Adapter
     checkpoint: Checkpoint | None
+    fingerprint: str
 
     @property
     def weights(self) -> Weights:
@@ -59,9 +62,12 @@ def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:
         log.warning(f"--ctx {config.ctx} is more than the {hparams.n_ctx_train} tokens that the model was trained on")
     base = BaseModel.from_gguf(gguf)
     checkpoint = find_checkpoint(config, log)
+    model_fingerprint = fingerprint(gguf)
+    refuse_other_model(config, checkpoint, hparams, model_fingerprint, log)
     adapter = new_adapter(config, hparams, base, log)
     precision = run_precision(config, checkpoint)
     network = Network(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer, gguf.metadata)),
                       precision)
     log.note(f"precision {precision}: {network.arithmetic()}")
-    return Opened(config, gguf, hparams, tokenizer, files, base, network, adapter, checkpoint)
+    return Opened(config, gguf, hparams, tokenizer, files, base, network, adapter, checkpoint,
+                  model_fingerprint)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..adapters import BaseModel, read_adapter
-from ..adapters.checkpoint import Checkpoint, TrainState, read_checkpoint
+from ..adapters.checkpoint import Checkpoint, Geometry, TrainState, read_checkpoint
 from ..data.batches import Sampler, SequenceSampler
 from ..data.chat_template import KEY as CHAT_TEMPLATE_KEY, load_chat_template
 from ..data.files import check_files, data_files
@@ -86,6 +86,21 @@ def find_checkpoint(config: FinetuneConfig, log: Log) -> Checkpoint | None:
     return None
 
 
+def refuse_other_model(config: FinetuneConfig, checkpoint: Checkpoint | None, hparams: HParams, fingerprint: str,
+                       log: Log) -> None:
+    """UsageError where the checkpoint was trained on another base model than this one of the same shapes, and there is
+    no --force; with it, a warning."""
+    trained_on = checkpoint.extras.get("base_model", fingerprint) if checkpoint else fingerprint
+    if checkpoint is None or trained_on == fingerprint:
+        return
+    checkpoint.check_geometry(Geometry.of(hparams))     # says more of what differs
+    difference = (f"{checkpoint.path} was trained on another base model than {config.model_base} (fingerprints "
+                  f"{trained_on} and {fingerprint})")
+    if not config.force:
+        raise UsageError(f"{difference}: give that to --model-base, or --force to go on with this one")
+    log.warning(difference)
+
+
 def run_precision(config: FinetuneConfig, checkpoint: Checkpoint | None) -> str:
     """What products are computed in: as the checkpoint was, which tells nothing if llama-finetune wrote it, else as
     --precision says. UsageError where these differ and there is no --force.
@@ -145,6 +160,9 @@ def open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokeni
             fill_with_next_samples=config.fill_with_next_samples, separate_with_eos=config.separate_with_eos,
             separate_with_bos=config.separate_with_bos, random_offsets=config.sample_random_offsets,
             force_reshuffle=config.force_reshuffle, state=state.sampler)
+    if sampler.other_contents and not config.is_llama_finetune_run and not config.force:
+        raise UsageError(f"{config.checkpoint_in} was trained on other data than {data.train.name} holds now: give that "
+                         "data, or --force to go on with this, from the beginning of an epoch")
     if sampler.restarted or config.force_reshuffle:
         log.restarted(forced=config.force_reshuffle)
     return sampler

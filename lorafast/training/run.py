@@ -405,7 +405,7 @@ class Run:
 
     def extras(self) -> dict[str, Any]:
         """What an exact resume needs of options and state that the original did not have."""
-        extras: dict[str, Any] = {"precision": self.opened.network.precision}
+        extras: dict[str, Any] = {"precision": self.opened.network.precision, "base_model": self.opened.fingerprint}
         if self.config.schedule != "original" or self.config.warmup_ratio is not None:
             extras["schedule_end"] = self.course.end
         if self.learner.dropout:

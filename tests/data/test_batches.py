@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lorafast.data.batches import Batch, Sampler, SamplerState, SequenceSampler, evaluation_batches
-from lorafast.data.samples import Samples, Sequences
+from lorafast.data.samples import Identity, Samples, Sequences
 from lorafast.errors import FormatError, LoraFastError
 from lorafast.rng import MT19937
 
@@ -141,7 +141,7 @@ def test_a_state_resumes_exactly(options):
 
 
 @pytest.mark.parametrize("samples, restarted", [
-    (sliding(20, 4), False), (sliding(21, 4), True), (sliding(20, 4, "b.txt"), True), (pieces(*[4] * 19, 5), True),
+    (sliding(20, 4), False), (sliding(21, 4), True), (sliding(20, 4, "b.txt"), False), (pieces(*[4] * 19, 5), True),
 ], ids=["same", "longer", "renamed", "cut otherwise"])
 def test_other_data_restarts_the_epoch_and_keeps_the_counters(samples, restarted):
     sampler = Sampler(sliding(20, 4), 4, seed=7, **IDS)
@@ -157,6 +157,20 @@ def test_other_data_restarts_the_epoch_and_keeps_the_counters(samples, restarted
     assert (resumed.state.rng_state == MT19937(5).state_text()) == restarted
     assert resumed.state.samples_hash == samples.hash and resumed.state.sample_count == len(samples)
     assert Sampler(samples, 4, seed=5, state=replace(resumed.state, sample_count=19), **IDS).restarted
+
+
+def test_llama_finetunes_position_is_known_by_the_name():
+    state = Sampler(sliding(20, 4), 4, seed=7, **IDS).state
+    for name, restarted in (("shakespeare.txt", False), ("b.txt", True)):
+        resumed = Sampler(sliding(20, 4, name), 4, seed=7, state=replace(state, data=Identity()), **IDS)
+        assert resumed.restarted == restarted and not resumed.other_contents
+
+
+def test_contents_of_the_same_size_are_other_data():
+    samples = sliding(20, 4)
+    state = Sampler(samples, 4, seed=7, **IDS).state
+    resumed = Sampler(replace(samples, tokens=samples.tokens[::-1]), 4, seed=7, state=state, **IDS)
+    assert resumed.restarted and resumed.other_contents and state.samples_hash == samples.hash
 
 
 def test_force_reshuffle_and_a_state_without_generator_start_from_the_seed():
