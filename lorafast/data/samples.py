@@ -114,7 +114,7 @@ def targets_of(stored: np.ndarray) -> np.ndarray:
 
 
 def samples_hash(name: str, begin: np.ndarray, size: np.ndarray) -> int:
-    """64 bits by which llama-finetune's checkpoints know their data again: name, number and geometry of the samples, not the text.
+    """64 bits by which llama-finetune's checkpoints know their data again: name, number and geometry of the samples.
 
     hash(name) ^ hash(S) << 1 ^ (for each sample) hash(begin) << 1 ^ hash(size) << 1, with libstdc++'s hashes, where an
     integer's hash is the integer.

@@ -161,8 +161,8 @@ def open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokeni
             separate_with_bos=config.separate_with_bos, random_offsets=config.sample_random_offsets,
             force_reshuffle=config.force_reshuffle, state=state.sampler)
     if sampler.other_contents and not config.is_llama_finetune_run and not config.force:
-        raise UsageError(f"{config.checkpoint_in} was trained on other data than {data.train.name} holds now: give that "
-                         "data, or --force to go on with this, from the beginning of an epoch")
+        raise UsageError(f"{config.checkpoint_in} was trained on other data than {data.train.name} holds now: give "
+                         "that data, or --force to go on with this, from the beginning of an epoch")
     if sampler.restarted or config.force_reshuffle:
         log.restarted(forced=config.force_reshuffle)
     return sampler

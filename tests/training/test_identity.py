@@ -10,8 +10,8 @@ from lorafast.adapters.checkpoint import read_checkpoint
 
 RUN = ["--run", "run", "--model-base", "tiny.gguf", "--ctx", "16", "--batch", "2", "--threads", "1", "--seed", "1",
        "--lora-r", "2", "--log", "llama"]
-OLD = ["--model-base", "tiny.gguf", "--ctx", "16", "--batch", "2", "--threads", "1", "--seed", "1", "--lora-out", "a.gguf",
-       "--checkpoint-in", "checkpoint-LATEST.gguf"]
+OLD = ["--model-base", "tiny.gguf", "--ctx", "16", "--batch", "2", "--threads", "1", "--seed", "1",
+       "--lora-out", "a.gguf", "--checkpoint-in", "checkpoint-LATEST.gguf"]
 RESTARTED = "train data seems to have changed"
 
 
