@@ -5,14 +5,14 @@ A position in the data is a small value (`SamplerState`) from which a run resume
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import LoraFastError
 from ..rng import MT19937
-from .samples import Identity, Samples, Sequences, plain, targets_of
+from .samples import Identity, Row, Samples, Sequences, plain, targets_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Batch:
     begin          int32 (n + 1,)
     n_used         samples opened for it; more than n only where short ones are filled up with the next
     epoch_ended    it was the last of its epoch, and the samples have been shuffled again
+    weights        float32 (T,), factors of the targets' losses; None: all 1
     """
 
     tokens: np.ndarray
@@ -55,6 +56,19 @@ class Batch:
     begin: np.ndarray
     n_used: int
     epoch_ended: bool
+    weights: np.ndarray | None = None
+
+    @property
+    def n_counted(self) -> int:
+        """Targets that count in the loss."""
+        return int(np.count_nonzero(self.targets >= 0))
+
+    def part(self, first: int, end: int) -> Batch:
+        """Its rows from `first` to before `end`."""
+        begin = self.begin[first:end + 1]
+        of_tokens = slice(begin[0], begin[-1])
+        return replace(self, tokens=self.tokens[of_tokens], targets=self.targets[of_tokens], begin=begin - begin[0],
+                       weights=None if self.weights is None else self.weights[of_tokens])
 
 
 class ShuffledEpochs:
@@ -228,7 +242,7 @@ class SequenceSampler(ShuffledEpochs):
             sizes = self._samples.size[self._order[self._next_sample:self._next_sample + n * self._ctx]] - 1
             n = int(np.searchsorted(np.cumsum(sizes), n * self._ctx, side="right"))
         order = self._order[self._next_sample:self._next_sample + n]
-        rows = [self._samples.stored(sample) for sample in order]
+        rows = [self._samples.row(sample) for sample in order]
         batch = _concatenated(rows, self._n_vocab, len(order), self._advance(len(order)))
         self._samples.let_go()
         return batch
@@ -239,30 +253,35 @@ def evaluation_batches(samples: Samples, max_tokens: int, *, bos_id: int, n_voca
 
     A sample of text is preceded by BOS, as in training; a sequence is as it is.
     """
-    rows: list[np.ndarray] = []
+    rows: list[Row] = []
     n_tokens = 0
     for row in _evaluation_rows(samples, bos_id):
-        if n_tokens + len(row) - 1 > max_tokens:
+        size = len(row.stored) - 1
+        if n_tokens + size > max_tokens:
             yield _concatenated(rows, n_vocab, len(rows), False)
             samples.let_go()
             rows, n_tokens = [], 0
         rows.append(row)
-        n_tokens += len(row) - 1
+        n_tokens += size
     yield _concatenated(rows, n_vocab, len(rows), True)
 
 
-def _evaluation_rows(samples: Samples, bos_id: int) -> Iterable[np.ndarray]:
+def _evaluation_rows(samples: Samples, bos_id: int) -> Iterable[Row]:
     if isinstance(samples, Sequences):
-        return map(samples.stored, range(len(samples)))
+        return map(samples.row, range(len(samples)))
     bos = np.array([bos_id], np.int32)
     places = zip(samples.begin, samples.size)
-    return (np.concatenate([bos, samples.tokens[begin:begin + size]]) for begin, size in places)
+    return (Row(np.concatenate([bos, samples.tokens[begin:begin + size]])) for begin, size in places)
 
 
-def _concatenated(rows: list[np.ndarray], n_vocab: int, n_used: int, epoch_ended: bool) -> Batch:
+def _concatenated(rows: list[Row], n_vocab: int, n_used: int, epoch_ended: bool) -> Batch:
     """A batch of stored sequences: each token but a row's last is input, each but its first a target."""
     begin = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(row) - 1 for row in rows], out=begin[1:])
-    tokens = np.minimum(plain(np.concatenate([row[:-1] for row in rows])), n_vocab - 1)
-    targets = np.minimum(targets_of(np.concatenate([row[1:] for row in rows])), n_vocab - 1)
-    return Batch(tokens, targets, begin, n_used, epoch_ended)
+    np.cumsum([len(row.stored) - 1 for row in rows], out=begin[1:])
+    tokens = np.minimum(plain(np.concatenate([row.stored[:-1] for row in rows])), n_vocab - 1)
+    targets = np.minimum(targets_of(np.concatenate([row.stored[1:] for row in rows])), n_vocab - 1)
+    weights = None
+    if any(row.weights is not None for row in rows):
+        weights = np.concatenate([np.ones(len(row.stored) - 1, np.float32) if row.weights is None else row.weights[1:]
+                                  for row in rows])
+    return Batch(tokens, targets, begin, n_used, epoch_ended, weights)

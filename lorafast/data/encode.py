@@ -13,8 +13,9 @@ from ..errors import TemplateRefusal
 from .answers import Answer, Render, answer_begin, answer_in
 from .records import BadRecord, Chat, Completion, Preference, Record, Text
 from .rendered import Rendered
+from .samples import Row
 from .shown import iterates_tools, not_shown, wants_text_arguments, with_system_in_user, with_text_arguments
-from .tokens import SpecialTokens, masked
+from .tokens import SpecialTokens, masked, span_weights
 
 
 class Template(Protocol):
@@ -38,7 +39,7 @@ AS_CHATS = "pairs rendered as chats by the chat template (--raw-pairs trains on 
 SYSTEM = "chats whose system message stands in the first user's, as the chat template has no place for it"
 HIDDEN = "chats with '{}', which the chat template does not show"
 EMPTY = "answers that are not trained on, as the chat template shows nothing of them"
-WEIGHTS = "records with weights other than 0 and 1, which are taken as 1"
+WEIGHTS = "records with weights other than 0 and 1, which multiply their losses"
 WEIGHTLESS = "records of weight 0, which are left out"
 
 INSTRUCTION = ("Below is an instruction that describes a task. Write a response that appropriately completes the "
@@ -78,7 +79,12 @@ class SequenceEncoder:
         return [self.tokenizer.token_text(int(token)) for token in self._control_ids]
 
     def encode(self, record: Record) -> list[np.ndarray]:
-        """The sequences of a record, int32; a token that does not count in the loss appears as its complement, ~token.
+        """The sequences of `rows`, without their weights."""
+        return [row.stored for row in self.rows(record)]
+
+    def rows(self, record: Record) -> list[Row]:
+        """The sequences of a record, int32, with the factors of their losses; a token that does not count in the loss
+        appears as its complement, ~token.
 
         Usually one; more for a chat whose template shows a turn differently once others follow. Raises BadRecord.
         """
@@ -87,19 +93,29 @@ class SequenceEncoder:
             return []
         match record:
             case Text(text):
-                sequences = [self._with_ends(text, self._special(Rendered(text, self.tokenizer)).tokens)]
+                tokens = self._with_ends(text, self._special(Rendered(text, self.tokenizer)).tokens)
+                rows = [self._counting_everywhere(tokens, record.weight)]
             case Completion():
-                sequences = self._completion(record)
+                rows = self._completion(record)
             case Chat():
-                sequences = self._chat(record)
+                rows = self._chat(record)
             case Preference():
                 raise BadRecord("it is a preference (chosen and rejected, or a label), not a text to train on; keep "
                                 "what is good: jq -c '{prompt, completion: .chosen}' IN.jsonl > OUT.jsonl")
         if any(weight not in (0, 1) for weight in weights_of(record)):
             self.notes[WEIGHTS] += 1
-        if min(map(len, sequences)) < 2:
+        if min(len(row.stored) for row in rows) < 2:
             raise BadRecord("it is a single token, which follows nothing")
-        return sequences
+        return rows
+
+    @staticmethod
+    def _counting_everywhere(tokens: np.ndarray, weight: float) -> Row:
+        return Row(tokens, span_weights(len(tokens), [(0, len(tokens))], [weight]))
+
+    @staticmethod
+    def _counting_in(tokens: np.ndarray, spans: list[tuple[int, int]], weights: list[float]) -> Row:
+        stored = masked(tokens, spans)
+        return Row(stored, span_weights(len(stored), spans, weights))
 
     # ----------------------------------------------------------------------------------------------- texts and pairs
 
@@ -121,7 +137,7 @@ class SequenceEncoder:
     def _begins_with_bos(self, tokens: np.ndarray) -> bool:
         return len(tokens) > 0 and tokens[0] == self.tokenizer.bos_id
 
-    def _completion(self, pair: Completion) -> list[np.ndarray]:
+    def _completion(self, pair: Completion) -> list[Row]:
         if self.pairs_as_chats and not self._is_rendered(pair):
             self.notes[AS_CHATS] += 1
             return self._chat(as_chat(pair))
@@ -130,10 +146,10 @@ class SequenceEncoder:
         rendered = self._special(Rendered(text, self.tokenizer))
         sequence = self._with_ends(text, rendered.tokens)
         if self.train_on_prompt:
-            return [sequence]
+            return [self._counting_everywhere(sequence, pair.weight)]
         self.notes[MERGED] += not rendered.is_border(len(prompt))
         n_bos = bool(self.tokenizer.add_bos) and not self._begins_with_bos(rendered.tokens)
-        return [masked(sequence, [(rendered.index(len(prompt)) + n_bos, len(sequence))])]
+        return [self._counting_in(sequence, [(rendered.index(len(prompt)) + n_bos, len(sequence))], [pair.weight])]
 
     def _is_rendered(self, pair: Completion) -> bool:
         """Whether special tokens are spelt out in it: a template has been there before."""
@@ -141,11 +157,11 @@ class SequenceEncoder:
 
     # --------------------------------------------------------------------------------------------------------- chats
 
-    def _chat(self, chat: Chat) -> list[np.ndarray]:
+    def _chat(self, chat: Chat) -> list[Row]:
         chat, text = self._fitted(chat)
         whole = Rendered(text, self.tokenizer, add_bos=self.tokenizer.add_bos)
         if self.train_on_prompt:
-            return [whole.tokens]
+            return [self._counting_everywhere(whole.tokens, chat.weight)]
         self.notes[UNTRAINED] += chat.weights[0] > 0
         turns = [i for i, weight in enumerate(chat.weights) if weight > 0 and i > 0]
         if not turns:
@@ -154,9 +170,10 @@ class SequenceEncoder:
         answers = self._answers_in_whole(render, whole, turns)
         if answers is not None:
             self.notes[ENDLESS] += sum(not answer.ends for answer in answers)
-            return [masked(whole.tokens, [(answer.begin, answer.end) for answer in answers])]
+            return [self._counting_in(whole.tokens, [(answer.begin, answer.end) for answer in answers],
+                                      [chat.weight * chat.weights[i] for i in turns])]
         self.notes[SPLIT] += 1
-        return [self._own_sample(render, i) for i in turns]
+        return [self._own_sample(render, i, chat.weight * chat.weights[i]) for i in turns]
 
     def _answers_in_whole(self, render: Render, whole: Rendered, turns: list[int]) -> list[Answer] | None:
         """Where the answers stand in the whole chat; None where one of them is shown differently by itself."""
@@ -175,13 +192,13 @@ class SequenceEncoder:
             answers.append(answer)
         return answers
 
-    def _own_sample(self, render: Render, i: int) -> np.ndarray:
-        """The chat up to message i, of which only that counts."""
+    def _own_sample(self, render: Render, i: int, weight: float) -> Row:
+        """The chat up to message i, of which only that counts, times its weight."""
         text = render.upto(i + 1)
         own = Rendered(text, self.tokenizer, add_bos=self.tokenizer.add_bos)
         answer = answer_in(own, answer_begin(render, i, text), len(text), self._eog_ids)
         self.notes[ENDLESS] += not answer.ends
-        return masked(own.tokens, [(answer.begin, answer.end)])
+        return self._counting_in(own.tokens, [(answer.begin, answer.end)], [weight])
 
     def _fitted(self, chat: Chat) -> tuple[Chat, str]:
         """The chat as the template can show it, and what it renders; what it does not show is not trained on."""

@@ -16,7 +16,7 @@ from ..words import count
 from .encode import AS_CHATS, SequenceEncoder
 from .forms import Form, read_records
 from .records import BadRecord, Chat, Completion, Preference, Text
-from .samples import Samples, Sequences, targets_of
+from .samples import Samples, Sequences, TokenWeights, targets_of
 from .source import Source
 from .token_store import StoredTokens, TokenWriter
 
@@ -42,7 +42,7 @@ def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder
                 try:
                     if isinstance(record, BadRecord):
                         raise record
-                    sequences = encoder.encode(record)
+                    rows = encoder.rows(record)
                 except BadRecord as error:
                     bad.append(f"{source.name}:{line}: {error}")
                     if not skip_bad:
@@ -50,10 +50,10 @@ def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder
                     continue
                 kinds[_KINDS[type(record)]] += 1
                 chats += isinstance(record, Chat)
-                for sequence in sequences:
-                    writer.write(sequence)
+                for row in rows:
+                    writer.write(row.stored, row.weights)
                     writer.end_sample(line)
-                n_samples += len(sequences)
+                n_samples += len(rows)
         samples_of_source.append(n_samples)
         found = ", ".join(count(n, *kind) for kind, n in kinds.items()) or "nothing"
         recognised.append(f"{source.name}: {found}")
@@ -68,8 +68,9 @@ def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder
 def sequences_of(stored: StoredTokens, names: Sequence[str], ctx: int) -> Sequences:
     """The samples in what `write_records` stored of the files of these names, none longer than the context."""
     source = np.repeat(np.arange(len(names)), stored.facts["samples_of_source"])
+    weights = TokenWeights(stored.weight_begin, stored.weight) if len(stored.weight) else None
     samples = Sequences(stored.tokens, np.cumsum(stored.size) - stored.size, stored.size, os.pathsep.join(names),
-                        stored.facts["warnings"], stored.line, source, tuple(names))
+                        stored.facts["warnings"], stored.line, source, tuple(names), weights)
     if not len(samples):
         raise LoraFastError(f"{samples.name} has no records that could be trained on")
     return truncated(samples, ctx)

@@ -80,19 +80,46 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class TokenWeights:
+    """Factors of the losses of tokens: from token begin[i] on it is weight[i], before the first 1.
+
+    begin   int64 (R,), ascending
+    weight  float32 (R,)
+    """
+
+    begin: np.ndarray
+    weight: np.ndarray
+
+    def of(self, begin: int, size: int) -> np.ndarray:
+        """Of `size` tokens from token `begin` on, float32 (size,)."""
+        run = np.searchsorted(self.begin, np.arange(begin, begin + size), side="right") - 1
+        return np.where(run >= 0, self.weight[run], np.float32(1))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sequence as it is stored, int32 (n,), and the factors of its tokens' losses, float32 (n,); None: all 1."""
+
+    stored: np.ndarray
+    weights: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Sequences(Samples):
     """Samples that are whole sequences, of which some tokens may be there only to be read.
 
     A token that does not count in the loss is stored as its complement, ~token. The first one of a sequence is only
     input.
 
-    line    int64 (S,), line of its source that each sample comes from
-    source  int64 (S,), number of that source in `sources`
+    line     int64 (S,), line of its source that each sample comes from
+    source   int64 (S,), number of that source in `sources`
+    weights  None: every token that counts does so alike
     """
 
     line: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     source: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     sources: tuple[str, ...] = ()
+    weights: TokenWeights | None = None
 
     def subset(self, index: np.ndarray) -> Sequences:
         return replace(self, begin=self.begin[index], size=self.size[index], line=self.line[index],
@@ -101,6 +128,11 @@ class Sequences(Samples):
     def stored(self, sample: int) -> np.ndarray:
         """One sample as it is stored, int32 (size,)."""
         return self.tokens[self.begin[sample]:self.begin[sample] + self.size[sample]]
+
+    def row(self, sample: int) -> Row:
+        """One sample, with its weights."""
+        begin, size = int(self.begin[sample]), int(self.size[sample])
+        return Row(self.stored(sample), self.weights.of(begin, size) if self.weights else None)
 
 
 def plain(stored: np.ndarray) -> np.ndarray:

@@ -35,6 +35,17 @@ def masked(sequence: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
     return marked[:max(end for _, end in spans)]
 
 
+def span_weights(n: int, spans: list[tuple[int, int]], weights: list[float]) -> np.ndarray | None:
+    """Factors of the losses of n tokens, float32: that of its span for each token inside one, 1 for others. None where
+    all are 1."""
+    if all(weight == 1 for weight in weights):
+        return None
+    factors = np.ones(n, np.float32)
+    for (begin, end), weight in zip(spans, weights, strict=True):
+        factors[begin:end] = weight
+    return factors
+
+
 def n_common(a: np.ndarray, b: np.ndarray) -> int:
     """Number of tokens with which both begin."""
     n = min(len(a), len(b))

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..gguf.reader import Tensor
-from ..kernels.cross_entropy import cross_entropy_forward_backward
+from ..kernels.cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
 from .buffers import Scratch, empty
 from .linear import Group, Linear
 from .lora import Adapter
@@ -53,40 +53,44 @@ class Head:
             normed *= self.scale
         self.group.forward([z], h, normed, pass_)
 
-    def loss(self, x: np.ndarray, targets: np.ndarray, floor: float, at_a_time: int, token_weight: float | None,
-             need_dx: bool, pass_: Pass) -> float:
-        """Sum of the losses in nats of the targets that count (those >= 0), `at_a_time` tokens at a time.
+    def losses(self, x: np.ndarray, targets: np.ndarray, floor: float, at_a_time: int, weights: np.ndarray | None,
+               need_dx: bool, pass_: Pass) -> np.ndarray:
+        """The losses in nats, float32 (n,), of the n targets that count (those >= 0), `at_a_time` tokens at a time.
 
-        x (T, C), the last block's output, becomes its gradient; that, and the adapter's, are `token_weight` times those
-        of the sum. With token_weight None there is no way back: only the loss.
+        x (T, C), the last block's output, becomes its gradient; that, and the adapter's, are those of the sum of the
+        losses times `weights`, float32 (T,). With weights None there is no way back, and x stays as it is.
         floor  under the probabilities in the loss; 0: none
         """
-        total = 0.0
         counted = np.flatnonzero(targets >= 0)
+        losses = np.empty(len(counted), np.float32)
         for first in range(0, len(counted), at_a_time):
             index = counted[first:first + at_a_time]
-            total += self._chunk(x, index, targets[index], floor, token_weight, need_dx, pass_)
-        x[targets < 0] = 0
-        return total
+            losses[first:first + at_a_time] = self._chunk(
+                x, index, targets[index], floor, None if weights is None else weights[index], need_dx, pass_)
+        if weights is not None:
+            x[targets < 0] = 0
+        return losses
 
-    def _chunk(self, x: np.ndarray, index: np.ndarray, targets: np.ndarray, floor: float, token_weight: float | None,
-               need_dx: bool, pass_: Pass) -> float:
+    def _chunk(self, x: np.ndarray, index: np.ndarray, targets: np.ndarray, floor: float, weights: np.ndarray | None,
+               need_dx: bool, pass_: Pass) -> np.ndarray:
         adapter, n = pass_.adapter, len(index)
         z, normed, d_normed, x_head, dx_head, y = pass_.scratch.arrays(n, *self._widths(adapter))
         np.take(x, index, axis=0, out=x_head)
         saved = self.norm.saved(n, empty)
         h = self._h(n, adapter)
         self._forward(z, h, normed, x_head, saved, pass_)
+        loss = empty(n)
+        if weights is None:
+            cross_entropy_forward(loss, z, targets, floor, self.soft_cap, pass_.n_threads)
+            return loss
         y[:] = z[:, :y.shape[1]]
-        loss, weights = empty(n), np.full(n, token_weight or 0, np.float32)
         cross_entropy_forward_backward(loss, z, targets, weights, floor, self.soft_cap, pass_.n_threads)
-        if token_weight is not None:
-            dz, = self.group.gain_backward([z], [y], pass_)
-            self.group.backward(d_normed if need_dx else None, [dz], normed, h, pass_)
-            if need_dx:
-                if self.scale != 1:
-                    d_normed *= self.scale
-                dx_head.fill(0)
-                self.norm.backward(dx_head, d_normed, x_head, saved, pass_)
-                x[index] = dx_head
-        return float(loss.sum(dtype=np.float64))
+        dz, = self.group.gain_backward([z], [y], pass_)
+        self.group.backward(d_normed if need_dx else None, [dz], normed, h, pass_)
+        if need_dx:
+            if self.scale != 1:
+                d_normed *= self.scale
+            dx_head.fill(0)
+            self.norm.backward(dx_head, d_normed, x_head, saved, pass_)
+            x[index] = dx_head
+        return loss

@@ -12,6 +12,7 @@ from .buffers import Buffers, New, Scratch, empty, nbytes_of
 from .linear import Group
 from .lora import Adapter, Gradients, Ranks
 from .network import Network
+from .objective import Objective, TokenSum
 from .passes import Pass, Rows
 from .weights import MAPPED, Weights
 
@@ -66,38 +67,54 @@ class Trainer:
         return self.buffers.nbytes + self.scratch.memory.nbytes
 
     def loss(self, batch: Batch) -> float:
-        """Sum of the losses in nats of the targets that count, without gradients."""
-        loss = 0.0
-        for tokens, targets, begin in self._parts(batch):
-            pass_ = self._pass(tokens, begin)
-            buffers = self._forward(pass_)
-            loss += self._head(buffers, targets, None, pass_)
-        return loss
+        """Sum of the losses in nats of the targets that count, each times its weight, without gradients."""
+        objective = TokenSum()
+        return sum((objective.value(part, self._losses(part), self.strategy.head_tokens)
+                    for part in self._parts(batch)), 0.0)
+
+    def losses(self, batch: Batch, together: int = 1) -> np.ndarray:
+        """The losses in nats, float32 (n,), of the n targets that count, without gradients and weights.
+
+        together  rows that belong together, see Objective
+        """
+        return np.concatenate([self._losses(part) for part in self._parts(batch, together)])
 
     def loss_and_gradients(self, batch: Batch, token_weight: float, gradients: Gradients) -> float:
-        """Sum of the losses in nats of the targets that count; adds `token_weight` times its gradients to
-        `gradients`."""
-        return sum((self._loss_and_gradients(tokens, targets, begin, token_weight, gradients)
-                    for tokens, targets, begin in self._parts(batch)), 0.0)
+        """Sum of the losses in nats of the targets that count, each times its weight; adds `token_weight` times its
+        gradients to `gradients`."""
+        return self.minimise(batch, TokenSum(token_weight), gradients)
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Tokens, targets and begins of as many sequences at a time as can be worked on."""
-        first = 0
-        while first + 1 < len(batch.begin):
-            end = max(first + 2, int(np.searchsorted(batch.begin, batch.begin[first] + self.max_tokens, side="right")))
-            begin = batch.begin[first:end]
-            rows = slice(begin[0], begin[-1])
-            yield batch.tokens[rows], batch.targets[rows], begin - begin[0]
-            first = end - 1
+    def minimise(self, batch: Batch, objective: Objective, gradients: Gradients) -> float:
+        """The objective's value; adds its gradients to `gradients`."""
+        return sum((self._minimise(part, objective, gradients) for part in self._parts(batch, objective.together)), 0.0)
 
-    def _pass(self, tokens: np.ndarray, begin: np.ndarray, gradients: Gradients | None = None) -> Pass:
-        return Pass(tokens, Rows.of(begin), self.adapter, self.scratch, self.n_threads, gradients, self.weights)
+    def _parts(self, batch: Batch, together: int = 1) -> Iterator[Batch]:
+        """As many sequences at a time as can be worked on; those that belong together stay so."""
+        begin, first = batch.begin[::together], 0
+        while first + 1 < len(begin):
+            end = max(first + 2, int(np.searchsorted(begin, begin[first] + self.max_tokens, side="right"))) - 1
+            yield batch.part(first * together, end * together)
+            first = end
 
-    def _loss_and_gradients(self, tokens: np.ndarray, targets: np.ndarray, begin: np.ndarray, token_weight: float,
-                            gradients: Gradients) -> float:
-        network, pass_ = self.network, self._pass(tokens, begin, gradients)
+    def _pass(self, batch: Batch, gradients: Gradients | None = None) -> Pass:
+        return Pass(batch.tokens, Rows.of(batch.begin), self.adapter, self.scratch, self.n_threads, gradients,
+                    self.weights)
+
+    def _losses(self, batch: Batch) -> np.ndarray:
+        pass_ = self._pass(batch)
+        return self._head(self._forward(pass_), batch, None, pass_)
+
+    def _minimise(self, batch: Batch, objective: Objective, gradients: Gradients) -> float:
+        pass_ = self._pass(batch, gradients)
         buffers = self._forward(pass_)
-        loss = self._head(buffers, targets, token_weight, pass_)
+        losses = self._head(buffers, batch, None, pass_) if objective.needs_losses else None
+        losses = self._head(buffers, batch, objective.weights(batch, losses), pass_)
+        self._backward(buffers, pass_)
+        return objective.value(batch, losses, self.strategy.head_tokens)
+
+    def _backward(self, buffers: Activations, pass_: Pass) -> None:
+        """From the gradient of the last block's output, which the head left in its place."""
+        network = self.network
         x, saved, dx = buffers.input, buffers.saved_of, buffers.output
         for layer in range(len(network.blocks) - 1, buffers.lowest - 1, -1):
             block = network.blocks[layer]
@@ -112,7 +129,6 @@ class Trainer:
                            need_dx=layer > buffers.lowest or network.embedding.name in self.adapter)
         if network.embedding.name in self.adapter:
             network.embedding.backward(dx, x(0), pass_)
-        return loss
 
     def _forward(self, pass_: Pass) -> Activations:
         """Runs the blocks; returns the buffers, with the input of each block and what is kept for backward."""
@@ -123,11 +139,12 @@ class Trainer:
             block.forward(x(layer + 1), x(layer), saved(layer), pass_)
         return buffers
 
-    def _head(self, buffers: Activations, targets: np.ndarray, token_weight: float | None, pass_: Pass) -> float:
+    def _head(self, buffers: Activations, batch: Batch, weights: np.ndarray | None, pass_: Pass) -> np.ndarray:
         head, n_layer = self.network.head, len(self.network.blocks)
         need_dx = (buffers.lowest < n_layer or head.norm.is_adapted(self.adapter)
                    or self.network.embedding.name in self.adapter)
-        return head.loss(buffers.output, targets, self.floor, self.strategy.head_tokens, token_weight, need_dx, pass_)
+        return head.losses(buffers.output, batch.targets, self.floor, self.strategy.head_tokens, weights, need_dx,
+                           pass_)
 
 
 class Activations(Buffers):

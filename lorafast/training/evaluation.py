@@ -24,11 +24,12 @@ SAMPLING = Sampling(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0)
 
 
 def mean_loss(trainer: Trainer, batches: Iterable[Batch], n_batches: int = 0) -> tuple[float, int]:
-    """Mean loss in nats of the targets that count, and their number; of the first `n_batches` only unless that is 0."""
+    """Mean loss in nats of the targets that count, each times its weight, and their number; of the first `n_batches`
+    only unless that is 0."""
     total, n_tokens = 0.0, 0
     for batch in itertools.islice(batches, n_batches or None):
         total += trainer.loss(batch)
-        n_tokens += int(np.count_nonzero(batch.targets >= 0))
+        n_tokens += batch.n_counted
     return total / n_tokens, n_tokens
 
 

@@ -263,6 +263,15 @@ def test_weights():
     it = encoder(chat_templates.CHATML)
     assert it.encode(Text("ab", weight=0.0)) == [] and not it.encode(Text("ab", weight=0.5))[0].size == 0
     assert sum(n for sentence, n in it.notes.items() if "weight" in sentence) == 2
+    assert it.rows(Completion("q", "a"))[0].weights is None
+    row, = it.rows(parse_record({"weight": 0.5, "messages": [
+        USER, {**USER, "role": "assistant", "content": "a", "weight": 3}, USER,
+        {"role": "assistant", "content": "b", "weight": 0}, USER, {"role": "assistant", "content": "c"}]}))
+    tokens, counts = plain(row.stored), row.stored >= 0
+    assert row.weights[counts & (tokens == ord("a"))] == 1.5 and row.weights[counts & (tokens == ord("c"))] == 0.5
+    assert not (counts & (tokens == ord("b"))).any() and set(row.weights[counts]) == {1.5, 0.5}
+    row, = encoder(chat_templates.CHATML, train_on_prompt=True).rows(Completion("q", "a", weight=2.0))
+    assert (row.weights == 2).all()
 
 
 @pytest.mark.parametrize("seed", range(5))

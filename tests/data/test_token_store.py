@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from lorafast.data.samples import TokenWeights
 from lorafast.data.token_store import MAGIC, let_go, store_tokens
 from lorafast.errors import LoraFastError
 
@@ -14,6 +15,23 @@ def fill(writer):
     writer.write(np.arange(10, 20)[::2])
     writer.end_sample(1 << 40)
     return {"kinds": ["text"], "é": 1}
+
+
+def test_weights_and_labels():
+    def fill(writer):
+        writer.write(np.arange(3), None)
+        writer.end_sample(1, label=1)
+        writer.write(np.arange(4), np.array([1, 0.5, 0.5, 2], np.float32))
+        writer.end_sample(2, label=-1)
+        writer.write(np.arange(2))
+        writer.end_sample(3)
+        return {}
+
+    stored = store_tokens(fill)
+    assert stored.label.tolist() == [1, -1, 0]
+    assert stored.weight_begin.tolist() == [4, 6, 7] and stored.weight.tolist() == [0.5, 2, 1]
+    weights = TokenWeights(stored.weight_begin, stored.weight)
+    assert weights.of(0, 9).tolist() == [1, 1, 1, 1, 0.5, 0.5, 2, 1, 1] and weights.of(5, 2).tolist() == [0.5, 2]
 
 
 def must_not_be_called(writer):

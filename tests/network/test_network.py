@@ -172,6 +172,25 @@ def test_sequences_do_not_see_each_other(tmp_path):
     np.testing.assert_allclose(case.gradients.flat, gradients, rtol=1e-2, atol=1e-4 * np.abs(gradients).max())
 
 
+def test_weights_multiply_losses(tmp_path):
+    """However a batch is split into passes; and rows of weight 2 pull as much as rows that are there twice."""
+    case = Case(tmp_path / "model.gguf", rows=1, ctx=20)
+    tokens, targets = np.tile(case.tokens[0][:10], 3), np.tile(np.abs(case.targets[0][:10]), 3)
+    tokens[20:], targets[20:] = case.tokens[0][10:], np.abs(case.targets[0][10:])
+    begin, weights = np.array([0, 10, 20], np.int32), np.repeat(np.float32([2, 1]), 10)
+    results = {}
+    for name, batch, n in (("twice", Batch(tokens, targets, np.array([0, 10, 20, 30], np.int32), 3, False), 30),
+                           ("weighted", Batch(tokens[10:], targets[10:], begin, 2, False, weights), 20),
+                           ("parted", Batch(tokens[10:], targets[10:], begin, 2, False, weights), 10)):
+        trainer = Trainer(case.network, case.adapter, n, Strategy(n_kept=case.hp.n_layer), 1)
+        case.gradients.clear()
+        results[name] = trainer.loss_and_gradients(batch, 0.5, case.gradients), case.gradients.flat.copy()
+        assert trainer.loss(batch) == pytest.approx(results[name][0], rel=1e-6)
+    for loss, gradients in results.values():
+        assert loss == pytest.approx(results["twice"][0], rel=1e-5)
+        np.testing.assert_allclose(gradients, results["twice"][1], rtol=1e-2, atol=1e-4 * np.abs(gradients).max())
+
+
 def test_generation_follows_the_forward_pass(tmp_path):
     """Token by token through the cache, in chunks, or all at once: the same logits; and those that training's loss
     comes from."""
