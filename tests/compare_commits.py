@@ -4,6 +4,8 @@ OLD and NEW are commits, each built in a folder of its own, or folders with a bu
 on the same tiny models (and on MODEL, say SmolLM2), each in a process of its own; compared are the losses and gradient
 norms of every iteration, the tensors of every adapter and checkpoint, and generated texts and perplexities. The new
 commit goes on from the old one's checkpoints, too. Prints a line a case; exits 1 if any differs.
+
+The case with accumulation differs from commits before passes were summed in a tree (network/pass_sums.py).
 """
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from ..network.decoder import decoder_bytes
 from ..network.linear import Group
 from ..network.lora import Adapter
 from ..network.network import Network
+from ..network.pass_sums import stores_needed
 from ..network.residency import ModelFiles, Window, least_capacity, nbytes
 from ..network.trainer import Activations, Strategy, scratch_floats, weight_order
 from ..options.finetune import FinetuneConfig
@@ -142,7 +143,8 @@ class Planner:
             Item("Python, libraries, tokenizer", self.base_bytes),
             Item("training data", job.data.kept, job.data.note),
             Item("adapter", params * (job.copies - 3)),
-            Item("its gradients", params),
+            Item("its gradients", params * stores_needed(job.passes),
+                 "of several passes until they are summed" * (job.passes > 1)),
             Item("its moments", 2 * params),
             Item("norms and gains of the rows", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
