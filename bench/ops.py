@@ -145,6 +145,25 @@ def capped_loss(T: int) -> Arguments:
     return loss_forward_backward(T) | dict(soft_cap=30.0)
 
 
+def gated_conv_forward(T: int) -> Arguments:
+    return dict(y=zeros(T, C), b=normal(T, C), c=normal(T, C), x=normal(T, C), taps=normal(3, C),
+                begin=np.array([0, T], np.int32))
+
+
+def gated_conv_backward(T: int) -> Arguments:
+    inputs = gated_conv_forward(T)
+    return dict(db=inputs["b"], dc=inputs["c"], dx=inputs["x"], dy=normal(*inputs.pop("y").shape), **inputs)
+
+
+def silu_conv_forward(T: int) -> Arguments:
+    return dict(y=zeros(T, C), x=normal(T, C), taps=normal(4, C), begin=np.array([0, T], np.int32))
+
+
+def silu_conv_backward(T: int) -> Arguments:
+    inputs = silu_conv_forward(T)
+    return dict(dx=inputs["x"], dy=normal(*inputs.pop("y").shape), **inputs)
+
+
 def adam(T: int) -> Arguments:
     n = T * C
     return dict(param=normal(n), m=normal(n), v=normal(n)**2, grad=normal(n), grad_scale=0.5, beta1=0.9,
@@ -226,6 +245,11 @@ OPS = [
     Op("activation", "gelu_backward", activation_in_place, 2048, peak="memory update", **ACTIVATION_BACKWARD),
     Op("activation", "relu_squared_forward", activation_forward, 2048, peak="memory scale", **ACTIVATION),
     Op("activation", "relu_squared_backward", activation_in_place, 2048, peak="memory update", **ACTIVATION_BACKWARD),
+    Op("short_conv", "gated_conv_forward", gated_conv_forward, 4096, ("b", "c", "x"), "memory scale", out=("y",)),
+    Op("short_conv", "gated_conv_backward", gated_conv_backward, 4096, ("dy",), "memory update",
+       changed=("db", "dc", "dx")),
+    Op("short_conv", "silu_conv_forward", silu_conv_forward, 4096, ("x",), "memory scale", out=("y",)),
+    Op("short_conv", "silu_conv_backward", silu_conv_backward, 4096, ("dy",), "memory update", changed=("dx",)),
     Op("cross_entropy", "cross_entropy_forward", loss_forward, 1024, ("logits",), "memory read", out=("loss",)),
     Op("cross_entropy", "cross_entropy_forward_backward", loss_forward_backward, 1024, (), "memory update",
        out=("loss",), changed=("logits",)),

@@ -19,7 +19,8 @@ class Role:
 
     name        as in `blk.3.attn_q.weight`
     kind        how its pair acts (see network/lora.py)
-    part        the half of a block that it belongs to, by which `--targets attn,ffn` chooses; "" for all others
+    part        the half of a block that it belongs to, by which `--targets attn,ffn` chooses ("attn": what mixes
+                positions, in whatever way); "" for all others
     in_block    whether each block has one
     rank_field  llama-finetune's option for its rank, as a field of FinetuneConfig; "" for tensors that it did not know
     log_name    llama-finetune's name for it, as in `n_rank_wq`; "" likewise
@@ -47,6 +48,8 @@ ROLES = {role.name: role for role in (
     Role("ffn_down", "linear", "ffn", True, "rank_ffn_down", "ffn_down"),
     Role("ffn_up", "linear", "ffn", True, "rank_ffn_up", "ffn_up"),
     Role("attn_qkv", "linear", "attn"),
+    Role("shortconv.in_proj", "linear", "attn"),
+    Role("shortconv.out_proj", "linear", "attn"),
 )}
 """By name."""
 

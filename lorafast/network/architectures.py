@@ -18,6 +18,9 @@ PEFT_MODULES = {
 """The module that Hugging Face's llama has for each role: below `model.layers.<n>` for those of a block, below `model`
 for the embedding."""
 
+ALL_LOCAL = 1 << 30
+"""A period of which no model reaches the end."""
+
 
 @dataclass(frozen=True)
 class Sliding:
@@ -46,7 +49,8 @@ class Architecture:
     norm        "rms", or "layer": the mean is subtracted, and there may be biases
     attn_norm, ffn_norm            names of the norms before a branch; "" without
     attn_post_norm, ffn_post_norm  names of the norms behind it; "" without
-    final_norm  name of the norm before the output
+    final_norm  name of the norm before the output; `output_norm` is taken where a file has that in its place
+    mixer       what stands in attention's place in some blocks: "short_conv" where `attention.head_count_kv` is 0
     qk_norm     norms of q and k: of each "head", of all heads of a "row" together, of each head by weights of its own
                 ("heads")
     qk_norm_after_rope  they come after RoPE
@@ -83,6 +87,7 @@ class Architecture:
     ffn_norm: str = "ffn_norm"
     ffn_post_norm: str = ""
     final_norm: str = "output_norm"
+    mixer: Literal["", "short_conv"] = ""
     qk_norm: Literal["", "head", "row", "heads"] = ""
     qk_norm_after_rope: bool = False
     sub_norms: bool = False
@@ -135,6 +140,9 @@ GEMMA3 = replace(GEMMA2, name="gemma3", qk_norm="head", sliding=Sliding(period=6
 POST_NORMS_ONLY = Architecture("", attn_norm="", ffn_norm="", attn_post_norm="post_attention_norm",
                                ffn_post_norm="post_ffw_norm")
 GRANITE_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
+LFM2_MODULES = {"attn_output": "self_attn.out_proj", "shortconv.in_proj": "conv.in_proj",
+                "shortconv.out_proj": "conv.out_proj", "ffn_gate": "feed_forward.w1", "ffn_up": "feed_forward.w3",
+                "ffn_down": "feed_forward.w2"}
 
 ROWS = (
     LLAMA, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3,
@@ -163,6 +171,8 @@ ROWS = (
     Architecture("starcoder2", norm="layer", gated=False, activation="gelu",
                  biases=("attn_output", "ffn_up", "ffn_down"), needed_biases=("attn_output", "ffn_up", "ffn_down"),
                  peft={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
+    Architecture("lfm2", final_norm="token_embd_norm", mixer="short_conv", qk_norm="head",
+                 sliding=Sliding(period=ALL_LOCAL, scaled=True), peft=LFM2_MODULES),
     Architecture("stablelm", norm="layer", parallel="without ffn_norm", qk_norm="heads", tied="never"),
 )
 ARCHITECTURES = {row.name: row for row in ROWS}

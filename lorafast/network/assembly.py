@@ -7,13 +7,14 @@ from ..gguf.reader import GGUFFile, Tensor
 from .attention import Attention, Heads, Scores
 from .block import Block
 from .block_params import BlockParams
-from .branch import BranchOutput
+from .branch import Branch, BranchOutput
 from .dora import Gain
 from .feed_forward import FeedForward
 from .hparams import HParams
 from .linear import Group, Linear
 from .norm import HeadNorm, LayerNorm, Norm
 from .rope import Rope, RopeParams
+from .short_convolution import ShortConvolution, taps_of
 
 
 def norm_of(gguf: GGUFFile, hparams: HParams, name: str) -> Norm | None:
@@ -55,7 +56,17 @@ class _Assembly:
         is_parallel = arch.parallel is True or (arch.parallel == "without ffn_norm"
                                                 and self.norm(arch.ffn_norm) is None)
         ffn_norm = self.norm(arch.attn_norm if is_parallel else arch.ffn_norm)
-        return Block(self.hparams.n_embd, [self.attention(), self.feed_forward(ffn_norm)], is_parallel)
+        return Block(self.hparams.n_embd, [self.mixer(), self.feed_forward(ffn_norm)], is_parallel)
+
+    def mixer(self) -> Branch:
+        """Attention, or what stands in its place."""
+        return self.short_convolution() if self.params.conv_width else self.attention()
+
+    def short_convolution(self) -> ShortConvolution:
+        arch, C = self.hparams.architecture, self.hparams.n_embd
+        taps = taps_of(self.gguf.tensors[f"{self.prefix}shortconv.conv.weight"])
+        return ShortConvolution(self.norm(arch.attn_norm), self.split("shortconv.in_proj", C, C, C), taps,
+                                self.output("shortconv.out_proj", "", arch.attn_post_norm))
 
     def attention(self) -> Attention:
         arch, hp, params = self.hparams.architecture, self.hparams, self.params

@@ -13,6 +13,7 @@ class BlockParams:
     n_embd_head_k, n_embd_head_v   size of a head of queries and keys, of values
     window      newest positions that a position sees, itself included; 0: all
     rope        None: positions are not told apart by RoPE
+    conv_width  taps of the short convolution that stands in attention's place; 0: attention does
     """
 
     n_head: int
@@ -22,6 +23,7 @@ class BlockParams:
     n_ff: int
     window: int = 0
     rope: RopeParams | None = None
+    conv_width: int = 0
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -29,4 +31,5 @@ class BlockParams:
         q, k = self.n_head * self.n_embd_head_k, self.n_head_kv * self.n_embd_head_k
         v = self.n_head_kv * self.n_embd_head_v
         return {"F": self.n_ff, "2F": 2 * self.n_ff, "D": self.n_embd_head_k, "H": self.n_head, "HKV": self.n_head_kv,
-                "H*D": q, "HKV*D": k, "HKV*DV": v, "H*DV": self.n_head * self.n_embd_head_v, "QKV": q + k + v}
+                "H*D": q, "HKV*D": k, "HKV*DV": v, "H*DV": self.n_head * self.n_embd_head_v, "QKV": q + k + v,
+                "L": self.conv_width}

@@ -1,6 +1,7 @@
 """What a block is made of: branches that read the residual stream and add to it."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,6 +67,50 @@ class Saved(Buffers):
 
 class Nothing(Buffers):
     """No arrays."""
+
+
+class BranchInput:
+    """How a branch reads the residual stream: ys = the projections of norm(x), those of one group.
+
+    norm  None: of x itself
+    """
+
+    def __init__(self, norm: Norm | None, group: Group) -> None:
+        self.norm, self.group = norm, group
+
+    def saved(self, T: int, new: New) -> Statistics:
+        return self.norm.saved(T, new) if self.norm else []
+
+    def widths(self) -> tuple[int, int]:
+        """Columns of the scratch arrays `normed` and `d_normed`."""
+        return (self.group.linears[0].weight.K,) * 2
+
+    def has_gradients(self, adapter: Adapter, need_dx: bool) -> bool:
+        """Whether backward has anything to compute."""
+        return need_dx or self._norm_is_adapted(adapter) or self.group.is_adapted(adapter)
+
+    def _norm_is_adapted(self, adapter: Adapter) -> bool:
+        return self.norm is not None and self.norm.is_adapted(adapter)
+
+    def forward(self, ys: Sequence[np.ndarray], s: Statistics, h: Sequence[np.ndarray], x: np.ndarray,
+                normed: np.ndarray, pass_: Pass) -> None:
+        """ys and h: as Group.forward has them."""
+        if self.norm:
+            self.norm.forward(normed, s, x, pass_)
+        self.group.forward(ys, h, normed if self.norm else x, pass_)
+
+    def backward(self, dx: np.ndarray, dys: Sequence[np.ndarray], s: Statistics, h: Sequence[np.ndarray],
+                 x: np.ndarray, spare: tuple[np.ndarray, np.ndarray], pass_: Pass, need_dx: bool) -> None:
+        """Adds to dx, which nobody reads without `need_dx`. dys: behind the gains' backward pass."""
+        normed, d_normed = spare
+        if self.norm:
+            self.norm.forward(normed, s, x, pass_)
+        need_d_normed = need_dx or self._norm_is_adapted(pass_.adapter)
+        self.group.backward(d_normed if need_d_normed else None, dys, normed if self.norm else x, h, pass_)
+        if self.norm and need_d_normed:
+            self.norm.backward(dx, d_normed, x, s, pass_)
+        elif need_dx:
+            dx += d_normed
 
 
 class BranchOutput:

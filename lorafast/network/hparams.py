@@ -17,6 +17,9 @@ from .keys import Keys
 from .rope import RopeParams, Yarn
 from .tensors import check_tensors, expected_tensors
 
+MAX_CONV_WIDTH = 16
+"""Of kernels/short_conv.h."""
+
 
 @dataclass(frozen=True)
 class HParams:
@@ -171,6 +174,10 @@ def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[
     windows = _windows(keys, arch, n_layer)
     blocks = []
     for layer in range(n_layer):
+        if arch.mixer == "short_conv" and n_head_kv[layer] == 0:
+            blocks.append(BlockParams(n_head[layer], 0, n_embd_head_k, n_embd_head_v, n_ff[layer],
+                                      conv_width=_conv_width(keys, "shortconv.l_cache")))
+            continue
         if n_head_kv[layer] == 0 or n_head[layer] % n_head_kv[layer]:
             raise keys.error("attention.head_count_kv",
                              f"is {n_head_kv[layer]}, which does not divide {n_head[layer]} heads")
@@ -180,6 +187,14 @@ def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[
         blocks.append(BlockParams(n_head[layer], n_head_kv[layer], n_embd_head_k, n_embd_head_v, n_ff[layer],
                                   windows[layer], rope))
     return tuple(blocks)
+
+
+def _conv_width(keys: Keys, key: str) -> int:
+    """Taps of a short convolution."""
+    width = keys.count(key)
+    if width > MAX_CONV_WIDTH:
+        raise keys.error(key, f"is {width}, but lorafast knows convolutions of up to {MAX_CONV_WIDTH} taps")
+    return width
 
 
 def _windows(keys: Keys, arch: Architecture, n_layer: int) -> list[int]:

@@ -12,6 +12,7 @@ from .head import Head
 from .hparams import HParams
 from .linear import Group
 from .lora import Adapter
+from .tensors import final_norm_of
 
 
 class Network:
@@ -21,7 +22,7 @@ class Network:
         self.hparams, self.n_positions, self.precision = hparams, n_positions, precision
         self.embedding = Embedding(gguf.tensors["token_embd.weight"], hparams.embedding_scale, precision)
         self.blocks = build_blocks(gguf, hparams, n_positions, precision)
-        norm = norm_of(gguf, hparams, hparams.architecture.final_norm)
+        norm = norm_of(gguf, hparams, final_norm_of(gguf, hparams.architecture))
         matrix = gguf.tensors["token_embd.weight" if hparams.tied else "output.weight"]
         self.head = Head(norm, matrix, gguf.tensors.get("output.bias"), hparams.logit_scale, hparams.logit_soft_cap,
                          precision)

@@ -17,20 +17,27 @@ EVERYWHERE = ("attn_q", "attn_k", "attn_v", "attn_qkv")
 Shapes = dict[str, tuple[int, ...]]
 
 
+def final_norm_of(gguf: GGUFFile, arch: Architecture) -> str:
+    """The name of the norm before the output, without `.weight`."""
+    usual = "output_norm"
+    return usual if f"{usual}.weight" in gguf.tensors else arch.final_norm
+
+
 def expected_tensors(gguf: GGUFFile, arch: Architecture, C: int, V: int, blocks: Sequence[BlockParams]) -> Shapes:
     """Shape of every tensor of the network, by name: those that it needs, and those that it may have and the file
     has."""
-    shapes: Shapes = {"token_embd.weight": (V, C), f"{arch.final_norm}.weight": (C,)}
-    if arch.norm == "layer" and f"{arch.final_norm}.bias" in gguf.tensors:
-        shapes[f"{arch.final_norm}.bias"] = (C,)
+    final_norm = final_norm_of(gguf, arch)
+    shapes: Shapes = {"token_embd.weight": (V, C), f"{final_norm}.weight": (C,)}
+    if arch.norm == "layer" and f"{final_norm}.bias" in gguf.tensors:
+        shapes[f"{final_norm}.bias"] = (C,)
     if "output.weight" in gguf.tensors:
         shapes["output.weight"] = (V, C)
         if "output.bias" in gguf.tensors:
             shapes["output.bias"] = (V,)
     for layer, block in enumerate(blocks):
-        sizes = {"C": C, **block.sizes}
+        sizes = {"C": C, "3C": 3 * C, **block.sizes}
         present = {name.removeprefix(f"blk.{layer}.") for name in gguf.tensors if name.startswith(f"blk.{layer}.")}
-        for name, symbols in _block_tensors(arch, present):
+        for name, symbols in _block_tensors(arch, block, present):
             shapes[f"blk.{layer}.{name}"] = tuple(sizes[symbol] for symbol in symbols)
     for name in ROPE_FACTORS:
         n_rot = {block.rope.n_rot for block in blocks if block.rope}
@@ -39,13 +46,9 @@ def expected_tensors(gguf: GGUFFile, arch: Architecture, C: int, V: int, blocks:
     return shapes
 
 
-def _block_tensors(arch: Architecture, present: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _block_tensors(arch: Architecture, block: BlockParams, present: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Name and shape, in symbols, of a block's tensors. present: names that the file has of this block."""
-    matrices = {"attn_output": ("C", "H*DV"), "ffn_down": ("C", "F")}
-    if "attn_qkv.weight" in present:
-        matrices["attn_qkv"] = ("QKV", "C")
-    else:
-        matrices |= {"attn_q": ("H*D", "C"), "attn_k": ("HKV*D", "C"), "attn_v": ("HKV*DV", "C")}
+    matrices = {**_mixing_matrices(block, present), "ffn_down": ("C", "F")}
     if arch.gated and not (arch.fused_gate_up and "ffn_gate.weight" not in present):
         matrices |= {"ffn_gate": ("F", "C"), "ffn_up": ("F", "C")}
     else:
@@ -62,13 +65,24 @@ def _block_tensors(arch: Architecture, present: set[str]) -> Iterator[tuple[str,
         yield f"{name}.weight", ("C",)
         if arch.norm == "layer" and f"{name}.bias" in present:
             yield f"{name}.bias", ("C",)
-    yield from _inner_norms(arch, present)
+    if block.conv_width:
+        yield "shortconv.conv.weight", ("C", "L")
+    yield from _inner_norms(arch, block, present)
 
 
-def _inner_norms(arch: Architecture, present: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _mixing_matrices(block: BlockParams, present: set[str]) -> dict[str, tuple[str, ...]]:
+    """Those of attention, or of what stands in its place."""
+    if block.conv_width:
+        return {"shortconv.in_proj": ("3C", "C"), "shortconv.out_proj": ("C", "C")}
+    if "attn_qkv.weight" in present:
+        return {"attn_output": ("C", "H*DV"), "attn_qkv": ("QKV", "C")}
+    return {"attn_output": ("C", "H*DV"), "attn_q": ("H*D", "C"), "attn_k": ("HKV*D", "C"), "attn_v": ("HKV*DV", "C")}
+
+
+def _inner_norms(arch: Architecture, block: BlockParams, present: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Norms inside of the branches."""
     shapes = {"head": (("D",), ("D",)), "row": (("H*D",), ("HKV*D",)), "heads": (("H", "D"), ("HKV", "D"))}
-    if arch.qk_norm and (arch.qk_norm != "heads" or "attn_q_norm.weight" in present):
+    if arch.qk_norm and not block.conv_width and (arch.qk_norm != "heads" or "attn_q_norm.weight" in present):
         of_q, of_k = shapes[arch.qk_norm]
         yield "attn_q_norm.weight", of_q
         yield "attn_k_norm.weight", of_k

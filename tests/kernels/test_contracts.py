@@ -161,6 +161,29 @@ def attention_backward(rng, T, D):
                 lse=lse, **inputs)
 
 
+def conv_inputs(rng, T, C):
+    """Sequences of a third of the rows and of the rest; as many taps as there may be."""
+    return dict(taps=normal(rng, 16, C), begin=np.array([0, T // 3, T], np.int32))
+
+
+def gated_conv_forward(rng, T, C):
+    return dict(y=new(T, C), b=normal(rng, T, C), c=normal(rng, T, C), x=normal(rng, T, C), **conv_inputs(rng, T, C))
+
+
+def gated_conv_backward(rng, T, C):
+    inputs = gated_conv_forward(rng, T, C)
+    return dict(db=new(T, C), dc=new(T, C), dx=new(T, C), dy=normal(rng, *inputs.pop("y").shape), **inputs)
+
+
+def silu_conv_forward(rng, T, C):
+    return dict(y=new(T, C), x=normal(rng, T, C), **conv_inputs(rng, T, C))
+
+
+def silu_conv_backward(rng, T, C):
+    inputs = silu_conv_forward(rng, T, C)
+    return dict(dx=new(T, C), dy=normal(rng, *inputs.pop("y").shape), **inputs)
+
+
 def lora_forward(rng, T, K):
     return dict(h=new(T, 3), x=normal(rng, T, K), A=normal(rng, 3, K), scale=0.5)
 
@@ -233,6 +256,10 @@ OPS = [
     Op("embedding", "dequantize_rows", dequantize_rows, out=("out",), widths=BLOCKS),
     Op("attention", "attention_forward", attention_forward, out=("o", "lse"), widths=HEADS),
     Op("attention", "attention_backward", attention_backward, out=("dq", "dk", "dv"), widths=HEADS),
+    Op("short_conv", "gated_conv_forward", gated_conv_forward, out=("y",)),
+    Op("short_conv", "gated_conv_backward", gated_conv_backward, out=("db", "dc", "dx")),
+    Op("short_conv", "silu_conv_forward", silu_conv_forward, out=("y",)),
+    Op("short_conv", "silu_conv_backward", silu_conv_backward, out=("dx",)),
     Op("lora", "lora_forward", lora_forward, out=("h",)),
     Op("lora", "lora_backward", lora_backward, out=("c",), accumulated=("dA", "dB")),
     Op("dora", "dora_forward", dora_forward, out=("y", "out")),

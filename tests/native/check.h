@@ -22,6 +22,7 @@ void check_linear(void);
 void check_lora(void);
 void check_rms_norm(void);
 void check_rope(void);
+void check_short_conv(void);
 void check_unpack(void);
 
 /* Prints the normalised mean squared error, sum (got - exact)^2 / sum exact^2, and counts a failure where it is above

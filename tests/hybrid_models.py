@@ -1,0 +1,74 @@
+"""Small random models whose blocks are not all alike: by architecture, keys and the shapes of a block's tensors."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from make_models import spm_vocabulary
+
+from lorafast.gguf.types import GGMLType, GGUFValueType
+from lorafast.gguf.writer import TensorToWrite, write_gguf
+
+Shape = tuple[int, ...]
+C, F, V = 32, 48, 270
+HEADS, HEADS_KV, HEAD = 4, 2, 8
+ATTENTION = {"attn_norm": (C,), "attn_q": (HEADS * HEAD, C), "attn_k": (HEADS_KV * HEAD, C),
+             "attn_v": (HEADS_KV * HEAD, C), "attn_output": (C, HEADS * HEAD), "attn_q_norm": (HEAD,),
+             "attn_k_norm": (HEAD,)}
+FEED_FORWARD = {"ffn_norm": (C,), "ffn_gate": (F, C), "ffn_up": (F, C), "ffn_down": (C, F)}
+SHORT_CONVOLUTION = {"attn_norm": (C,), "shortconv.in_proj": (3 * C, C), "shortconv.conv": (C, 3),
+                     "shortconv.out_proj": (C, C)}
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """One architecture: keys under its prefix beside those of all, blocks, and tensors outside of them."""
+
+    keys: Mapping[str, Any]
+    blocks: tuple[Mapping[str, Shape], ...]
+    others: Mapping[str, Shape] = field(default_factory=lambda: {"output_norm": (C,)})
+
+
+HYBRIDS = {
+    "lfm2": Hybrid({"attention.head_count_kv": [0, HEADS_KV, 0, HEADS_KV], "shortconv.l_cache": 3},
+                   (SHORT_CONVOLUTION | FEED_FORWARD, ATTENTION | FEED_FORWARD) * 2, {"token_embd_norm": (C,)}),
+}
+
+
+def make_hybrid(path: Path, arch: str, seed: int = 0) -> Path:
+    """Writes a model of that architecture, its matrices in F32, and returns its path."""
+    rng, model = np.random.default_rng(seed), HYBRIDS[arch]
+    shapes = {"token_embd.weight": (V, C)} | {name_of(name): shape for name, shape in model.others.items()}
+    for layer, block in enumerate(model.blocks):
+        shapes |= {name_of(f"blk.{layer}.{name}"): shape for name, shape in block.items()}
+    keys = {"context_length": 128, "embedding_length": C, "block_count": len(model.blocks), "feed_forward_length": F,
+            "attention.head_count": HEADS, "attention.head_count_kv": HEADS_KV, "attention.key_length": HEAD,
+            "attention.value_length": HEAD, "attention.layer_norm_rms_epsilon": 1e-6, **model.keys}
+    values = [("general.architecture", GGUFValueType.STRING, arch), ("general.file_type", GGUFValueType.UINT32, 0)]
+    values += [(f"{arch}.{key}", value_type(value), value) for key, value in keys.items()]
+    write_gguf(path, values + spm_vocabulary(V), [tensor(name, shape, rng) for name, shape in shapes.items()])
+    return path
+
+
+def name_of(name: str) -> str:
+    """With `.weight`, unless it has a suffix of its own."""
+    return name if name.endswith((".bias", "ssm_a")) else f"{name}.weight"
+
+
+def tensor(name: str, shape: Shape, rng: np.random.Generator) -> TensorToWrite:
+    if "norm" in name or "scale" in name:
+        values = rng.uniform(0.5, 1.5, shape)
+    elif name.endswith("ssm_a"):
+        values = -rng.uniform(0.1, 2, shape)
+    else:
+        values = rng.standard_normal(shape) * (shape[-1]**-0.5 if len(shape) > 1 and "embd" not in name else 0.5)
+    return TensorToWrite(name, GGMLType.F32, shape, np.ascontiguousarray(values, np.float32))
+
+
+def value_type(value: Any) -> Any:
+    if isinstance(value, list):
+        return GGUFValueType.ARRAY, value_type(value[0])
+    return {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32}[type(value)]
