@@ -19,6 +19,8 @@ from ..network.lora import Pair
 from ..options.outputs import megabytes
 
 VALUE_WIDTH = 60
+NAME_WIDTH = 64
+"""Characters that a column of names has at most; a longer name pushes the rest of its line."""
 ANY_BASE = BaseModel("", 0, 0, 0, tied=False)
 """Stands for the base model where only norms are wanted: they do not depend on the order of q's and k's rows."""
 
@@ -32,7 +34,9 @@ def inspect_file(path: str, *, everything: bool = False) -> Iterator[str]:
     """
     kind = form_of_file(path)
     if kind is FileForm.MODEL:
-        yield from model_lines(open_model(path), everything)
+        model = open_model(path)
+        model.refuse_damage()
+        yield from model_lines(model, everything)
         return
     yield f"{path}: {kind.phrase}"
     if kind is FileForm.CHECKPOINT:
@@ -63,11 +67,21 @@ def model_lines(model: GGUFFile, everything: bool) -> Iterator[str]:
 
 def metadata_lines(file: GGUFFile, everything: bool) -> Iterator[str]:
     """One line a key: name, type, value."""
-    width = max(map(len, file.metadata), default=0)
+    width = column_width(file.metadata)
     for key, value in file.metadata.items():
         type, element_type = file.value_types[key]
         label = f"{type.label}[{element_type.label}]" if element_type is not None else type.label
-        yield f"{key:<{width}}  {label:<9} {shown(value, everything)}"
+        yield f"{key if everything else shortened(key):<{width}}  {label:<9} {shown(value, everything)}"
+
+
+def column_width(names: Iterable[str]) -> int:
+    """Of a column with these names. In files of strangers one may be as long as the file."""
+    return min(max(map(len, names), default=0), NAME_WIDTH)
+
+
+def shortened(name: str) -> str:
+    """A name that fits its column."""
+    return name if len(name) <= NAME_WIDTH else f"{name[:NAME_WIDTH - 3]}..."
 
 
 def shown(value: Any, everything: bool = False) -> str:
@@ -88,11 +102,12 @@ def tensor_lines(tensors: Iterable[Tensor], everything: bool) -> Iterator[str]:
     for tensor in tensors:
         name = tensor.name if everything else re.sub(r"^blk\.\d+\.", "blk.*.", tensor.name)
         rows.setdefault((name, tensor.type, tensor.shape), []).append(tensor)
-    width = max((len(name) for name, _, _ in rows), default=0)
+    width = column_width(name for name, _, _ in rows)
     yield f"{'tensor':<{width}}  count  type    shape (rows × columns)       size"
     for (name, type, shape), alike in rows.items():
         size = megabytes(sum(tensor.nbytes for tensor in alike))
-        yield f"{name:<{width}}  {len(alike):>5}  {type.label:<6}  {' × '.join(map(str, shape)):<16}  {size:>15}"
+        label = name if everything else shortened(name)
+        yield f"{label:<{width}}  {len(alike):>5}  {type.label:<6}  {' × '.join(map(str, shape)):<16}  {size:>15}"
 
 
 def type_lines(tensors: Iterable[Tensor]) -> Iterator[str]:
@@ -127,7 +142,7 @@ def adapter_lines(adapter: AdapterFile, everything: bool = False) -> Iterator[st
     rows: dict[str, list[str]] = {}
     for name, _ in adapter.ordered():
         rows.setdefault(name if everything else split_name(name)[1], []).append(name)
-    width = max(map(len, rows), default=0)
+    width = column_width(rows)
     yield ""
     yield "Root mean squares over the pairs of a row: ‖A‖, ‖B‖, the change ‖s·B·A‖, and one element of the change"
     if adapter.magnitudes:

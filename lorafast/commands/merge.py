@@ -24,6 +24,7 @@ from ..adapters import AdapterFile, BaseModel, read_adapter
 from ..adapters.cards import MODELFILE, beside, write_beside
 from ..adapters.ollama import modelfile_for
 from ..errors import LoraFastError
+from ..gguf import checksum
 from ..gguf.file_form import FileForm
 from ..gguf.quantize_k import quantize
 from ..gguf.quants import dequantize
@@ -104,6 +105,7 @@ def run(options: MergeOptions, write: Callable[[str], None] = show) -> int:
         targets.append(Target("--modelfile", str(beside(options.output, MODELFILE)), FileForm.MODELFILE))
     check_overwriting(targets, inputs, force=options.force)
     model = open_model(options.model_base)
+    model.refuse_damage()
     base = BaseModel.from_gguf(model)
     adapters = []
     for path, scale in options.adapters():
@@ -145,7 +147,7 @@ def merge_model(path: str | os.PathLike, model: GGUFFile, adapters: Sequence[tup
             return lambda: _rows(plan, pool, n_threads, changes, meter)
 
         tensors = [TensorToWrite(plan.name, plan.type, plan.source.shape, stream(plan)) for plan in plans]
-        write_gguf(path, _metadata(model, type), tensors, alignment=model.alignment)
+        write_gguf(path, _metadata(model, type), tensors, alignment=model.alignment, summed=True)
     return Report(changes, notes, os.path.getsize(path))
 
 
@@ -174,6 +176,9 @@ def _changes_by_tensor(model: GGUFFile,
             if tensor is None:
                 raise LoraFastError(f"the adapter has a pair for {name}, which {model.path} lacks; "
                                     "it belongs to another model")
+            if len(tensor.shape) > 2:
+                raise LoraFastError(f"{model.path}: tensor '{tensor.name}' has shape {tensor.shape}, and an adapter's "
+                                    "pair is for a matrix or a vector")
             n_out, n_in = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
             if (b.shape[1], a.shape[1]) != (n_out, n_in):
                 raise LoraFastError(f"the adapter's pair for {name} fits a tensor of shape {(b.shape[1], a.shape[1])}, "
@@ -264,9 +269,10 @@ def _type_of(tensor: Tensor, type: GGMLType | None) -> GGMLType:
 
 
 def _metadata(model: GGUFFile, type: GGMLType | None) -> list[tuple[str, ValueType, Any]]:
-    """The model's own; one that was split over several files no longer is."""
+    """The model's own, but for its checksum; one that was split over several files no longer is."""
     metadata: list[tuple[str, ValueType, Any]] = [
-        (key, model.value_types[key], value) for key, value in model.metadata.items() if not key.startswith("split.")]
+        (key, model.value_types[key], value) for key, value in model.metadata.items()
+        if not key.startswith("split.") and key != checksum.KEY]
     if type is not None:
         metadata = [item for item in metadata if item[0] != "general.file_type"]
         metadata.append(("general.file_type", GGUFValueType.UINT32, type.weights.file_type))

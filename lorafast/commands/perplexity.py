@@ -133,6 +133,10 @@ def measured(config: PerplexityConfig, write: Callable[[str], None] = lambda lin
         speed = len(result.losses) / (time.perf_counter() - began)
         write(f"{name}: perplexity {result.value:.4f} ± {result.standard_error:.4f}, {len(result.losses)} tokens "
               f"predicted, {speed:.0f} a second")
+        broken = np.count_nonzero(~np.isfinite(result.losses))
+        if broken:
+            raise LoraFastError(f"{name}: the losses of {broken} of {count(len(result.losses), 'token')} are not "
+                                "finite: the model or the adapter is damaged, or its values overflow")
         results.append(result)
     return results
 

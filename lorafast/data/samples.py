@@ -19,7 +19,8 @@ S = TypeVar("S", bound="Samples")
 class Identity:
     """By what data is known again, under whatever name; empty where that is not known.
 
-    tokens   16 hexadecimal digits of all tokens, which follow from the files, the tokenizer and the template
+    tokens   16 hexadecimal digits of all tokens, which follow from the files, the tokenizer and the template, and of
+             their weights
     cuts     `samples_hash` of where samples begin and end, without a name
     """
 
@@ -54,12 +55,17 @@ class Samples:
 
     @property
     def identity(self) -> Identity:
-        """Reads the array piece by piece."""
+        """Reads the arrays piece by piece."""
         digest = hashlib.blake2b(digest_size=8)
-        for begin in range(0, self.tokens.size, _PIECE):
-            digest.update(np.ascontiguousarray(self.tokens[begin:begin + _PIECE], "<i4").data)
+        for array in self.contents():
+            for begin in range(0, array.size, _PIECE):
+                digest.update(np.ascontiguousarray(array[begin:begin + _PIECE]).data)
         self.let_go()
         return Identity(digest.hexdigest(), samples_hash("", self.begin, self.size))
+
+    def contents(self) -> tuple[np.ndarray, ...]:
+        """What is trained on, without how it is cut."""
+        return (self.tokens,)
 
     @property
     def n_unique_tokens(self) -> int:
@@ -124,6 +130,9 @@ class Sequences(Samples):
     def subset(self, index: np.ndarray) -> Sequences:
         return replace(self, begin=self.begin[index], size=self.size[index], line=self.line[index],
                        source=self.source[index])
+
+    def contents(self) -> tuple[np.ndarray, ...]:
+        return (self.tokens, self.weights.begin, self.weights.weight) if self.weights else (self.tokens,)
 
     def stored(self, sample: int) -> np.ndarray:
         """One sample as it is stored, int32 (size,)."""

@@ -24,7 +24,7 @@ from .assignments import ASSIGNMENT
 from .declare import Allowed, Options, option, to_argv, unknown
 from .defaults import MODERN, ORIGINAL, PRESETS, RUN_OPTIONS, completed, resume_command
 from .other_names import MODULES
-from .outputs import Output
+from .outputs import Output, refuse_nameless
 
 AT_LEAST_0 = Allowed("at least 0", lambda n: n >= 0)
 AT_LEAST_1 = Allowed("at least 1", lambda n: n >= 1)
@@ -56,6 +56,9 @@ MOST_TOKENS = 2**31 - 1
 
 ITERATIONS = 256
 """Of a run, where neither iterations nor epochs are given."""
+
+EVALUATIONS = 5
+"""At least so many after the first, in a run that is too short for them by --save-every."""
 
 FILES, RUN, DATA, EVALUATION, SEEING, ADAPTER, OPTIMISER, STOPPING, MODEL = (
     "Files", "Run", "Data", "Evaluation", "Seeing how it goes", "Adapter", "Optimiser", "Stopping early",
@@ -295,6 +298,14 @@ class FinetuneConfig(ModelOptions):
     rope_freq_scale: float | None = option(None, MODEL, "X", "factor of the rotary positions", allowed=POSITIVE,
                                            shown_default="the model's")
 
+    def __new__(cls, *args: Any, **given: Any) -> FinetuneConfig:
+        """ValueError for a preset without its values: `complete` fills them in."""
+        missing = PRESETS.get(given.get("preset", ORIGINAL), {}).keys() - given.keys()
+        if missing:
+            raise ValueError(f"preset={given['preset']!r} is for FinetuneConfig.complete, which fills in its values of "
+                             f"{', '.join(sorted(missing))}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adam_min_alpha > self.adam_alpha:
@@ -303,6 +314,9 @@ class FinetuneConfig(ModelOptions):
         if self.batch * self.ctx > MOST_TOKENS:
             raise UsageError(f"--batch {self.batch}, --ctx {self.ctx}: a pass has {self.batch * self.ctx} tokens then, "
                              f"but at most {MOST_TOKENS} are possible")
+        for field, name in (*(("lora-out", name) for name in self.lora_out), ("metrics", self.metrics),
+                            ("checkpoint-out", self.checkpoint_out), ("report", self.report)):
+            refuse_nameless(f"--{field}", name)
         self._check_adapter()
         if self.config:
             raise ValueError("config is for FinetuneConfig.complete, which knows what else was given")
@@ -346,10 +360,17 @@ class FinetuneConfig(ModelOptions):
         others = (_as_option(name, getattr(self, name)) for name in ("lora_r", "adam_alpha", "ctx", "batch"))
         return ", ".join([*others, length])
 
-    @property
-    def evaluation_interval(self) -> int:
-        """Iterations between two evaluations; 0 if there is none but the last."""
-        return max(0, self.save_every) if self.eval_every is None else self.eval_every
+    def evaluation_interval(self, end: int) -> int:
+        """Iterations between two evaluations; 0 if there is none but the last.
+
+        end  of the run, counted from its beginning: a short one is evaluated EVALUATIONS times where nothing says how
+             often, unless llama-finetune's defaults hold
+        """
+        if self.eval_every is not None:
+            return self.eval_every
+        if self.is_llama_finetune_run or self.save_every <= 0:
+            return max(0, self.save_every)
+        return min(self.save_every, max(1, math.ceil(end / EVALUATIONS)))
 
     @property
     def options_path(self) -> Path | None:

@@ -92,6 +92,12 @@ class Output:
         return old
 
 
+def refuse_nameless(option: str, name: str) -> None:
+    """UsageError for an output that is the root, the folder one is in, or one above: `/`, `./`, `..`."""
+    if name and os.path.basename(name.rstrip("/")) in ("", ".", ".."):
+        raise UsageError(f"{option} {name}: add a name to this folder")
+
+
 def check_outputs(outputs: Sequence[Output]) -> None:
     """Raises an error for an output that could not be written."""
     owner: dict[str, Output] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import LoraFastError, UsageError
 from ..gguf.file_form import FileForm
 from ..gguf.recognise import form_of_file
+from .outputs import refuse_nameless
 
 BEGINNINGS = {
     FileForm.OPTIONS: re.compile(rb"# All options of a lorafast run"),
@@ -39,13 +40,15 @@ class Target:
 
 
 def check_overwriting(targets: Iterable[Target], inputs: Mapping[str, str], *, force: bool = False) -> None:
-    """UsageError for a target that is one of the inputs, or, without `force`, a file of another form.
+    """UsageError for a target that is one of the inputs, or has no name, or, without `force`, is a file of another
+    form.
 
     inputs  paths of files and folders that are read, with what each is ("the base model"); empty paths are ignored
     """
     read = {path: what for given, what in inputs.items() if given for path in _files(given)}
     for target in targets:
         path = target.path
+        refuse_nameless(target.option, path)
         if not os.path.exists(path):
             continue
         for source, what in read.items():

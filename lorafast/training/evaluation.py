@@ -12,6 +12,7 @@ import numpy as np
 from ..data.batches import Batch
 from ..data.chat_template import ChatTemplate
 from ..data.encode import chat_tokens
+from ..errors import LoraFastError
 from ..network.decoder import Decoder
 from ..network.generation import Session, chooser
 from ..network.lora import Adapter
@@ -25,11 +26,14 @@ SAMPLING = Sampling(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0)
 
 def mean_loss(trainer: Trainer, batches: Iterable[Batch], n_batches: int = 0) -> tuple[float, int]:
     """Mean loss in nats of the targets that count, each times its weight, and their number; of the first `n_batches`
-    only unless that is 0."""
+    only unless that is 0. LoraFastError where none counts."""
     total, n_tokens = 0.0, 0
     for batch in itertools.islice(batches, n_batches or None):
         total += trainer.loss(batch)
         n_tokens += batch.n_counted
+    if not n_tokens:
+        raise LoraFastError("the data to evaluate on has no token that counts in the loss; give other --valid-data, or "
+                            "more --eval-batches")
     return total / n_tokens, n_tokens
 
 

@@ -35,11 +35,12 @@ class Learner:
         return self.sums.stores[0]
 
     def loss_and_gradients(self, batches: Sequence[Batch], iteration: int) -> float:
-        """Mean loss in nats of the targets that count, of all batches together; its gradients are in `gradients`."""
+        """Mean loss in nats of the targets that count, of all batches together; its gradients are in `gradients`. Where
+        none counts both are 0."""
         if self.dropout:
             self.dropout.draw(iteration)
         self.network.refresh(self.trainer.adapter)
-        token_weight = 1 / sum(np.count_nonzero(batch.targets >= 0) for batch in batches)
+        token_weight = 1 / max(1, sum(np.count_nonzero(batch.targets >= 0) for batch in batches))
         self.sums.begin(len(batches))
         loss = token_weight * sum(self._pass(batch, token_weight) for batch in batches)
         if self.dropout:

@@ -9,6 +9,7 @@ batch's loss is known to be finite, and announced before the iteration's line.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -214,8 +215,11 @@ class Run:
         self.asked_to_stop = self.is_cut_short = False
         self.loss = self.gradient_norm = 0.0
         self.measured = Measured()
+        self.batches: list[Batch] = []
         self.n_tokens = 0
         """Of the newest batch, all passes together."""
+        self.plausible_at: int | None = None
+        """Iteration of the newest save whose loss was below that of guessing."""
 
     @property
     def done(self) -> int:
@@ -334,28 +338,29 @@ class Run:
         loss = self.learner.loss_and_gradients(batches, state.iteration)
         self.opened.files.check()       # before anything is made of it
         if not math.isfinite(loss):
-            raise LoraFastError(f"the loss of iteration {state.iteration} is {loss}, {self.cause(batches)}; "
-                                f"{self.last_good()}")
-        self.loss = loss
+            cause = self.cause(lambda: self.learner.loss_and_gradients(batches, state.iteration))
+            raise LoraFastError(f"the loss of iteration {state.iteration} is {loss}, {cause}; {self.last_good()}")
+        self.loss, self.batches = loss, batches
         return self.stop_tests.check(loss, state.iteration)
 
     def update(self, schedule: float) -> None:
         state = self.state
         self.gradient_norm = self.learner.update(state.iteration, schedule)
         if not math.isfinite(self.gradient_norm):
-            raise LoraFastError(f"the gradient of iteration {state.iteration} is not finite; {self.last_good()}")
+            cause = self.cause(lambda: self.learner.loss_and_gradients(self.batches, state.iteration))
+            raise LoraFastError(f"the gradient of iteration {state.iteration} is not finite, {cause}; "
+                                f"{self.last_good()}")
         state.iteration += 1
         state.tokens += self.n_tokens
 
-    def cause(self, batches: Sequence[Batch]) -> str:
+    def cause(self, repeat: Callable[[], object]) -> str:
         """What was not finite first, found by computing the same once more."""
-        learner, opened = self.learner, self.opened
-        return first_fault(opened.network, opened.gguf.tensors, opened.adapter, learner.gradients,
-                           lambda: learner.loss_and_gradients(batches, self.state.iteration))
+        opened = self.opened
+        return first_fault(opened.network, opened.gguf.tensors, opened.adapter, self.learner.gradients, repeat)
 
     def evaluation_is_due(self) -> bool:
         """Whether this iteration is one of those at which a run evaluates, and none has done so yet."""
-        every, iteration = self.config.evaluation_interval, self.state.iteration
+        every, iteration = self.config.evaluation_interval(self.course.end), self.state.iteration
         return self.evaluates and every > 0 and iteration % every == 0 and self.best.evaluated != iteration
 
     def evaluate(self, is_last: bool = False) -> str | None:
@@ -368,7 +373,7 @@ class Run:
         self.learner.show_all()
         reason = None
         if self.data.valid is not None:
-            loss, n_tokens = mean_loss(self.learner.trainer, self.batches_of(self.data.valid), config.eval_batches)
+            loss, n_tokens = self.valid_loss(self.data.valid)
             self.lowest_loss = min(loss, self.lowest_loss)
             is_best = loss < self.best.loss if is_last else self.best.take(loss, state.iteration)
             evaluation = Evaluation(state.iteration, loss, n_tokens, is_best)
@@ -390,10 +395,22 @@ class Run:
             self.tell(continuation)
         return reason
 
+    def valid_loss(self, samples: Samples) -> tuple[float, int]:
+        """Mean loss on the data to evaluate on, and tokens. LoraFastError where it is not finite."""
+        trainer, n_batches = self.learner.trainer, self.config.eval_batches
+        loss, n_tokens = mean_loss(trainer, self.batches_of(samples), n_batches)
+        if not math.isfinite(loss):
+            cause = self.cause(lambda: mean_loss(trainer, self.batches_of(samples), n_batches))
+            raise LoraFastError(f"the loss on {samples.name} after iteration {self.state.iteration} is {loss}, "
+                                f"{cause}; {self.last_good()}")
+        return loss, n_tokens
+
     def save(self) -> None:
         best = self.best_iteration if self.keeps_best else None
         self.saver.save(self.state, self.learner.moments, self.extras(), best)
         self.saved_at = self.state.iteration
+        if self.is_plausible(self.loss):
+            self.plausible_at = self.saved_at
         self.requests.save = False
 
     def remember_history(self) -> None:
@@ -426,12 +443,27 @@ class Run:
         checkpoint = output.latest_path if self.has_saved else self.config.checkpoint_in
         return self.config.resume_command(checkpoint, None if limit is None else limit - self.done, epochs)
 
+    def is_plausible(self, loss: float) -> bool:
+        """Whether a loss is below that of a model that takes all tokens for equally likely."""
+        return loss < math.log(self.opened.hparams.n_vocab)
+
     def last_good(self) -> str:
-        if self.has_saved and self.config.checkpoint_output:
-            path = self.config.checkpoint_output.latest_path
+        """Where to go on from. A checkpoint that is worse than guessing is not called good if an earlier one was
+        better."""
+        output, latest = self.config.checkpoint_output, ""
+        if self.has_saved and output:
+            latest = output.latest_path
+        elif self.first_iteration:
+            latest = self.config.checkpoint_in
+        if not latest:
+            where = "nothing was saved"
+        elif not self.has_saved or self.plausible_at in (None, self.saved_at):
+            where = f"the last good checkpoint is {latest}, of iteration {self.saved_at}"
         else:
-            path = self.config.checkpoint_in if self.first_iteration else ""
-        where = f"the last good checkpoint is {path}, of iteration {self.saved_at}" if path else "nothing was saved"
+            numbered = output.paths(self.plausible_at)[0] if output else ""
+            kept = numbered if numbered != latest and os.path.exists(numbered) else "not kept (--keep)"
+            where = (f"the last checkpoint, {latest} of iteration {self.saved_at}, has a loss above that of guessing; "
+                     f"the last good one, of iteration {self.plausible_at}, is {kept}")
         return f"{where}; go on with a lower --adam-alpha"
 
     def tell(self, event: Event) -> None:

@@ -10,6 +10,7 @@ from lorafast.errors import FormatError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
 from lorafast.gguf.roles import LLAMA_FINETUNE_NAMES
+from lorafast.gguf.types import GGUFValueType
 from tests.adapters.test_gguf import MATRICES, random_adapter
 
 
@@ -30,6 +31,14 @@ def test_a_model(tmp_path):
     everything = text_of(model, everything=True)
     assert "blk.2.attn_q.weight" in everything and "blk.*." not in everything and "[filler7]" in everything
     assert max(map(len, text.splitlines()[1:])) <= 120
+
+
+def test_a_long_name_does_not_widen_every_line(tmp_path):
+    """A file of 408 kB made inspect print 604 MB."""
+    long = "k" * 20_000
+    model = make_tiny(tmp_path / "model.gguf", metadata=[(long, GGUFValueType.UINT32, 1)])
+    assert len(text_of(model)) < 20_000
+    assert len(text_of(model, everything=True)) < 4 * 20_000 and long in text_of(model, everything=True)
 
 
 @pytest.mark.parametrize("form, name, targets", [

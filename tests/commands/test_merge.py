@@ -8,8 +8,9 @@ from numerics import nmse
 import lorafast
 import lorafast.commands.merge
 from lorafast.adapters import AdapterFile, BaseModel, write_adapter
+from lorafast.commands.inspect_model import inspect_file
 from lorafast.commands.merge import Change, merge_model, report_lines, run as run_merge
-from lorafast.errors import LoraFastError, UsageError
+from lorafast.errors import FormatError, LoraFastError, UsageError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.quantize_k import quantize
 from lorafast.gguf.quants import dequantize
@@ -125,8 +126,9 @@ def test_metadata_stays(tmp_path):
     model, adapter = model_and_adapter(tmp_path)
     merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)])
     merged = GGUFFile(tmp_path / "merged.gguf")
-    assert list(merged.metadata) == list(model.metadata) and merged.value_types == model.value_types
-    assert all(np.array_equal(value, model.metadata[key]) for key, value in merged.metadata.items())
+    assert list(merged.metadata) == [*model.metadata, "lorafast.crc32"]
+    assert model.value_types.items() <= merged.value_types.items()
+    assert all(np.array_equal(merged.metadata[key], value) for key, value in model.metadata.items())
 
 
 @pytest.mark.parametrize("name, file_type", [("f16", 1), ("q8_0", 7), ("bf16", 32), ("q4_K", 15), ("f32", 0)])
@@ -277,6 +279,30 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(LoraFastError, match=r"pair for blk.0.attn_q.weight holds values that are not finite"):
         merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)])
     assert not (tmp_path / "merged.gguf").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_pair_for_a_tensor_of_three_dimensions_is_refused(tmp_path):
+    model, adapter = model_and_adapter(tmp_path)
+    tensors = [TensorToWrite(name, each.type, (2, 32, 64) if name == "blk.0.attn_q.weight" else each.shape, each.data)
+               for name, each in model.tensors.items()]
+    write_gguf(tmp_path / "three.gguf", [(key, model.value_types[key], value) for key, value in model.metadata.items()],
+               tensors)
+    with pytest.raises(LoraFastError, match=r"'blk.0.attn_q.weight' has shape \(2, 32, 64\)"):
+        merge_model(tmp_path / "merged.gguf", GGUFFile(tmp_path / "three.gguf"), [(adapter, 1.0)])
+
+
+def test_a_merged_model_carries_a_checksum(tmp_path):
+    model, adapter = model_and_adapter(tmp_path)
+    merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)])
+    merged = GGUFFile(tmp_path / "merged.gguf")
+    merged.refuse_damage()
+    merge_model(tmp_path / "again.gguf", merged, [(adapter, 1.0)])
+    GGUFFile(tmp_path / "again.gguf").refuse_damage()
+    data = bytearray((tmp_path / "merged.gguf").read_bytes())
+    data[merged.tensors["blk.1.ffn_up.weight"].offset] ^= 1
+    (tmp_path / "merged.gguf").write_bytes(data)
+    with pytest.raises(FormatError, match="is damaged"):
+        list(inspect_file(str(tmp_path / "merged.gguf")))
 
 
 def test_the_command(tmp_path):

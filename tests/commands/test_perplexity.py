@@ -70,6 +70,16 @@ def test_command(tmp_path, capsys):
     assert "at least 800" in capsys.readouterr().err
 
 
+def test_a_loss_that_is_not_finite_ends_with_an_error(tmp_path, capsys):
+    model = make_tiny(tmp_path / "tiny.gguf", type="F32")
+    data, tensor = bytearray(model.read_bytes()), open_model(model).tensors["output_norm.weight"]
+    data[tensor.offset:tensor.offset + 4] = np.float32(np.nan).tobytes()
+    model.write_bytes(data)
+    (tmp_path / "text.txt").write_text("the love of thy sweet all " * 20)
+    assert main(["perplexity", "-m", str(model), "-f", str(tmp_path / "text.txt"), "-c", "16"]) == 1
+    assert "tokens are not finite" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("type, limit", [(GGMLType.Q8_0, LLAMA_CPP), (GGMLType.F32, LLAMA_CPP_F32)],
                          ids=["Q8_0", "F32"])

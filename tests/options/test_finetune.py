@@ -102,6 +102,9 @@ def test_parsing(line, expected):
     ("stray", ("unexpected argument 'stray'",)),
     ("--enable-restart 3", ("unexpected argument '3'",)),
     ("--lora-out a.txt", ("--lora-out a.txt", ".gguf", ".bin")),
+    ("--lora-out /", ("--lora-out /", "add a name")),
+    ("--lora-out a/../", ("--lora-out a/../", "add a name")),
+    ("--report ./", ("--report ./", "add a name")),
     ("--targets attn_x", ("--targets", "attn_x", "did you mean attn_")),
     ("--targets attn_q --rank-wv 3", ("--rank-wv 3", "attn_v", "--targets attn_q")),
     ("--targets attn_q --rank-wq 0", ("every rank is 0",)),
@@ -255,7 +258,20 @@ def test_a_report_needs_metrics(line, path):
 @pytest.mark.parametrize("line, interval", [("", 10), ("--save-every 3", 3), ("--save-every -1", 0),
                                             ("--eval-every 7", 7)])
 def test_evaluation_interval(line, interval):
-    assert finetune(line).evaluation_interval == interval
+    assert finetune(line).evaluation_interval(12) == interval
+
+
+@pytest.mark.parametrize("line, end, interval", [
+    ("", 12, 3), ("", 4, 1), ("", 50, 10), ("", 1000, 10), ("--eval-every 7", 12, 7), ("--save-every 0", 12, 0)])
+def test_a_short_run_with_todays_defaults_is_evaluated_more_often(line, end, interval):
+    assert finetune(f"--preset modern {line}").evaluation_interval(end) == interval
+
+
+def test_a_preset_brings_its_values_or_is_refused():
+    with pytest.raises(ValueError, match=r"'modern' is for FinetuneConfig.complete.*adam_alpha, .*lora_r"):
+        FinetuneConfig(model_base="m.gguf", preset="modern", ctx=64)
+    config = FinetuneConfig.complete(dict(model_base="m.gguf", preset="modern", ctx=64))
+    assert (config.ctx, config.lora_r) == (64, 16) and dataclasses.replace(config, lora_r=2).ctx == 64
 
 
 def test_rslora_scales_by_the_square_root():

@@ -1,5 +1,6 @@
 """Loss on data that is not trained on, what counts as best, and how prompts go on."""
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,13 +11,16 @@ from make_models import bpe_vocabulary, make_tiny
 
 from lorafast.data.batches import Batch
 from lorafast.data.open import DataOptions, open_data
+from lorafast.errors import LoraFastError
 from lorafast.gguf.reader import open_model
 from lorafast.network.hparams import read_hparams
-from lorafast.network.lora import Adapter, Gradients, default_ranks, specs_for
+from lorafast.network.lora import Adapter, Gradients, Moments, default_ranks, specs_for
 from lorafast.network.network import Network
 from lorafast.network.trainer import Strategy, Trainer
+from lorafast.options.finetune import FinetuneConfig
 from lorafast.tokenizer import load_tokenizer
 from lorafast.training.evaluation import Best, continued, mean_loss, prompt_tokens
+from lorafast.training.learner import Learner
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,16 @@ def test_mean_loss_is_that_of_training(trainer):
     counted = [int((each.targets >= 0).sum()) for each in batches]
     assert mean_loss(trainer, iter(batches)) == (pytest.approx(sum(wanted) / sum(counted), rel=1e-6), sum(counted))
     assert mean_loss(trainer, iter(batches), 1) == (pytest.approx(wanted[0] / counted[0], rel=1e-6), counted[0])
+
+
+def test_a_batch_without_a_target_is_no_nan(trainer, model_path):
+    empty = replace(batch(0, 4), targets=np.full(4, -1, np.int32))
+    with pytest.raises(LoraFastError, match="no token that counts"):
+        mean_loss(trainer, [empty])
+    config = FinetuneConfig(model_base=str(model_path), threads=1, lora_r=2)
+    learner = Learner(config, trainer.network, trainer.adapter, Moments(trainer.adapter), trainer, None)
+    assert learner.loss_and_gradients([empty], 0) == 0 and not learner.gradients.flat.any()
+    assert learner.loss_and_gradients([empty, batch(1, 5)], 0) == learner.loss_and_gradients([batch(1, 5)], 0) > 0
 
 
 def test_best():
