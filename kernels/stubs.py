@@ -16,7 +16,8 @@ ELEMENTS = {"float": "float32", "int": "int32", "int16_t": "int16", "unsigned ch
 """NumPy types of a memoryview's elements, by their C type."""
 
 SCALARS = {"int": "int", "Py_ssize_t": "int", "float": "float", "double": "float", "bint": "bool", "bytes": "bytes",
-           "str": "str", "list": "list[Any]", "tuple": "tuple[Any, ...]", "object": "Any"}
+           "str": "str", "list": "list[Any]", "tuple": "tuple[Any, ...]", "object": "Any",
+           "ExpertWeights": "ExpertWeights"}
 """Python types of an argument that is no memoryview, by its C type."""
 
 TOP_LEVEL = re.compile(r"^def .*?:$|^(?:cdef )?class .*?(?=^\S|\Z)", re.MULTILINE | re.DOTALL)

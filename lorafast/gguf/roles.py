@@ -50,6 +50,9 @@ ROLES = {role.name: role for role in (
     Role("attn_qkv", "linear", "attn"),
     Role("shortconv.in_proj", "linear", "attn"),
     Role("shortconv.out_proj", "linear", "attn"),
+    Role("ffn_gate_shexp", "linear", "ffn"),
+    Role("ffn_down_shexp", "linear", "ffn"),
+    Role("ffn_up_shexp", "linear", "ffn"),
 )}
 """By name."""
 

@@ -13,6 +13,8 @@ PEFT_MODULES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj", "ffn_down": "mlp.down_proj", "ffn_up": "mlp.up_proj",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj", "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "output": "lm_head", "token_embd": "embed_tokens",
 }
 """The module that Hugging Face's llama has for each role: below `model.layers.<n>` for those of a block, below `model`
@@ -41,6 +43,29 @@ class Sliding:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """Experts in the place of the feed-forward branch, in files that have `expert_count`.
+
+    gating   what the router's outputs become: "softmax", "sigmoid", the "softmax of chosen" ones, or what the "key"
+             `expert_gating_func` says (see router.py)
+    normed   the weights of the chosen experts are divided by their sum
+    n_ff     an expert's width: `feed_forward_length` ("same"), or `expert_feed_forward_length` and, where that is
+             missing, ("own") an error or ("divided") the k-th part of `feed_forward_length`
+    shared   an expert that all tokens see: "never", "key" where `expert_shared_feed_forward_length` gives its width,
+             "gated" always, times a gate of its own
+    choice_bias  "may" or "must" there be a bias with which experts are chosen; "" for none
+    biases   router and experts have biases
+    """
+
+    gating: Literal["softmax", "sigmoid", "softmax of chosen", "key"] = "softmax"
+    normed: bool = True
+    n_ff: Literal["same", "own", "divided"] = "own"
+    shared: Literal["never", "key", "gated"] = "never"
+    choice_bias: Literal["", "may", "must"] = ""
+    biases: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
     """How one `general.architecture` differs from the others.
 
@@ -56,7 +81,9 @@ class Architecture:
     qk_norm_after_rope  they come after RoPE
     sub_norms   norms before the last matrix of each branch (attn_sub_norm, ffn_sub_norm)
     parallel    both branches read the block's input; "without ffn_norm": they do where there is no ffn_norm
-    activation  "silu", "gelu" (by tanh) or "relu_squared"
+    activation  "silu", "gelu" (by tanh), "relu_squared" or "clamped_silu"
+    mixture     the experts that its files may have; None: there is no such file
+    sinks       each head has a sink: a score beside those of the keys, without a value
     gated       the feed-forward's activation is multiplied by `ffn_up`; otherwise there is no gate
     fused_gate_up  `ffn_up` holds the rows of gate, then those of up
     biases      roles that may have a bias beside q, k and v, which always may
@@ -92,7 +119,9 @@ class Architecture:
     qk_norm_after_rope: bool = False
     sub_norms: bool = False
     parallel: bool | Literal["without ffn_norm"] = False
-    activation: Literal["silu", "gelu", "relu_squared"] = "silu"
+    activation: Literal["silu", "gelu", "relu_squared", "clamped_silu"] = "silu"
+    mixture: Mixture | None = None
+    sinks: bool = False
     gated: bool = True
     fused_gate_up: bool = False
     biases: tuple[str, ...] = ()
@@ -128,7 +157,8 @@ class Architecture:
 
 
 LLAMA = Architecture("llama", rope="norm", permuted=True, biases=("attn_output", "ffn_gate", "ffn_up", "ffn_down"),
-                     longrope="longrope")
+                     longrope="longrope", mixture=Mixture(n_ff="same"))
+DENSE_LLAMA = replace(LLAMA, mixture=None)
 QWEN2 = Architecture("qwen2")
 QWEN3 = Architecture("qwen3", qk_norm="head")
 GEMMA = Architecture("gemma", activation="gelu", embedding_scale="sqrt")
@@ -150,13 +180,13 @@ ROWS = (
     replace(QWEN2, name="qwen2vl", peft_root="model.language_model"),
     replace(QWEN3, name="qwen3vl", peft_root="model.language_model"),
     Architecture("phi3", fused_gate_up=True, longrope="always", peft={"ffn_up": "mlp.gate_up_proj"}),
-    replace(LLAMA, name="smollm3", rope_every=4),
-    replace(LLAMA, name="granite", scales=(*GRANITE_SCALES, "attention.scale"), has_rope_switch=True),
-    replace(LLAMA, name="minicpm", scales=GRANITE_SCALES, default_scales="minicpm"),
-    replace(LLAMA, name="mistral3", yarn_betas=True, yarn_log=True),
-    replace(LLAMA, name="ernie4_5", permuted=False),
-    replace(LLAMA, name="internlm2", tied="never", longrope=""),
-    replace(LLAMA, name="arcee", activation="relu_squared", gated=False),
+    replace(DENSE_LLAMA, name="smollm3", rope_every=4),
+    replace(DENSE_LLAMA, name="granite", scales=(*GRANITE_SCALES, "attention.scale"), has_rope_switch=True),
+    replace(DENSE_LLAMA, name="minicpm", scales=GRANITE_SCALES, default_scales="minicpm"),
+    replace(DENSE_LLAMA, name="mistral3", yarn_betas=True, yarn_log=True),
+    replace(DENSE_LLAMA, name="ernie4_5", permuted=False),
+    replace(DENSE_LLAMA, name="internlm2", tied="never", longrope=""),
+    replace(DENSE_LLAMA, name="arcee", activation="relu_squared", gated=False),
     Architecture("hunyuan-dense", qk_norm="head", qk_norm_after_rope=True),
     Architecture("seed_oss", ffn_norm="post_attention_norm"),
     replace(POST_NORMS_ONLY, name="olmo2", qk_norm="row", sliding=Sliding(), tied="never"),
@@ -173,6 +203,9 @@ ROWS = (
                  peft={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
     Architecture("lfm2", final_norm="token_embd_norm", mixer="short_conv", qk_norm="head",
                  sliding=Sliding(period=ALL_LOCAL, scaled=True), peft=LFM2_MODULES),
+    replace(QWEN2, name="qwen2moe", mixture=Mixture(normed=False, n_ff="divided", shared="gated"), tied="never"),
+    replace(QWEN3, name="qwen3moe", mixture=Mixture(n_ff="divided")),
+    Architecture("olmoe", qk_norm="row", mixture=Mixture(normed=False, n_ff="same"), tied="never"),
     Architecture("stablelm", norm="layer", parallel="without ffn_norm", qk_norm="heads", tied="never"),
 )
 ARCHITECTURES = {row.name: row for row in ROWS}

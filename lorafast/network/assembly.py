@@ -9,12 +9,15 @@ from .block import Block
 from .block_params import BlockParams
 from .branch import Branch, BranchOutput
 from .dora import Gain
+from .experts import ExpertGroup, Experts
 from .feed_forward import FeedForward
 from .hparams import HParams
 from .linear import Group, Linear
 from .norm import HeadNorm, LayerNorm, Norm
 from .rope import Rope, RopeParams
 from .short_convolution import ShortConvolution, taps_of
+from .router import Router
+from .shared_expert import SharedExpert
 
 
 def norm_of(gguf: GGUFFile, hparams: HParams, name: str) -> Norm | None:
@@ -56,7 +59,8 @@ class _Assembly:
         is_parallel = arch.parallel is True or (arch.parallel == "without ffn_norm"
                                                 and self.norm(arch.ffn_norm) is None)
         ffn_norm = self.norm(arch.attn_norm if is_parallel else arch.ffn_norm)
-        return Block(self.hparams.n_embd, [self.mixer(), self.feed_forward(ffn_norm)], is_parallel)
+        feed_forward = self.experts(ffn_norm) if self.params.experts else self.feed_forward(ffn_norm)
+        return Block(self.hparams.n_embd, [self.mixer(), feed_forward], is_parallel)
 
     def mixer(self) -> Branch:
         """Attention, or what stands in its place."""
@@ -87,6 +91,33 @@ class _Assembly:
         inner = self.split("ffn_up", F, F) if is_fused else Group(*map(self.linear, names))
         return FeedForward(norm, inner, self.output("ffn_down", "ffn_sub_norm", arch.ffn_post_norm), arch.activation)
 
+    def experts(self, norm: Norm) -> Experts:
+        arch, params = self.hparams.architecture, self.params.experts
+        bias = self.tensor("exp_probs_b.bias")
+        router = Router(Group(self.linear("ffn_gate_inp", "float32")), params.gating, params.n_used,
+                        None if bias is None else bias.to_float32())
+        F, names = params.n_ff, ("ffn_gate_exps", "ffn_up_exps")
+        if self.tensor("ffn_gate_up_exps.weight") is None:
+            parts = [self.expert_part(name, slice(0, F)) for name in names]
+        else:
+            parts = [self.expert_part("ffn_gate_up_exps", rows) for rows in (slice(0, F), slice(F, 2 * F))]
+        down = self.expert_part("ffn_down_exps", slice(None))
+        return Experts(norm, router, ExpertGroup(*parts, precision=self.precision),
+                       ExpertGroup(down, precision=self.precision), self.shared_expert(), self.hparams.residual_scale,
+                       arch.activation)
+
+    def expert_part(self, name: str, rows: slice) -> tuple[Tensor, slice, Tensor | None]:
+        return self.gguf.tensors[f"{self.prefix}{name}.weight"], rows, self.tensor(f"{name}.bias")
+
+    def shared_expert(self) -> SharedExpert | None:
+        if not self.params.experts.n_ff_shared:
+            return None
+        inner = Group(self.linear("ffn_gate_shexp"), self.linear("ffn_up_shexp"))
+        output = BranchOutput(Group(self.linear("ffn_down_shexp")), 1.0, None, None)
+        gate = self.tensor("ffn_gate_inp_shexp.weight")
+        return SharedExpert(FeedForward(None, inner, output, self.hparams.architecture.activation),
+                            None if gate is None else gate.to_float32())
+
     def output(self, name: str, pre_norm: str, post_norm: str) -> BranchOutput:
         return BranchOutput(Group(self.linear(name)), self.hparams.residual_scale, self.norm(pre_norm),
                             self.norm(post_norm))
@@ -97,9 +128,9 @@ class _Assembly:
     def norm(self, name: str) -> Norm | None:
         return norm_of(self.gguf, self.hparams, self.prefix + name) if name else None
 
-    def linear(self, name: str) -> Linear:
+    def linear(self, name: str, precision: str = "") -> Linear:
         return Linear(self.gguf.tensors[f"{self.prefix}{name}.weight"], self.tensor(f"{name}.bias"),
-                      precision=self.precision)
+                      precision=precision or self.precision)
 
     def split(self, name: str, *rows: int) -> Group | None:
         """Matrices of so many rows that one tensor holds; None where the file has no such tensor."""

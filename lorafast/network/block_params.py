@@ -2,8 +2,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .rope import RopeParams
+
+
+@dataclass(frozen=True)
+class Gating:
+    """How an expert's weight comes from the router's outputs (see router.py), and whether the weights of the chosen
+    are divided by their sum."""
+
+    function: Literal["softmax", "sigmoid", "softmax of chosen"]
+    normed: bool
+
+
+@dataclass(frozen=True)
+class ExpertParams:
+    """Sizes of a block's experts: E of them, of which each token sees n_used; n_ff values inside of one, n_ff_shared
+    (or 0) inside of the one that all tokens see."""
+
+    E: int
+    n_used: int
+    n_ff: int
+    n_ff_shared: int
+    gating: Gating
 
 
 @dataclass(frozen=True)
@@ -14,6 +36,7 @@ class BlockParams:
     window      newest positions that a position sees, itself included; 0: all
     rope        None: positions are not told apart by RoPE
     conv_width  taps of the short convolution that stands in attention's place; 0: attention does
+    experts     in the place of a feed-forward network of n_ff; None without
     """
 
     n_head: int
@@ -24,12 +47,15 @@ class BlockParams:
     window: int = 0
     rope: RopeParams | None = None
     conv_width: int = 0
+    experts: ExpertParams | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
         """Values of the symbols in which shapes of a block's tensors are written."""
         q, k = self.n_head * self.n_embd_head_k, self.n_head_kv * self.n_embd_head_k
         v = self.n_head_kv * self.n_embd_head_v
+        experts = self.experts and {"E": self.experts.E, "Fe": self.experts.n_ff, "2Fe": 2 * self.experts.n_ff,
+                                    "Fs": self.experts.n_ff_shared}
         return {"F": self.n_ff, "2F": 2 * self.n_ff, "D": self.n_embd_head_k, "H": self.n_head, "HKV": self.n_head_kv,
                 "H*D": q, "HKV*D": k, "HKV*DV": v, "H*DV": self.n_head * self.n_embd_head_v, "QKV": q + k + v,
-                "L": self.conv_width}
+                "L": self.conv_width, **(experts or {})}

@@ -76,6 +76,10 @@ class Scratch:
                                    for begin, width in zip(begins, widths)]
         return self._views[widths]
 
+    def behind(self, begin: int) -> Scratch:
+        """The memory behind so many floats, for a part of a part."""
+        return Scratch(len(self.memory) - begin, lambda n: self.memory[begin:begin + n])
+
     @staticmethod
     def floats(T: int, *widths: int) -> int:
         """The memory that `arrays` needs for them; each begins on a cache line if the memory does."""

@@ -14,6 +14,7 @@ from ..gguf.reader import GGUFFile
 from .architectures import ARCHITECTURES, Architecture
 from .block_params import BlockParams
 from .keys import Keys
+from .mixture import read_experts
 from .rope import RopeParams, Yarn
 from .tensors import check_tensors, expected_tensors
 
@@ -148,9 +149,9 @@ def _architecture(keys: Keys) -> Architecture:
         raise FormatError(f"{path}: no key 'general.architecture'; is this a model?")
     if name not in ARCHITECTURES:
         raise FormatError(f"{path}: architecture '{name}' is not supported; lorafast trains {', '.join(ARCHITECTURES)}")
-    if metadata.get(f"{name}.expert_count", 0):
+    if metadata.get(f"{name}.expert_count", 0) and ARCHITECTURES[name].mixture is None:
         raise FormatError(f"{path}: a mixture of {metadata[f'{name}.expert_count']} experts, which lorafast does not "
-                          f"support")
+                          f"know in architecture '{name}'")
     return ARCHITECTURES[name]
 
 
@@ -167,7 +168,8 @@ def _n_layer(keys: Keys) -> int:
 def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[BlockParams, ...]:
     n_head = keys.counts("attention.head_count", n_layer)
     n_head_kv = keys.counts("attention.head_count_kv", n_layer, n_head)
-    n_ff = keys.counts("feed_forward_length", n_layer)
+    experts = read_experts(keys, arch, n_layer)
+    n_ff = keys.counts("feed_forward_length", n_layer, [0] * n_layer if all(experts) else None)
     default = n_embd // max(1, n_head[0])
     n_embd_head_k = keys.count("attention.key_length", default)
     n_embd_head_v = keys.count("attention.value_length", default)
@@ -176,7 +178,7 @@ def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[
     for layer in range(n_layer):
         if arch.mixer == "short_conv" and n_head_kv[layer] == 0:
             blocks.append(BlockParams(n_head[layer], 0, n_embd_head_k, n_embd_head_v, n_ff[layer],
-                                      conv_width=_conv_width(keys, "shortconv.l_cache")))
+                                      experts=experts[layer], conv_width=_conv_width(keys, "shortconv.l_cache")))
             continue
         if n_head_kv[layer] == 0 or n_head[layer] % n_head_kv[layer]:
             raise keys.error("attention.head_count_kv",
@@ -185,7 +187,7 @@ def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[
                     (not arch.rope_only or windows[layer] > 0 or not any(windows)))
         rope = _rope(keys, arch, n_embd_head_k, is_local=windows[layer] > 0) if has_rope else None
         blocks.append(BlockParams(n_head[layer], n_head_kv[layer], n_embd_head_k, n_embd_head_v, n_ff[layer],
-                                  windows[layer], rope))
+                                  windows[layer], rope, experts[layer]))
     return tuple(blocks)
 
 

@@ -1,7 +1,7 @@
 """What travels through a pass: where the rows belong, the adapter, memory, threads."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,3 +45,7 @@ class Pass:
     n_threads: int
     gradients: Gradients | None = None
     weights: Weights = MAPPED
+
+    def with_scratch(self, begin: int) -> Pass:
+        """The same, whose scratch begins behind so many floats of this one's."""
+        return replace(self, scratch=self.scratch.behind(begin))

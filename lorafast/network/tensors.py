@@ -9,6 +9,7 @@ from ..gguf.reader import GGUFFile
 from ..gguf.types import TRAINABLE_NAMES
 from .architectures import Architecture
 from .block_params import BlockParams
+from .mixture import expert_tensors
 
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 EVERYWHERE = ("attn_q", "attn_k", "attn_v", "attn_qkv")
@@ -48,11 +49,11 @@ def expected_tensors(gguf: GGUFFile, arch: Architecture, C: int, V: int, blocks:
 
 def _block_tensors(arch: Architecture, block: BlockParams, present: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Name and shape, in symbols, of a block's tensors. present: names that the file has of this block."""
-    matrices = {**_mixing_matrices(block, present), "ffn_down": ("C", "F")}
-    if arch.gated and not (arch.fused_gate_up and "ffn_gate.weight" not in present):
-        matrices |= {"ffn_gate": ("F", "C"), "ffn_up": ("F", "C")}
+    matrices = _mixing_matrices(block, present)
+    if block.experts:
+        yield from expert_tensors(arch.mixture, block.experts, present)
     else:
-        matrices["ffn_up"] = ("2F" if arch.gated else "F", "C")
+        matrices |= _feed_forward_matrices(arch, present)
     for name, shape in matrices.items():
         yield f"{name}.weight", shape
         may_have_bias = name in EVERYWHERE or name in arch.biases
@@ -77,6 +78,12 @@ def _mixing_matrices(block: BlockParams, present: set[str]) -> dict[str, tuple[s
     if "attn_qkv.weight" in present:
         return {"attn_output": ("C", "H*DV"), "attn_qkv": ("QKV", "C")}
     return {"attn_output": ("C", "H*DV"), "attn_q": ("H*D", "C"), "attn_k": ("HKV*D", "C"), "attn_v": ("HKV*DV", "C")}
+
+
+def _feed_forward_matrices(arch: Architecture, present: set[str]) -> dict[str, tuple[str, ...]]:
+    if arch.gated and not (arch.fused_gate_up and "ffn_gate.weight" not in present):
+        return {"ffn_down": ("C", "F"), "ffn_gate": ("F", "C"), "ffn_up": ("F", "C")}
+    return {"ffn_down": ("C", "F"), "ffn_up": ("2F" if arch.gated else "F", "C")}
 
 
 def _inner_norms(arch: Architecture, block: BlockParams, present: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

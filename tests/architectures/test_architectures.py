@@ -21,7 +21,7 @@ from lorafast.network.architectures import ARCHITECTURES  # noqa: E402
 
 ROWS = {**dense.ROWS, **experts_and_hybrids.ROWS}
 
-REFUSED = (experts_and_hybrids.ROWS["mixtral"],)
+REFUSED = ()
 """Forms of an architecture that lorafast takes in other forms."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]

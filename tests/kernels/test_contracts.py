@@ -15,7 +15,7 @@ import lorafast.kernels
 from lorafast.gguf.quants import dequantize
 from lorafast.gguf.types import GGMLType
 from lorafast.kernels.build_info import available_isas
-from lorafast.kernels.linear import Weight
+from lorafast.kernels.linear import ExpertWeights, Weight
 from lorafast.reference import attention as attention_twin, layer_norm as layer_norm_twin, rms_norm as rms_norm_twin
 
 ROWS = (1, 3, 5)
@@ -37,6 +37,7 @@ class Op:
     widths: tuple[int, ...] = WIDTHS
     limit: float = FLOAT32
     free_width: tuple[str, ...] = ()           # inputs whose width nothing else fixes
+    free_rows: tuple[str, ...] = ()            # arrays that may have more rows
 
     @property
     def kernel(self) -> Callable:
@@ -227,6 +228,48 @@ def linear_backward(rng, T, K):
                 low_rank=[None, (normal(rng, T, 2), normal(rng, 2, K))], accumulate=True)
 
 
+class KnownExperts(ExpertWeights):
+    dense: np.ndarray
+    blocks: np.ndarray
+
+
+def expert_weights(rng, type, E, N, K):
+    blocks = random_blocks(rng, type, E * N, K)
+    known = KnownExperts(blocks.reshape(E, N, -1), int(type), K)
+    known.dense, known.blocks = dequantize(blocks, type).astype(np.float64).reshape(E, N, K), blocks
+    return known
+
+
+def routing(rng, T, E=4, n_used=2):
+    """The rows of T tokens that go to two of four experts each; the last of these has none."""
+    chosen = np.sort(np.argsort(rng.random((T, E - 1)), axis=1)[:, :n_used], axis=1).reshape(-1)
+    order = np.argsort(chosen, kind="stable")
+    begin = np.append(0, np.cumsum(np.bincount(chosen, minlength=E)))
+    return dict(begin=begin.astype(np.int32), tokens=(order // n_used).astype(np.int32))
+
+
+def experts_forward(rng, T, K):
+    return dict(ys=[new(2 * T, 40), new(2 * T, 19)], x=normal(rng, T, K),
+                weights=[expert_weights(rng, GGMLType.Q8_0, 4, 40, K), expert_weights(rng, GGMLType.F32, 4, 19, K)],
+                biases=[None, normal(rng, 4, 19)], **routing(rng, T))
+
+
+def experts_backward(rng, T, K):
+    arguments = experts_forward(rng, T, K)
+    return dict(dx=new(T, K), dys=[normal(rng, *y.shape) for y in arguments["ys"]],
+                **{name: arguments[name] for name in ("weights", "begin", "tokens")})
+
+
+def experts_sum_forward(rng, T, K):
+    return dict(y=new(T, 40), x=normal(rng, 2 * T, K), weight=expert_weights(rng, GGMLType.Q8_0, 4, 40, K),
+                bias=normal(rng, 4, 40), scale=normal(rng, 2 * T), **routing(rng, T))
+
+
+def experts_sum_backward(rng, T, K):
+    return dict(dx=new(2 * T, K), dy=normal(rng, T, 40), weight=expert_weights(rng, GGMLType.Q8_0, 4, 40, K),
+                **routing(rng, T))
+
+
 EVEN = (2, 6, 34, 64, 514)
 BLOCKS = (32, 96, 512)
 HEADS = (1, 7, 33, 64)
@@ -266,6 +309,14 @@ OPS = [
     Op("dora", "dora_backward", dora_backward, out=("dz",), accumulated=("dm",)),
     Op("linear", "linear_forward", linear_forward, out=("ys",), widths=BLOCKS, limit=INT16),
     Op("linear", "linear_backward", linear_backward, accumulated=("dx",), widths=BLOCKS, limit=INT16),
+    Op("linear", "experts_forward", experts_forward, out=("ys",), widths=BLOCKS, limit=INT16,
+       free_rows=("x",)),
+    Op("linear", "experts_backward", experts_backward, out=("dx",), widths=BLOCKS, limit=INT16,
+       free_rows=("dx",)),
+    Op("linear", "experts_sum_forward", experts_sum_forward, out=("y",), widths=BLOCKS, limit=INT16,
+       free_rows=("y",)),
+    Op("linear", "experts_sum_backward", experts_sum_backward, out=("dx",), widths=BLOCKS, limit=INT16,
+       free_rows=("dy",)),
 ]
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 
@@ -280,7 +331,7 @@ def arrays(value: Any) -> list[np.ndarray]:
 def as_float64(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(as_float64(item) for item in value)
-    if isinstance(value, KnownWeight):
+    if isinstance(value, (KnownWeight, KnownExperts)):
         return value.dense
     return value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype == np.float32 else value
 
@@ -369,7 +420,7 @@ def test_wrong_shapes_are_refused_by_name(op):
     for name, value in op.make(np.random.default_rng(0), 3, op.widths[-1]).items():
         if not isinstance(value, np.ndarray) or value.dtype != np.float32:
             continue
-        for axis in range(1 if name in op.free_width else value.ndim):
+        for axis in range(name in op.free_rows, 1 if name in op.free_width else value.ndim):
             arguments = op.make(np.random.default_rng(0), 3, op.widths[-1])
             shape = list(value.shape)
             shape[axis] += 1
