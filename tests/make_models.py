@@ -30,7 +30,7 @@ def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_h
               key_length: int | None = None, rope_freqs: bool = False, vocab: str = "SPM", pre: str = "gpt-2",
               n_ctx: int = 128, embd_std: float = 0.5, norm_rms_eps: float = 1e-5, rope_freq_base: float = 10000.0,
               rope_scale_linear: float | None = None, architecture: str = "llama", types: dict[str, str] | None = None,
-              metadata: list[tuple[str, Any, Any]] | None = None) -> Path:
+              metadata: list[tuple[str, Any, Any]] | None = None, experts: int = 0) -> Path:
     """Writes a llama model with random weights to `path` and returns it.
 
     type        of every matrix (rows are whole blocks: K-quants and IQ4_XS need multiples of 256 for n_embd and n_ff)
@@ -42,6 +42,7 @@ def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_h
     n_vocab     at least 260
     embd_std    standard deviation of the token embedding
     metadata    more keys, (key, value type, value); one with the name of a key here replaces it
+    experts     as many, of which two see a token, in the place of each feed-forward network
     """
     rng = np.random.default_rng(seed)
     head_size = key_length or n_embd // n_head
@@ -52,6 +53,11 @@ def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_h
         ggml_type = GGMLType[types.get(name, type)]
         data = random_blocks(rng, ggml_type, rows, columns, std)
         tensors.append(TensorToWrite(name, ggml_type, (rows, columns), data))
+
+    def stacked(name: str, rows: int, columns: int) -> None:
+        ggml_type = GGMLType[types.get(name, type)]
+        data = random_blocks(rng, ggml_type, experts * rows, columns, columns**-0.5)
+        tensors.append(TensorToWrite(name, ggml_type, (experts, rows, columns), data))
 
     def norm(name: str) -> None:
         gain = rng.uniform(0.5, 1.5, n_embd).astype(np.float32)
@@ -69,9 +75,14 @@ def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_h
         matrix(blk + "attn_v.weight", n_head_kv * head_size, n_embd, n_embd**-0.5)
         matrix(blk + "attn_output.weight", n_embd, n_head * head_size, (n_head * head_size)**-0.5)
         norm(blk + "ffn_norm.weight")
-        matrix(blk + "ffn_gate.weight", n_ff, n_embd, n_embd**-0.5)
-        matrix(blk + "ffn_up.weight", n_ff, n_embd, n_embd**-0.5)
-        matrix(blk + "ffn_down.weight", n_embd, n_ff, n_ff**-0.5)
+        for name, rows, columns in (("gate", n_ff, n_embd), ("up", n_ff, n_embd), ("down", n_embd, n_ff)):
+            if experts:
+                stacked(f"{blk}ffn_{name}_exps.weight", rows, columns)
+            else:
+                matrix(f"{blk}ffn_{name}.weight", rows, columns, columns**-0.5)
+        if experts:
+            router = random_blocks(rng, GGMLType.F32, experts, n_embd, n_embd**-0.5)
+            tensors.append(TensorToWrite(blk + "ffn_gate_inp.weight", GGMLType.F32, (experts, n_embd), router))
     norm("output_norm.weight")
     if not tied:
         matrix("output.weight", n_vocab, n_embd, n_embd**-0.5)
@@ -94,6 +105,8 @@ def make_tiny(path: str | os.PathLike, *, n_embd: int = 64, n_head: int = 4, n_h
         (key("rope.freq_base"), F32, rope_freq_base),
         ("general.file_type", U32, GGMLType[type].weights.file_type),
     ]
+    if experts:
+        values += [(key("expert_count"), U32, experts), (key("expert_used_count"), U32, 2)]
     if key_length is not None:
         values += [(key("attention.key_length"), U32, key_length), (key("attention.value_length"), U32, key_length)]
     if rope_scale_linear is not None:

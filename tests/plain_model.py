@@ -55,6 +55,20 @@ def plain_loss(weights: dict, pairs: dict, scale: float, hp: HParams, tokens: np
         turned = xp.stack([even * cos - odd * sin, even * sin + odd * cos], -1).reshape(*even.shape[:-1], hp.n_rot)
         return xp.concatenate([turned, x[..., hp.n_rot:]], -1)
 
+    def swiglu(h, gate, up, down):
+        z = h @ gate
+        return (z / (1 + xp.exp(-z)) * (h @ up)) @ down
+
+    def experts(h, W):                  # Mixtral's: all are computed, and all but the best of a token weigh 0
+        z = h @ W("ffn_gate_inp")
+        p = xp.exp(z - _max(z))
+        values, k = z if xp is np else z.detach().numpy(), hp.blocks[0].experts.n_used
+        is_chosen = values >= np.sort(values)[..., -k][..., None]
+        weight = p * (is_chosen if xp is np else xp.tensor(is_chosen))
+        weight = weight / weight.sum(-1)[..., None]
+        return sum(weight[..., e, None] * swiglu(h, *(W(f"ffn_{part}_exps", e) for part in ("gate", "up", "down")))
+                   for e in range(z.shape[-1]))
+
     rows, ctx = tokens.shape
     cos, sin = rope_tables(ctx, hp.n_rot, hp.rope_freq_base, hp.rope_freq_scale, _factors(weights))
     mask = np.triu(np.full((ctx, ctx), -1e30), 1)
@@ -63,8 +77,8 @@ def plain_loss(weights: dict, pairs: dict, scale: float, hp: HParams, tokens: np
     group = hp.n_head // hp.n_head_kv
     x = merged("token_embd.weight")[tokens]
     for layer in range(hp.n_layer):
-        def W(name: str, layer: int = layer):
-            return merged(f"blk.{layer}.{name}.weight").T
+        def W(name: str, expert=..., layer: int = layer):
+            return merged(f"blk.{layer}.{name}.weight")[expert].T
 
         h = rms_norm(x, f"blk.{layer}.attn_norm.weight")
         q = rope(heads(h @ W("attn_q"), hp.n_head))
@@ -76,8 +90,8 @@ def plain_loss(weights: dict, pairs: dict, scale: float, hp: HParams, tokens: np
         o = (p / p.sum(-1)[..., None]) @ v[:, kv_head]
         x = x + o.swapaxes(1, 2).reshape(rows, ctx, -1) @ W("attn_output")
         h = rms_norm(x, f"blk.{layer}.ffn_norm.weight")
-        gate = h @ W("ffn_gate")
-        x = x + (gate / (1 + xp.exp(-gate)) * (h @ W("ffn_up"))) @ W("ffn_down")
+        x = x + (experts(h, W) if f"blk.{layer}.ffn_gate_inp.weight" in weights
+                 else swiglu(h, *(W(f"ffn_{part}") for part in ("gate", "up", "down"))))
     logits = rms_norm(x, "output_norm.weight") @ head("output.weight").T
     logits = logits - _max(logits)
     log_p = logits - xp.log(xp.exp(logits).sum(-1))[..., None]

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import FormatError, LoraFastError
 from ..gguf.file_form import FileForm
 from ..gguf.reader import GGUFFile, Tensor
-from ..gguf.roles import split_name
+from ..gguf.roles import EXPERTS_ARE_FROZEN, is_of_experts, split_name
 from ..gguf.types import GGMLType, GGUFValueType
 from ..gguf.writer import TensorToWrite, ValueType, write_gguf
 from .adapter_file import AdapterFile, BaseModel, fold, refuse_magnitudes, refuse_norms
@@ -88,6 +88,8 @@ def read_gguf_adapter(path: str | os.PathLike) -> AdapterFile:
         role = split_name(base)[1]
         if name.endswith("_norm.weight") or role.endswith("norm"):
             warnings.append(f"{path}: {name!r} is left out: what reads a GGUF adapter adapts matrices only")
+        elif is_of_experts(base):
+            raise FormatError(f"{path}: tensor '{name}': {EXPERTS_ARE_FROZEN}")
         elif suffix not in ("lora_a", "lora_b") or not role or len(tensor.shape) != 2:
             raise FormatError(f"{path}: tensor {name!r} is no part of an adapter that lorafast knows")
         else:

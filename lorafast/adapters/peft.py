@@ -27,7 +27,7 @@ import numpy as np
 
 from ..errors import FormatError, LoraFastError
 from ..gguf.recognise import PEFT_CONFIG, PEFT_WEIGHTS
-from ..gguf.roles import split_name
+from ..gguf.roles import EXPERTS_ARE_FROZEN, split_name
 from ..gguf.safetensors import read_safetensors, read_safetensors_metadata, write_safetensors
 from ..network.architectures import Architecture, architecture_of
 from ..network.lora import Pair
@@ -256,6 +256,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise FormatError(f"{path}: {key} is {table!r:.40}, but should be a table of numbers above 0")
     if config.get("bias", "none") != "none":
         raise FormatError(f"{path}: trained biases (bias is '{config['bias']}'), which lorafast does not support")
+    if config.get("target_parameters"):
+        raise FormatError(f"{path}: target_parameters {config['target_parameters']!r:.60}: {EXPERTS_ARE_FROZEN}")
     unread = [key for key in config if config[key] and key not in (*READ_KEYS, *KEYS_WITHOUT_EFFECT, "bias")]
     if unread:
         raise FormatError(f"{path}: uses {', '.join(unread)}, which lorafast does not support; merge the adapter with "

@@ -70,6 +70,16 @@ def names(kind: Kind | None = None, part: Part | None = None) -> tuple[str, ...]
     return tuple(role.name for role in ROLES.values() if kind in (None, role.kind) and part in (None, role.part))
 
 
+EXPERTS_ARE_FROZEN = ("experts are frozen here, since a pair for each multiplies an adapter by their number; adapt "
+                      "attention, or the expert that all tokens see (ffn_*_shexp)")
+"""Why an adapter of experts' own matrices is neither trained nor used."""
+
+
+def is_of_experts(name: str) -> bool:
+    """Whether a role or a tensor's name means the matrices of all experts of a block."""
+    return "_exps" in name
+
+
 def split_name(name: str) -> tuple[int, str]:
     """Layer (-1 for a global tensor) and role of a tensor: `blk.3.attn_q.weight` is (3, "attn_q").
 

@@ -15,9 +15,9 @@ from .hparams import HParams
 from .linear import Group, Linear
 from .norm import HeadNorm, LayerNorm, Norm
 from .rope import Rope, RopeParams
-from .short_convolution import ShortConvolution, taps_of
 from .router import Router
 from .shared_expert import SharedExpert
+from .short_convolution import ShortConvolution, taps_of
 
 
 def norm_of(gguf: GGUFFile, hparams: HParams, name: str) -> Norm | None:

@@ -151,7 +151,8 @@ class Experts:
     def _experts_backward(self, d_normed: np.ndarray, d_sum: np.ndarray, acts: Sequence[np.ndarray], s: ExpertsSaved,
                           pass_: Pass) -> np.ndarray:
         """d_normed from the experts alone; returns the gradient of their weights, (T, k)."""
-        routes, (act, d_act), inner = self.router.routes(s.router), map(self._rows, acts), list(map(self._rows, s.inner))
+        act, d_act, *inner = map(self._rows, (*acts, *s.inner))
+        routes = self.router.routes(s.router)
         # sum = Σ_e w_e down_e(act)
         pass_.weights.wait_for(self.down)
         experts_sum_backward(d_act, d_sum, self.down.experts[0], routes.begin, routes.tokens, pass_.n_threads)

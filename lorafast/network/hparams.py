@@ -187,7 +187,7 @@ def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[
                     (not arch.rope_only or windows[layer] > 0 or not any(windows)))
         rope = _rope(keys, arch, n_embd_head_k, is_local=windows[layer] > 0) if has_rope else None
         blocks.append(BlockParams(n_head[layer], n_head_kv[layer], n_embd_head_k, n_embd_head_v, n_ff[layer],
-                                  windows[layer], rope, experts[layer]))
+                                  windows[layer], rope, experts=experts[layer]))
     return tuple(blocks)
 
 

@@ -22,7 +22,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from ..errors import UsageError
-from ..gguf.roles import GROUPS, ROLES, Kind, file_order, role_of, split_name
+from ..gguf.roles import EXPERTS_ARE_FROZEN, GROUPS, ROLES, Kind, file_order, is_of_experts, role_of, split_name
 from ..rng import MT19937, NormalDistribution
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -94,6 +94,8 @@ def _fits(target: str, name: str) -> bool:
 
 
 def _no_such_target(target: str, names: Sequence[str]) -> str:
+    if is_of_experts(target):
+        return f"target '{target}': {EXPERTS_ARE_FROZEN}"
     if target.removesuffix(".weight") == "output":
         return "target 'output': this model has no output.weight (its embedding is tied); leave the target out"
     roles = [role for role in ROLES if any(split_name(name)[1] == role for name in names)]

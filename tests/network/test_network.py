@@ -32,6 +32,7 @@ MODELS = {
     "rope": dict(rope_freqs=True, rope_scale_linear=4.0),
     "f16": dict(type="F16"),
     "q4_K": dict(type="Q4_K", n_embd=256, n_ff=256),
+    "experts": dict(experts=4),
     "mixed": dict(type="Q8_0", types={"blk.0.attn_v.weight": "F16", "blk.1.ffn_down.weight": "Q5_1",
                                       "output.weight": "BF16"}),
 }
@@ -128,8 +129,9 @@ def test_gradients_against_torch(tmp_path, name):
             assert np.linalg.norm(got - wanted) < limit * np.linalg.norm(wanted), pair
 
 
-def test_checkpointing_and_threads_change_nothing(tmp_path):
-    case = Case(tmp_path / "model.gguf")
+@pytest.mark.parametrize("experts", [0, 4])
+def test_checkpointing_and_threads_change_nothing(tmp_path, experts):
+    case = Case(tmp_path / "model.gguf", experts=experts)
     loss, gradients = case.train(), case.gradients.flat.copy()
     for options in (dict(checkpointing=True), dict(n_threads=1), dict(n_threads=3), dict(head_tokens=5, n_threads=1)):
         case.gradients.flat.fill(0)
@@ -191,10 +193,11 @@ def test_weights_multiply_losses(tmp_path):
         np.testing.assert_allclose(gradients, results["twice"][1], rtol=1e-2, atol=1e-4 * np.abs(gradients).max())
 
 
-def test_generation_follows_the_forward_pass(tmp_path):
+@pytest.mark.parametrize("experts", [0, 4])
+def test_generation_follows_the_forward_pass(tmp_path, experts):
     """Token by token through the cache, in chunks, or all at once: the same logits; and those that training's loss
     comes from."""
-    case = Case(tmp_path / "model.gguf")
+    case = Case(tmp_path / "model.gguf", experts=experts)
     tokens = case.tokens[0]
 
     def logits(*pieces: int, chunk: int = 64) -> np.ndarray:

@@ -66,12 +66,13 @@ def test_window_follows_another_order_than_announced():
         assert window.order[window.now] == unit and unit in window.held
 
 
-@pytest.mark.parametrize("tied, dora, n_parts",
-                         [(False, False, 1), (True, False, 1), (True, True, 1), (False, False, 4)])
+@pytest.mark.parametrize("tied, dora, n_parts, experts",
+                         [(False, False, 1, 0), (True, False, 1, 0), (True, True, 1, 0), (False, False, 4, 0),
+                          (False, False, 1, 6)])
 @pytest.mark.parametrize("strategy", [Strategy(n_kept=4), Strategy(n_kept=1),
                                       Strategy(1, input_every=2, head_tokens=8, micro_batch=2)], ids=str)
-def test_results_are_those_of_the_whole_model(tmp_path, tied, dora, n_parts, strategy):
-    case = Case(tmp_path / "model.gguf", n_layer=4, tied=tied, dora=dora, n_parts=n_parts)
+def test_results_are_those_of_the_whole_model(tmp_path, tied, dora, n_parts, experts, strategy):
+    case = Case(tmp_path / "model.gguf", n_layer=4, tied=tied, dora=dora, n_parts=n_parts, experts=experts)
     batch = batch_of(case.tokens, case.targets)
     trainer = Trainer(case.network, case.adapter, case.tokens.size, strategy, n_threads=2)
     expected = trainer.loss_and_gradients(batch, 0.1, case.gradients), case.gradients.flat.copy(), trainer.loss(batch)
