@@ -164,6 +164,20 @@ def silu_conv_backward(T: int) -> Arguments:
     return dict(dx=inputs["x"], dy=normal(*inputs.pop("y").shape), **inputs)
 
 
+def loss_piece_forward(T: int) -> Arguments:
+    return dict(max=zeros(T), sum=np.ones(T), chosen=zeros(T), logits=normal(T, V), targets=random_ints(V, T),
+                soft_cap=0.0)
+
+
+def loss_piece_backward(T: int) -> Arguments:
+    return dict(logits=normal(T, V), max=zeros(T), sum=np.full(T, V / 2.0), targets=random_ints(V, T),
+                dloss=normal(T), floor=0.0, soft_cap=0.0)
+
+
+def loss_of_pieces(T: int) -> Arguments:
+    return dict(loss=zeros(T), max=normal(T), sum=np.full(T, V / 2.0), chosen=zeros(T), floor=0.0)
+
+
 def adam(T: int) -> Arguments:
     n = T * C
     return dict(param=normal(n), m=normal(n), v=normal(n)**2, grad=normal(n), grad_scale=0.5, beta1=0.9,
@@ -255,6 +269,11 @@ OPS = [
        out=("loss",), changed=("logits",)),
     Op("cross_entropy", "cross_entropy_forward_backward", capped_loss, 1024, (), "memory update", out=("loss",),
        changed=("logits",), label="soft cap"),
+    Op("cross_entropy", "cross_entropy_piece_forward", loss_piece_forward, 1024, ("logits",), "memory read",
+       changed=("max", "sum", "chosen")),
+    Op("cross_entropy", "cross_entropy_piece_loss", loss_of_pieces, 1024, ("sum",), "memory scale", out=("loss",)),
+    Op("cross_entropy", "cross_entropy_piece_backward", loss_piece_backward, 1024, (), "memory update",
+       changed=("logits",)),
     Op("adam", "adam_step", adam, 4096, ("grad",), "memory update", changed=("param", "m", "v")),
     Op("adam", "sum_of_squares", lambda T: dict(x=normal(T * C)), 8192, ("x",), "memory read"),
     Op("embedding", "embedding_forward", embedding, 8192, ("weight",), "memory scale", out=("y",)),

@@ -11,11 +11,9 @@ VF_INLINE void FN(cap_logits)(float *y, const float *x, ptrdiff_t n, float cap) 
 
 /* max = max_v x[v] and sum = sum_v exp(x[v] - max), in one pass: block by block, the sum being rescaled when the
  * maximum grows. A block's sum is taken in float32 over VF_WIDTH lanes, the sum over blocks in float64. With a cap
- * (0: none), x[v] is capped first. */
+ * (0: none), x[v] is capped first. Both go on from what columns before these have given: -FLT_MAX and 0 at first. */
 static void FN(softmax_sum)(float *max, double *sum, const float *x, ptrdiff_t V, float cap) {
     float capped[CROSS_ENTROPY_BLOCK];
-    *max = -FLT_MAX;
-    *sum = 0;
     for (ptrdiff_t begin = 0; begin < V; begin += CROSS_ENTROPY_BLOCK) {
         const ptrdiff_t n = begin + CROSS_ENTROPY_BLOCK < V ? CROSS_ENTROPY_BLOCK : V - begin;
         const int tail = n % VF_WIDTH;
@@ -47,11 +45,13 @@ VF_INLINE float FN(loss_of)(float x_target, float max, double sum, double floor)
 }
 
 /* The gradient takes the place of the logits x, which are capped where there is a cap:
- * (p[v] (1 - floor) + floor - [v = target]) dloss, times 1 - (x[v] / cap)^2 for what the cap did. */
+ * (p[v] (1 - floor) + floor - [v = target]) dloss, times 1 - (x[v] / cap)^2 for what the cap did. The target may be
+ * among other columns than these V. */
 VF_INLINE void FN(logits_gradient)(float *x, float max, double sum, ptrdiff_t V, int target, float dloss, double floor,
                                    float cap) {
     const float scale = dloss / sum * (1 - floor), least = dloss * floor;
-    const float slope = cap > 0 ? 1 - x[target] / cap * (x[target] / cap) : 1;
+    const int is_here = target >= 0 && target < V;
+    const float slope = is_here && cap > 0 ? 1 - x[target] / cap * (x[target] / cap) : 1;
     ptrdiff_t i = 0;
     for (; i + VF_WIDTH <= V; i += VF_WIDTH) {
         const vf y = vf_load(x + i);
@@ -66,12 +66,12 @@ VF_INLINE void FN(logits_gradient)(float *x, float max, double sum, ptrdiff_t V,
         if (cap > 0) gradient *= 1 - y / cap * (y / cap);
         vf_store_part(x + i, gradient, n);
     }
-    x[target] -= dloss * slope;
+    if (is_here) x[target] -= dloss * slope;
 }
 
 static float FN(cross_entropy_row)(const float *x, ptrdiff_t V, int target, double floor, float cap) {
-    float max, x_target = target < 0 ? 0 : x[target];
-    double sum;
+    float max = -FLT_MAX, x_target = target < 0 ? 0 : x[target];
+    double sum = 0;
     if (target < 0) return 0;
     if (cap > 0) FN(cap_logits)(&x_target, &x_target, 1, cap);
     FN(softmax_sum)(&max, &sum, x, V, cap);
@@ -81,8 +81,8 @@ static float FN(cross_entropy_row)(const float *x, ptrdiff_t V, int target, doub
 /* Loss and gradient at once; the gradient takes the logits' place. */
 static float FN(cross_entropy_forward_backward_row)(float *x, ptrdiff_t V, int target, float dloss, double floor,
                                                     float cap) {
-    float max;
-    double sum;
+    float max = -FLT_MAX;
+    double sum = 0;
     if (target < 0) {
         memset(x, 0, sizeof(float) * V);
         return 0;
@@ -92,6 +92,26 @@ static float FN(cross_entropy_forward_backward_row)(float *x, ptrdiff_t V, int t
     const float loss = FN(loss_of)(x[target], max, sum, floor);
     FN(logits_gradient)(x, max, sum, V, target, dloss, floor, cap);
     return loss;
+}
+
+/* Of a piece of the columns: max and sum go on, and the target's logit is noted if it is here. */
+static void FN(cross_entropy_piece_row)(float *max, double *sum, float *chosen, const float *x, ptrdiff_t n, int target,
+                                        float cap) {
+    FN(softmax_sum)(max, sum, x, n, cap);
+    if (target < 0 || target >= n) return;
+    *chosen = x[target];
+    if (cap > 0) FN(cap_logits)(chosen, chosen, 1, cap);
+}
+
+/* The gradient takes the place of a piece's logits. */
+static void FN(cross_entropy_piece_backward_row)(float *x, float max, double sum, ptrdiff_t n, int target, float dloss,
+                                                 double floor, float cap) {
+    if (cap > 0) FN(cap_logits)(x, x, n, cap);
+    FN(logits_gradient)(x, max, sum, n, target, dloss, floor, cap);
+}
+
+static float FN(cross_entropy_loss_of)(float chosen, float max, double sum, double floor) {
+    return FN(loss_of)(chosen, max, sum, floor);
 }
 
 #undef CROSS_ENTROPY_BLOCK

@@ -27,6 +27,7 @@ typedef struct {
     ptrdiff_t row_bytes;
     int type;               /* ggml type id */
     int N;
+    int first_row;          /* of these N in the matrix that they are a piece of */
     float *y;               /* forward: (T, N), overwritten */
     const float *residual;  /* forward: (T, N) added to y, or NULL */
     const float *dy;        /* backward: (T, N) */

@@ -30,6 +30,7 @@ cdef extern from "linear.h" nogil:
         Py_ssize_t row_bytes
         int type
         int N
+        int first_row
         float *y
         const float *residual
         const float *dy
@@ -70,13 +71,15 @@ cdef class Weight:
     type       ggml type id of its blocks
     K          values a row
     precision  one of PRECISIONS: what products with it round the other side to. F32, F16 and BF16 always take float32
+    first_row  place of these rows in the matrix they are a piece of: int8's random rounding goes by it
     Raises ValueError when the type is not trainable, the row length doesn't fit K, or the precision has no such name.
     """
-    cdef readonly int N, K, type
+    cdef readonly int N, K, type, first_row
     cdef int precision
     cdef const uint8_t[:, ::1] data
 
-    def __init__(self, const uint8_t[:, ::1] data not None, int type, int K, str precision="int16"):
+    def __init__(self, const uint8_t[:, ::1] data not None, int type, int K, str precision="int16",
+                 int first_row=0):
         if precision not in PRECISIONS:
             raise ValueError(f"Weight: precision is '{precision}', wanted one of {', '.join(PRECISIONS)}")
         if not ggml_is_known(type):
@@ -85,7 +88,7 @@ cdef class Weight:
         if K % block or data.shape[1] != K // block * ggml_formats[type].type_size:
             raise ValueError(f"Weight: rows of {data.shape[1]} bytes do not hold {K} values of ggml type {type}")
         self.data, self.type, self.N, self.K = data, type, data.shape[0], K
-        self.precision = PRECISIONS.index(precision)
+        self.precision, self.first_row = PRECISIONS.index(precision), first_row
 
     @property
     def arithmetic(self):
@@ -125,7 +128,7 @@ cdef int set_projection(projection *p, name, Weight w, Py_ssize_t T, Py_ssize_t 
     """Fills in the weight and its rank-R update (c (T, R), v (R, update_width)), or None."""
     cdef const float[:, ::1] c, v
     p.weight, p.row_bytes, p.type, p.N = &w.data[0, 0], w.data.shape[1], w.type, w.N
-    p.residual, p.dy, p.y, p.R = NULL, NULL, NULL, 0
+    p.residual, p.dy, p.y, p.R, p.first_row = NULL, NULL, NULL, 0, w.first_row
     if low_rank is None:
         return 0
     c, v = low_rank
@@ -297,7 +300,8 @@ cdef void backward_projection(float *dx, int K, projection *all, int n, int inde
         if p.core.pack_dy != NULL:
             for tile in prange((T + p.core.token_tile - 1) // p.core.token_tile, num_threads=n_threads,
                                schedule="static"):
-                p.core.pack_dy(packed, p.dy, T, p.N, n0, width, tile)
+                # columns are counted from the first one of the matrix that this is a piece of
+                p.core.pack_dy(packed, p.dy - p.first_row, T, p.N, p.first_row + n0, width, tile)
         for item in prange(slices * pieces, num_threads=n_threads, schedule="dynamic", chunksize=1):
             k0 = item % slices * columns
             n_columns = min(columns, K - k0)

@@ -11,8 +11,8 @@ SOURCES = Path(__file__).parent
 STUBS = SOURCES.parent / "lorafast" / "kernels"
 MAX_COLUMNS = 120
 
-ELEMENTS = {"float": "float32", "int": "int32", "int16_t": "int16", "unsigned char": "uint8", "uint8_t": "uint8",
-            "int8_t": "int8", "uint16_t": "uint16"}
+ELEMENTS = {"float": "float32", "double": "float64", "int": "int32", "int16_t": "int16", "unsigned char": "uint8",
+            "uint8_t": "uint8", "int8_t": "int8", "uint16_t": "uint16"}
 """NumPy types of a memoryview's elements, by their C type."""
 
 SCALARS = {"int": "int", "Py_ssize_t": "int", "float": "float", "double": "float", "bint": "bool", "bytes": "bytes",

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -78,6 +78,12 @@ class Tensor:
         """The tensor as stored: a read-only uint8 view of the mapping, (rows, bytes per row); (1, bytes) for 1-D."""
         stored = np.frombuffer(self.mapping, np.uint8, self.nbytes, self.offset)
         return stored.reshape(prod(self.shape[:-1]), -1)
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        """Some rows of a matrix, as a tensor of the same name."""
+        row_bytes = self.nbytes // self.shape[0]
+        return replace(self, shape=(end - begin, *self.shape[1:]), offset=self.offset + begin * row_bytes,
+                       nbytes=(end - begin) * row_bytes)
 
     def to_float32(self) -> np.ndarray:
         """A dequantised float32 copy, for small tensors. Raises FormatError for an untrainable type."""

@@ -8,8 +8,10 @@ class Weight:
     N: int
     K: int
     type: int
+    first_row: int
 
-    def __init__(self, data: NDArray[np.uint8], type: int, K: int, precision: str = "int16") -> None: ...
+    def __init__(self, data: NDArray[np.uint8], type: int, K: int, precision: str = "int16",
+                 first_row: int = 0) -> None: ...
     def arithmetic(self) -> None: ...
 
 class ExpertWeights:

@@ -1,6 +1,8 @@
 """The output: the last norm, the product with the vocabulary, the loss, forward and backward."""
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from ..gguf.reader import Tensor
@@ -11,6 +13,10 @@ from .lora import Adapter
 from .norm import Norm
 from .passes import Pass
 
+PIECE_ROWS = 4096
+"""Rows of the output matrix in a piece: a multiple of what its kernels take at a time, so that pieces give the bits of
+the whole (DY_COLUMNS of kernels/linear.h, CROSS_ENTROPY_BLOCK of kernels/cross_entropy_body.h)."""
+
 
 class Head:
     """logits = cap · tanh(z / cap), z = scale · norm(x) Wᵀ + b; without the tanh where cap is 0."""
@@ -19,8 +25,27 @@ class Head:
                  precision: str = "int16") -> None:
         # On a tied model the pair of token_embd acts on the input only.
         self.norm, self.group = norm, Group(Linear(matrix, bias, name="output.weight", precision=precision))
+        self.matrix, self.bias, self.precision = matrix, bias, precision
         self.scale, self.soft_cap = np.float32(scale), soft_cap
         self.V, self.C = matrix.shape
+
+    @cached_property
+    def pieces(self) -> list[Group]:
+        """The product by PIECE_ROWS rows: what a pass needs of the matrix at a time, where it is not whole."""
+        whole, = self.group.linears
+        cuts = [slice(begin, min(begin + PIECE_ROWS, self.V)) for begin in range(0, self.V, PIECE_ROWS)]
+        return [Group(Linear(self.matrix, self.bias, name=whole.name, rows=rows, gain=whole.gain,
+                             precision=self.precision, first_row=rows.start),
+                      part=self.matrix.rows(rows.start, rows.stop)) for rows in cuts]
+
+    def groups(self, by_pieces: bool) -> list[Group]:
+        """What a pass reads of the matrix, in this order, each way."""
+        return self.pieces if by_pieces else [self.group]
+
+    def has_pieces(self, adapter: Adapter) -> bool:
+        """Whether the loss can be had by pieces: not with a pair on the output, whose gradient takes whole rows of
+        logits."""
+        return self.V > PIECE_ROWS and not self.group.is_adapted(adapter)
 
     def refresh(self, adapter: Adapter) -> None:
         self.norm.refresh(adapter)
@@ -42,16 +67,31 @@ class Head:
         T = len(x)
         normed, logits = empty(T, self.C), empty(T, self.V)
         h = self._h(T, pass_.adapter)
-        self._forward(logits, h, normed, x, self.norm.saved(T, empty), pass_)
+        self.normed(normed, x, self.norm.saved(T, empty), pass_)
+        if pass_.weights.streams:
+            begin = 0
+            for piece in self.pieces:
+                part = empty(T, piece.weights[0].N)
+                piece.forward([part], h, normed, pass_)
+                logits[:, begin:begin + part.shape[1]] = part
+                begin += part.shape[1]
+        else:
+            self.group.forward([logits], h, normed, pass_)
         return logits if not self.soft_cap else np.tanh(logits / self.soft_cap) * np.float32(self.soft_cap)
 
-    def _forward(self, z: np.ndarray, h: list[np.ndarray], normed: np.ndarray, x: np.ndarray, saved: list[np.ndarray],
-                 pass_: Pass) -> None:
-        """z before the soft cap; normed is what the product reads."""
+    def normed(self, normed: np.ndarray, x: np.ndarray, saved: list[np.ndarray], pass_: Pass) -> None:
+        """What the product reads."""
         self.norm.forward(normed, saved, x, pass_)
         if self.scale != 1:
             normed *= self.scale
-        self.group.forward([z], h, normed, pass_)
+
+    def normed_backward(self, dx: np.ndarray, d_normed: np.ndarray, x: np.ndarray, saved: list[np.ndarray],
+                        pass_: Pass) -> None:
+        """dx is overwritten, d_normed is used up."""
+        if self.scale != 1:
+            d_normed *= self.scale
+        dx.fill(0)
+        self.norm.backward(dx, d_normed, x, saved, pass_)
 
     def losses(self, x: np.ndarray, targets: np.ndarray, floor: float, at_a_time: int, weights: np.ndarray | None,
                need_dx: bool, pass_: Pass) -> np.ndarray:
@@ -78,7 +118,8 @@ class Head:
         np.take(x, index, axis=0, out=x_head)
         saved = self.norm.saved(n, empty)
         h = self._h(n, adapter)
-        self._forward(z, h, normed, x_head, saved, pass_)
+        self.normed(normed, x_head, saved, pass_)
+        self.group.forward([z], h, normed, pass_)
         loss = empty(n)
         if weights is None:
             cross_entropy_forward(loss, z, targets, floor, self.soft_cap, pass_.n_threads)
@@ -88,9 +129,6 @@ class Head:
         dz, = self.group.gain_backward([z], [y], pass_)
         self.group.backward(d_normed if need_dx else None, [dz], normed, h, pass_)
         if need_dx:
-            if self.scale != 1:
-                d_normed *= self.scale
-            dx_head.fill(0)
-            self.norm.backward(dx_head, d_normed, x_head, saved, pass_)
+            self.normed_backward(dx_head, d_normed, x_head, saved, pass_)
             x[index] = dx_head
         return loss

@@ -28,15 +28,16 @@ class Linear:
             that of the whole tensor, and so is `gain`, its Gain
     bias    (N,) of these rows, or None
     precision  of its products: one of kernels.linear.PRECISIONS
+    first_row  see kernels.linear.Weight
     """
 
     def __init__(self, tensor: Tensor, bias: Tensor | None = None, *, name: str = "", rows: slice | None = None,
-                 gain: Gain | None = None, precision: str = "int16") -> None:
+                 gain: Gain | None = None, precision: str = "int16", first_row: int = 0) -> None:
         self.name, self.tensor, self.rows = name or tensor.name, tensor, rows
         self.role = split_name(self.name)[1]
         # still the bytes of the file's mapping
         self.weight = Weight(tensor.data if rows is None else tensor.data[rows], int(tensor.type), tensor.shape[1],
-                             precision)
+                             precision, first_row)
         self.gain = gain or Gain(tensor, precision=precision)
         self.bias = None if bias is None else np.ascontiguousarray(bias.to_float32()[rows or slice(None)])
 
@@ -81,10 +82,11 @@ class Group:
     h        what `saved` made: (T, rank) each, or wider and used in part
     """
 
-    def __init__(self, *linears: Linear) -> None:
+    def __init__(self, *linears: Linear, part: Tensor | None = None) -> None:
+        """part: of the linears' tensor, what they need of it; None: all of their tensors."""
         self.linears = linears
         self.weights = [linear.weight for linear in linears]
-        self.tensors = list({linear.tensor.name: linear.tensor for linear in linears}.values())
+        self.tensors = [part] if part else list({linear.tensor.name: linear.tensor for linear in linears}.values())
 
     @property
     def nbytes(self) -> int:
@@ -152,8 +154,11 @@ class Group:
         return ys
 
     def backward(self, dx: np.ndarray | None, dys: Sequence[np.ndarray], x: np.ndarray, h: Sequence[np.ndarray],
-                 pass_: Pass) -> None:
-        """dx = Σ dy_i W_i + c_i A_i, and adds to the gradients of the pairs; dx is None when nobody reads it."""
+                 pass_: Pass, accumulate: bool = False) -> None:
+        """dx = Σ dy_i W_i + c_i A_i, and adds to the gradients of the pairs; dx is None when nobody reads it.
+
+        accumulate: the sum is added to dx
+        """
         low_rank = []
         for linear, dy, h_i in zip(self.linears, dys, h, strict=True):
             is_adapted = linear.name in pass_.adapter
@@ -161,7 +166,7 @@ class Group:
                             else None)
         if dx is not None:
             pass_.weights.wait_for(self)
-            linear_backward(dx, list(dys), self.weights, low_rank, False, pass_.n_threads)
+            linear_backward(dx, list(dys), self.weights, low_rank, accumulate, pass_.n_threads)
 
 
 def _low_rank(linear: Linear, h: np.ndarray, adapter: Adapter) -> tuple[np.ndarray, np.ndarray] | None:

@@ -212,6 +212,8 @@ class Residency(RowsFromFile):
     To be closed at the end.
     """
 
+    streams = True
+
     def __init__(self, files: ModelFiles, order: Sequence[Matrices], capacity: int) -> None:
         super().__init__(files)
         self.groups = list(dict.fromkeys(order))
@@ -235,9 +237,9 @@ class Residency(RowsFromFile):
 
     def wait_for(self, group: Matrices) -> None:
         """Returns when the group's matrices are in memory; they stay until the next call, or longer. LoraFastError if
-        they cannot be read.
+        they cannot be read. The group is one of the order, or a part of one.
         """
-        unit = self.unit_of[group]
+        unit = self.unit_of[group] if group in self.unit_of else self._unit_around(group)
         with self.changed:
             self.window.use(unit)
             self.changed.notify_all()
@@ -299,6 +301,10 @@ class Residency(RowsFromFile):
         below = (other_end for _, other_end, unit in reversed(places[:at]) if unit in self.window.held)
         above = (other_begin for other_begin, _, unit in places[at + 1:] if unit in self.window.held)
         return max(begin, next(below, begin)), min(end, next(above, end))
+
+    def _unit_around(self, part: Matrices) -> int:
+        tensor, = part.tensors
+        return next(unit for begin, end, unit in self.places[tensor.path] if begin <= tensor.offset < end)
 
     def _next(self) -> bool:
         self.task = self.window.next_fetch()

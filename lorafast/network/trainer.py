@@ -9,6 +9,7 @@ import numpy as np
 from ..data.batches import Batch
 from .block import BlockSaved
 from .buffers import Buffers, New, Scratch, empty, nbytes_of
+from .head_pieces import PiecewiseLosses
 from .linear import Group
 from .lora import Adapter, Gradients, Ranks
 from .network import Network
@@ -29,6 +30,8 @@ class Strategy:
     keeps_cheap  of what is kept, also what is cheap to compute again (attention's outputs, for short sequences)
     head_tokens  tokens whose logits exist at a time
     micro_batch  long sequences of a batch that are worked on at a time, or more that are shorter; None: all
+    head_pieces  logits exist of a piece of the vocabulary at a time, and the output matrix is used by pieces, twice
+                 (head_pieces.py): of a head that `has_pieces`
     """
 
     n_kept: int
@@ -36,6 +39,7 @@ class Strategy:
     head_tokens: int = 128
     micro_batch: int | None = None
     keeps_cheap: bool = True
+    head_pieces: bool = False
 
     def max_tokens(self, batch: int, ctx: int) -> int:
         """Tokens worked on at a time, at most, of batches of `batch` sequences of up to `ctx`."""
@@ -59,7 +63,7 @@ class Trainer:
         self.network, self.adapter, self.strategy, self.n_threads = network, adapter, strategy, n_threads
         self.max_tokens, self.floor, self.weights = max_tokens, floor, weights
         self.buffers = Activations(network, adapter, max_tokens, strategy)
-        self.scratch = Scratch(scratch_floats(network, adapter, max_tokens, strategy.head_tokens))
+        self.scratch = Scratch(scratch_floats(network, adapter, max_tokens, strategy))
 
     @property
     def nbytes(self) -> int:
@@ -143,8 +147,19 @@ class Trainer:
         head, n_layer = self.network.head, len(self.network.blocks)
         need_dx = (buffers.lowest < n_layer or head.norm.is_adapted(self.adapter)
                    or self.network.embedding.name in self.adapter)
-        return head.losses(buffers.output, batch.targets, self.floor, self.strategy.head_tokens, weights, need_dx,
-                           pass_)
+        return self.head_losses(buffers.output, batch.targets, weights, need_dx, pass_)
+
+    def head_losses(self, x: np.ndarray, targets: np.ndarray, weights: np.ndarray | None, need_dx: bool,
+                    pass_: Pass) -> np.ndarray:
+        """Head.losses, as the strategy has it."""
+        head, at_a_time = self.network.head, self.strategy.head_tokens
+        if not self.strategy.head_pieces:
+            return head.losses(x, targets, self.floor, at_a_time, weights, need_dx, pass_)
+        by_pieces = PiecewiseLosses(head, x, targets, at_a_time, pass_)
+        losses = by_pieces.forward(self.floor)
+        if weights is not None and need_dx:
+            by_pieces.backward(self.floor, weights)
+        return losses
 
 
 class Activations(Buffers):
@@ -212,10 +227,10 @@ class Activations(Buffers):
         return self.shares_cheap and layer + 1 < self.n_layer
 
 
-def weight_order(network: Network, activations: Activations) -> list[Group]:
+def weight_order(network: Network, activations: Activations, head_pieces: bool = False) -> list[Group]:
     """The groups of matrices in the order in which a Trainer's pass reads them."""
     order = [group for block in network.blocks for group in block.groups]
-    order += [network.head.group] * 2
+    order += network.head.groups(head_pieces) * 2
     for layer in range(len(network.blocks) - 1, activations.lowest - 1, -1):
         order += [group for below in activations.lost_inputs(layer) for group in network.blocks[below].groups]
         *all_but_last, last = network.blocks[layer].groups
@@ -225,7 +240,9 @@ def weight_order(network: Network, activations: Activations) -> list[Group]:
     return order
 
 
-def scratch_floats(network: Network, adapter: Adapter, T: int, head_tokens: int) -> int:
+def scratch_floats(network: Network, adapter: Adapter, T: int, strategy: Strategy) -> int:
     """Size of a Trainer's Scratch."""
-    return max(network.head.scratch(min(T, head_tokens), adapter),
+    head = network.head
+    return max(PiecewiseLosses.scratch(head, T, strategy.head_tokens) if strategy.head_pieces
+               else head.scratch(min(T, strategy.head_tokens), adapter),
                *(block.scratch(T, adapter) for block in network.blocks))

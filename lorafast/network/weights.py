@@ -16,7 +16,12 @@ class Matrices(Protocol):
 
 
 class Weights(Protocol):
-    """What a pass asks of them."""
+    """What a pass asks of them.
+
+    streams: whether what is not asked for may be let go
+    """
+
+    streams: bool
 
     def wait_for(self, group: Matrices) -> None:
         """Returns when these matrices are in memory; they stay until the next call, or longer."""
@@ -30,6 +35,8 @@ class Weights(Protocol):
 
 class MappedWeights:
     """All weights lie in their mappings, and the system brings their pages."""
+
+    streams = False
 
     def wait_for(self, group: Matrices) -> None:
         pass
@@ -54,6 +61,8 @@ class RowReader(Protocol):
 class RowsFromFile:
     """Rows are read from the file as they are needed, so that no others come into memory; matrices are as in the
     mapping."""
+
+    streams = False
 
     def __init__(self, files: RowReader) -> None:
         self.files = files

@@ -45,6 +45,9 @@ CACHE_RESERVE = 24 << 20
 HEAD_TOKENS = (128, 64, 32, 16)
 """Tokens whose logits exist at a time, to choose from. More than the first bring no time, fewer cost some."""
 
+PRODUCTS_BY_PIECES = 3 / 2
+"""Products of the output by pieces, of those of the whole (see head_pieces.py)."""
+
 UNPACKING_TOKENS = 32
 """Unpacking weights costs about as much as computing with so many tokens: in a pass of few tokens, each costs more."""
 
@@ -149,8 +152,8 @@ class Planner:
             Item("norms and gains of the rows", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
             Item("activations kept for backward", kept, of_blocks),
-            Item("working arrays, logits", self._scratch_bytes(T, strategy.head_tokens) + self._row_bytes(T),
-                 f"of {strategy.head_tokens} tokens at a time"),
+            Item("working arrays, logits", self._scratch_bytes(T, strategy) + self._row_bytes(T),
+                 f"of {strategy.head_tokens} tokens at a time" + ", by pieces" * strategy.head_pieces),
             Item("packed operands and tiles of the kernels", self._kernel_bytes(max(T, self.measured_tokens))),
             Item("generating texts", decoder_bytes(self.network, self.adapter) if job.generates else 0),
             Item("reserve", RESERVE),
@@ -178,7 +181,7 @@ class Planner:
         left = self._left(strategy)
         if left >= self._weight_bytes:
             return None
-        return left if left >= self._least_capacity else False
+        return left if left >= self._least_capacity(strategy.head_pieces) else False
 
     def _tokens(self, strategy: Strategy) -> int:
         return strategy.max_tokens(self.job.batch, self.job.ctx)
@@ -190,9 +193,13 @@ class Planner:
         activations = Activations(self.network, self.adapter, T, strategy, new=sized)
         return activations.nbytes - activations.saved_nbytes, activations.saved_nbytes
 
+    def _scratch_bytes(self, T: int, strategy: Strategy) -> int:
+        return self._scratch_bytes_of(T, strategy.head_tokens, strategy.head_pieces)
+
     @cached
-    def _scratch_bytes(self, T: int, head_tokens: int) -> int:
-        return 4 * scratch_floats(self.network, self.adapter, T, head_tokens)
+    def _scratch_bytes_of(self, T: int, head_tokens: int, head_pieces: bool) -> int:
+        strategy = Strategy(1, head_tokens=head_tokens, head_pieces=head_pieces)
+        return 4 * scratch_floats(self.network, self.adapter, T, strategy)
 
     @cached
     def _kernel_bytes(self, T: int) -> int:
@@ -214,11 +221,11 @@ class Planner:
 
     @cached
     def _order(self, strategy: Strategy) -> list[Group]:
-        return weight_order(self.network, self._activations(strategy))
+        return weight_order(self.network, self._activations(strategy), strategy.head_pieces)
 
-    @property
-    def _least_capacity(self) -> int:
-        return min(self._weight_bytes, least_capacity(self._order(Strategy(1))))
+    @cached
+    def _least_capacity(self, head_pieces: bool) -> int:
+        return min(self._weight_bytes, least_capacity(self._order(Strategy(1, head_pieces=head_pieces))))
 
     @property
     def _weight_bytes(self) -> int:
@@ -234,6 +241,11 @@ class Planner:
 
     def _candidates(self, forced: Forced) -> Iterator[Strategy]:
         """Strategies in the order of what they cost, roughly; the first is the fastest if memory does not matter."""
+        yield from self._with_whole_head(forced)
+        if self.network.head.has_pieces(self.adapter):
+            yield from (replace(strategy, head_pieces=True) for strategy in self._with_whole_head(forced))
+
+    def _with_whole_head(self, forced: Forced) -> Iterator[Strategy]:
         job, n_blocks = self.job, len(self._trained)
         for micro_batch in [min(forced.micro_batch, job.batch)] if forced.micro_batch else _halves(job.batch):
             T = micro_batch * job.ctx
@@ -274,6 +286,8 @@ class Planner:
                    + why("input_every", input_every=1, n_kept=n_blocks))
         if "head_tokens" in given or chosen.head_tokens < usual:
             yield f"logits exist of {chosen.head_tokens} tokens at a time: " + why("head_tokens", head_tokens=usual)
+        if chosen.head_pieces:
+            yield "the output is computed by pieces, twice: " + why("", head_pieces=False)
         if capacity is not None:
             yield (f"{megabytes(capacity)} of the model's {megabytes(self.gguf.nbytes)} are in memory at a time, the "
                    f"rest is read when it is needed: that is what is left of {megabytes(self.budget.nbytes)} "
@@ -283,23 +297,28 @@ class Planner:
                        "a disk")
 
     def _fitting(self, candidates: Sequence[Strategy], forced: Forced) -> list[Strategy]:
-        """Those that fit. LoraFastError, with what would fit, if none does."""
+        """Those that fit; if there are any, only those that add up gradients in the order that a run without a limit
+        has, whose results therefore have its bits. LoraFastError, with what would fit, if none does."""
         fitting = [strategy for strategy in candidates if self._capacity(strategy) is not False]
         if not fitting:
             raise LoraFastError(self._refusal(candidates, forced))
-        return fitting
+        first = candidates[0]
+        same = [strategy for strategy in fitting if strategy.micro_batch == first.micro_batch
+                and strategy.head_tokens == first.head_tokens]
+        return same or fitting
 
     # Times
 
     @cached
     def _speed(self) -> Speed:
         """Measured with the largest micro-batch that fits."""
-        largest = max((s for s in self._candidates(Forced()) if self._capacity(s) is not False), key=self._tokens)
+        fitting = (s for s in self._candidates(Forced()) if self._capacity(s) is not False)
+        largest = max(fitting, key=lambda strategy: (self._tokens(strategy), strategy.head_tokens))
         T = self._tokens(largest)
         measured = sum(nbytes(group) for group in (*self.network.blocks[0].groups, self.network.head.group))
         is_tight = self._left(replace(largest, n_kept=1)) < measured
-        speed = measure_speed(self.network, self.adapter, T, self.job.ctx, min(128, T), self.job.n_threads,
-                              self.files if is_tight else None)
+        speed = measure_speed(self.network, self.adapter, T, self.job.ctx, largest.head_tokens, self.job.n_threads,
+                              self.files if is_tight else None, largest.head_pieces)
         self.files.let_go_pages()
         self.measured_tokens = min(T, MEASURED_TOKENS)
         return speed
@@ -310,13 +329,14 @@ class Planner:
 
     @cached
     def _disk(self) -> float:
-        return measure_disk(self.files, self._order(Strategy(1)))
+        return measure_disk(self.files, self._order(Strategy(1, head_pieces=self.network.head.has_pieces(self.adapter))))
 
     def _compute(self, strategy: Strategy) -> float:
         """Seconds of computing of a pass over one micro-batch."""
         speed = self._speed()
         T = self.job.tokens / self._parts(strategy)
         head = speed.head * (1 + UNPACKING_TOKENS / strategy.head_tokens) / (1 + UNPACKING_TOKENS / speed.head_tokens)
+        head *= PRODUCTS_BY_PIECES ** (strategy.head_pieces - speed.head_pieces)
         seconds = head + sum(self._seconds_by_block(strategy))
         return seconds * (T + UNPACKING_TOKENS) / (speed.tokens + UNPACKING_TOKENS)
 
@@ -368,8 +388,9 @@ class Planner:
     # Refusal
 
     def _refusal(self, candidates: Sequence[Strategy], forced: Forced) -> str:
-        smallest = min(candidates, key=self._bytes)
-        items = [*self._items(smallest), Item("the least of weights in memory", self._least_capacity)]
+        smallest = min(candidates, key=lambda s: self._bytes(s) + self._least_capacity(s.head_pieces))
+        items = [*self._items(smallest),
+                 Item("the least of weights in memory", self._least_capacity(smallest.head_pieces))]
         least = sum(item.nbytes for item in items)
         largest = sorted(items, key=lambda item: -item.nbytes)[:3]
         parts = "; ".join(f"{megabytes(item.nbytes)} {item.name}" for item in largest)

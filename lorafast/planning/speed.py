@@ -49,16 +49,17 @@ class BlockSpeed:
 @dataclass(frozen=True)
 class Speed:
     """Seconds for a pass of `tokens` tokens: of a block by its shape; of the output, both ways, `head_tokens` at a
-    time."""
+    time, whole or (head_pieces) by pieces."""
 
     tokens: int
     head_tokens: int
     blocks: dict[tuple, BlockSpeed]
     head: float
+    head_pieces: bool = False
 
 
 def measure_speed(network: Network, adapter: Adapter, T: int, ctx: int, head_tokens: int, n_threads: int,
-                  files: ModelFiles | None = None) -> Speed:
+                  files: ModelFiles | None = None, head_pieces: bool = False) -> Speed:
     """Runs one block of each shape, the one in the middle, and the output, on some tokens. The adapter is not touched.
 
     With `files` no more of the weights is in memory at a time than must be.
@@ -73,10 +74,10 @@ def measure_speed(network: Network, adapter: Adapter, T: int, ctx: int, head_tok
     part = Adapter([spec for spec in adapter.specs if spec.name in names], adapter.alpha, adapter.r)
     for magnitude in part.magnitudes.values():
         magnitude.fill(1)
-    order = weight_order(small, Activations(small, part, 1, Strategy(1), new=sized))
+    order = weight_order(small, Activations(small, part, 1, Strategy(1), new=sized), head_pieces)
     residency = Residency(files, order, least_capacity(order)) if files else None
-    trainer = Trainer(small, part, len(tokens), Strategy(n_kept=len(small.blocks), head_tokens=head_tokens), n_threads,
-                      weights=residency or MAPPED)
+    strategy = Strategy(n_kept=len(small.blocks), head_tokens=head_tokens, head_pieces=head_pieces)
+    trainer = Trainer(small, part, len(tokens), strategy, n_threads, weights=residency or MAPPED)
     pass_ = Pass(tokens, Rows.of(begin), part, trainer.scratch, n_threads, Gradients(part), trainer.weights)
     per_pass = T / len(tokens)
     blocks = {block.shape: _measure_block(block, trainer.buffers, layer, ctx, length, per_pass, pass_, small, residency)
@@ -85,12 +86,12 @@ def measure_speed(network: Network, adapter: Adapter, T: int, ctx: int, head_tok
 
     def output() -> None:
         small.refresh(part)
-        small.head.losses(x, tokens, 0.0, head_tokens, weights, True, pass_)
+        trainer.head_losses(x, tokens, weights, True, pass_)
 
     head = per_pass * _usual_time(output, residency)
     if residency:
         residency.close()
-    return Speed(T, head_tokens, blocks, head)
+    return Speed(T, head_tokens, blocks, head, head_pieces)
 
 
 def _one_of_each_shape(network: Network) -> list[Block]:

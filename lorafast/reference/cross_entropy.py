@@ -31,3 +31,30 @@ def cross_entropy_forward_backward(loss, logits, targets, dloss, floor, soft_cap
     gradient[np.arange(len(t)), targets[t]] -= 1
     logits[:] = 0
     logits[t] = gradient * slope * dloss[t, None]
+
+
+def cross_entropy_piece_forward(max, sum, chosen, logits, targets, soft_cap, n_threads):
+    y, before = capped(logits, soft_cap)[0], max.copy()
+    max[:] = np.maximum(before, y.max(axis=1))
+    sum[:] = np.exp(before - max) * sum + np.exp(y - max[:, None]).sum(axis=1)
+    t = here(targets, y.shape[1])
+    chosen[t] = y[t, targets[t]]
+
+
+def cross_entropy_piece_loss(loss, max, sum, chosen, floor, n_threads):
+    log_p = chosen - max - np.log(sum)
+    loss[:] = -np.log(np.exp(log_p) * (1 - floor) + floor) if floor else -log_p
+
+
+def cross_entropy_piece_backward(logits, max, sum, targets, dloss, floor, soft_cap, n_threads):
+    # forward, over all pieces: loss = -ln(p (1 - floor) + floor), p = exp(chosen - max) / sum
+    value, slope = capped(logits, soft_cap)
+    gradient = np.exp(value - max[:, None]) / sum[:, None] * (1 - floor) + floor
+    t = here(targets, value.shape[1])
+    gradient[t, targets[t]] -= 1
+    logits[:] = gradient * slope * dloss[:, None]
+
+
+def here(targets, n):
+    """The rows whose target is among the n columns of a piece."""
+    return np.flatnonzero((targets >= 0) & (targets < n))

@@ -124,7 +124,8 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
     memory_plan = memory_plan.for_iterations(course.n_iter)
     for line in memory_plan.summary():
         log.note(line)
-    residency = memory_plan.stream(opened.files, weight_order(opened.network, trainer.buffers))
+    residency = memory_plan.stream(opened.files, weight_order(opened.network, trainer.buffers,
+                                                             memory_plan.strategy.head_pieces))
     if residency:
         trainer.weights = residency
         stack.callback(residency.close)

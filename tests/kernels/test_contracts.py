@@ -121,6 +121,30 @@ def cross_entropy_forward_backward(rng, T, V):
                 soft_cap=2.0)
 
 
+def softmax_state(rng, T):
+    """As columns before these have left it."""
+    return dict(max=normal(rng, T), sum=rng.uniform(1, 9, T))
+
+
+def elsewhere_too(rng, T, V):
+    """Targets, some of which are in other pieces."""
+    return rng.integers(-V, 2 * V, T, dtype=np.int32)
+
+
+def cross_entropy_piece_forward(rng, T, V):
+    return dict(**softmax_state(rng, T), chosen=normal(rng, T), logits=normal(rng, T, V),
+                targets=elsewhere_too(rng, T, V), soft_cap=2.0)
+
+
+def cross_entropy_piece_loss(rng, T, V):
+    return dict(loss=new(T), **softmax_state(rng, T), chosen=normal(rng, T), floor=1e-9)
+
+
+def cross_entropy_piece_backward(rng, T, V):
+    return dict(logits=normal(rng, T, V), **softmax_state(rng, T), targets=elsewhere_too(rng, T, V),
+                dloss=normal(rng, T), floor=1e-9, soft_cap=2.0)
+
+
 def adam_step(rng, T, n):
     param, m, v, grad = normal(rng, 4, T * n)
     return dict(param=param, m=m, v=v**2, grad=grad, grad_scale=0.5, beta1=0.875, beta2=0.96875, a_t=0.125, c_t=2.0,
@@ -293,6 +317,11 @@ OPS = [
     Op("cross_entropy", "cross_entropy_forward", cross_entropy_forward, out=("loss",), free_width=("logits",)),
     Op("cross_entropy", "cross_entropy_forward_backward", cross_entropy_forward_backward, out=("loss",),
        changed=("logits",), free_width=("logits",)),
+    Op("cross_entropy", "cross_entropy_piece_forward", cross_entropy_piece_forward, changed=("max", "sum", "chosen"),
+       free_width=("logits",)),
+    Op("cross_entropy", "cross_entropy_piece_loss", cross_entropy_piece_loss, out=("loss",), free_width=("loss",)),
+    Op("cross_entropy", "cross_entropy_piece_backward", cross_entropy_piece_backward, changed=("logits",),
+       free_width=("logits",)),
     Op("adam", "adam_step", adam_step, changed=("param", "m", "v")),
     Op("adam", "sum_of_squares", sum_of_squares),
     Op("embedding", "embedding_forward", embedding_forward, out=("y",), widths=BLOCKS),

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from numerics import GRADIENT_LIMIT, gradient_error, nmse
 
-from lorafast.kernels.cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
+from lorafast.kernels.cross_entropy import (
+    cross_entropy_forward,
+    cross_entropy_forward_backward,
+    cross_entropy_piece_backward,
+    cross_entropy_piece_forward,
+    cross_entropy_piece_loss,
+)
 from lorafast.reference import cross_entropy as twin
 
 LOSS_LIMIT = {False: 1e-14, True: 3e-13}        # with a soft cap; measured 3e-15, 3e-14: tanh is within 2 ulp
@@ -45,6 +51,25 @@ def test_kernels_equal_twin(isa, rng, T, V, floor, soft_cap):
     np.testing.assert_array_equal(fused_loss, loss)
     assert nmse(fused, exact_dlogits) < DLOGITS_LIMIT[soft_cap > 0]
     assert not fused[1].any()
+
+
+@pytest.mark.parametrize("floor, soft_cap", [(0, 0), (ORIGINALS, 5)])
+def test_pieces_give_the_bits_of_the_whole(isa, rng, floor, soft_cap):
+    T, V, n = 6, 9001, 4096
+    logits = 4 * rng.standard_normal((T, V), dtype=np.float32)
+    targets = np.array([0, 4095, 4096, V - 1, 8192, 17], np.int32)
+    dloss, loss, whole = rng.uniform(0, 1, T).astype(np.float32), np.empty(T, np.float32), logits.copy()
+    cross_entropy_forward_backward(loss, whole, targets, dloss, floor, soft_cap, 2)
+    highest, total, chosen = np.full(T, np.finfo(np.float32).min), np.zeros(T), np.empty(T, np.float32)
+    pieces = [(np.ascontiguousarray(logits[:, begin:begin + n]), targets - np.int32(begin)) for begin in range(0, V, n)]
+    for piece, here in pieces:
+        cross_entropy_piece_forward(highest, total, chosen, piece, here, soft_cap, 2)
+    got = np.empty(T, np.float32)
+    cross_entropy_piece_loss(got, highest, total, chosen, floor, 2)
+    for piece, here in pieces:
+        cross_entropy_piece_backward(piece, highest, total, here, dloss, floor, soft_cap, 2)
+    np.testing.assert_array_equal(got, loss)
+    np.testing.assert_array_equal(np.hstack([piece for piece, _ in pieces]), whole)
 
 
 @pytest.mark.parametrize("floor", [0, ORIGINALS])

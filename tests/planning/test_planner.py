@@ -141,7 +141,7 @@ def test_sizes_without_memory_are_those_with_it(tmp_path, strategy, dora):
     T = strategy.max_tokens(*case.tokens.shape)
     trainer = Trainer(case.network, case.adapter, T, strategy, n_threads=1)
     assert Activations(case.network, case.adapter, T, strategy, sized).nbytes == trainer.buffers.nbytes
-    scratch = 4 * scratch_floats(case.network, case.adapter, T, strategy.head_tokens)
+    scratch = 4 * scratch_floats(case.network, case.adapter, T, strategy)
     assert trainer.nbytes == trainer.buffers.nbytes + scratch
     array = sized(1000, 1000, 1000)
     assert (array.shape, array.nbytes) == ((1000, 1000, 1000), 4 * 10**9)
