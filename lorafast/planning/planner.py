@@ -329,7 +329,8 @@ class Planner:
 
     @cached
     def _disk(self) -> float:
-        return measure_disk(self.files, self._order(Strategy(1, head_pieces=self.network.head.has_pieces(self.adapter))))
+        by_pieces = self.network.head.has_pieces(self.adapter)
+        return measure_disk(self.files, self._order(Strategy(1, head_pieces=by_pieces)))
 
     def _compute(self, strategy: Strategy) -> float:
         """Seconds of computing of a pass over one micro-batch."""
