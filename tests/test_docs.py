@@ -68,6 +68,9 @@ def files(tmp_path_factory):
             Path(name).parent.mkdir(exist_ok=True)
             Path(name).write_text(f"{chat}\n" * 4)
         Path("pairs.jsonl").write_text('{"prompt": "thy", "completion": " love"}\n' * 4)
+        pair = '{"prompt": "the thy", "chosen": " love", "rejected": " sweet"}\n'
+        Path("preferences.jsonl").write_text(pair * 4)
+        Path("thumbs.jsonl").write_text('{"prompt": "the thy", "completion": " love", "label": true}\n' * 4)
         Path("tickets.csv").write_text("subject,reply\n" + "the love?,my sweet\n" * 20)
         Path("faq.csv").write_text("question,answer\n" + "the love?,my sweet\n" * 20)
         Path("bad.jsonl").write_text(f'{chat}\n{{"text": 1}}\n')

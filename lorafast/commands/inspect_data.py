@@ -78,7 +78,7 @@ def summary(name: str, samples: Samples) -> list[str]:
 
 def batches(samples: Samples, ctx: int, batch: int) -> list[str]:
     """What an epoch is."""
-    n_rows = samples.size - 1 if isinstance(samples, Sequences) else samples.size
+    n_rows = samples.n_inputs if isinstance(samples, Sequences) else samples.size
     n_batches = -(-len(samples) // batch)
     tokens = n_rows.sum() / n_batches if n_batches == 1 else n_rows.mean() * batch
     lines = [f"an epoch: {count(n_batches, 'batch', 'batches')} of {count(min(batch, len(samples)), 'sample')}, "

@@ -49,6 +49,9 @@ class Batch:
     n_used         samples opened for it; more than n only where short ones are filled up with the next
     epoch_ended    it was the last of its epoch, and the samples have been shuffled again
     weights        float32 (T,), factors of the targets' losses; None: all 1
+    label          of preferences int8 (n,): 1 of an answer that is preferred or good, -1 of one that is not, 0 of none
+    reference      of preferences float64 (n,), log-probabilities of the answers under the reference
+    answers        bool (T,), which targets are of answers; None: those that count
     """
 
     tokens: np.ndarray
@@ -57,6 +60,9 @@ class Batch:
     n_used: int
     epoch_ended: bool
     weights: np.ndarray | None = None
+    label: np.ndarray | None = None
+    reference: np.ndarray | None = None
+    answers: np.ndarray | None = None
 
     @property
     def n_counted(self) -> int:
@@ -66,9 +72,22 @@ class Batch:
     def part(self, first: int, end: int) -> Batch:
         """Its rows from `first` to before `end`."""
         begin = self.begin[first:end + 1]
-        of_tokens = slice(begin[0], begin[-1])
-        return replace(self, tokens=self.tokens[of_tokens], targets=self.targets[of_tokens], begin=begin - begin[0],
-                       weights=None if self.weights is None else self.weights[of_tokens])
+        return self._of(slice(first, end), slice(begin[0], begin[-1]), begin - begin[0])
+
+    def every_other(self, first: int) -> Batch:
+        """Its rows first, first + 2, first + 4 ..."""
+        sizes = np.diff(self.begin)
+        row = np.repeat(np.arange(len(sizes)), sizes)
+        begin = np.concatenate([[0], np.cumsum(sizes[first::2])]).astype(np.int32)
+        return self._of(slice(first, None, 2), np.flatnonzero(row % 2 == first), begin)
+
+    def _of(self, rows: slice, tokens: slice | np.ndarray, begin: np.ndarray) -> Batch:
+        def picked(values: np.ndarray | None, which: slice | np.ndarray) -> np.ndarray | None:
+            return None if values is None else values[which]
+
+        return replace(self, tokens=self.tokens[tokens], targets=self.targets[tokens], begin=begin,
+                       weights=picked(self.weights, tokens), answers=picked(self.answers, tokens),
+                       label=picked(self.label, rows), reference=picked(self.reference, rows))
 
 
 class ShuffledEpochs:
@@ -239,10 +258,10 @@ class SequenceSampler(ShuffledEpochs):
     def next_batch(self, n: int) -> Batch:
         """The next batch, of at most n * ctx tokens. The last of an epoch has what is left."""
         if self._pack:
-            sizes = self._samples.size[self._order[self._next_sample:self._next_sample + n * self._ctx]] - 1
-            n = int(np.searchsorted(np.cumsum(sizes), n * self._ctx, side="right"))
+            sizes = self._samples.n_inputs[self._order[self._next_sample:self._next_sample + n * self._ctx]]
+            n = max(1, int(np.searchsorted(np.cumsum(sizes), n * self._ctx, side="right")))
         order = self._order[self._next_sample:self._next_sample + n]
-        rows = [self._samples.row(sample) for sample in order]
+        rows = [row for sample in order for row in self._samples.rows(sample)]
         batch = _concatenated(rows, self._n_vocab, len(order), self._advance(len(order)))
         self._samples.let_go()
         return batch
@@ -255,23 +274,23 @@ def evaluation_batches(samples: Samples, max_tokens: int, *, bos_id: int, n_voca
     """
     rows: list[Row] = []
     n_tokens = 0
-    for row in _evaluation_rows(samples, bos_id):
-        size = len(row.stored) - 1
-        if n_tokens + size > max_tokens:
+    for of_sample in _evaluation_rows(samples, bos_id):
+        size = sum(len(row.stored) - 1 for row in of_sample)
+        if n_tokens + size > max_tokens and rows:
             yield _concatenated(rows, n_vocab, len(rows), False)
             samples.let_go()
             rows, n_tokens = [], 0
-        rows.append(row)
+        rows += of_sample
         n_tokens += size
     yield _concatenated(rows, n_vocab, len(rows), True)
 
 
-def _evaluation_rows(samples: Samples, bos_id: int) -> Iterable[Row]:
+def _evaluation_rows(samples: Samples, bos_id: int) -> Iterable[list[Row]]:
     if isinstance(samples, Sequences):
-        return map(samples.row, range(len(samples)))
+        return map(samples.rows, range(len(samples)))
     bos = np.array([bos_id], np.int32)
     places = zip(samples.begin, samples.size)
-    return (Row(np.concatenate([bos, samples.tokens[begin:begin + size]])) for begin, size in places)
+    return ([Row(np.concatenate([bos, samples.tokens[begin:begin + size]]))] for begin, size in places)
 
 
 def _concatenated(rows: list[Row], n_vocab: int, n_used: int, epoch_ended: bool) -> Batch:
@@ -279,9 +298,14 @@ def _concatenated(rows: list[Row], n_vocab: int, n_used: int, epoch_ended: bool)
     begin = np.zeros(len(rows) + 1, np.int32)
     np.cumsum([len(row.stored) - 1 for row in rows], out=begin[1:])
     tokens = np.minimum(plain(np.concatenate([row.stored[:-1] for row in rows])), n_vocab - 1)
-    targets = np.minimum(targets_of(np.concatenate([row.stored[1:] for row in rows])), n_vocab - 1)
-    weights = None
+    targets = np.concatenate([(plain if row.learns_prompt else targets_of)(row.stored[1:]) for row in rows])
+    targets = np.minimum(targets, n_vocab - 1)
+    weights = answers = label = reference = None
+    if any(row.label for row in rows):
+        label, reference = np.array([row.label for row in rows], np.int8), np.array([row.reference for row in rows])
+    if any(row.learns_prompt for row in rows):
+        answers = np.concatenate([row.stored[1:] >= 0 for row in rows])
     if any(row.weights is not None for row in rows):
         weights = np.concatenate([np.ones(len(row.stored) - 1, np.float32) if row.weights is None else row.weights[1:]
                                   for row in rows])
-    return Batch(tokens, targets, begin, n_used, epoch_ended, weights)
+    return Batch(tokens, targets, begin, n_used, epoch_ended, weights, label, reference, answers)

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..errors import TemplateRefusal
 from .answers import Answer, Render, answer_begin, answer_in
-from .records import BadRecord, Chat, Completion, Preference, Record, Text
+from .preferences import preference_rows
+from .records import BadRecord, Chat, Completion, Record, Text
 from .rendered import Rendered
 from .samples import Row
 from .shown import iterates_tools, not_shown, wants_text_arguments, with_system_in_user, with_text_arguments
@@ -54,14 +55,15 @@ class SequenceEncoder:
     """
 
     def __init__(self, tokenizer: SpecialTokens, load_template: Callable[[], Template], *,
-                 train_on_prompt: bool = False, pairs_as_chats: bool = False) -> None:
+                 train_on_prompt: bool = False, pairs_as_chats: bool = False, method: str = "sft") -> None:
         """
         load_template     called when the first chat comes
         train_on_prompt   every token counts
         pairs_as_chats    prompts and completions are rendered as chats, unless they are rendered already
+        method            what is trained by: of all but sft records are preferences
         """
         self.tokenizer, self._load_template = tokenizer, load_template
-        self.train_on_prompt, self.pairs_as_chats = train_on_prompt, pairs_as_chats
+        self.train_on_prompt, self.pairs_as_chats, self.method = train_on_prompt, pairs_as_chats, method
         self.notes: Counter[str] = Counter()
         self._eog_ids = np.array(sorted(tokenizer.eog_ids), np.int32)
 
@@ -91,22 +93,28 @@ class SequenceEncoder:
         if 0 in weights_of(record)[:1]:
             self.notes[WEIGHTLESS] += 1
             return []
-        match record:
-            case Text(text):
-                tokens = self._with_ends(text, self._special(Rendered(text, self.tokenizer)).tokens)
-                rows = [self._counting_everywhere(tokens, record.weight)]
-            case Completion():
-                rows = self._completion(record)
-            case Chat():
-                rows = self._chat(record)
-            case Preference():
-                raise BadRecord("it is a preference (chosen and rejected, or a label), not a text to train on; keep "
-                                "what is good: jq -c '{prompt, completion: .chosen}' IN.jsonl > OUT.jsonl")
+        if self.method != "sft":
+            rows = preference_rows(record, self.method, self._rows)
+        else:
+            rows = self._rows(record)
         if any(weight not in (0, 1) for weight in weights_of(record)):
             self.notes[WEIGHTS] += 1
         if min(len(row.stored) for row in rows) < 2:
             raise BadRecord("it is a single token, which follows nothing")
         return rows
+
+    def _rows(self, record: Record) -> list[Row]:
+        match record:
+            case Text(text):
+                tokens = self._with_ends(text, self._special(Rendered(text, self.tokenizer)).tokens)
+                return [self._counting_everywhere(tokens, record.weight)]
+            case Completion():
+                return self._completion(record)
+            case Chat():
+                return self._chat(record)
+        raise BadRecord("it is a preference (chosen and rejected, or a label), not a text to train on; train by it "
+                        "with --method dpo (or kto), or keep what is good: jq -c '{prompt, completion: .chosen}' "
+                        "IN.jsonl > OUT.jsonl")
 
     @staticmethod
     def _counting_everywhere(tokens: np.ndarray, weight: float) -> Row:
@@ -250,9 +258,7 @@ def weights_of(record: Record) -> list[float]:
     match record:
         case Chat():
             return [record.weight, *record.weights]
-        case Text() | Completion():
-            return [record.weight]
-    return []
+    return [record.weight]
 
 
 def as_chat(pair: Completion) -> Chat:

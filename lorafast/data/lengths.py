@@ -25,7 +25,7 @@ class LongestBatch:
 def row_lengths(samples: Samples, ctx: int) -> np.ndarray:
     """Tokens that each sample is computed with, int64 (S,): the inputs of a record, and `ctx` of a text's samples."""
     if isinstance(samples, Sequences):
-        return np.minimum(samples.size - 1, ctx)
+        return samples.n_inputs
     return np.broadcast_to(np.int64(ctx), samples.begin.shape)
 
 

@@ -14,6 +14,7 @@ from ..errors import LoraFastError, UsageError
 from ..tokenizer import Tokenizer
 from .files import data_files
 from .forms.recognise import recognise
+from .lengths import row_lengths
 from .open import DataOptions, open_data
 from .source import Source, open_source
 from .text import BYTES_PER_SAMPLE
@@ -88,4 +89,4 @@ def _sampled(head: bytes, suffix: str, options: DataOptions, tokenizer: Tokenize
     if is_text:
         n = len(samples) if options.sample_start else len(samples.tokens) / options.stride
         return n / len(head), None
-    return len(samples) / len(head), float(samples.size.mean()) - 1
+    return len(samples) / len(head), float(row_lengths(samples, ctx).mean())

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LoraFastError, UsageError
+from ..options.methods import METHODS
 from ..system.live import Show, silent
 from ..tokenizer import Tokenizer
 from .chat_template import KEY as TEMPLATE_KEY, ChatTemplate, load_chat_template
@@ -49,6 +50,7 @@ class DataOptions:
     fields            known key -> the key that stands for it in the records
     raw_pairs         prompts and completions are one text, also where a chat template could render them
     template_args     variables for the chat template
+    method            what is trained by, see options/methods.py
     """
 
     train: Sequence[str]
@@ -66,6 +68,7 @@ class DataOptions:
     fields: Mapping[str, str] = field(default_factory=dict)
     raw_pairs: bool = False
     template_args: Mapping[str, Any] = field(default_factory=dict)
+    method: str = "sft"
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,8 @@ class _TextReader(_Reader):
 
     def read(self, train: Files, valid: Files, test: Files) -> Data:
         options, sources = self.options, [source for source, _ in train]
-        for name, given in (("--train-on-prompt", options.train_on_prompt), ("--skip-bad", options.skip_bad),
+        for name, given in ((f"--method {options.method}", options.method != "sft"),
+                            ("--train-on-prompt", options.train_on_prompt), ("--skip-bad", options.skip_bad),
                             ("--chat-template", options.chat_template), ("--field", options.fields),
                             ("--raw-pairs", options.raw_pairs), ("--template-arg", options.template_args)):
             if given:
@@ -201,16 +205,17 @@ class _RecordReader(_Reader):
         template = [open_source(options.chat_template)] if options.chat_template and cache else []
         key = "" if not cache else self.cache_key(
             [*sources, *template], records=[options.train_on_prompt, options.skip_bad, options.raw_pairs,
-                                            dict(options.fields), dict(options.template_args), options.data_format])
+                                            dict(options.fields), dict(options.template_args), options.data_format,
+                                            METHODS[options.method].takes])
         encoder = SequenceEncoder(
-            self.tokenizer, self.load_template, train_on_prompt=options.train_on_prompt,
+            self.tokenizer, self.load_template, train_on_prompt=options.train_on_prompt, method=options.method,
             pairs_as_chats=not options.raw_pairs and bool(options.chat_template or TEMPLATE_KEY in self.metadata))
         stored = store_tokens(
             lambda writer: write_records(files, encoder, writer, self.progress, names=options.fields,
                                          skip_bad=options.skip_bad), cache, key)
         notes += stored.facts["recognised"]
         self.has_chats = self.has_chats or stored.facts["chats"]
-        return sequences_of(stored, [source.name for source in sources], self.ctx)
+        return sequences_of(stored, [source.name for source in sources], self.ctx, options.method)
 
     def load_template(self) -> ChatTemplate:
         return load_chat_template(self.metadata, self.tokenizer, self.options.chat_template, self.options.template_args)

@@ -12,4 +12,4 @@ def data_options(config: FinetuneConfig) -> DataOptions:
         config.train_data, config.valid_data, config.valid_split, config.data_format, config.chat_template,
         config.train_on_prompt, config.skip_bad, config.data_cache, config.stride, config.start_text,
         config.include_sample_start, config.overlapping_samples, assignments(config.field), config.raw_pairs,
-        json_assignments(config.template_arg))
+        json_assignments(config.template_arg), config.method)

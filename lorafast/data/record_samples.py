@@ -15,6 +15,7 @@ from ..system.live import Meter, Show
 from ..words import count
 from .encode import AS_CHATS, SequenceEncoder
 from .forms import Form, read_records
+from .preferences import preferences_of
 from .records import BadRecord, Chat, Completion, Preference, Text
 from .samples import Samples, Sequences, TokenWeights, targets_of
 from .source import Source
@@ -52,7 +53,7 @@ def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder
                 chats += isinstance(record, Chat)
                 for row in rows:
                     writer.write(row.stored, row.weights)
-                    writer.end_sample(line)
+                    writer.end_sample(line, row.label)
                 n_samples += len(rows)
         samples_of_source.append(n_samples)
         found = ", ".join(count(n, *kind) for kind, n in kinds.items()) or "nothing"
@@ -65,15 +66,18 @@ def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder
             "chats": bool(chats or encoder.notes[AS_CHATS])}
 
 
-def sequences_of(stored: StoredTokens, names: Sequence[str], ctx: int) -> Sequences:
-    """The samples in what `write_records` stored of the files of these names, none longer than the context."""
+def sequences_of(stored: StoredTokens, names: Sequence[str], ctx: int, method: str = "sft") -> Sequences:
+    """The samples in what `write_records` stored of the files of these names, none longer than the context.
+
+    method  what is trained by: of all but sft they are Preferences
+    """
     source = np.repeat(np.arange(len(names)), stored.facts["samples_of_source"])
     weights = TokenWeights(stored.weight_begin, stored.weight) if len(stored.weight) else None
     samples = Sequences(stored.tokens, np.cumsum(stored.size) - stored.size, stored.size, os.pathsep.join(names),
                         stored.facts["warnings"], stored.line, source, tuple(names), weights)
     if not len(samples):
         raise LoraFastError(f"{samples.name} has no records that could be trained on")
-    return truncated(samples, ctx)
+    return truncated(samples, ctx) if method == "sft" else preferences_of(samples, stored.label, method, ctx)
 
 
 def truncated(samples: Sequences, ctx: int) -> Sequences:

@@ -52,14 +52,14 @@ class Chat:
 
 @dataclass(frozen=True)
 class Preference:
-    """A better and a worse answer to the same prompt; each is a text or a list of messages.
+    """A better and a worse answer to the same prompt, each with it.
 
     Of data that judges single answers one of the two is None.
     """
 
-    prompt: Any
-    chosen: Any
-    rejected: Any
+    chosen: Completion | Chat | None
+    rejected: Completion | Chat | None
+    weight: float = 1.0
 
 
 Record = Text | Completion | Chat | Preference

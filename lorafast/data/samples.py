@@ -104,10 +104,18 @@ class TokenWeights:
 
 @dataclass(frozen=True)
 class Row:
-    """A sequence as it is stored, int32 (n,), and the factors of its tokens' losses, float32 (n,); None: all 1."""
+    """A sequence as it is stored, int32 (n,), and the factors of its tokens' losses, float32 (n,); None: all 1.
+
+    label          of preferences: 1 of an answer that is preferred or good, -1 of one that is not
+    reference      log-probability of its answer under the reference
+    learns_prompt  the tokens that are stored as not counting do so, too
+    """
 
     stored: np.ndarray
     weights: np.ndarray | None = None
+    label: int = 0
+    reference: float = 0.0
+    learns_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,11 @@ class Sequences(Samples):
     sources: tuple[str, ...] = ()
     weights: TokenWeights | None = None
 
+    @property
+    def n_inputs(self) -> np.ndarray:
+        """Tokens that each sample is computed with, int64 (S,)."""
+        return self.size - 1
+
     def subset(self, index: np.ndarray) -> Sequences:
         return replace(self, begin=self.begin[index], size=self.size[index], line=self.line[index],
                        source=self.source[index])
@@ -142,6 +155,10 @@ class Sequences(Samples):
         """One sample, with its weights."""
         begin, size = int(self.begin[sample]), int(self.size[sample])
         return Row(self.stored(sample), self.weights.of(begin, size) if self.weights else None)
+
+    def rows(self, sample: int) -> list[Row]:
+        """What a batch holds of one sample."""
+        return [self.row(sample)]
 
 
 def plain(stored: np.ndarray) -> np.ndarray:

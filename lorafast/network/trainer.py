@@ -72,16 +72,16 @@ class Trainer:
 
     def loss(self, batch: Batch) -> float:
         """Sum of the losses in nats of the targets that count, each times its weight, without gradients."""
-        objective = TokenSum()
+        return self.value(batch, TokenSum())
+
+    def value(self, batch: Batch, objective: Objective) -> float:
+        """The objective's value, without gradients."""
         return sum((objective.value(part, self._losses(part), self.strategy.head_tokens)
-                    for part in self._parts(batch)), 0.0)
+                    for part in self._parts(batch, objective.together)), 0.0)
 
-    def losses(self, batch: Batch, together: int = 1) -> np.ndarray:
-        """The losses in nats, float32 (n,), of the n targets that count, without gradients and weights.
-
-        together  rows that belong together, see Objective
-        """
-        return np.concatenate([self._losses(part) for part in self._parts(batch, together)])
+    def losses(self, batch: Batch) -> np.ndarray:
+        """The losses in nats, float32 (n,), of the n targets that count, without gradients and weights."""
+        return np.concatenate([self._losses(part) for part in self._parts(batch)])
 
     def loss_and_gradients(self, batch: Batch, token_weight: float, gradients: Gradients) -> float:
         """Sum of the losses in nats of the targets that count, each times its weight; adds `token_weight` times its

@@ -23,6 +23,7 @@ from ..system.threads import physical_cores
 from .assignments import ASSIGNMENT
 from .declare import Allowed, Options, option, to_argv, unknown
 from .defaults import MODERN, ORIGINAL, PRESETS, RUN_OPTIONS, completed, resume_command
+from .methods import METHOD_OPTIONS, METHODS
 from .other_names import MODULES
 from .outputs import Output, refuse_nameless
 
@@ -60,8 +61,8 @@ ITERATIONS = 256
 EVALUATIONS = 5
 """At least so many after the first, in a run that is too short for them by --save-every."""
 
-FILES, RUN, DATA, EVALUATION, SEEING, ADAPTER, OPTIMISER, STOPPING, MODEL = (
-    "Files", "Run", "Data", "Evaluation", "Seeing how it goes", "Adapter", "Optimiser", "Stopping early",
+FILES, RUN, METHOD, DATA, EVALUATION, SEEING, ADAPTER, OPTIMISER, STOPPING, MODEL = (
+    "Files", "Run", "Method", "Data", "Evaluation", "Seeing how it goes", "Adapter", "Optimiser", "Stopping early",
     "The model's own values, overridden")
 
 
@@ -174,6 +175,21 @@ class FinetuneConfig(ModelOptions):
     use_flash: bool = option(False, RUN, "", "accepted, without effect: attention is always fused", off=["--no-flash"])
     n_gpu_layers: int = option(0, RUN, "N", "accepted, without effect: there is no GPU path",
                                names=["-ngl", "--gpu-layers"])
+
+    method: str = option("sft", METHOD, "NAME", "what is trained by: sft, texts and answers as they are; dpo, ipo, "
+                         "orpo, simpo or cpo, pairs of a better and a worse answer; kto, answers that are good or bad",
+                         allowed=one_of(*METHODS))
+    beta: float | None = option(None, METHOD, "X", "how much the reference, or a difference, weighs", allowed=POSITIVE,
+                                shown_default="2 with simpo, else 0.1")
+    label_smoothing: float | None = option(
+        None, METHOD, "X", "dpo, cpo, simpo: share of the pairs that may be the wrong way round",
+        allowed=Allowed("between 0 and 0.5", lambda x: 0 <= x <= 0.5), shown_default="0")
+    gamma: float | None = option(None, METHOD, "X", "simpo: margin between the two answers", allowed=AT_LEAST_0,
+                                 shown_default="1")
+    sft_weight: float | None = option(None, METHOD, "X", "pairs: factor of the mean loss of the better answers, which "
+                                      "is added", allowed=AT_LEAST_0, shown_default="1 with orpo and cpo, else 0")
+    ref_lora: str = option("", METHOD, "FILE", "dpo, ipo, kto: the reference is the model with this adapter",
+                           shown_default="without any")
 
     data_format: str = option("auto", DATA, "FORMAT", "text, jsonl (any JSON), csv, tsv, or auto: by what is in the "
                                                       "files",
@@ -318,10 +334,29 @@ class FinetuneConfig(ModelOptions):
                             ("checkpoint-out", self.checkpoint_out), ("report", self.report)):
             refuse_nameless(f"--{field}", name)
         self._check_adapter()
+        self._check_method()
         if self.config:
             raise ValueError("config is for FinetuneConfig.complete, which knows what else was given")
         if self.resume and self.init_lora:
             raise UsageError(f"--resume goes on from a checkpoint, not from --init-lora {self.init_lora}")
+
+    def _check_method(self) -> None:
+        facts = METHODS[self.method]
+        for field in METHOD_OPTIONS:
+            if getattr(self, field) is not None and field not in facts.defaults:
+                takers = [name for name, other in METHODS.items() if field in other.defaults]
+                raise UsageError(f"{_spelling(field)} {getattr(self, field):g}: --method {self.method} has no use for "
+                                 f"it, but {', '.join(takers)}")
+        if self.ref_lora and not facts.reference:
+            raise UsageError(f"--ref-lora {self.ref_lora}: --method {self.method} compares with no reference")
+        if self.method != "sft" and self.train_on_prompt:
+            raise UsageError(f"--train-on-prompt: --method {self.method} compares answers to the same prompt")
+
+    def method_values(self) -> dict[str, float]:
+        """--beta and what else the method takes, by field."""
+        defaults = METHODS[self.method].defaults
+        return {field: default if getattr(self, field) is None else getattr(self, field)
+                for field, default in defaults.items()}
 
     def _check_adapter(self) -> None:
         if self.use_checkpointing is False and (self.checkpoint_every or 1) > 1:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Started:
@@ -26,6 +28,48 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Rewards:
+    """What answers were worth to a model that is trained on preferences, in the mean; nan where there were none.
+
+    chosen    of those that are preferred, or good
+    rejected  of the others
+    accuracy  share of pairs whose better answer has the higher reward; of judged answers, of those whose reward is
+              positive if they are good, negative if not
+    """
+
+    chosen: float
+    rejected: float
+    accuracy: float
+
+    @property
+    def margin(self) -> float:
+        return self.chosen - self.rejected
+
+    @classmethod
+    def of(cls, rewards: np.ndarray, label: np.ndarray, *, in_pairs: bool) -> Rewards:
+        """Of single answers, both (n,); label: 1, or -1 of the worse ones.
+
+        in_pairs  2k and 2k + 1 are the better and the worse of a pair
+        """
+        if in_pairs:
+            is_right = rewards[::2] > rewards[1::2]
+        else:
+            is_right = np.where(label > 0, rewards > 0, rewards < 0)
+        sides = rewards[label > 0], rewards[label < 0]
+        means = [float(values.mean()) if len(values) else math.nan for values in sides]
+        return cls(*means, float(is_right.mean()))
+
+    def facts(self) -> dict[str, float]:
+        """By the names that metrics have for them."""
+        return {"reward_chosen": self.chosen, "reward_rejected": self.rejected, "reward_margin": self.margin,
+                "reward_accuracy": self.accuracy}
+
+    def __str__(self) -> str:
+        return (f"rewards chosen={self.chosen:.4f} rejected={self.rejected:.4f} margin={self.margin:.4f} "
+                f"accuracy={self.accuracy:.3f}")
+
+
+@dataclass(frozen=True)
 class Step:
     """An iteration is done.
 
@@ -36,6 +80,7 @@ class Step:
     tokens         in the batch
     epochs         completed when the batch was drawn
     seconds        for loss, gradients and update
+    rewards        of training on preferences
     """
 
     iteration: int
@@ -45,6 +90,7 @@ class Step:
     tokens: int
     epochs: int
     seconds: float
+    rewards: Rewards | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +101,7 @@ class Evaluation:
     loss: float
     n_tokens: int
     is_best: bool
+    rewards: Rewards | None = None
 
     @property
     def perplexity(self) -> float:

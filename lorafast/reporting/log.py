@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..gguf.reader import GGUFFile
     from ..network.hparams import HParams
     from ..tokenizer import Tokenizer
-    from .events import Continuation, Evaluation
+    from .events import Continuation, Evaluation, Rewards
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class IterationRecord:
                     first line
     gradient_norm   of the update before this line, before clipping; 0 on a run's first line
     n_tokens        in the batch of that iteration
+    rewards         of that iteration, of training on preferences
     """
 
     iteration: int
@@ -52,6 +53,7 @@ class IterationRecord:
     step_ms: float | None = None
     gradient_norm: float = 0.0
     n_tokens: int = 0
+    rewards: Rewards | None = None
 
 
 class Log:
@@ -277,12 +279,14 @@ class PipeLog(Log):
         if progress.step_ms is not None and progress.eta_ms is not None:
             times = f" dt={duration(progress.step_ms)} eta={duration(progress.eta_ms)}"
         self._print(f"train_opt_callback: iter={record.iteration:6d} sample={record.sample}/{record.sample_count} "
-                    f"sched={record.sched:f} loss={record.loss:f}{times} |{progress.bar()}")
+                    f"sched={record.sched:f} loss={record.loss:f}{times} |{progress.bar()}"
+                    + (f" {record.rewards}" if record.rewards else ""))
 
     def evaluation(self, evaluation: Evaluation) -> None:
         best = ", the lowest so far" if evaluation.is_best else ""
         self._print(f"main: evaluation: iter={evaluation.iteration:6d} loss={evaluation.loss:f} "
-                    f"perplexity={evaluation.perplexity:.4f} over {evaluation.n_tokens} tokens{best}")
+                    + (f"{evaluation.rewards}" if evaluation.rewards else f"perplexity={evaluation.perplexity:.4f}")
+                    + f" over {evaluation.n_tokens} tokens{best}")
 
     def continuation(self, continuation: Continuation) -> None:
         self._print(f"main: continuation: {continuation.prompt!r} -> {continuation.text!r}")

@@ -49,6 +49,9 @@ class MetricsFile:
 
     def __call__(self, event: Event) -> None:
         record = {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **dataclasses.asdict(event)}
+        if isinstance(event, Step | Evaluation):
+            del record["rewards"]
+            record |= event.rewards.facts() if event.rewards else {}
         if isinstance(event, Step):
             record |= {"tokens_per_second": event.tokens / event.seconds, "memory": resident_bytes()}
         elif isinstance(event, Evaluation):
@@ -84,7 +87,7 @@ def read_metrics(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 
 NUMBERS = ("time", "loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "seconds", "memory",
-           "n_iter")
+           "n_iter", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")
 NEEDED = {"step": ("loss", "seconds", "tokens"), "evaluation": ("loss",), "continuation": ("prompt", "text"),
           "ended": ("reason",)}
 """Keys of an event that others read."""

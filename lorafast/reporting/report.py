@@ -58,10 +58,19 @@ def charts_of(records: Sequence[dict[str, Any]]) -> list[Chart]:
         return Line(label, *thinned(column(steps, "iteration"), y), style)
 
     losses = column(steps, "loss")
+    with_rewards = any("reward_margin" in step for step in steps)
+    rewards = [
+        Chart("Rewards", [line("chosen", smoothed(column(steps, "reward_chosen"))),
+                          line("rejected", smoothed(column(steps, "reward_rejected")), "second")]),
+        Chart("Accuracy of the rewards", [
+            line("smoothed", smoothed(column(steps, "reward_accuracy"))),
+            Line("evaluation", column(evaluations, "iteration"), column(evaluations, "reward_accuracy"), "second",
+                 dots=True)], from_zero=True)] if with_rewards else []
     return [
-        Chart("Loss, nats per token", [
+        Chart("Loss" if with_rewards else "Loss, nats per token", [
             line("each batch", losses, "faint"), line("smoothed", smoothed(losses)),
             Line("evaluation", column(evaluations, "iteration"), column(evaluations, "loss"), "second", dots=True)]),
+        *rewards,
         Chart("Learning rate", [line("learning rate", column(steps, "learning_rate"))], from_zero=True),
         Chart("Norm of the gradient, before clipping", [line("norm", column(steps, "gradient_norm"))], from_zero=True),
         Chart("Speed, tokens per second", [line("speed", column(steps, "tokens_per_second"))], from_zero=True),
@@ -69,9 +78,12 @@ def charts_of(records: Sequence[dict[str, Any]]) -> list[Chart]:
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """As the terminal shows it: a mean in which older losses weigh less."""
+    """As the terminal shows it: a mean in which older losses weigh less. What is no number is passed over."""
     out, weight, mean = [], 0.0, 0.0
     for loss in losses:
+        if math.isnan(loss):
+            out.append(mean if weight else loss)
+            continue
         weight = Progress.MEMORY * weight + 1
         mean += (loss - mean) / weight
         out.append(mean)
@@ -171,11 +183,15 @@ def facts(records: Sequence[dict[str, Any]]) -> str:
 
 def evaluation_rows(evaluations: Sequence[dict[str, Any]]) -> list[str]:
     best = min(evaluation["loss"] for evaluation in evaluations)
-    rows = ["<tr><th>iteration</th><th>loss</th><th>perplexity</th><th></th></tr>"]
-    for evaluation in evaluations:
+    columns = {"perplexity": [f"{math.exp(min(evaluation['loss'], 700)):,.3f}" for evaluation in evaluations]}
+    if any("reward_margin" in evaluation for evaluation in evaluations):
+        columns = {name: [f"{evaluation.get(f'reward_{name}', math.nan):.3f}" for evaluation in evaluations]
+                   for name in ("margin", "accuracy")}
+    rows = ["<tr><th>iteration</th><th>loss</th>" + "".join(f"<th>{name}</th>" for name in columns) + "<th></th></tr>"]
+    for i, evaluation in enumerate(evaluations):
         mark = "lowest" if evaluation["loss"] == best else ""
-        rows.append(f"<tr><td>{evaluation['iteration']}</td><td>{evaluation['loss']:.4f}</td>"
-                    f"<td>{math.exp(min(evaluation['loss'], 700)):,.3f}</td><td>{mark}</td></tr>")
+        more = "".join(f"<td>{values[i]}</td>" for values in columns.values())
+        rows.append(f"<tr><td>{evaluation['iteration']}</td><td>{evaluation['loss']:.4f}</td>{more}<td>{mark}</td></tr>")
     return rows
 
 

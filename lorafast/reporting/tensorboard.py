@@ -43,6 +43,10 @@ class EventFile:
         self._write(iteration + 1, field(7, field(1, SESSION_START)))
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Step | Evaluation) and event.rewards:
+            part = "train" if isinstance(event, Step) else "evaluation"
+            self._write(event.iteration, field(5, b"".join(scalar(f"{part}/{name}", value)
+                                                           for name, value in event.rewards.facts().items())))
         if isinstance(event, Step):
             self._write(event.iteration, field(5, b"".join(scalar(tag, value) for tag, value in (
                 ("train/loss", event.loss), ("train/learning_rate", event.learning_rate),

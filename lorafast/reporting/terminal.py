@@ -138,8 +138,9 @@ class TerminalLog(Log):
         self.newest_evaluation = evaluation
         if evaluation.is_best:
             self.best_evaluation = evaluation
-        self._row("Evaluation", f"iteration {evaluation.iteration}, loss {evaluation.loss:.4f}, perplexity "
-                  f"{evaluation.perplexity:.3f}" + (", the lowest so far" if evaluation.is_best else ""))
+        more = str(evaluation.rewards) if evaluation.rewards else f"perplexity {evaluation.perplexity:.3f}"
+        self._row("Evaluation", f"iteration {evaluation.iteration}, loss {evaluation.loss:.4f}, {more}"
+                  + (", the lowest so far" if evaluation.is_best else ""))
 
     def continuation(self, continuation: Continuation) -> None:
         self._row("Sample", f"{continuation.prompt}│{continuation.text}")
@@ -177,6 +178,8 @@ class TerminalLog(Log):
             facts.append(f"evaluation {self.newest_evaluation.loss:.4f}")
         if self.best_evaluation:
             facts.append(f"best {self.best_evaluation.loss:.4f} at {self.best_evaluation.iteration}")
+        if record.rewards:
+            facts.append(f"margin {record.rewards.margin:.3f}, right {record.rewards.accuracy:.0%}")
         return [*facts, f"first {progress.first_loss:.4f}", f"gradient {record.gradient_norm:.3g}"]
 
     def _how_fast(self, record: IterationRecord) -> list[str]:
@@ -223,6 +226,8 @@ class PlainLog(TerminalLog):
         self.course.update(record)
         if record.done:
             facts = [f"{record.done}/{self.course.n_iter}", f"loss {record.loss:.4f}", f"lr {record.learning_rate:.2e}"]
+            if record.rewards:
+                facts.append(str(record.rewards))
             if self.course.eta_ms is not None:
                 facts.append(f"ETA {duration(self.course.eta_ms)}")
             self._row("Iteration", "  ".join(facts))

@@ -19,22 +19,38 @@ from ..network.lora import Adapter
 from ..network.network import Network
 from ..network.next_token import Sampling
 from ..network.trainer import Trainer
+from ..reporting.events import Rewards
 from ..tokenizer import Tokenizer
+from .methods import Method, rewards_of
 
 SAMPLING = Sampling(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0)
 
 
-def mean_loss(trainer: Trainer, batches: Iterable[Batch], n_batches: int = 0) -> tuple[float, int]:
-    """Mean loss in nats of the targets that count, each times its weight, and their number; of the first `n_batches`
-    only unless that is 0. LoraFastError where none counts."""
-    total, n_tokens = 0.0, 0
+@dataclass(frozen=True)
+class Evaluated:
+    """Data under a model: the loss, in the mean over tokens or samples, of how many tokens, and the rewards of
+    preferences."""
+
+    loss: float
+    n_tokens: int
+    rewards: Rewards | None = None
+
+
+def evaluated(method: Method, trainer: Trainer, batches: Iterable[Batch], n_batches: int = 0) -> Evaluated:
+    """Of the first `n_batches` only unless that is 0. What a method takes a mean of over a step (the better answers'
+    tokens, KTO's distance) it takes batch by batch. LoraFastError where no token counts."""
+    total, n, n_tokens = 0.0, 0, 0
+    objectives = []
     for batch in itertools.islice(batches, n_batches or None):
-        total += trainer.loss(batch)
-        n_tokens += batch.n_counted
+        objective, passes = method.begin([batch], trainer)
+        total += sum(trainer.value(part, objective) for part in passes)
+        n += objective.n
+        n_tokens += sum(part.n_counted for part in passes)
+        objectives.append(objective)
     if not n_tokens:
         raise LoraFastError("the data to evaluate on has no token that counts in the loss; give other --valid-data, or "
                             "more --eval-batches")
-    return total / n_tokens, n_tokens
+    return Evaluated(total / n, n_tokens, rewards_of(objectives))
 
 
 @dataclass

@@ -3,15 +3,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ..data.batches import Batch
 from ..network.lora import Adapter, Gradients, Moments
 from ..network.network import Network
+from ..network.objective import Objective
 from ..network.pass_sums import PassSums
 from ..network.trainer import Trainer
 from ..options.finetune import FinetuneConfig
+from ..reporting.events import Rewards
 from .dropout import Dropout
+from .methods import method_of, rewards_of
 from .optim import Adam, parameter_groups
 
 
@@ -28,6 +29,9 @@ class Learner:
         self.adam = Adam(config.adam_alpha, config.adam_beta1, config.adam_beta2, config.adam_decay, config.adam_gclip)
         self.groups = parameter_groups(adapter, config.adam_decay_min_ndim, config.lora_plus)
         self.n_threads = config.n_threads
+        self.method = method_of(config)
+        self.rewards: Rewards | None = None
+        """Of the newest step."""
 
     @property
     def gradients(self) -> Gradients:
@@ -35,23 +39,24 @@ class Learner:
         return self.sums.stores[0]
 
     def loss_and_gradients(self, batches: Sequence[Batch], iteration: int) -> float:
-        """Mean loss in nats of the targets that count, of all batches together; its gradients are in `gradients`. Where
-        none counts both are 0."""
+        """The loss of all batches together: by the method sft the mean in nats of the targets that count. Its gradients
+        are in `gradients`. Where no target counts both are 0."""
         if self.dropout:
             self.dropout.draw(iteration)
         self.network.refresh(self.trainer.adapter)
-        token_weight = 1 / max(1, sum(np.count_nonzero(batch.targets >= 0) for batch in batches))
+        objective, batches = self.method.begin(batches, self.trainer)
         self.sums.begin(len(batches))
-        loss = token_weight * sum(self._pass(batch, token_weight) for batch in batches)
+        loss = 1 / max(1, objective.n) * sum(self._pass(batch, objective) for batch in batches)
+        self.rewards = rewards_of([objective])
         if self.dropout:
             self.dropout.backward(self.gradients)
         return loss
 
-    def _pass(self, batch: Batch, token_weight: float) -> float:
-        """Sum of the losses of one pass; its gradients join the sum."""
-        loss = self.trainer.loss_and_gradients(batch, token_weight, self.sums.next())
+    def _pass(self, batch: Batch, objective: Objective) -> float:
+        """The objective's value in one pass; its gradients join the sum."""
+        value = self.trainer.minimise(batch, objective, self.sums.next())
         self.sums.add()
-        return loss
+        return value
 
     def update(self, iteration: int, schedule: float) -> float:
         """One step of Adam after `iteration` updates. Returns the gradient's L2 norm; if it is not finite nothing

@@ -42,7 +42,8 @@ def check_inputs(config: FinetuneConfig) -> None:
     """Raises LoraFastError where a file that the run reads is missing, before all that loading logs."""
     if not config.model_base.startswith(HUB) and not os.path.exists(config.model_base):
         raise LoraFastError(f"cannot read {config.model_base}: No such file or directory")
-    for name, path in (("--init-lora", config.init_lora), ("--chat-template", config.chat_template)):
+    for name, path in (("--init-lora", config.init_lora), ("--ref-lora", config.ref_lora),
+                       ("--chat-template", config.chat_template)):
         if path and not os.path.exists(path):
             raise LoraFastError(f"cannot read {name} {path}: No such file or directory")
     if not config.only_write_lora:
@@ -135,14 +136,16 @@ def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, g
 
 
 def longest_row(config: FinetuneConfig, data: Data | None) -> int:
-    """Tokens of the longest row that passes can have: of records often fewer than --ctx, which they fill when packed.
+    """Tokens of the longest row, or pair of rows, that passes can have: of records often fewer than --ctx, which they
+    fill when packed.
 
     data  None where it is not known yet
     """
-    if data is None or config.pack or not isinstance(data.train, Sequences):
+    if data is None or not isinstance(data.train, Sequences):
         return config.ctx
     parts = [samples for samples in (data.train, data.valid, data.test) if samples is not None]
-    return max(int(row_lengths(samples, config.ctx).max()) for samples in parts)
+    longest = max(int(row_lengths(samples, config.ctx).max()) for samples in parts)
+    return max(longest, config.ctx) if config.pack else longest
 
 
 def open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokenizer, hparams: HParams, seed: int,

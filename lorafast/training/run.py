@@ -36,11 +36,12 @@ from . import llama_finetune_sizes as sizes
 from .course import plan_course
 from .diagnose import first_fault
 from .dropout import Dropout
-from .evaluation import Best, continued, mean_loss, prompt_tokens
+from .evaluation import Best, Evaluated, continued, evaluated, prompt_tokens
 from .learner import Learner
 from .opening import Opened, open_run
 from .optim import EpochLimit, StopTests
 from .prepare import check_inputs, longest_row, open_training_data
+from .reference import with_reference
 from .repair import claim, write_missing_adapters
 from .saving import Saver, check_writing, clear_folder
 from .signals import Requests, listening
@@ -112,6 +113,12 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
               input_size=sizes.input_size(config.ctx, config.batch, opened.hparams.n_vocab),
               compute_size=trainer.nbytes, order=start.state.moments_order)
     data = data or open_training_data(config, log, opened.tokenizer, opened.gguf)
+    residency = memory_plan.stream(opened.files, weight_order(opened.network, trainer.buffers,
+                                                             memory_plan.strategy.head_pieces))
+    if residency:
+        trainer.weights = residency
+        stack.callback(residency.close)
+    data = with_reference(opened, data, row, memory_plan.strategy, trainer.weights, log)
     source = open_source(opened, data, start, seed, log)
     trainer.floor = 0.0 if isinstance(source.data.train, Sequences) else LLAMA_FINETUNE_FLOOR
     course = source.course
@@ -124,11 +131,6 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
     memory_plan = memory_plan.for_iterations(course.n_iter)
     for line in memory_plan.summary():
         log.note(line)
-    residency = memory_plan.stream(opened.files, weight_order(opened.network, trainer.buffers,
-                                                             memory_plan.strategy.head_pieces))
-    if residency:
-        trainer.weights = residency
-        stack.callback(residency.close)
     observers = [*observers, *open_observers(config, start.state.iteration, stack)]
     saver.save_options(seed)
     log.begin(sizes.work_size(config.n_threads, opened.hparams.n_vocab), n_iter=course.n_iter,
@@ -252,7 +254,7 @@ class Run:
             record = IterationRecord(
                 state.iteration, self.done, min(1 + state.sampler.next_sample, state.sampler.sample_count),
                 state.sampler.sample_count, schedule, config.adam_alpha * schedule, self.loss,
-                1000 * step_seconds if step_seconds else None, self.gradient_norm, self.n_tokens)
+                1000 * step_seconds if step_seconds else None, self.gradient_norm, self.n_tokens, self.learner.rewards)
             save_is_due = self.save_is_due()
             if not save_is_due:
                 log.iteration(record)
@@ -271,7 +273,7 @@ class Run:
                 step_seconds = time.perf_counter() - step_began
                 self.measured.add(step_seconds, self.bytes_read - read_before)
                 self.tell(Step(state.iteration, self.loss, config.adam_alpha * schedule, self.gradient_norm,
-                               self.n_tokens, state.sampler.epochs, step_seconds))
+                               self.n_tokens, state.sampler.epochs, step_seconds, self.learner.rewards))
         seconds = time.perf_counter() - began
         log.total_time(1000 * seconds)
         if self.evaluates and not self.requests.stop and self.best.evaluated != state.iteration:
@@ -299,10 +301,10 @@ class Run:
         if self.data.test is None or self.requests.stop:
             return math.nan
         self.learner.show_all()
-        loss, n_tokens = mean_loss(self.learner.trainer, self.batches_of(self.data.test))
-        self.log.note(f"loss on {self.data.test.name}: {loss:.6f}, perplexity {math.exp(min(loss, 700)):.4f} over "
-                      f"{n_tokens} tokens")
-        return loss
+        test = self.evaluated(self.data.test)
+        more = str(test.rewards) if test.rewards else f"perplexity {math.exp(min(test.loss, 700)):.4f}"
+        self.log.note(f"loss on {self.data.test.name}: {test.loss:.6f}, {more} over {test.n_tokens} tokens")
+        return test.loss
 
     def batches_of(self, samples: Samples) -> Iterator[Batch]:
         """The samples in batches for an evaluation."""
@@ -374,10 +376,11 @@ class Run:
         self.learner.show_all()
         reason = None
         if self.data.valid is not None:
-            loss, n_tokens = self.valid_loss(self.data.valid)
+            valid = self.evaluated(self.data.valid, config.eval_batches)
+            loss = valid.loss
             self.lowest_loss = min(loss, self.lowest_loss)
             is_best = loss < self.best.loss if is_last else self.best.take(loss, state.iteration)
-            evaluation = Evaluation(state.iteration, loss, n_tokens, is_best)
+            evaluation = Evaluation(state.iteration, loss, valid.n_tokens, is_best, valid.rewards)
             self.log.evaluation(evaluation)
             self.tell(evaluation)
             if is_best:
@@ -396,15 +399,18 @@ class Run:
             self.tell(continuation)
         return reason
 
-    def valid_loss(self, samples: Samples) -> tuple[float, int]:
-        """Mean loss on the data to evaluate on, and tokens. LoraFastError where it is not finite."""
-        trainer, n_batches = self.learner.trainer, self.config.eval_batches
-        loss, n_tokens = mean_loss(trainer, self.batches_of(samples), n_batches)
-        if not math.isfinite(loss):
-            cause = self.cause(lambda: mean_loss(trainer, self.batches_of(samples), n_batches))
-            raise LoraFastError(f"the loss on {samples.name} after iteration {self.state.iteration} is {loss}, "
-                                f"{cause}; {self.last_good()}")
-        return loss, n_tokens
+    def evaluated(self, samples: Samples, n_batches: int = 0) -> Evaluated:
+        """The adapter as it is on data that is not trained on. LoraFastError where the loss is not finite."""
+        learner = self.learner
+
+        def once() -> Evaluated:
+            return evaluated(learner.method, learner.trainer, self.batches_of(samples), n_batches)
+
+        result = once()
+        if not math.isfinite(result.loss):
+            raise LoraFastError(f"the loss on {samples.name} after iteration {self.state.iteration} is {result.loss}, "
+                                f"{self.cause(once)}; {self.last_good()}")
+        return result
 
     def save(self) -> None:
         best = self.best_iteration if self.keeps_best else None

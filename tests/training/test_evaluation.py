@@ -19,8 +19,9 @@ from lorafast.network.network import Network
 from lorafast.network.trainer import Strategy, Trainer
 from lorafast.options.finetune import FinetuneConfig
 from lorafast.tokenizer import load_tokenizer
-from lorafast.training.evaluation import Best, continued, mean_loss, prompt_tokens
+from lorafast.training.evaluation import Best, continued, evaluated, prompt_tokens
 from lorafast.training.learner import Learner
+from lorafast.training.methods import MeanLoss
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +53,16 @@ def test_mean_loss_is_that_of_training(trainer):
     batches = [batch(0, 9, 8), batch(1, 24), batch(2, 3)]
     wanted = [trainer.loss_and_gradients(each, 1.0, Gradients(trainer.adapter)) for each in batches]
     counted = [int((each.targets >= 0).sum()) for each in batches]
-    assert mean_loss(trainer, iter(batches)) == (pytest.approx(sum(wanted) / sum(counted), rel=1e-6), sum(counted))
-    assert mean_loss(trainer, iter(batches), 1) == (pytest.approx(wanted[0] / counted[0], rel=1e-6), counted[0])
+    all_of_them, first = evaluated(MeanLoss(), trainer, iter(batches)), evaluated(MeanLoss(), trainer, iter(batches), 1)
+    assert all_of_them.loss == pytest.approx(sum(wanted) / sum(counted), rel=1e-6)
+    assert first.loss == pytest.approx(wanted[0] / counted[0], rel=1e-6)
+    assert (all_of_them.n_tokens, first.n_tokens, first.rewards) == (sum(counted), counted[0], None)
 
 
 def test_a_batch_without_a_target_is_no_nan(trainer, model_path):
     empty = replace(batch(0, 4), targets=np.full(4, -1, np.int32))
     with pytest.raises(LoraFastError, match="no token that counts"):
-        mean_loss(trainer, [empty])
+        evaluated(MeanLoss(), trainer, [empty])
     config = FinetuneConfig(model_base=str(model_path), threads=1, lora_r=2)
     learner = Learner(config, trainer.network, trainer.adapter, Moments(trainer.adapter), trainer, None)
     assert learner.loss_and_gradients([empty], 0) == 0 and not learner.gradients.flat.any()

@@ -1,0 +1,132 @@
+"""Preferences as samples: a pair of rows each, which a pass keeps together."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..errors import LoraFastError
+from ..options.methods import METHODS
+from .records import BadRecord, Chat, Completion, Preference, Record
+from .samples import Row, Sequences, targets_of
+
+Encode = Callable[[Completion | Chat], list[Row]]
+
+
+def preference_rows(record: Record, method: str, encode: Encode) -> list[Row]:
+    """The sequences of a preference, with labels: the better one and the worse, or one that is judged. Raises
+    BadRecord.
+
+    encode  makes sequences of a record that is no preference
+    """
+    needed = METHODS[method].takes
+    if not isinstance(record, Preference):
+        keys = {"pairs": "'chosen' and 'rejected'", "judged": "'prompt', 'completion' and a 'label', true or false"}
+        raise BadRecord(f"it is no preference: --method {method} needs {keys[needed]}")
+    if needed == "pairs" and None in (record.chosen, record.rejected):
+        raise BadRecord(f"it has one answer and a label, which --method kto takes; --method {method} needs 'chosen' "
+                        "and 'rejected'")
+    rows = [replace(_only(encode(side)), label=label)
+            for side, label in ((record.chosen, 1), (record.rejected, -1)) if side is not None]
+    if len(rows) == 2 and np.array_equal(rows[0].stored, rows[1].stored):
+        raise BadRecord("'chosen' and 'rejected' are the same, once they are tokens")
+    return rows
+
+
+def _only(rows: list[Row]) -> Row:
+    if len(rows) != 1:
+        raise BadRecord("the chat template shows its answers differently once others follow, so that they are no "
+                        "single sequence")
+    return rows[0]
+
+
+@dataclass(frozen=True)
+class Preferences(Sequences):
+    """Samples of two rows each. The first is the sample as Sequences have it.
+
+    Of pairs the second is the worse answer to the same prompt. Of judged answers it is the prompt with the answer of
+    the sample before it, which KTO needs to estimate how far the model has gone from its reference.
+
+    label          int8 (S,), of the first row: 1, or -1 of an answer that is not good
+    shared         int64 (S,), tokens of the first row that the second begins with (of pairs 0: it has its own) ...
+    other_begin    int64 (S,), and the tokens that follow them in it: where they begin ...
+    other_size     int64 (S,), and how many they are
+    is_judged      the samples are single answers with a label
+    learns_prompt  in the better row of a pair the prompt counts in the loss, too
+    reference      float64 (S, 2), log-probabilities of the rows' answers under the reference; None before that is known
+    """
+
+    label: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int8))
+    shared: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    other_begin: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    other_size: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    is_judged: bool = False
+    learns_prompt: bool = False
+    reference: np.ndarray | None = None
+
+    @property
+    def n_inputs(self) -> np.ndarray:
+        """Of judged answers those of the longer row, for the two are passed one after the other."""
+        other = self.shared + self.other_size - 1
+        return np.maximum(self.size - 1, other) if self.is_judged else self.size - 1 + other
+
+    def subset(self, index: np.ndarray) -> Preferences:
+        """Only the samples of these numbers. Judged answers keep the answers that they were set beside."""
+        names = ("begin", "size", "line", "source", "label", "shared", "other_begin", "other_size")
+        picked = {name: getattr(self, name)[index] for name in names}
+        return replace(self, **picked, reference=None if self.reference is None else self.reference[index])
+
+    def other(self, sample: int) -> np.ndarray:
+        """The second row of a sample, as it is stored, int32."""
+        begin, other = int(self.begin[sample]), int(self.other_begin[sample])
+        rest = self.tokens[other:other + self.other_size[sample]]
+        shared = int(self.shared[sample])
+        return np.concatenate([self.tokens[begin:begin + shared], rest]) if shared else rest
+
+    def rows(self, sample: int) -> list[Row]:
+        reference = (0.0, 0.0) if self.reference is None else self.reference[sample]
+        label = int(self.label[sample])
+        first = replace(self.row(sample), label=label, reference=reference[0], learns_prompt=self.learns_prompt)
+        return [first, Row(self.other(sample), label=0 if self.is_judged else -label, reference=reference[1])]
+
+
+def preferences_of(rows: Sequences, label: np.ndarray, method: str, ctx: int) -> Preferences:
+    """The samples that stored rows make, cut to `ctx` inputs a row as TRL does it, with what that left out in the
+    warnings. LoraFastError where nothing is left.
+
+    label  int8, of each row
+    """
+    step = 2 if METHODS[method].takes == "pairs" else 1
+    first = slice(0, None, step)
+    prompt = np.array([_prompt_size(rows.stored(i)) for i in range(len(rows))], np.int64)
+    begin, size, other = rows.begin[first], rows.size[first], slice(1, None, 2)
+    if step == 2:
+        shared, other_begin, other_size = np.zeros_like(begin), rows.begin[other], rows.size[other]
+    else:
+        shared, other_begin, other_size = prompt, np.roll(begin + prompt, 1), np.roll(size - prompt, 1)
+    warnings = list(rows.warnings)
+    if (n_long := int((np.maximum(rows.size.reshape(-1, step).max(axis=1), 0) > ctx + 1).sum())):
+        warnings.append(f"{n_long} of {len(begin)} samples are longer than the context of {ctx} tokens and are cut "
+                        f"(the longest has {rows.size.max() - 1})")
+    samples = Preferences(
+        rows.tokens, begin, np.minimum(size, ctx + 1), rows.name, warnings, rows.line[first], rows.source[first],
+        rows.sources, rows.weights, label[first], shared, other_begin, np.minimum(other_size, ctx + 1 - shared),
+        is_judged=step == 1, learns_prompt=method == "orpo")
+    kept = np.flatnonzero(prompt.reshape(-1, step).max(axis=1) < ctx + 1)
+    if len(kept) < len(samples):
+        warnings.append(f"{len(samples) - len(kept)} samples are left out: their prompts alone fill the context of "
+                        f"{ctx} tokens")
+    if not len(kept):
+        raise LoraFastError(f"{rows.name}: every prompt fills the context of {ctx} tokens; give a larger --ctx")
+    if step == 1 and len(kept) < 2:
+        raise LoraFastError(f"{rows.name}: --method {method} needs at least two answers: it sets each beside another's "
+                            "prompt")
+    return samples.subset(kept)
+
+
+def _prompt_size(stored: np.ndarray) -> int:
+    """Tokens before the first that counts in the loss; all where none does."""
+    counts = targets_of(stored) >= 0
+    counts[:1] = False
+    return int(counts.argmax()) if counts.any() else len(stored)

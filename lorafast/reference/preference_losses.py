@@ -1,0 +1,31 @@
+"""NumPy twins of the preference losses: from logits, one pair or answer after another, as the papers have them."""
+import numpy as np
+
+from .cross_entropy import log_softmax
+
+
+def answer_log_p(logits, targets, answers):
+    """Log-probability of an answer: logits (T, V), targets (T,), answers bool (T,)."""
+    return log_softmax(logits)[np.arange(len(targets)), targets][answers].sum()
+
+
+def log_sigmoid(x):
+    return -np.log(1 + np.exp(-x))
+
+
+def pair_loss(method, w, r, ref_w, ref_r, n_w, n_r, beta, epsilon, gamma):
+    """Of one pair: log-probabilities of the better and the worse answer, by the reference too, and their tokens."""
+    if method == "ipo":
+        return ((w - ref_w) / n_w - (r - ref_r) / n_r - 1 / (2 * beta)) ** 2
+    if method == "orpo":
+        odds_w, odds_r = (np.exp(x) / (1 - np.exp(x)) for x in (w / n_w, r / n_r))
+        return -beta * log_sigmoid(np.log(odds_w / odds_r))
+    x = {"dpo": beta * ((w - ref_w) - (r - ref_r)), "cpo": beta * (w - r),
+         "simpo": beta * (w / n_w - r / n_r) - gamma}[method]
+    return -(1 - epsilon) * log_sigmoid(x) - epsilon * log_sigmoid(-x)
+
+
+def kto_loss(log_p, reference, is_good, distance, beta):
+    """Of one answer."""
+    x = beta * (log_p - reference - distance)
+    return 1 - np.exp(log_sigmoid(x if is_good else -x))
