@@ -6,7 +6,7 @@
 
 #include "simd.h"
 
-enum { ACTIVATION_SILU, ACTIVATION_GELU, ACTIVATION_RELU_SQUARED };
+enum { ACTIVATION_SILU, ACTIVATION_GELU, ACTIVATION_RELU_SQUARED, ACTIVATION_CLAMPED_SILU };
 
 #define SIMD_BODY "activation_body.h"
 #include "simd_foreach.h"

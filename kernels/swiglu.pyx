@@ -1,7 +1,8 @@
-"""Gated units of the feed-forward network: SwiGLU, GeGLU with the tanh form of GELU, ReGLU² with the squared ReLU.
+"""Gated units of the feed-forward network: SwiGLU, GeGLU with the tanh form of GELU, ReGLU² with the squared ReLU, and
+gpt-oss's clamped SwiGLU.
 
 Sources: Shazeer, GLU Variants Improve Transformer, 2020; Hendrycks and Gimpel, Gaussian Error Linear Units, 2016; So et
-al., Primer, 2021 (squared ReLU).
+al., Primer, 2021 (squared ReLU); OpenAI, gpt-oss, 2025 (clamped).
 """
 from cython.parallel cimport prange
 
@@ -16,9 +17,11 @@ cdef extern from "activation.h":
     row_type swiglu_row "DISPATCH(swiglu_row)"
     row_type geglu_row "DISPATCH(geglu_row)"
     row_type reglu2_row "DISPATCH(reglu2_row)"
+    row_type clamped_swiglu_row "DISPATCH(clamped_swiglu_row)"
     backward_row_type swiglu_backward_row "DISPATCH(swiglu_backward_row)"
     backward_row_type geglu_backward_row "DISPATCH(geglu_backward_row)"
     backward_row_type reglu2_backward_row "DISPATCH(reglu2_backward_row)"
+    backward_row_type clamped_swiglu_backward_row "DISPATCH(clamped_swiglu_backward_row)"
 
 
 cdef gated_forward(const char *op, row_type row, float[:, ::1] h, const float[:, ::1] gate, const float[:, ::1] up,
@@ -110,3 +113,24 @@ def reglu2_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, co
     Arguments and errors as in swiglu_backward. Twin: lorafast.reference.swiglu.
     """
     gated_backward("reglu2_backward", reglu2_backward_row, dgate, dup, dh, gate, up, n_threads)
+
+
+def clamped_swiglu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, const float[:, ::1] up not None,
+                           int n_threads):
+    """h = g σ(1.702 g) (u + 1), g = min(gate, 7), u = min(max(up, -7), 7).
+
+    Arguments and errors as in swiglu_forward. Twin: lorafast.reference.swiglu.
+    """
+    gated_forward("clamped_swiglu_forward", clamped_swiglu_row, h, gate, up, n_threads)
+
+
+def clamped_swiglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, const float[:, ::1] dh not None,
+                            const float[:, ::1] gate not None, const float[:, ::1] up not None, int n_threads):
+    """Differentiates h = g σ(1.702 g) (u + 1), g = min(gate, 7), u = min(max(up, -7), 7):
+
+    dgate  = dh · (u + 1) · σ(1.702 g) (1 + 1.702 g (1 - σ(1.702 g))), or 0 where gate > 7
+    dup    = dh · g σ(1.702 g), or 0 where |up| > 7
+
+    Arguments and errors as in swiglu_backward. Twin: lorafast.reference.swiglu.
+    """
+    gated_backward("clamped_swiglu_backward", clamped_swiglu_backward_row, dgate, dup, dh, gate, up, n_threads)

@@ -20,7 +20,7 @@ from lorafast.gguf.quants import dequantize
 from lorafast.gguf.reader import open_model
 from lorafast.gguf.types import GGMLType
 from lorafast.kernels.embedding import dequantize_rows
-from lorafast.kernels.linear import Weight
+from lorafast.kernels.linear import ExpertWeights, Weight
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter, Gradients, default_ranks, specs_for
 from lorafast.network.network import Network
@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parent / "golden"
 INDEX = json.loads(FOLDER.joinpath("vectors.json").read_text())
 BYTES = FOLDER.joinpath("vectors.bin").read_bytes()
 OP_LIMIT, LINEAR_LIMIT = 1e-12, 2e-8      # NMSE, as in kernels/test_contracts.py
+PRODUCTS = ("linear", "experts")
 STEP_LIMIT = 1e-5                         # of loss, norm and each gradient, relative; measured 1e-6
 
 
@@ -45,8 +46,15 @@ def decoded(value):
         items = [decoded(item) for item in value]
         return tuple(items) if len(items) == 2 and all(isinstance(item, np.ndarray) for item in items) else items
     if isinstance(value, dict):
-        return Weight(array(value["blocks"]), value["type"], value["K"]) if "blocks" in value else array(value)
+        return weight(value) if "blocks" in value else array(value)
     return value
+
+
+def weight(entry: dict) -> Weight | ExpertWeights:
+    blocks = array(entry["blocks"])
+    if "E" in entry:
+        return ExpertWeights(blocks.reshape(entry["E"], -1, blocks.shape[1]), entry["type"], entry["K"])
+    return Weight(blocks, entry["type"], entry["K"])
 
 
 def arrays(value) -> list[np.ndarray]:
@@ -67,13 +75,13 @@ OPS = public_ops()
 @pytest.mark.parametrize("entry", INDEX["ops"], ids=lambda entry: entry["op"])
 def test_op(entry):
     arguments = {name: decoded(value) for name, value in entry["arguments"].items()}
-    if entry["op"].startswith("linear"):
-        arguments = {name: list(value) if name in ("ys", "dys") else value for name, value in arguments.items()}
+    if entry["op"].startswith(PRODUCTS):
+        arguments = {name: list(value) if name in ("ys", "dys", "weights", "biases") else value for name, value in arguments.items()}
     returned = OPS[entry["op"]](**arguments, n_threads=2)
     written = [part for name in entry["overwrites"] + entry["adds_to"] + entry["changes"]
                for part in arrays(arguments[name])]
     got = written if returned is None else [np.array(returned), *written]
-    limit = LINEAR_LIMIT if entry["op"].startswith("linear") else OP_LIMIT
+    limit = LINEAR_LIMIT if entry["op"].startswith(PRODUCTS) else OP_LIMIT
     for value, expected in zip(got, entry["results"], strict=True):
         assert nmse(value, array(expected)) < limit
 

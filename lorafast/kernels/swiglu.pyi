@@ -19,3 +19,9 @@ def reglu2_forward(h: NDArray[np.float32], gate: NDArray[np.float32], up: NDArra
 
 def reglu2_backward(dgate: NDArray[np.float32], dup: NDArray[np.float32], dh: NDArray[np.float32],
                     gate: NDArray[np.float32], up: NDArray[np.float32], n_threads: int) -> None: ...
+
+def clamped_swiglu_forward(h: NDArray[np.float32], gate: NDArray[np.float32], up: NDArray[np.float32],
+                           n_threads: int) -> None: ...
+
+def clamped_swiglu_backward(dgate: NDArray[np.float32], dup: NDArray[np.float32], dh: NDArray[np.float32],
+                            gate: NDArray[np.float32], up: NDArray[np.float32], n_threads: int) -> None: ...

@@ -1,4 +1,6 @@
 """NumPy twins of the gated-unit kernels. They work in the arrays' own precision."""
+import numpy as np
+
 from .activation import gelu, relu_squared, silu
 
 
@@ -30,3 +32,15 @@ def reglu2_backward(dgate, dup, dh, gate, up, n_threads):
     # forward: h = relu(gate)² * up
     value, slope = relu_squared(gate)
     dgate[:], dup[:] = dh * up * slope, dh * value
+
+
+def clamped_swiglu_forward(h, gate, up, n_threads):
+    g, u = np.minimum(gate, 7), np.clip(up, -7, 7)
+    h[:] = silu(1.702 * g)[0] / 1.702 * (u + 1)
+
+
+def clamped_swiglu_backward(dgate, dup, dh, gate, up, n_threads):
+    # forward: h = g * sigmoid(1.702 * g) * (u + 1), g = min(gate, 7), u = clip(up, -7, 7)
+    value, slope = silu(1.702 * np.minimum(gate, 7))
+    d_g, d_u = dh * (np.clip(up, -7, 7) + 1) * slope, dh * value / 1.702
+    dgate[:], dup[:] = np.where(gate > 7, 0, d_g), np.where(np.abs(up) > 7, 0, d_u)

@@ -6,7 +6,8 @@ vectors.bin holds arrays, little-endian, in C order. vectors.json says where: an
 {"dtype": "float32", "shape": [3, 7], "offset": 128}, its offset in bytes. It has three parts.
 
     ops     each op of lorafast.kernels: its arguments by name (arrays, numbers, null; the weights of linear as blocks
-            and a type), which arrays it overwrites, adds to or changes, and what they hold afterwards. n_threads is
+            and a type, those of
+            experts one behind the other), which arrays it overwrites, adds to or changes, and what they hold afterwards. n_threads is
             left out.
     types   each weight type: two rows of blocks as they lie in a file, and their values.
     step    a training step of a tiny model from top to bottom: its tensors and hyper-parameters, tokens and targets
@@ -31,7 +32,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "kernels"), str(TESTS.parent)]
 
 from make_models import make_tiny, random_blocks  # noqa: E402
 from plain_model import base_weights, plain_loss  # noqa: E402
-from test_contracts import OPS, KnownWeight, Op, as_float64, results  # noqa: E402
+from test_contracts import OPS, KnownExperts, KnownWeight, Op, as_float64, results  # noqa: E402
 
 from lorafast.gguf.quants import dequantize  # noqa: E402
 from lorafast.gguf.reader import open_model  # noqa: E402
@@ -69,6 +70,8 @@ class Binary:
             return [self.encode(item) for item in value]
         if isinstance(value, KnownWeight):
             return {"type": value.type, "K": value.K, "blocks": self.add(value.blocks)}
+        if isinstance(value, KnownExperts):
+            return {"type": value.type, "K": value.K, "E": value.E, "blocks": self.add(value.blocks)}
         return value
 
 

@@ -273,9 +273,9 @@ def routing(rng, T, E=4, n_used=2):
 
 
 def experts_forward(rng, T, K):
-    return dict(ys=[new(2 * T, 40), new(2 * T, 19)], x=normal(rng, T, K),
-                weights=[expert_weights(rng, GGMLType.Q8_0, 4, 40, K), expert_weights(rng, GGMLType.F32, 4, 19, K)],
-                biases=[None, normal(rng, 4, 19)], **routing(rng, T))
+    return dict(ys=[new(2 * T, 24), new(2 * T, 7)], x=normal(rng, T, K),
+                weights=[expert_weights(rng, GGMLType.Q8_0, 4, 24, K), expert_weights(rng, GGMLType.F32, 4, 7, K)],
+                biases=[None, normal(rng, 4, 7)], **routing(rng, T))
 
 
 def experts_backward(rng, T, K):
@@ -285,12 +285,12 @@ def experts_backward(rng, T, K):
 
 
 def experts_sum_forward(rng, T, K):
-    return dict(y=new(T, 40), x=normal(rng, 2 * T, K), weight=expert_weights(rng, GGMLType.Q8_0, 4, 40, K),
-                bias=normal(rng, 4, 40), scale=normal(rng, 2 * T), **routing(rng, T))
+    return dict(y=new(T, 24), x=normal(rng, 2 * T, K), weight=expert_weights(rng, GGMLType.Q8_0, 4, 24, K),
+                bias=normal(rng, 4, 24), scale=normal(rng, 2 * T), **routing(rng, T))
 
 
 def experts_sum_backward(rng, T, K):
-    return dict(dx=new(2 * T, K), dy=normal(rng, T, 40), weight=expert_weights(rng, GGMLType.Q8_0, 4, 40, K),
+    return dict(dx=new(2 * T, K), dy=normal(rng, T, 24), weight=expert_weights(rng, GGMLType.Q8_0, 4, 24, K),
                 **routing(rng, T))
 
 
@@ -310,6 +310,8 @@ OPS = [
     Op("swiglu", "geglu_backward", gated_backward, out=("dgate", "dup")),
     Op("swiglu", "reglu2_forward", gated_forward, out=("h",)),
     Op("swiglu", "reglu2_backward", gated_backward, out=("dgate", "dup")),
+    Op("swiglu", "clamped_swiglu_forward", gated_forward, out=("h",)),
+    Op("swiglu", "clamped_swiglu_backward", gated_backward, out=("dgate", "dup")),
     Op("activation", "gelu_forward", activation_forward, out=("y",)),
     Op("activation", "gelu_backward", activation_backward, out=("dx",)),
     Op("activation", "relu_squared_forward", activation_forward, out=("y",)),

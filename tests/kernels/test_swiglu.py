@@ -8,11 +8,13 @@ from lorafast.reference import swiglu as twin
 FORWARD_LIMIT = 1e-14      # measured 3e-15
 DGATE_LIMIT = 1e-12        # measured 7e-14
 DUP_LIMIT = 1e-14          # measured 4e-15
+UNITS = ["swiglu", "geglu", "reglu2", "clamped_swiglu"]
 
 
-@pytest.mark.parametrize("op", ["swiglu", "geglu", "reglu2"])
+@pytest.mark.parametrize("op", UNITS)
 def test_twin_gradients(rng, op):
     gate, up, weight = rng.standard_normal((3, 4, 5))
+    gate, up = 6 * gate, 6 * up                 # beyond the clamp, some
     h, dgate, dup = np.empty((3, 4, 5))
 
     def loss():
@@ -24,11 +26,11 @@ def test_twin_gradients(rng, op):
     assert gradient_error(dup, loss, up) < GRADIENT_LIMIT
 
 
-@pytest.mark.parametrize("op", ["swiglu", "geglu", "reglu2"])
+@pytest.mark.parametrize("op", UNITS)
 @pytest.mark.parametrize("T, F", [(64, 2048), (3, 11008), (20, 37)])
 def test_kernel_equals_twin(isa, rng, op, T, F):
     gate, up, dh = rng.standard_normal((3, T, F), dtype=np.float32)
-    gate *= 3
+    gate, up = 3 * gate, 4 * up                 # some beyond the clamp
     h, dgate, dup = np.full((3, T, F), np.nan, np.float32)
     exact_h, exact_dgate, exact_dup = np.empty((3, T, F))
     inputs = gate.astype(np.float64), up.astype(np.float64)
@@ -53,7 +55,7 @@ def test_far_from_zero(isa, op):
     np.testing.assert_allclose(dgate, gate > 0, atol=1e-35)
 
 
-@pytest.mark.parametrize("op", ["swiglu", "geglu", "reglu2"])
+@pytest.mark.parametrize("op", UNITS)
 def test_in_place(isa, rng, op):
     """Results in the place of what they are made of: as the trainer does it, without DoRA and with it."""
     forward, backward = getattr(swiglu, f"{op}_forward"), getattr(swiglu, f"{op}_backward")
@@ -70,7 +72,7 @@ def test_in_place(isa, rng, op):
     np.testing.assert_array_equal(gate, h)
 
 
-@pytest.mark.parametrize("op", ["swiglu", "geglu", "reglu2"])
+@pytest.mark.parametrize("op", UNITS)
 def test_nan_stays(isa, op):
     gate = np.array([[np.nan, 1]], np.float32)
     h = np.empty_like(gate)

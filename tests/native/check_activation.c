@@ -21,6 +21,12 @@ static double relu_squared(double z, double *slope) {
     return z > 0 ? z * z : 0;
 }
 
+static double clamped_silu(double z, double *slope) {
+    const double g = z > 7 ? 7 : z, sigmoid = 1 / (1 + exp(-1.702 * g));
+    *slope = z > 7 ? 0 : sigmoid * (1 + 1.702 * g * (1 - sigmoid));
+    return g * sigmoid;
+}
+
 typedef double (*activation)(double z, double *slope);
 typedef void (*gated)(float *h, const float *gate, const float *up, ptrdiff_t F);
 typedef void (*gated_backward)(float *dgate, float *dup, const float *dh, const float *gate, const float *up, ptrdiff_t F);
@@ -36,13 +42,16 @@ static float *take_gate(int F) {
 static void check_gated(const char *name, int F, activation a, gated forward, gated_backward backward) {
     float *gate = take_gate(F), *up = take_random(F), *h = take_floats(F), *dgate = take_floats(F), *dup = take_floats(F);
     const float *dh = take_random(F);
+    up[F / 2] = 9, up[F / 3] = -9;              /* beyond the clamp */
     double *h_exact = take_zeros(F), *dgate_exact = take_zeros(F), *dup_exact = take_zeros(F);
     for (int i = 0; i < F; i++) {
         double slope;
         const double value = a(gate[i], &slope);
-        h_exact[i] = value * up[i];
-        dgate_exact[i] = dh[i] * up[i] * slope;
-        dup_exact[i] = dh[i] * value;
+        const int is_clamped = a == clamped_silu;
+        const double u = is_clamped ? 1 + fmin(fmax(up[i], -7), 7) : up[i];
+        h_exact[i] = value * u;
+        dgate_exact[i] = dh[i] * u * slope;
+        dup_exact[i] = is_clamped && fabs(up[i]) > 7 ? 0 : dh[i] * value;
     }
     forward(h, gate, up, F);
     backward(dgate, dup, dh, gate, up, F);
@@ -76,6 +85,8 @@ void check_activation(void) {
         check_gated("swiglu", F, silu, DISPATCH(swiglu_row), DISPATCH(swiglu_backward_row));
         check_gated("geglu", F, gelu, DISPATCH(geglu_row), DISPATCH(geglu_backward_row));
         check_gated("reglu2", F, relu_squared, DISPATCH(reglu2_row), DISPATCH(reglu2_backward_row));
+        check_gated("clamped_swiglu", F, clamped_silu, DISPATCH(clamped_swiglu_row),
+                    DISPATCH(clamped_swiglu_backward_row));
         check_plain("gelu", F, gelu, DISPATCH(gelu_row), DISPATCH(gelu_backward_row));
         check_plain("relu_squared", F, relu_squared, DISPATCH(relu_squared_row), DISPATCH(relu_squared_backward_row));
     }
