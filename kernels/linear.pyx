@@ -429,17 +429,17 @@ def experts_forward(list ys not None, const float[:, ::1] x not None, list weigh
                     const int[::1] begin not None, const int[::1] tokens not None, int n_threads):
     """y_i[r] = W_i,e x[tokens[r]] (+ b_i,e) for each row r, e being its expert: gate and up.
 
-    ys       list of float32 (R, N_i), OUT
+    ys       list of float32 (M, N_i), OUT
     x        float32 (T, K)
     weights  list of at most two ExpertWeights (E, N_i, K)
     biases   list of float32 (E, N_i) or None
-    begin    int32 (E + 1,), first row of each expert, and R
-    tokens   int32 (R,), the token of each row
+    begin    int32 (E + 1,), first row of each expert, and M
+    tokens   int32 (M,), the token of each row
     Raises ValueError for a shape that does not fit, MemoryError. Twin: lorafast.reference.linear.
     """
     cdef expert_product products[EXPERT_PROJECTIONS]
     cdef float *outputs[EXPERT_PROJECTIONS]
-    cdef int n = len(weights), i, R = tokens.shape[0]
+    cdef int n = len(weights), i, M = tokens.shape[0]
     cdef float[:, ::1] y
     if not 0 < n <= EXPERT_PROJECTIONS or len(ys) != n or len(biases) != n:
         raise ValueError(f"experts_forward: {len(ys)} outputs, {n} weights and {len(biases)} biases")
@@ -447,10 +447,10 @@ def experts_forward(list ys not None, const float[:, ::1] x not None, list weigh
     for i in range(n):
         check("experts_forward", "x", (x.shape[0], x.shape[1]), (x.shape[0], (<ExpertWeights?>weights[i]).K))
         y = ys[i]
-        check("experts_forward", f"y {i}", (y.shape[0], y.shape[1]), (R, (<ExpertWeights>weights[i]).N))
+        check("experts_forward", f"y {i}", (y.shape[0], y.shape[1]), (M, (<ExpertWeights>weights[i]).N))
         set_expert_product(&products[i], weights[i], bias_of("experts_forward", biases[i], weights[i]))
-        outputs[i] = &y[0, 0] if R else NULL
-    if R:
+        outputs[i] = &y[0, 0] if M else NULL
+    if M:
         forward_experts(products, n, outputs, NULL, NULL, &x[0, 0], x.shape[1], &begin[0], begin.shape[0] - 1,
                         &tokens[0], n_threads)
 
@@ -461,23 +461,23 @@ def experts_sum_forward(float[:, ::1] y not None, const float[:, ::1] x not None
     """y[t] = Σ_r scale[r] (W_e x[r] (+ b_e)) over the rows r of token t, in the order of their experts: down.
 
     y       float32 (T, N), OUT
-    x       float32 (R, K)
+    x       float32 (M, K)
     weight  (E, N, K)
     bias    float32 (E, N) or None
-    scale   float32 (R,)
+    scale   float32 (M,)
     begin, tokens  as in experts_forward
     Raises ValueError for a shape that does not fit, MemoryError. Twin: lorafast.reference.linear.
     """
     cdef expert_product product
-    cdef int R = tokens.shape[0], T = y.shape[0], N = y.shape[1], t
+    cdef int M = tokens.shape[0], T = y.shape[0], N = y.shape[1], t
     check_routing("experts_sum_forward", begin, tokens, weight.E, T)
-    check("experts_sum_forward", "x", (x.shape[0], x.shape[1]), (R, weight.K))
+    check("experts_sum_forward", "x", (x.shape[0], x.shape[1]), (M, weight.K))
     check("experts_sum_forward", "y", (T, N), (T, weight.N))
-    check("experts_sum_forward", "scale", (scale.shape[0],), (R,))
+    check("experts_sum_forward", "scale", (scale.shape[0],), (M,))
     set_expert_product(&product, weight, bias_of("experts_sum_forward", bias, weight))
     for t in prange(T, nogil=True, schedule="static", num_threads=threads_for_rows(T, N, n_threads)):
         memset(&y[t, 0], 0, sizeof(float) * N)
-    if R:
+    if M:
         forward_experts(&product, 1, NULL, &y[0, 0], &scale[0], &x[0, 0], weight.K, &begin[0], weight.E, &tokens[0],
                         n_threads)
 
@@ -588,13 +588,13 @@ def experts_backward(float[:, ::1] dx not None, list dys not None, list weights 
     """dx[t] = Σ_r Σ_i dy_i[r] W_i,e over the rows r of token t: differentiates y_i[r] = W_i,e x[tokens[r]].
 
     dx       float32 (T, K), OUT
-    dys      list of float32 (R, N_i)
+    dys      list of float32 (M, N_i)
     weights, begin, tokens  as in experts_forward
     Raises ValueError for a shape that does not fit, MemoryError. Twin: lorafast.reference.linear.
     """
     cdef expert_product products[EXPERT_PROJECTIONS]
     cdef const float *gradients[EXPERT_PROJECTIONS]
-    cdef int n = len(weights), i, R = tokens.shape[0], T = dx.shape[0], K = dx.shape[1], t
+    cdef int n = len(weights), i, M = tokens.shape[0], T = dx.shape[0], K = dx.shape[1], t
     cdef const float[:, ::1] dy
     if not 0 < n <= EXPERT_PROJECTIONS or len(dys) != n:
         raise ValueError(f"experts_backward: {len(dys)} gradients and {n} weights")
@@ -602,12 +602,12 @@ def experts_backward(float[:, ::1] dx not None, list dys not None, list weights 
     for i in range(n):
         check("experts_backward", "dx", (T, K), (T, (<ExpertWeights?>weights[i]).K))
         dy = dys[i]
-        check("experts_backward", f"dy {i}", (dy.shape[0], dy.shape[1]), (R, (<ExpertWeights>weights[i]).N))
+        check("experts_backward", f"dy {i}", (dy.shape[0], dy.shape[1]), (M, (<ExpertWeights>weights[i]).N))
         set_expert_product(&products[i], weights[i], NULL)
-        gradients[i] = &dy[0, 0] if R else NULL
+        gradients[i] = &dy[0, 0] if M else NULL
     for t in prange(T, nogil=True, schedule="static", num_threads=threads_for_rows(T, K, n_threads)):
         memset(&dx[t, 0], 0, sizeof(float) * K)
-    if R:
+    if M:
         backward_experts(&dx[0, 0], K, gradients, products, n, &begin[0], begin.shape[0] - 1, &tokens[0], False,
                          n_threads)
 
@@ -617,19 +617,19 @@ def experts_sum_backward(float[:, ::1] dx not None, const float[:, ::1] dy not N
     """dx[r] = dy[tokens[r]] W_e: with scale[r] times it, differentiates y[t] = Σ_r scale[r] W_e x[r]; and its sum of
     products with x[r] (and dy · b_e) is the gradient of scale[r].
 
-    dx      float32 (R, K), OUT
+    dx      float32 (M, K), OUT
     dy      float32 (T, N)
     weight, begin, tokens  as in experts_sum_forward
     Raises ValueError for a shape that does not fit, MemoryError. Twin: lorafast.reference.linear.
     """
     cdef expert_product product
     cdef const float *gradients[EXPERT_PROJECTIONS]
-    cdef int R = tokens.shape[0]
+    cdef int M = tokens.shape[0]
     check_routing("experts_sum_backward", begin, tokens, weight.E, dy.shape[0])
-    check("experts_sum_backward", "dx", (dx.shape[0], dx.shape[1]), (R, weight.K))
+    check("experts_sum_backward", "dx", (dx.shape[0], dx.shape[1]), (M, weight.K))
     check("experts_sum_backward", "dy", (dy.shape[0], dy.shape[1]), (dy.shape[0], weight.N))
     set_expert_product(&product, weight, NULL)
-    if R:
+    if M:
         gradients[0] = &dy[0, 0]
         backward_experts(&dx[0, 0], weight.K, gradients, &product, 1, &begin[0], weight.E, &tokens[0], True, n_threads)
 

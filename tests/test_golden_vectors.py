@@ -76,7 +76,8 @@ OPS = public_ops()
 def test_op(entry):
     arguments = {name: decoded(value) for name, value in entry["arguments"].items()}
     if entry["op"].startswith(PRODUCTS):
-        arguments = {name: list(value) if name in ("ys", "dys", "weights", "biases") else value for name, value in arguments.items()}
+        lists = ("ys", "dys", "weights", "biases")
+        arguments = {name: list(value) if name in lists else value for name, value in arguments.items()}
     returned = OPS[entry["op"]](**arguments, n_threads=2)
     written = [part for name in entry["overwrites"] + entry["adds_to"] + entry["changes"]
                for part in arrays(arguments[name])]

@@ -177,10 +177,10 @@ class Experts:
         return dw
 
     def _rows(self, array: np.ndarray) -> np.ndarray:
-        """(T, k · F) as (R, F)."""
+        """(T, k · F) as (M, F)."""
         return array.reshape(-1, self.F)
 
 
 def _sorted(weights: np.ndarray, routes: Routes) -> np.ndarray:
-    """(T, k) in the order of the rows, (R,)."""
+    """(T, k) in the order of the rows, (M,)."""
     return weights.reshape(-1)[routes.order]

@@ -38,8 +38,8 @@ class Routes:
     """The rows of a batch, one for each token and each of its experts, sorted by expert.
 
     begin   int32 (E + 1,), first row of each expert, and the number of rows
-    tokens  int32 (R,), token of each row
-    order   (R,), place of each row in arrays (T, k)
+    tokens  int32 (M,), token of each row
+    order   (M,), place of each row in arrays (T, k)
     """
 
     begin: np.ndarray

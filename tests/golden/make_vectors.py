@@ -6,9 +6,8 @@ vectors.bin holds arrays, little-endian, in C order. vectors.json says where: an
 {"dtype": "float32", "shape": [3, 7], "offset": 128}, its offset in bytes. It has three parts.
 
     ops     each op of lorafast.kernels: its arguments by name (arrays, numbers, null; the weights of linear as blocks
-            and a type, those of
-            experts one behind the other), which arrays it overwrites, adds to or changes, and what they hold afterwards. n_threads is
-            left out.
+            and a type, those of experts one behind the other), which arrays it overwrites, adds to or changes, and what
+            they hold afterwards. n_threads is left out.
     types   each weight type: two rows of blocks as they lie in a file, and their values.
     step    a training step of a tiny model from top to bottom: its tensors and hyper-parameters, tokens and targets
             (-1: not counted), the adapter, the mean loss, the gradients and their norm, the adapter after one step of
