@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ..errors import LoraFastError
+
 PEFT_MODULES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
@@ -101,7 +103,7 @@ class Architecture:
     attention_soft_cap, logit_soft_cap   of scores and logits where the file has no key; 0: none; None: no key is read
     wide_n_layer   models with this many blocks scale scores by (n_embd / n_head)^-0.5, not by the head's size
     yarn_betas, yarn_log   whether the keys of YaRN's betas and of its log multiplier are read
-    peft        modules other than Hugging Face's llama's, by role
+    peft        modules other than Hugging Face's llama's, by role; "" where there is none of its own
     peft_root   where the text's part lies in Hugging Face's model
     """
 
@@ -145,8 +147,11 @@ class Architecture:
     peft_root: str = "model"
 
     def module(self, role: str, layer: int = -1) -> str:
-        """Hugging Face's name of the module that a role's tensor is."""
-        name = self.peft.get(role) or PEFT_MODULES[role]
+        """Hugging Face's name of the module that a role's tensor is. LoraFastError where it is no module of its own."""
+        name = {**PEFT_MODULES, **self.peft}[role]
+        if not name:
+            raise LoraFastError(f"'{role}' is half of a matrix in Hugging Face's model of architecture '{self.name}': "
+                                "PEFT cannot carry its pair; leave the role out, or use the adapter in GGUF")
         if layer >= 0:
             return f"{self.peft_root}.layers.{layer}.{name}"
         return f"{self.peft_root}.{name}" if role == "token_embd" else name
@@ -173,6 +178,8 @@ GRANITE_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
 LFM2_MODULES = {"attn_output": "self_attn.out_proj", "shortconv.in_proj": "conv.in_proj",
                 "shortconv.out_proj": "conv.out_proj", "ffn_gate": "feed_forward.w1", "ffn_up": "feed_forward.w3",
                 "ffn_down": "feed_forward.w2"}
+LFM2 = Architecture("lfm2", final_norm="token_embd_norm", mixer="short_conv", qk_norm="head",
+                    sliding=Sliding(period=ALL_LOCAL, scaled=True), peft=LFM2_MODULES)
 
 ROWS = (
     LLAMA, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3,
@@ -201,11 +208,19 @@ ROWS = (
     Architecture("starcoder2", norm="layer", gated=False, activation="gelu",
                  biases=("attn_output", "ffn_up", "ffn_down"), needed_biases=("attn_output", "ffn_up", "ffn_down"),
                  peft={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
-    Architecture("lfm2", final_norm="token_embd_norm", mixer="short_conv", qk_norm="head",
-                 sliding=Sliding(period=ALL_LOCAL, scaled=True), peft=LFM2_MODULES),
+    LFM2,
     replace(QWEN2, name="qwen2moe", mixture=Mixture(normed=False, n_ff="divided", shared="gated"), tied="never"),
     replace(QWEN3, name="qwen3moe", mixture=Mixture(n_ff="divided")),
+    replace(DENSE_LLAMA, name="granitemoe", scales=(*GRANITE_SCALES, "attention.scale"),
+            mixture=Mixture(n_ff="same", shared="key"),
+            peft={"ffn_gate_shexp": "", "ffn_up_shexp": "", "ffn_down_shexp": "shared_mlp.output_linear"}),
+    replace(DENSE_LLAMA, name="ernie4_5-moe", permuted=False, mixture=Mixture(shared="key", choice_bias="may"),
+            peft={f"ffn_{name}_shexp": f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")}),
+    Architecture("gpt-oss", ffn_norm="post_attention_norm", biases=("attn_output",), needed_biases=("attn_output",),
+                 sinks=True, sliding=Sliding(period=2, scaled=True), activation="clamped_silu",
+                 mixture=Mixture(gating="softmax of chosen", normed=False, biases=True), tied="never"),
     Architecture("olmoe", qk_norm="row", mixture=Mixture(normed=False, n_ff="same"), tied="never"),
+    replace(LFM2, name="lfm2moe", mixture=Mixture(gating="key", choice_bias="must")),
     Architecture("stablelm", norm="layer", parallel="without ffn_norm", qk_norm="heads", tied="never"),
 )
 ARCHITECTURES = {row.name: row for row in ROWS}

@@ -82,7 +82,8 @@ class _Assembly:
         output = self.output("attn_output", "attn_sub_norm", arch.attn_post_norm)
         return Attention(self.norm(arch.attn_norm), group, output, heads,
                          Scores(scale, params.window, hp.attention_soft_cap),
-                         self.rope, *norms, norm_after_rope=arch.qk_norm_after_rope)
+                         self.rope, *norms, norm_after_rope=arch.qk_norm_after_rope,
+                         sinks=self.tensor("attn_sinks.weight").to_float32() if arch.sinks else None)
 
     def feed_forward(self, norm: Norm | None) -> FeedForward:
         arch, F = self.hparams.architecture, self.params.n_ff

@@ -73,14 +73,16 @@ class Attention:
     norm            of the input; None: the projections read x itself
     q_norm, k_norm  of heads; None without. norm_after_rope: they come behind RoPE
     rope            None: no position is marked
+    sinks           float32 (n_head,), scores beside those of keys; None without
     """
 
     def __init__(self, norm: Norm | None, qkv: Group, output: BranchOutput, heads: Heads, scores: Scores,
                  rope: Rope | None,
-                 q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, norm_after_rope: bool = False) -> None:
+                 q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, norm_after_rope: bool = False,
+                 sinks: np.ndarray | None = None) -> None:
         self.norm, self.qkv, self.output, self.heads, self.scores = norm, qkv, output, heads, scores
         self.rope, self.q_norm, self.k_norm, self.norm_after_rope = rope, q_norm, k_norm, norm_after_rope
-        self.groups = (qkv, output.group)
+        self.sinks, self.groups = sinks, (qkv, output.group)
         self.norms = given(norm, output.post_norm)
         norm_first = q_norm is not None and not norm_after_rope
         self.turns_saved = rope is not None and rope.is_rotation and not norm_first
@@ -140,7 +142,7 @@ class Attention:
         them."""
         begin, heads, scores = pass_.rows.q_begin, self.heads, self.scores
         k_begin = begin if len(k) == len(q) else np.array([0, len(k)], np.int32)
-        attention_forward(s.cheap.o, s.cheap.lse, q, k, v, None, begin, k_begin, scores.scale, scores.window,
+        attention_forward(s.cheap.o, s.cheap.lse, q, k, v, self.sinks, begin, k_begin, scores.scale, scores.window,
                           scores.soft_cap, heads.n_head, heads.n_head_kv, pass_.n_threads)
 
     def _turn(self, q: np.ndarray, k: np.ndarray, pass_: Pass) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 
 from ..kernels.activation import gelu_backward, gelu_forward, relu_squared_backward, relu_squared_forward
 from ..kernels.swiglu import (
+    clamped_swiglu_backward,
+    clamped_swiglu_forward,
     geglu_backward,
     geglu_forward,
     reglu2_backward,
@@ -28,6 +30,7 @@ ACTIVATIONS: dict[tuple[str, bool], tuple[Callable[..., None], Callable[..., Non
     ("silu", True): (swiglu_forward, swiglu_backward),
     ("gelu", True): (geglu_forward, geglu_backward),
     ("relu_squared", True): (reglu2_forward, reglu2_backward),
+    ("clamped_silu", True): (clamped_swiglu_forward, clamped_swiglu_backward),
     ("gelu", False): (gelu_forward, gelu_backward),
     ("relu_squared", False): (relu_squared_forward, relu_squared_backward),
 }

@@ -66,6 +66,8 @@ def _block_tensors(arch: Architecture, block: BlockParams, present: set[str]) ->
         yield f"{name}.weight", ("C",)
         if arch.norm == "layer" and f"{name}.bias" in present:
             yield f"{name}.bias", ("C",)
+    if arch.sinks:
+        yield "attn_sinks.weight", ("H",)
     if block.conv_width:
         yield "shortconv.conv.weight", ("C", "L")
     yield from _inner_norms(arch, block, present)

@@ -30,14 +30,16 @@ MOE = {
                        "block_sparse_moe.experts.gate_up_proj": "ffn_gate_up_exps",
                        "block_sparse_moe.experts.down_proj": "ffn_down_exps",
                        "shared_mlp.input_linear": "ffn_gate_up_shexp", "shared_mlp.output_linear": "ffn_down_shexp"},
-                      permuted=True, keys=files.granite_moe, rearrange=files.split_gate_and_up),
+                      permuted=True, keys=files.granite_moe, rearrange=files.split_gate_and_up,
+                      peft=False),      # gate and up of the shared expert are one module there
     "ernie4_5-moe": Row("ernie4_5-moe", "Ernie4_5_MoeForCausalLM",
                         dict(moe_num_experts=5, moe_k=2, moe_intermediate_size=36, moe_layer_start_index=1, **TIED),
                         {**ROUTER, **EXPERTS, "mlp.gate.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
                          "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
                          "mlp.shared_experts.up_proj": "ffn_up_shexp",
                          "mlp.shared_experts.down_proj": "ffn_down_shexp"},
-                        keys=files.ernie_moe, rearrange=files.split_gate_and_up),
+                        keys=files.ernie_moe, rearrange=files.split_gate_and_up,
+                        peft=False),    # PEFT 0.21 takes every gate_proj of this model for one of the experts' own
     "gpt-oss": Row("gpt-oss", "GptOssForCausalLM",
                    dict(**FIVE_LOCAL, head_dim=32, num_hidden_layers=4, sliding_window=WINDOW,
                         rope_parameters={**YARN, "beta_fast": 32.0, "beta_slow": 1.0}),
