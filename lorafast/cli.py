@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 
+from .distributed.launcher import launched_size
 from .errors import LoraFastError, UsageError
 from .options.completion import completion
 from .options.declare import HELP_WIDTH, Options, fields, help_text, parse, unknown
@@ -97,6 +98,8 @@ def run(argv: Sequence[str]) -> int:
     elif name not in COMMANDS:
         raise UsageError(unknown(name, list(COMMANDS), "command"))
     else:
+        if name == "finetune" and launched_size() > 1:
+            return import_module(".commands.finetune", __package__).run_as_rank(rest)
         options = parse(COMMANDS[name].options, rest)
         if options is None:
             print(command_help(name, everything="--help-all" in rest))

@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from ..errors import LoraFastError, UsageError
 from ..words import visible
 from .transport import Alone, LostRanks, Transport
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 SHORT = 248
@@ -111,6 +112,15 @@ class World:
         rests[self.rank] = rest
         return [pickle.loads(head[8:8 + min(SHORT, size)].tobytes() + rest.tobytes())
                 for head, rest, size in zip(heads, rests, sizes)]
+
+    def in_turn(self, items: Iterable[Item], compute: Callable[[Item], Value]) -> list[Value]:
+        """What `compute` makes of each item, in order; the ranks take them in turn."""
+        own, n = [], 0
+        for n, item in enumerate(items, 1):
+            if (n - 1) % self.size == self.rank:
+                own.append(compute(item))
+        of_ranks = self.gather(own)
+        return [of_ranks[i % self.size][i // self.size] for i in range(n)]
 
     def from_first(self, value: Value | None) -> Value | None:
         """The first rank's value."""

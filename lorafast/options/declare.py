@@ -119,6 +119,12 @@ def fields(cls: type[Options]) -> Iterator[tuple[dataclasses.Field, Option]]:
 
 def parse(cls: type[T], argv: Sequence[str]) -> T | None:
     """The options in `argv` as an instance of `cls`; None when help was asked for. UsageError says what is wrong."""
+    given = given_in(cls, argv)
+    return None if given is None else cls.complete(given)
+
+
+def given_in(cls: type[Options], argv: Sequence[str]) -> dict[str, Any] | None:
+    """What `argv` says, by field, before defaults complete it; None when help was asked for. UsageError as above."""
     types = get_type_hints(cls)
     takes_value, switches = _spellings(cls, types)
     places = [field.name for field, spec in fields(cls) if spec.is_argument]
@@ -150,7 +156,7 @@ def parse(cls: type[T], argv: Sequence[str]) -> T | None:
             given[places.pop(0)] = argument
         else:
             raise UsageError(unknown(name, [*takes_value, *switches, "--help"]))
-    return cls.complete(given)
+    return given
 
 
 def _spellings(cls: type[Options], types: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, tuple[str, bool]]]:

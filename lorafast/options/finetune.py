@@ -153,7 +153,8 @@ class FinetuneConfig(ModelOptions):
                             "not at all, for comparing. auto: int16, or what the checkpoint was computed in",
                             allowed=one_of(*PRECISIONS))
     batch: int = option(8, RUN, "N", "samples in a pass", names=["-b"], allowed=AT_LEAST_1)
-    grad_acc: int = option(1, RUN, "N", "passes whose gradients make one iteration; less than 1 is 1")
+    grad_acc: int | None = option(None, RUN, "N", "passes whose gradients make one iteration; less than 1 is 1",
+                                  shown_default="as the checkpoint, else 1, or one a rank")
     adam_iter: int | None = option(None, RUN, "N", "iterations of this run", allowed=AT_LEAST_0,
                                    shown_default=f"{ITERATIONS}; if --epochs is given, as many as these take")
     epochs: int = option(-1, RUN, "N", "end after N times through the data; 0 or less: no limit")
@@ -430,7 +431,7 @@ class FinetuneConfig(ModelOptions):
     @property
     def n_acc(self) -> int:
         """Passes in an iteration: --grad-acc, at least 1."""
-        return max(1, self.grad_acc)
+        return max(1, self.grad_acc or 1)
 
     @property
     def alpha(self) -> float:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UsageError
@@ -26,6 +26,17 @@ class Budget:
     nbytes: int
     source: str
     cgroup: int | None = None
+
+    def shared(self, n: int, common: int) -> Budget:
+        """What each of `n` processes may take, `common` bytes of which all have together as long as they all fit.
+
+        A limit that was asked for is each one's own.
+        """
+        if n == 1 or self.is_asked:
+            return self
+        left = self.nbytes - common
+        share = common + left // n if left > 0 else self.nbytes // n
+        return replace(self, nbytes=share, source=f"the share of one of {n} ranks in {self.source}")
 
     @property
     def is_asked(self) -> bool:

@@ -90,10 +90,11 @@ class Forced:
 
 
 def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenizer: Tokenizer, network: Network,
-             adapter: Adapter) -> Plan:
+             adapter: Adapter, n_sharing: int = 1) -> Plan:
     """The plan for `lorafast finetune` with these options. LoraFastError, which says what would fit, if there is none.
 
-    adapter  without values yet, unless they are those of --init-lora
+    adapter    without values yet, unless they are those of --init-lora
+    n_sharing  processes that run this on the machine; the pages of the model are there once for all
     """
     data = data_memory(data_options(config), tokenizer, gguf.metadata, config.ctx)
     base_bytes = files.resident_bytes_without() - (adapter.params.nbytes if config.init_lora else 0)
@@ -106,7 +107,8 @@ def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenize
     forced = Forced(None if config.use_checkpointing is None else not config.use_checkpointing,
                     at_most(config.checkpoint_every, len(network.blocks)),
                     at_most(config.head_tokens, config.batch * config.ctx), at_most(config.micro_batch, config.batch))
-    return Planner(gguf, files, network, adapter, job, read_budget(config.mem_limit), base_bytes).plan(forced)
+    budget = read_budget(config.mem_limit).shared(n_sharing, gguf.nbytes)
+    return Planner(gguf, files, network, adapter, job, budget, base_bytes).plan(forced)
 
 
 class Planner:

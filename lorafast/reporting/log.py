@@ -149,6 +149,13 @@ class Log:
         self.close()
 
 
+class Silence(Log):
+    """Of a rank that leaves the log to the first one."""
+
+    def warning(self, text: str) -> None:
+        """The first rank says it."""
+
+
 STOPPING = "lorafast: finishing this step, then saving; once more to stop at once, unsaved"
 
 

@@ -20,12 +20,16 @@ def physical_cores(root: Path = Path("/")) -> int:
 
     root: the folder under which sys and proc are found.
     """
-    try:
-        cpus = os.sched_getaffinity(0)
-    except AttributeError:  # not Linux
+    cpus = usable_cpus()
+    if not cpus:
         return os.cpu_count() or 1
     cores = {_core(cpu, root) for cpu in cpus}
     return max(1, min([len(cores), *(int(quota) for quota in _cpu_quotas(root))]))
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """Numbers of the CPUs that this process may run on; empty where the system does not tell."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def _core(cpu: int, root: Path) -> str:

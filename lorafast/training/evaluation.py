@@ -12,6 +12,7 @@ import numpy as np
 from ..data.batches import Batch
 from ..data.chat_template import ChatTemplate
 from ..data.encode import chat_tokens
+from ..distributed.world import World, alone
 from ..errors import LoraFastError
 from ..network.decoder import Decoder
 from ..network.generation import Session, chooser
@@ -21,7 +22,7 @@ from ..network.next_token import Sampling
 from ..network.trainer import Trainer
 from ..reporting.events import Rewards
 from ..tokenizer import Tokenizer
-from .methods import Method, rewards_of
+from .methods import Method, StepObjective, rewards_of
 
 SAMPLING = Sampling(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0)
 
@@ -36,16 +37,26 @@ class Evaluated:
     rewards: Rewards | None = None
 
 
-def evaluated(method: Method, trainer: Trainer, batches: Iterable[Batch], n_batches: int = 0) -> Evaluated:
+def evaluated(method: Method, trainer: Trainer, batches: Iterable[Batch], n_batches: int = 0,
+              world: World | None = None) -> Evaluated:
     """Of the first `n_batches` only unless that is 0. What a method takes a mean of over a step (the better answers'
-    tokens, KTO's distance) it takes batch by batch. LoraFastError where no token counts."""
+    tokens, KTO's distance) it takes batch by batch. LoraFastError where no token counts.
+
+    world  the ranks that take the batches in turn; None: this one alone
+    """
+    world = world or alone()
     total, n, n_tokens = 0.0, 0, 0
     objectives = []
-    for batch in itertools.islice(batches, n_batches or None):
+
+    def value(batch: Batch) -> tuple[float, int, StepObjective]:
         objective, passes = method.begin([batch], trainer)
-        total += sum(trainer.value(part, objective) for part in passes)
+        total = sum(trainer.value(part, objective) for part in passes)
+        return total, sum(part.n_counted for part in passes), objective
+
+    for of_batch, counted, objective in world.in_turn(itertools.islice(batches, n_batches or None), value):
+        total += of_batch
         n += objective.n
-        n_tokens += sum(part.n_counted for part in passes)
+        n_tokens += counted
         objectives.append(objective)
     if not n_tokens:
         raise LoraFastError("the data to evaluate on has no token that counts in the loss; give other --valid-data, or "

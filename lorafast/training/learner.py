@@ -4,6 +4,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..data.batches import Batch
+from ..distributed.reduction import EXACT, sum_over_ranks
+from ..distributed.wire import Wire
+from ..distributed.world import World
 from ..network.lora import Adapter, Gradients, Moments
 from ..network.network import Network
 from ..network.objective import Objective
@@ -20,10 +23,13 @@ class Learner:
     """The adapter with its gradients and moments.
 
     trainer  sees the adapter, or with dropout the one that this thins
+    world    the ranks that share the passes of a step
+    wire     how gradients go between them
     """
 
     def __init__(self, config: FinetuneConfig, network: Network, adapter: Adapter, moments: Moments, trainer: Trainer,
-                 dropout: Dropout | None) -> None:
+                 dropout: Dropout | None, world: World, wire: Wire = EXACT) -> None:
+        self.world, self.wire = world, wire
         self.network, self.adapter, self.moments = network, adapter, moments
         self.trainer, self.dropout, self.sums = trainer, dropout, PassSums(adapter)
         self.adam = Adam(config.adam_alpha, config.adam_beta1, config.adam_beta2, config.adam_decay, config.adam_gclip)
@@ -45,8 +51,13 @@ class Learner:
             self.dropout.draw(iteration)
         self.network.refresh(self.trainer.adapter)
         objective, batches = self.method.begin(batches, self.trainer)
-        self.sums.begin(len(batches))
-        loss = 1 / max(1, objective.n) * sum(self._pass(batch, objective) for batch in batches)
+        own = self.world.share(len(batches))
+        self.sums.begin(len(batches), own)
+        values = [self._pass(batches[i], objective) for i in own]
+        of_ranks = self.world.gather((values, objective.seen))
+        sum_over_ranks(self.world, self.sums, len(batches), self.wire)
+        loss = 1 / max(1, objective.n) * sum(value for values, _ in of_ranks for value in values)
+        objective.seen = [seen for _, of_rank in of_ranks for seen in of_rank]
         self.rewards = rewards_of([objective])
         if self.dropout:
             self.dropout.backward(self.gradients)

@@ -45,10 +45,13 @@ class Opened:
         """Where their bytes come from when they don't stream: an embedding that is no output matrix is read by rows."""
         return MAPPED if self.hparams.tied else RowsFromFile(self.files)
 
-    def plan(self, longest_row: int) -> Plan:
-        """Memory and time of the run, in which no row has more than so many tokens."""
+    def plan(self, longest_row: int, n_sharing: int = 1) -> Plan:
+        """Memory and time of the run, in which no row has more than so many tokens.
+
+        n_sharing  ranks on this host, which share its memory
+        """
         return plan_run(replace(self.config, ctx=longest_row), self.gguf, self.files, self.tokenizer, self.network,
-                        self.adapter)
+                        self.adapter, n_sharing)
 
 
 def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:

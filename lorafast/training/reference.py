@@ -18,6 +18,7 @@ from ..data.batches import Batch, evaluation_batches
 from ..data.open import Data
 from ..data.preferences import Preferences
 from ..data.samples import Samples
+from ..distributed.world import World
 from ..errors import LoraFastError
 from ..network.lora import Adapter
 from ..network.trainer import Strategy, Trainer
@@ -33,16 +34,18 @@ from .opening import Opened
 MAGIC = b"lorafast reference\n"
 
 
-def with_reference(opened: Opened, data: Data, row: int, strategy: Strategy, weights: Weights, log: Log) -> Data:
+def with_reference(opened: Opened, data: Data, row: int, strategy: Strategy, weights: Weights, world: World,
+                   log: Log) -> Data:
     """The data with the log-probabilities that --method needs, found on disk or computed.
 
     row      tokens of the longest sample
     weights  where the model's bytes come from
+    world    the ranks that compute them together; the first one reads and writes the file
     """
     config = opened.config
     if not METHODS[config.method].reference:
         return data
-    reference = Reference(opened, row, strategy, weights, log)
+    reference = Reference(opened, row, strategy, weights, world, log)
     parts = {name: reference.added(samples, name) for name in ("train", "valid", "test")
              if isinstance(samples := getattr(data, name), Preferences)}
     return replace(data, **parts)
@@ -58,18 +61,19 @@ def reference_path(config: FinetuneConfig) -> str:
 class Reference:
     """The model that answers are compared with."""
 
-    def __init__(self, opened: Opened, row: int, strategy: Strategy, weights: Weights, log: Log) -> None:
+    def __init__(self, opened: Opened, row: int, strategy: Strategy, weights: Weights, world: World, log: Log) -> None:
         self.opened, self.row, self.strategy, self.weights, self.log = opened, row, strategy, weights, log
+        self.world = world
 
     def added(self, samples: Preferences, part: str) -> Preferences:
         """The samples with their reference, from the file if it holds that of these."""
         base, n = reference_path(self.opened.config), 2 * len(samples)
         path = f"{base}-{part}" if base and part != "train" else base
         digest = self.digest(samples)
-        values = read_reference(path, digest, n) if path else None
+        values = self.world.from_first(read_reference(path, digest, n) if path and self.world.is_first else None)
         if values is None:
             values = self.computed(samples)
-            if path:
+            if path and self.world.is_first:
                 with atomic_write(path) as file:
                     file.write(MAGIC + digest.encode() + values.astype("<f8").tobytes())
         else:
@@ -95,12 +99,14 @@ class Reference:
         opened.network.refresh(adapter)
         trainer = Trainer(opened.network, adapter, self.strategy.max_tokens(config.batch, self.row),
                           replace(self.strategy, n_kept=1), config.n_threads, weights=self.weights)
-        answers, values = OfAnswers(), []
+        answers = OfAnswers()
         with Meter("log-probabilities under the reference", len(samples), self.log.progress) as meter:
-            for batch in self.batches(samples, trainer.max_tokens):
-                values.append(answers.answers(batch, trainer.losses(batch)).log_p)
-                meter.advance(len(batch.begin) // 2)
-        return np.concatenate(values)
+            def log_p(batch: Batch) -> np.ndarray:
+                found = answers.answers(batch, trainer.losses(batch)).log_p
+                meter.advance(len(batch.begin) // 2 * self.world.size)
+                return found
+
+            return np.concatenate(self.world.in_turn(self.batches(samples, trainer.max_tokens), log_p))
 
     def batches(self, samples: Samples, max_tokens: int) -> Iterator[Batch]:
         """All rows, in order."""

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import numpy as np
 
 from ..data.batches import Batch, SamplerState, evaluation_batches
 from ..data.samples import Samples, Sequences
+from ..distributed import joining
+from ..distributed.world import World
 from ..errors import LoraFastError
 from ..network.residency import Residency
 from ..network.trainer import LLAMA_FINETUNE_FLOOR, Strategy, Trainer, weight_order
@@ -28,7 +30,7 @@ from ..options.defaults import are_records
 from ..options.finetune import FinetuneConfig
 from ..planning.plan import Measured, Plan
 from ..reporting.events import Continuation, Ended, Evaluation, Event, Observer, Started, Step
-from ..reporting.log import IterationRecord, Log
+from ..reporting.log import IterationRecord, Log, Silence
 from ..reporting.metrics import open_observers
 from ..reporting.report import write_report
 from ..system.process import peak_resident_bytes
@@ -43,8 +45,9 @@ from .optim import EpochLimit, StopTests
 from .prepare import check_inputs, longest_row, open_training_data
 from .reference import with_reference
 from .repair import claim, write_missing_adapters
-from .saving import Saver, check_writing, clear_folder
-from .signals import Requests, listening
+from .saving import Bystander, Saver, check_writing, clear_folder
+from .sharing import check_alike, decisive_extras, own_options, plan_alike, with_passes
+from .signals import Requests, listening, reason_of
 from .starting import Source, Start, open_source, starting_point
 
 
@@ -66,18 +69,24 @@ class Result:
     history: tuple[Event, ...] = ()
 
 
-def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence[Observer] = ()) -> Result:
+def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence[Observer] = (),
+             world: World | None = None) -> Result:
     """Runs `lorafast finetune`.
 
     log        what happens is shown there; None: nowhere
     observers  are called with each event (events.py); one that returns True ends the run, with everything saved
+    world      the ranks that compute it together; only the first one logs, saves and calls observers. None: those that
+               a launcher of MPI has started with this process
 
-    Raises LoraFastError, in one line, for whatever stands in the way; what was saved stays.
+    Raises LoraFastError, in one line, for whatever stands in the way, on all ranks; what was saved stays.
     """
+    world = world or joining.world()
     log = log or Log()
-    with ExitStack() as stack:
-        result = _train(config, log, observers, stack)
-    if config.report and not config.only_write_lora:    # only now, when the run's memory is free again
+    if not world.is_first:
+        log, observers = Silence(), ()
+    with world.failing_together(), ExitStack() as stack:
+        result = _train(config, log, observers, world, stack)
+    if config.report and world.is_first and not config.only_write_lora:     # only now: the run's memory is free again
         try:
             for path in write_report(config.metrics_path, config.report):
                 log.note(f"report: {path}")
@@ -86,21 +95,25 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
     return result
 
 
-def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stack: ExitStack) -> Result:
+def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], world: World, stack: ExitStack) -> Result:
     """All but the report. stack: closes what the run has opened."""
-    _claim(config, log, stack)
-    seed = config.resolve_seed()
+    given, config = config, own_options(config, world, stack)
+    check_inputs(config)
+    if world.is_first:
+        _claim(config, log, stack)
+    seed = world.gather(config.resolve_seed())[0]
     log.seed(seed)
     log.model_base(config.model_base)
-    opened = open_run(config, log, stack)
-    saver = Saver(config, log, opened)
+    opened = with_passes(open_run(config, log, stack), world, log)
+    config = opened.config
+    saver = (Saver if world.is_first else Bystander)(replace(given, grad_acc=config.grad_acc), log, opened)
     if config.only_write_lora:
         return _write_adapters(opened, seed, saver, log)
 
     # The lengths of records decide what a pass takes. Of text they are known, and llama-finetune reads it later.
     data = open_training_data(config, log, opened.tokenizer, opened.gguf) if reads_records(config) else None
     row = longest_row(config, data)
-    memory_plan = opened.plan(row)
+    memory_plan = plan_alike(opened, row, world, log)
     start = starting_point(opened, seed, log)
     log_start(opened, start, log)
     if start.state.iteration:
@@ -113,12 +126,13 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
               input_size=sizes.input_size(config.ctx, config.batch, opened.hparams.n_vocab),
               compute_size=trainer.nbytes, order=start.state.moments_order)
     data = data or open_training_data(config, log, opened.tokenizer, opened.gguf)
+    check_alike(opened, data, world, log)
     residency = memory_plan.stream(opened.files, weight_order(opened.network, trainer.buffers,
                                                              memory_plan.strategy.head_pieces))
     if residency:
         trainer.weights = residency
         stack.callback(residency.close)
-    data = with_reference(opened, data, row, memory_plan.strategy, trainer.weights, log)
+    data = with_reference(opened, data, row, memory_plan.strategy, trainer.weights, world, log)
     source = open_source(opened, data, start, seed, log)
     trainer.floor = 0.0 if isinstance(source.data.train, Sequences) else LLAMA_FINETUNE_FLOOR
     course = source.course
@@ -137,13 +151,12 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], stac
               tokens_per_iter=config.n_acc * config.batch * row, folder=saver.folder)
     requests = stack.enter_context(listening(log))
     stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
-    learner = Learner(config, opened.network, opened.adapter, start.moments, trainer, dropout)
+    learner = Learner(config, opened.network, opened.adapter, start.moments, trainer, dropout, world)
     return Run(opened, learner, source, start, memory_plan, Reporting(log, saver, observers, requests)).loop()
 
 
 def _claim(config: FinetuneConfig, log: Log, stack: ExitStack) -> None:
-    """Checks what the run reads and writes, takes the names for it alone, and says where its defaults come from."""
-    check_inputs(config)
+    """Checks what the run writes, takes the names for it alone, and says where its defaults come from."""
     check_writing(config)
     for line in claim(config, stack):
         log.note(line)
@@ -185,6 +198,22 @@ def log_start(opened: Opened, start: Start, log: Log) -> None:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What was asked of the run from outside, as all ranks know it.
+
+    stop              the number of the signal that is to end it; 0: none
+    save              it is to save as soon as it can
+    stop_by_callback  an observer is to end it
+    seconds           that it has taken so far
+    """
+
+    stop: int = 0
+    save: bool = False
+    stop_by_callback: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Reporting:
     """Whom the run tells what happens, and what signals ask of it."""
 
@@ -204,6 +233,7 @@ class Run:
                  reporting: Reporting) -> None:
         config, state = opened.config, start.state
         self.config, self.opened, self.learner, self.plan, self.state = config, opened, learner, plan, state
+        self.world = learner.world
         self.data, self.sampler, self.course = source.data, source.sampler, source.course
         self.log, self.saver, self.observers = reporting.log, reporting.saver, reporting.observers
         self.requests = reporting.requests
@@ -216,6 +246,7 @@ class Run:
         self.lowest_loss, self.best_iteration = self.best.loss, self.best.iteration
         self.keeps_best = config.keep_best and self.data.valid is not None
         self.asked_to_stop = self.is_cut_short = False
+        self.asked = Asked()
         self.loss = self.gradient_norm = 0.0
         self.measured = Measured()
         self.batches: list[Batch] = []
@@ -255,11 +286,12 @@ class Run:
                 state.iteration, self.done, min(1 + state.sampler.next_sample, state.sampler.sample_count),
                 state.sampler.sample_count, schedule, config.adam_alpha * schedule, self.loss,
                 1000 * step_seconds if step_seconds else None, self.gradient_norm, self.n_tokens, self.learner.rewards)
+            self.listen(time.perf_counter() - began)
             save_is_due = self.save_is_due()
             if not save_is_due:
                 log.iteration(record)
             step_began, read_before = time.perf_counter(), self.bytes_read
-            reason = reason or self.end_reason(step_began - began) or self.step()
+            reason = reason or self.end_reason() or self.step()
             saving_began = time.perf_counter()
             if save_is_due:     # only now: parameters whose loss is not finite must not replace the last good ones
                 if reason is None or not self.evaluates:    # the last save comes after the last evaluation
@@ -276,7 +308,8 @@ class Run:
                                self.n_tokens, state.sampler.epochs, step_seconds, self.learner.rewards))
         seconds = time.perf_counter() - began
         log.total_time(1000 * seconds)
-        if self.evaluates and not self.requests.stop and self.best.evaluated != state.iteration:
+        self.listen(seconds)
+        if self.evaluates and not self.asked.stop and self.best.evaluated != state.iteration:
             self.evaluate(is_last=True)
         if state.iteration > self.saved_at or not self.course.n_iter:
             self.save()
@@ -289,16 +322,24 @@ class Run:
             for line in self.saver.which_is_which(self.best_iteration, state.iteration):
                 log.note(line)
         return Result(state.iteration, self.loss if state.iteration else math.nan, reason, self.is_cut_short,
-                      self.lowest_loss, test_loss, self.requests.stop if self.is_cut_short else 0)
+                      self.lowest_loss, test_loss, self.asked.stop if self.is_cut_short else 0)
+
+    def listen(self, seconds: float) -> None:
+        """Takes over what has been asked of any rank, so that all do the same; how long it has taken the first one
+        says."""
+        heard = self.world.gather(Asked(self.requests.stop, self.requests.save, self.asked_to_stop, seconds))
+        self.asked = Asked(max(each.stop for each in heard), any(each.save for each in heard),
+                           heard[0].stop_by_callback, heard[0].seconds)
 
     def save_is_due(self) -> bool:
         """Whether so many iterations have passed since the last save, or a signal asked for one."""
         every, ahead = self.config.save_every, self.state.iteration - self.saved_at
-        return ahead > 0 and (self.requests.save or 0 < every <= ahead)
+        return ahead > 0 and (self.asked.save or 0 < every <= ahead)
 
     def test_loss(self) -> float:
         """The mean loss of the adapter as it is on the data to test on; nan if there is none."""
-        if self.data.test is None or self.requests.stop:
+        self.listen(self.asked.seconds)
+        if self.data.test is None or self.asked.stop:
             return math.nan
         self.learner.show_all()
         test = self.evaluated(self.data.test)
@@ -313,17 +354,17 @@ class Run:
         return evaluation_batches(samples, config.batch * row, bos_id=opened.tokenizer.bos_id,
                                   n_vocab=opened.hparams.n_vocab)
 
-    def end_reason(self, seconds: float) -> str | None:
+    def end_reason(self) -> str | None:
         """Why the run is to end before the next step, or None."""
         if self.done == self.course.limit:
             which = "the one iteration is" if self.done == 1 else f"all {self.done} iterations are"
             return f"{which} done (--adam-iter)"
-        if self.asked_to_stop:
+        if self.asked.stop_by_callback:
             return "stopped by the callback"
-        if self.requests.stop:
+        if self.asked.stop:
             self.is_cut_short = True
-            return self.requests.reason()
-        if 0 < self.config.max_minutes <= seconds / 60:
+            return reason_of(self.asked.stop)
+        if 0 < self.config.max_minutes <= self.asked.seconds / 60:
             minutes = self.config.max_minutes
             return f"{minutes:g} {'minute has' if minutes == 1 else 'minutes have'} passed (--max-minutes)"
         return None
@@ -390,7 +431,7 @@ class Run:
             reason = self.best.stop_reason()
         else:
             self.best.evaluated = state.iteration
-        for prompt in config.sample_prompt:
+        for prompt in config.sample_prompt if self.world.is_first else ():
             tokens = prompt_tokens(opened.tokenizer, prompt, self.data.template)
             text = continued(opened.network, opened.adapter, opened.tokenizer, tokens, config.sample_tokens,
                              config.n_threads)
@@ -404,7 +445,7 @@ class Run:
         learner = self.learner
 
         def once() -> Evaluated:
-            return evaluated(learner.method, learner.trainer, self.batches_of(samples), n_batches)
+            return evaluated(learner.method, learner.trainer, self.batches_of(samples), n_batches, self.world)
 
         result = once()
         if not math.isfinite(result.loss):
@@ -429,7 +470,8 @@ class Run:
 
     def extras(self) -> dict[str, Any]:
         """What an exact resume needs of options and state that the original did not have."""
-        extras: dict[str, Any] = {"precision": self.opened.network.precision, "base_model": self.opened.fingerprint}
+        extras: dict[str, Any] = {"precision": self.opened.network.precision, "base_model": self.opened.fingerprint,
+                                  **decisive_extras(self.config, self.plan.strategy)}
         if self.config.schedule != "original" or self.config.warmup_ratio is not None:
             extras["schedule_end"] = self.course.end
         if self.learner.dropout:
@@ -444,11 +486,11 @@ class Run:
         epochs = self.config.epochs
         if epochs > 0:
             epochs -= self.state.sampler.epochs - self.epoch_limit.completed_before
-        cut_short = self.requests.stop or self.config.max_minutes
+        cut_short = self.asked.stop or self.config.max_minutes
         if not output or not cut_short or self.done == limit or (self.config.epochs > 0 and epochs <= 0):
             return ""
         checkpoint = output.latest_path if self.has_saved else self.config.checkpoint_in
-        return self.config.resume_command(checkpoint, None if limit is None else limit - self.done, epochs)
+        return self.saver.config.resume_command(checkpoint, None if limit is None else limit - self.done, epochs)
 
     def is_plausible(self, loss: float) -> bool:
         """Whether a loss is below that of a model that takes all tokens for equally likely."""

@@ -81,7 +81,7 @@ def clear_folder(config: FinetuneConfig) -> None:
 
 
 class Saver:
-    """Writes the files of a run."""
+    """Writes the files of a run. Ranks but the first have a Bystander."""
 
     def __init__(self, config: FinetuneConfig, log: Log, opened: Opened) -> None:
         self.config, self.log, self.adapter, self.base = config, log, opened.adapter, opened.base
@@ -150,3 +150,25 @@ class Saver:
         """One adapter, in the form that the end of its name says."""
         self.log.saving("adapter", path)
         write_adapter(form_of_output("--lora-out", path), path, AdapterFile.of(self.adapter), self.base)
+
+
+class Bystander(Saver):
+    """The saver of a rank that leaves the files to the first one."""
+
+    def check_disk(self, iteration: int, n_iter: int, keep_best: bool) -> None:
+        """See Saver."""
+
+    def save_options(self, seed: int) -> None:
+        """See Saver."""
+
+    def save(self, state: TrainState, moments: Moments, extras: dict[str, Any], best: int | None = None) -> None:
+        """See Saver."""
+
+    def save_best(self, state: TrainState, moments: Moments, extras: dict[str, Any]) -> None:
+        """See Saver."""
+
+    def save_adapters(self, iteration: int, best: int | None = None) -> None:
+        """See Saver."""
+
+    def save_adapter(self, path: str) -> None:
+        """See Saver."""

@@ -31,10 +31,11 @@ class Requests:
         """Nobody reads what is printed any more."""
         self.stop = self.stop or getattr(signal, "SIGPIPE", signal.SIGTERM)
 
-    def reason(self) -> str:
-        """Why the run ends, in words."""
-        name = signal.Signals(self.stop).name
-        return "nobody reads its output any more (SIGPIPE)" if name == "SIGPIPE" else f"stopped by {name}"
+
+def reason_of(stop: int) -> str:
+    """Why the run ends that this signal asked to, in words."""
+    name = signal.Signals(stop).name
+    return "nobody reads its output any more (SIGPIPE)" if name == "SIGPIPE" else f"stopped by {name}"
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def test_defaults_are_the_originals():
     expected = dict(
         lora_out=("ggml-lora-ITERATION-f32.gguf",), only_write_lora=False, train_data=("shakespeare.txt",),
         checkpoint_in="checkpoint.gguf", checkpoint_out="checkpoint-ITERATION.gguf", pattern_fn_it="ITERATION",
-        fn_latest="LATEST", save_every=10, seed=-1, ctx=128, batch=8, grad_acc=1, epochs=-1, sample_start="",
+        fn_latest="LATEST", save_every=10, seed=-1, ctx=128, batch=8, grad_acc=None, epochs=-1, sample_start="",
         include_sample_start=False, escape=False, overlapping_samples=False, fill_with_next_samples=False,
         separate_with_eos=False, separate_with_bos=True, sample_random_offsets=False, force_reshuffle=False,
         use_flash=False, use_checkpointing=None, n_gpu_layers=0, adam_iter=None, adam_alpha=0.001, adam_min_alpha=0.0,
