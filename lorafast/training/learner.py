@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ..data.batches import Batch
 from ..distributed.reduction import EXACT, sum_over_ranks
 from ..distributed.wire import Wire
-from ..distributed.world import World
+from ..distributed.world import World, alone
 from ..network.lora import Adapter, Gradients, Moments
 from ..network.network import Network
 from ..network.objective import Objective
@@ -23,13 +23,13 @@ class Learner:
     """The adapter with its gradients and moments.
 
     trainer  sees the adapter, or with dropout the one that this thins
-    world    the ranks that share the passes of a step
+    world    the ranks that share the passes of a step; None: this one alone
     wire     how gradients go between them
     """
 
     def __init__(self, config: FinetuneConfig, network: Network, adapter: Adapter, moments: Moments, trainer: Trainer,
-                 dropout: Dropout | None, world: World, wire: Wire = EXACT) -> None:
-        self.world, self.wire = world, wire
+                 dropout: Dropout | None, world: World | None = None, wire: Wire = EXACT) -> None:
+        self.world, self.wire = world or alone(), wire
         self.network, self.adapter, self.moments = network, adapter, moments
         self.trainer, self.dropout, self.sums = trainer, dropout, PassSums(adapter)
         self.adam = Adam(config.adam_alpha, config.adam_beta1, config.adam_beta2, config.adam_decay, config.adam_gclip)
