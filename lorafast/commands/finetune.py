@@ -15,12 +15,12 @@ from ..training.run import finetune
 from ..training.sharing import OWN
 
 
-def run(config: FinetuneConfig, world: World | None = None) -> int:
-    """Runs the command and returns its exit status. world: the ranks that this process is one of; None: it is alone."""
+def run(config: FinetuneConfig) -> int:
+    """Runs the command and returns its exit status."""
     with open_log(config.log, llama_finetune=config.is_llama_finetune_run, quiet=config.quiet) as log:
         if config.n_gpu_layers > 0:
             log.warning("-ngl has no effect: lorafast has no GPU path, it computes on the CPU")
-        result = finetune(config, log, world=world)
+        result = finetune(config, log)
     return 128 + result.signal if result.interrupted else 0     # as shells report it
 
 
@@ -30,7 +30,7 @@ def run_as_rank(argv: Sequence[str]) -> int:
     try:
         with world.failing_together():
             config = _config_of_first(argv, world)
-        return run(config, world)
+        return run(config)
     except LoraFastError as error:
         if world.is_first:
             raise
