@@ -1,0 +1,13 @@
+"""What holds for every test: the time it takes is its own."""
+import os
+
+import pytest
+
+# NumPy's products are of small matrices here, which a second thread makes slower, and pytest-xdist has a process a core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def speed_is_measured_briefly(monkeypatch):
+    """Each run measures how long its blocks take, for a tenth of a second each; few tests look at the figures."""
+    monkeypatch.setattr("lorafast.planning.speed.ENOUGH", 0.0)
