@@ -41,7 +41,7 @@ stubs:
 	$(PYTHON) kernels/stubs.py
 
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 # SmolLM2's weights, and the programs that results are compared with. llama.cpp is compiled, in about five minutes; this
 # torch has a build for the CPU.

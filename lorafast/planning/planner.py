@@ -229,7 +229,7 @@ class Planner:
     def _least_capacity(self, head_pieces: bool) -> int:
         return min(self._weight_bytes, least_capacity(self._order(Strategy(1, head_pieces=head_pieces))))
 
-    @property
+    @functools.cached_property
     def _weight_bytes(self) -> int:
         """Of all that products are computed with."""
         return sum(nbytes(group) for group in set(self._order(Strategy(1))))

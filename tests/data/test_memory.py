@@ -55,7 +55,7 @@ def test_text(options):
 
 
 def test_records_in_a_folder():
-    write("d/train.jsonl", *({"prompt": TEXT[:i % 5], "completion": TEXT[:3 + i % 4]} for i in range(30000)))
+    write("d/train.jsonl", *({"prompt": TEXT[:i % 5], "completion": TEXT[:3 + i % 4]} for i in range(8000)))
     write("d/valid.jsonl", *({"text": "love"} for _ in range(100)))
     data = estimate("d", raw_pairs=True)
     assert data.kept == pytest.approx(measured("d", raw_pairs=True), rel=0.25)

@@ -220,15 +220,16 @@ def test_slices_together_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatc
 def test_slices_at_spaces_change_no_ids(name: str) -> None:
     """A text without line ends is sliced between words, and its parts of `fragments` are whole with the same ids."""
     tokens = tokenizer(CASES[name])
+    one_word = name in ("spm space inside", "pre superbpe")     # their words go on over spaces: there is no slicing
     n_parts = 0
-    for text in texts(seed=7, n_texts=12, n_malformed=0):
-        text = (text.replace(b"\n", b" ") + b" and so on" * 400) * 2
+    for text in texts(seed=7, n_texts=2 if one_word else 8, n_malformed=0):
+        text = (text.replace(b"\n", b" ") + b" and so on" * 200) * 2
         parts = list(tokens.fragments(text))
         n_parts += len(parts)
         assert b"".join(part for part, _, _ in parts) == text
         ids = [token for _, part_ids, _ in parts for token in part_ids.tolist()]
         assert ids == tokens.encode(text, parse_special=True).tolist()
-    assert n_parts > 60 or name in ("spm space inside", "pre superbpe")
+    assert n_parts > 30 or one_word
 
 
 @pytest.mark.parametrize("space", " \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000")
