@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-# NumPy's products are of small matrices here, which a second thread makes slower, and pytest-xdist has a process a core.
+# NumPy's products are small here, and slower with a second thread; pytest-xdist has a process a core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
