@@ -226,6 +226,34 @@ def attention_backward(T: int, H: int, HKV: int, D: int, window: int = 0, soft_c
                 **inputs, **arguments)
 
 
+def delta_net_inputs(T: int, HK: int, HV: int, D: int) -> Arguments:
+    q, k = normal(T, HK, D), normal(T, HK, D)
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    return dict(q=q.reshape(T, -1), k=k.reshape(T, -1), v=normal(T, HV * D), g=-normal(T, HV)**2,
+                beta=RNG.random((T, HV), np.float32), begin=np.array([0, T], np.int32), n_head_k=HK)
+
+
+def delta_net_forward(T: int, *heads: int) -> Arguments:
+    inputs = delta_net_inputs(T, *heads)
+    return dict(o=zeros(*inputs["v"].shape), state=None, **inputs)
+
+
+def delta_net_backward(T: int, *heads: int) -> Arguments:
+    inputs = delta_net_inputs(T, *heads)
+    gradients = {f"d{name}": zeros(*inputs[name].shape) for name in ("q", "k", "v", "g", "beta")}
+    return dict(do=normal(*inputs["v"].shape), **gradients, **inputs)
+
+
+def delta_products(square: int, chunked: int) -> Callable[[Arguments], float]:
+    """Operations of so many products of T × D with D × D of each head of values, and of T × 64 with 64 × D whose left
+    side is a triangle."""
+    def operations(a: Arguments) -> float:
+        T, width = a["v"].shape
+        D = width // a["g"].shape[1]
+        return 2 * T * width * (square * D + chunked * 32)
+    return operations
+
+
 def causal_products(n: int) -> Callable[[Arguments], float]:
     """Operations of n products of T × D with D × T of each head, as many of them as mask and window leave."""
     def operations(a: Arguments) -> float:
@@ -257,6 +285,8 @@ OPS = [
     Op("swiglu", "reglu2_backward", gated_in_place, 2048, peak="memory update", **GATED_BACKWARD),
     Op("swiglu", "clamped_swiglu_forward", gated_forward, 2048, peak="memory scale", **GATED),
     Op("swiglu", "clamped_swiglu_backward", gated_in_place, 2048, peak="memory update", **GATED_BACKWARD),
+    Op("swiglu", "glu_forward", gated_forward, 2048, peak="memory scale", **GATED),
+    Op("swiglu", "glu_backward", gated_in_place, 2048, peak="memory update", **GATED_BACKWARD),
     Op("activation", "gelu_forward", activation_forward, 2048, peak="memory scale", **ACTIVATION),
     Op("activation", "gelu_backward", activation_in_place, 2048, peak="memory update", **ACTIVATION_BACKWARD),
     Op("activation", "relu_squared_forward", activation_forward, 2048, peak="memory scale", **ACTIVATION),
@@ -300,12 +330,23 @@ def attention_ops(T: int, H: int, HKV: int, D: int, window: int = 0, soft_cap: f
     ]
 
 
+def delta_net_ops(T: int, HK: int, HV: int, D: int) -> list[Op]:
+    label, read = f"T={T} HK={HK} HV={HV} D={D}", ("q", "k", "v", "g", "beta")
+    return [
+        Op("delta_net", "delta_net_forward", lambda rows: delta_net_forward(rows, HK, HV, D), T, read, "f32",
+           out=("o",), operations=delta_products(3, 4), label=label),
+        Op("delta_net", "delta_net_backward", lambda rows: delta_net_backward(rows, HK, HV, D), T, (*read, "do"), "f32",
+           out=("dq", "dk", "dv", "dg", "dbeta"), operations=delta_products(8, 12), label=label),
+    ]
+
+
 def ops(full: bool) -> list[Op]:
-    heads: list[tuple] = [(512, 12, 12, 64), (2048, 32, 4, 64), (4096, 8, 2, 64), (4096, 8, 2, 64, 512)]
+    heads: list[tuple] = [(512, 12, 12, 64), (2048, 32, 4, 64), (4096, 8, 2, 64), (4096, 8, 2, 64, 512),
+                          (4096, 8, 8, 128)]
     if full:
         heads += [(T, *shape) for T in (64, 4096) for shape in ((12, 12, 64), (32, 4, 64), (32, 32, 128))]
         heads += [(2048, 32, 4, 64, 0, 50.0)]
-    return [*OPS, *(op for shape in heads for op in attention_ops(*shape))]
+    return [*OPS, *(op for shape in heads for op in attention_ops(*shape)), *delta_net_ops(4096, 8, 8, 128)]
 
 
 def bench_ops(ops: Sequence[Op], isas: Sequence[str], threads: Sequence[int], peaks: Peaks,

@@ -1,7 +1,8 @@
 /* Activations of one row, a(z), and gated units, h = a(gate) up. `kind` is a compile-time constant.
  * SiLU and GELU are a(z) = z sigmoid(s(z)). SiLU: s(z) = z. GELU in its tanh form:
  * s(z) = 2 sqrt(2 / pi) (z + 0.044715 z^3), since (1 + tanh(u)) / 2 = sigmoid(2 u). Squared ReLU: a(z) = max(z, 0)^2.
- * The clamped unit of gpt-oss: s(z) = 1.702 z of z = min(gate, 7), and clamp(up, -7, 7) + 1 in the place of up. */
+ * The clamped unit of gpt-oss: s(z) = 1.702 z of z = min(gate, 7), and clamp(up, -7, 7) + 1 in the place of up.
+ * Sigmoid: a(z) = sigmoid(z). */
 
 #define CLAMP 7.0f
 VF_INLINE vf FN(clamped_gate)(int kind, vf z) {
@@ -37,13 +38,15 @@ VF_INLINE vf FN(sigmoid)(vf z) { return 1 / (1 + vf_exp(-z)); }
 VF_INLINE vf FN(times_activation)(int kind, vf x, vf z) {
     const vf positive = vf_max(vf_set1(0), z);
     if (kind == ACTIVATION_RELU_SQUARED) return x * positive * positive;
+    if (kind == ACTIVATION_SIGMOID) return x * FN(sigmoid)(z);
     return x * z * FN(sigmoid)(FN(argument)(kind, z));
 }
 
-/* x times the slope of the activation at z.  forward: a = z sigmoid(s(z)), or max(z, 0)^2 */
+/* x times the slope of the activation at z.  forward: a = z sigmoid(s(z)), max(z, 0)^2 or sigmoid(z) */
 VF_INLINE vf FN(times_slope)(int kind, vf x, vf z) {
     if (kind == ACTIVATION_RELU_SQUARED) return x * 2 * vf_max(vf_set1(0), z);
     const vf sigmoid = FN(sigmoid)(FN(argument)(kind, z));
+    if (kind == ACTIVATION_SIGMOID) return x * sigmoid * (1 - sigmoid);
     return x * sigmoid * (1 + z * (1 - sigmoid) * FN(argument_slope)(kind, z));
 }
 
@@ -121,6 +124,7 @@ GATED_UNIT(swiglu, ACTIVATION_SILU)
 GATED_UNIT(geglu, ACTIVATION_GELU)
 GATED_UNIT(reglu2, ACTIVATION_RELU_SQUARED)
 GATED_UNIT(clamped_swiglu, ACTIVATION_CLAMPED_SILU)
+GATED_UNIT(glu, ACTIVATION_SIGMOID)
 UNGATED_UNIT(gelu, ACTIVATION_GELU)
 UNGATED_UNIT(relu_squared, ACTIVATION_RELU_SQUARED)
 

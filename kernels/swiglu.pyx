@@ -1,8 +1,9 @@
-"""Gated units of the feed-forward network: SwiGLU, GeGLU with the tanh form of GELU, ReGLU² with the squared ReLU, and
-gpt-oss's clamped SwiGLU.
+"""Gated units of the feed-forward network: SwiGLU, GeGLU with the tanh form of GELU, ReGLU² with the squared ReLU,
+gpt-oss's clamped SwiGLU, and GLU with the sigmoid alone.
 
 Sources: Shazeer, GLU Variants Improve Transformer, 2020; Hendrycks and Gimpel, Gaussian Error Linear Units, 2016; So et
-al., Primer, 2021 (squared ReLU); OpenAI, gpt-oss, 2025 (clamped).
+al., Primer, 2021 (squared ReLU); OpenAI, gpt-oss, 2025 (clamped); Dauphin et al., Language Modeling
+with Gated Convolutional Networks, 2017 (GLU).
 """
 from cython.parallel cimport prange
 
@@ -18,10 +19,12 @@ cdef extern from "activation.h":
     row_type geglu_row "DISPATCH(geglu_row)"
     row_type reglu2_row "DISPATCH(reglu2_row)"
     row_type clamped_swiglu_row "DISPATCH(clamped_swiglu_row)"
+    row_type glu_row "DISPATCH(glu_row)"
     backward_row_type swiglu_backward_row "DISPATCH(swiglu_backward_row)"
     backward_row_type geglu_backward_row "DISPATCH(geglu_backward_row)"
     backward_row_type reglu2_backward_row "DISPATCH(reglu2_backward_row)"
     backward_row_type clamped_swiglu_backward_row "DISPATCH(clamped_swiglu_backward_row)"
+    backward_row_type glu_backward_row "DISPATCH(glu_backward_row)"
 
 
 cdef gated_forward(const char *op, row_type row, float[:, ::1] h, const float[:, ::1] gate, const float[:, ::1] up,
@@ -134,3 +137,24 @@ def clamped_swiglu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not 
     Arguments and errors as in swiglu_backward. Twin: lorafast.reference.swiglu.
     """
     gated_backward("clamped_swiglu_backward", clamped_swiglu_backward_row, dgate, dup, dh, gate, up, n_threads)
+
+
+def glu_forward(float[:, ::1] h not None, const float[:, ::1] gate not None, const float[:, ::1] up not None,
+                int n_threads):
+    """h = σ(gate) · up.
+
+    Arguments and errors as in swiglu_forward. Twin: lorafast.reference.swiglu.
+    """
+    gated_forward("glu_forward", glu_row, h, gate, up, n_threads)
+
+
+def glu_backward(float[:, ::1] dgate not None, float[:, ::1] dup not None, const float[:, ::1] dh not None,
+                 const float[:, ::1] gate not None, const float[:, ::1] up not None, int n_threads):
+    """Differentiates h = σ(gate) · up:
+
+    dgate  = dh · up · σ(gate) (1 - σ(gate))
+    dup    = dh · σ(gate)
+
+    Arguments and errors as in swiglu_backward. Twin: lorafast.reference.swiglu.
+    """
+    gated_backward("glu_backward", glu_backward_row, dgate, dup, dh, gate, up, n_threads)

@@ -21,6 +21,12 @@ def relu_squared(z):
     return positive**2, 2 * positive
 
 
+def sigmoid(z):
+    """Value and derivative."""
+    value = 1 / (1 + np.exp(-z))
+    return value, value * (1 - value)
+
+
 def gelu_forward(y, x, n_threads):
     y[:] = gelu(x)[0]
 

@@ -1,7 +1,7 @@
 """NumPy twins of the gated-unit kernels. They work in the arrays' own precision."""
 import numpy as np
 
-from .activation import gelu, relu_squared, silu
+from .activation import gelu, relu_squared, sigmoid, silu
 
 
 def swiglu_forward(h, gate, up, n_threads):
@@ -44,3 +44,13 @@ def clamped_swiglu_backward(dgate, dup, dh, gate, up, n_threads):
     value, slope = silu(1.702 * np.minimum(gate, 7))
     d_g, d_u = dh * (np.clip(up, -7, 7) + 1) * slope, dh * value / 1.702
     dgate[:], dup[:] = np.where(gate > 7, 0, d_g), np.where(np.abs(up) > 7, 0, d_u)
+
+
+def glu_forward(h, gate, up, n_threads):
+    h[:] = sigmoid(gate)[0] * up
+
+
+def glu_backward(dgate, dup, dh, gate, up, n_threads):
+    # forward: h = sigmoid(gate) * up
+    value, slope = sigmoid(gate)
+    dgate[:], dup[:] = dh * up * slope, dh * value

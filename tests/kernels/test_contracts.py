@@ -209,6 +209,25 @@ def silu_conv_backward(rng, T, C):
     return dict(dx=new(T, C), dy=normal(rng, *inputs.pop("y").shape), **inputs)
 
 
+def delta_net_inputs(rng, T, D):
+    """Two heads of keys of length 1, four of values."""
+    k = normal(rng, T, 2, D)
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    return dict(q=normal(rng, T, 2 * D), k=k.reshape(T, 2 * D), v=normal(rng, T, 4 * D), g=-normal(rng, T, 4)**2,
+                beta=rng.random((T, 4), np.float32))
+
+
+def delta_net_forward(rng, T, D):
+    return dict(o=new(T, 4 * D), state=normal(rng, 4, D, D), **delta_net_inputs(rng, T, D),
+                begin=np.array([0, T], np.int32), n_head_k=2)
+
+
+def delta_net_backward(rng, T, D):
+    return dict(dq=new(T, 2 * D), dk=new(T, 2 * D), dv=new(T, 4 * D), dg=new(T, 4), dbeta=new(T, 4),
+                do=normal(rng, T, 4 * D), **delta_net_inputs(rng, T, D), begin=np.array([0, T // 3, T], np.int32),
+                n_head_k=2)
+
+
 def lora_forward(rng, T, K):
     return dict(h=new(T, 3), x=normal(rng, T, K), A=normal(rng, 3, K), scale=0.5)
 
@@ -312,6 +331,8 @@ OPS = [
     Op("swiglu", "reglu2_backward", gated_backward, out=("dgate", "dup")),
     Op("swiglu", "clamped_swiglu_forward", gated_forward, out=("h",)),
     Op("swiglu", "clamped_swiglu_backward", gated_backward, out=("dgate", "dup")),
+    Op("swiglu", "glu_forward", gated_forward, out=("h",)),
+    Op("swiglu", "glu_backward", gated_backward, out=("dgate", "dup")),
     Op("activation", "gelu_forward", activation_forward, out=("y",)),
     Op("activation", "gelu_backward", activation_backward, out=("dx",)),
     Op("activation", "relu_squared_forward", activation_forward, out=("y",)),
@@ -334,6 +355,8 @@ OPS = [
     Op("short_conv", "gated_conv_backward", gated_conv_backward, out=("db", "dc", "dx")),
     Op("short_conv", "silu_conv_forward", silu_conv_forward, out=("y",)),
     Op("short_conv", "silu_conv_backward", silu_conv_backward, out=("dx",)),
+    Op("delta_net", "delta_net_forward", delta_net_forward, out=("o",), changed=("state",), widths=HEADS),
+    Op("delta_net", "delta_net_backward", delta_net_backward, out=("dq", "dk", "dv", "dg", "dbeta"), widths=HEADS),
     Op("lora", "lora_forward", lora_forward, out=("h",)),
     Op("lora", "lora_backward", lora_backward, out=("c",), accumulated=("dA", "dB")),
     Op("dora", "dora_forward", dora_forward, out=("y", "out")),

@@ -8,7 +8,7 @@ from lorafast.reference import swiglu as twin
 FORWARD_LIMIT = 1e-14      # measured 3e-15
 DGATE_LIMIT = 1e-12        # measured 7e-14
 DUP_LIMIT = 1e-14          # measured 4e-15
-UNITS = ["swiglu", "geglu", "reglu2", "clamped_swiglu"]
+UNITS = ["swiglu", "geglu", "reglu2", "clamped_swiglu", "glu"]
 
 
 @pytest.mark.parametrize("op", UNITS)

@@ -16,6 +16,7 @@ void check_activation(void);
 void check_adam(void);
 void check_attention(void);
 void check_cross_entropy(void);
+void check_delta_net(void);
 void check_dora(void);
 void check_layer_norm(void);
 void check_linear(void);

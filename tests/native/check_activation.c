@@ -1,5 +1,5 @@
-/* h = a(gate) up and y = a(x), a being SiLU, GELU in its tanh form or the squared ReLU: swiglu.pyx and activation.pyx
- * with one thread. */
+/* h = a(gate) up and y = a(x), a being SiLU, GELU in its tanh form, the squared ReLU or the sigmoid: swiglu.pyx and
+ * activation.pyx with one thread. */
 #include "check.h"
 #include "activation.h"
 
@@ -25,6 +25,11 @@ static double clamped_silu(double z, double *slope) {
     const double g = z > 7 ? 7 : z, sigmoid = 1 / (1 + exp(-1.702 * g));
     *slope = z > 7 ? 0 : sigmoid * (1 + 1.702 * g * (1 - sigmoid));
     return g * sigmoid;
+}
+static double sigmoid(double z, double *slope) {
+    const double value = 1 / (1 + exp(-z));
+    *slope = value * (1 - value);
+    return value;
 }
 
 typedef double (*activation)(double z, double *slope);
@@ -87,6 +92,7 @@ void check_activation(void) {
         check_gated("reglu2", F, relu_squared, DISPATCH(reglu2_row), DISPATCH(reglu2_backward_row));
         check_gated("clamped_swiglu", F, clamped_silu, DISPATCH(clamped_swiglu_row),
                     DISPATCH(clamped_swiglu_backward_row));
+        check_gated("glu", F, sigmoid, DISPATCH(glu_row), DISPATCH(glu_backward_row));
         check_plain("gelu", F, gelu, DISPATCH(gelu_row), DISPATCH(gelu_backward_row));
         check_plain("relu_squared", F, relu_squared, DISPATCH(relu_squared_row), DISPATCH(relu_squared_backward_row));
     }

@@ -56,7 +56,8 @@ void expect_named(const char *op, const char *result, const float *got, const do
 int main(void) {
     void (*const checks[])(void) = {
         check_unpack, check_linear, check_lora, check_dora, check_attention, check_rms_norm,
-        check_layer_norm, check_rope, check_short_conv, check_activation, check_cross_entropy, check_adam,
+        check_layer_norm, check_rope, check_short_conv, check_delta_net, check_activation, check_cross_entropy,
+        check_adam,
     };
     for (int isa = ISA_SCALAR; isa <= simd_best_isa(); isa++) {
         setenv("LORAFAST_ISA", simd_isa_name(isa), 1);
