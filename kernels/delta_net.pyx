@@ -28,8 +28,8 @@ and dG collects what each exponential did; dg_t is the sum of dG from t to the e
 
 Memory: a state and the errors X of each chunk of one head, for each thread: D · DV / 64 + DV floats a row.
 
-Threads. Forward deals out the heads of values of each sequence, backward the heads of keys: a head's sums always come in
-the same order.
+Threads. Forward deals out the heads of values of each sequence, backward the heads of keys: the sums of a head always
+come in the same order.
 
 Sources: Yang, Kautz and Hatamizadeh, Gated Delta Networks, arXiv 2412.06464; Yang et al., Parallelizing Linear
 Transformers with the Delta Rule, arXiv 2406.06484.
@@ -73,7 +73,8 @@ cdef int set_inputs(delta_net *a, const char *op, const float[:, ::1] q, const f
     cdef int n_head_v = g.shape[1]
     name = op.decode()
     if n_head_k < 1 or n_head_v < 1 or n_head_v % n_head_k:
-        raise ValueError(f"{name}: {n_head_v} heads of values by g's shape, wanted a multiple of {n_head_k} heads of keys")
+        raise ValueError(f"{name}: {n_head_v} heads of values by g's shape, wanted a multiple of {n_head_k} heads of "
+                         "keys")
     a.n_head_k, a.n_head_v, a.D, a.DV = n_head_k, n_head_v, q.shape[1] // n_head_k, v.shape[1] // n_head_v
     require_2d(op, "q", q.shape, T, n_head_k * a.D)
     require_2d(op, "k", k.shape, T, n_head_k * a.D)

@@ -21,6 +21,13 @@ ATTENTION = {"attn_norm": (C,), "attn_q": (HEADS * HEAD, C), "attn_k": (HEADS_KV
 FEED_FORWARD = {"ffn_norm": (C,), "ffn_gate": (F, C), "ffn_up": (F, C), "ffn_down": (C, F)}
 SHORT_CONVOLUTION = {"attn_norm": (C,), "shortconv.in_proj": (3 * C, C), "shortconv.conv": (C, 3),
                      "shortconv.out_proj": (C, C)}
+N_K, N_V, STATE = 2, 4, 8
+DELTA_NET = {"attn_norm": (C,), "attn_qkv": ((2 * N_K + N_V) * STATE, C), "attn_gate": (N_V * STATE, C),
+             "ssm_beta": (N_V, C), "ssm_alpha": (N_V, C), "ssm_dt.bias": (N_V,), "ssm_a": (N_V,),
+             "ssm_conv1d": ((2 * N_K + N_V) * STATE, 4), "ssm_norm": (STATE,), "ssm_out": (C, N_V * STATE)}
+GATED_ATTENTION = ATTENTION | {"attn_q": (2 * HEADS * HEAD, C)}
+QWEN35_FEED_FORWARD = {**FEED_FORWARD, "post_attention_norm": (C,)}
+del QWEN35_FEED_FORWARD["ffn_norm"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class Hybrid:
 HYBRIDS = {
     "lfm2": Hybrid({"attention.head_count_kv": [0, HEADS_KV, 0, HEADS_KV], "shortconv.l_cache": 3},
                    (SHORT_CONVOLUTION | FEED_FORWARD, ATTENTION | FEED_FORWARD) * 2, {"token_embd_norm": (C,)}),
+    "qwen35": Hybrid({"ssm.conv_kernel": 4, "ssm.state_size": STATE, "ssm.group_count": N_K, "ssm.time_step_rank": N_V,
+                      "ssm.inner_size": N_V * STATE, "full_attention_interval": 2, "rope.dimension_count": 4},
+                     (DELTA_NET | QWEN35_FEED_FORWARD, GATED_ATTENTION | QWEN35_FEED_FORWARD) * 2),
 }
 
 

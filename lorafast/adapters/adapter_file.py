@@ -11,6 +11,8 @@ from ..errors import FormatError, LoraFastError
 from ..gguf.file_form import FileForm, cannot_carry_magnitudes
 from ..gguf.reader import GGUFFile, Tensor
 from ..gguf.roles import file_order, split_name
+from ..network.architectures import architecture_of
+from ..network.block_params import DeltaHeads
 from ..network.lora import Adapter, Pair, specs_for
 
 
@@ -21,6 +23,7 @@ class BaseModel:
     tied     the embedding serves as output matrix too
     name     `general.name`, for people
     source   where the model came from, as PEFT records it: a Hugging Face repository or a path; None if unknown
+    delta    the heads of its gated delta nets; None without
     tensors  its weights, by name; empty if its file is not at hand
     """
 
@@ -31,6 +34,7 @@ class BaseModel:
     tied: bool
     name: str = ""
     source: str | None = None
+    delta: DeltaHeads | None = None
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -49,7 +53,8 @@ class BaseModel:
                               "number")
         repository = str(metadata.get("general.repo_url", "")).removeprefix("https://huggingface.co/")
         return cls(architecture, n_layer, n_head, n_head_kv, "output.weight" not in model.tensors,
-                   metadata.get("general.name", ""), repository or None, model.tensors)
+                   metadata.get("general.name", ""), repository or None, _delta_heads(metadata, architecture),
+                   model.tensors)
 
 
 @dataclass
@@ -123,6 +128,18 @@ class AdapterFile:
         for name, m in self.magnitudes.items():
             adapter.magnitudes[name][:] = m
         return adapter
+
+
+def _delta_heads(metadata: Mapping[str, Any], architecture: str) -> DeltaHeads | None:
+    """As far as the file tells them all."""
+    if architecture_of(architecture).mixer != "delta_net":
+        return None
+    stored = [metadata.get(f"{architecture}.ssm.{key}")
+              for key in ("group_count", "time_step_rank", "state_size", "inner_size")]
+    n_k, n_v, D, inner = [number if isinstance(number, int) and number > 0 else 0 for number in stored]
+    if not n_k * n_v * D * inner or n_v % n_k or inner % n_v:
+        return None
+    return DeltaHeads(n_k, n_v, D, inner // n_v)
 
 
 def _most(model: GGUFFile, heads: Any) -> int:

@@ -21,7 +21,8 @@ from ..gguf.recognise import MLX_WEIGHTS, PEFT_CONFIG
 from ..gguf.safetensors import read_safetensors
 from ..network.lora import Pair, split_name
 from .adapter_file import AdapterFile, BaseModel
-from .peft import architecture_for, base_tensor, rows_to_gguf
+from .peft import architecture_for, base_tensor
+from .row_order import columns_to_gguf, rows_to_gguf
 
 PARTS = ("lora_a", "lora_b", "m")
 KINDS = ("lora", "dora")
@@ -73,7 +74,7 @@ def _pair(folder: Path, name: str, parts: Mapping[str, np.ndarray], kind: str, b
     if role in ("attn_q", "attn_k") and base is None:
         raise LoraFastError(f"{folder}: adapts q or k, whose rows GGUF and Hugging Face order differently; "
                             "name the base model as well")
-    return a.T, rows_to_gguf(b.T, role, base).T
+    return columns_to_gguf(a.T, role, base), rows_to_gguf(b.T, role, base).T
 
 
 def _read_config(path: Path) -> tuple[str, float]:

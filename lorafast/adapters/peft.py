@@ -5,12 +5,9 @@ Per pair `<module>.lora_A.weight` (r, n_in) and `<module>.lora_B.weight` (n_out,
 rank, or alpha / sqrt(r) with rsLoRA. With DoRA (`use_dora`) each pair has a `<module>.lora_magnitude_vector` (n_out,),
 the embedding's (n_embd,).
 
-**q and k.** RoPE turns pairs of components of a head: GGUF files of architecture `llama` store the rows of attn_q and
-attn_k so that the two of a pair are neighbours, Hugging Face so that they are half a head apart. The rows of W are B's
-and the magnitudes', so these are permuted, A is not.
+Some rows and columns lie in another order than in GGUF: see row_order.py.
 
-Source: huggingface/peft, src/peft/tuners/lora and utils/save_and_load.py; llama.cpp, convert_hf_to_gguf.py (the
-permutation).
+Source: huggingface/peft, src/peft/tuners/lora and utils/save_and_load.py.
 """
 from __future__ import annotations
 
@@ -34,6 +31,7 @@ from ..network.lora import Pair
 from ..system.atomic import atomic_dir
 from .adapter_file import AdapterFile, BaseModel, fold, refuse_norms
 from .patterns import ends_with
+from .row_order import columns_to_gguf, columns_to_hf, rows_to_gguf, rows_to_hf
 from .whole_matrices import compare_with_base
 
 PREFIX = "base_model.model."
@@ -65,7 +63,7 @@ def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -
             tensors[f"{module}.lora_embedding_A"] = b
             tensors[f"{module}.lora_embedding_B"] = a.T
         else:
-            tensors[f"{module}.lora_A.weight"] = a
+            tensors[f"{module}.lora_A.weight"] = columns_to_hf(a, role, base)
             tensors[f"{module}.lora_B.weight"] = rows_to_hf(b.T, role, base)
         if name in adapter.magnitudes:
             tensors[f"{module}.{MAGNITUDE}"] = rows_to_hf(adapter.magnitudes[name], role, base)
@@ -184,7 +182,7 @@ def _pair(folder: Path, name: str, parts: dict[str, np.ndarray], base: BaseModel
         if role in ("attn_q", "attn_k") and base is None:
             raise LoraFastError(f"{folder}: adapts q or k, whose rows GGUF and Hugging Face order differently; "
                                 "name the base model as well")
-        b = rows_to_gguf(rows, role, base).T
+        a, b = columns_to_gguf(a, role, base), rows_to_gguf(rows, role, base).T
     elif set(parts) == {"lora_embedding_A", "lora_embedding_B"}:
         a, b = parts["lora_embedding_B"].T, parts["lora_embedding_A"]
     else:
@@ -272,22 +270,3 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _is_positive(value: Any, kind: type | tuple[type, ...]) -> bool:
     """A number of that kind above 0, and within what a float32 holds."""
     return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < 1e38
-
-
-def rows_to_hf(rows: np.ndarray, role: str, base: BaseModel) -> np.ndarray:
-    """`rows` (n_out, ...) from GGUF's order to Hugging Face's: pairs of a head from neighbours to half a head apart."""
-    heads = _permuted_heads(role, base)
-    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
-
-
-def rows_to_gguf(rows: np.ndarray, role: str, base: BaseModel | None) -> np.ndarray:
-    """The inverse of `rows_to_hf`; base may be None for all but q and k."""
-    heads = _permuted_heads(role, base)
-    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape) if heads else rows
-
-
-def _permuted_heads(role: str, base: BaseModel | None) -> int:
-    """How many heads the rows of that role hold; 0 where the two orders are the same."""
-    if base is None or role not in ("attn_q", "attn_k") or not architecture_of(base.architecture).permuted:
-        return 0
-    return base.n_head if role == "attn_q" else base.n_head_kv

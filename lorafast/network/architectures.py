@@ -77,7 +77,9 @@ class Architecture:
     attn_norm, ffn_norm            names of the norms before a branch; "" without
     attn_post_norm, ffn_post_norm  names of the norms behind it; "" without
     final_norm  name of the norm before the output; `output_norm` is taken where a file has that in its place
-    mixer       what stands in attention's place in some blocks: "short_conv" where `attention.head_count_kv` is 0
+    mixer       what stands in attention's place in some blocks: "short_conv" where `attention.head_count_kv` is 0,
+                "delta_net" where `attention.recurrent_layers` says so, or in all but every fourth
+    gated_attention  `attn_q` holds, head by head, the rows of the query and of a gate of the output
     qk_norm     norms of q and k: of each "head", of all heads of a "row" together, of each head by weights of its own
                 ("heads")
     qk_norm_after_rope  they come after RoPE
@@ -116,7 +118,8 @@ class Architecture:
     ffn_norm: str = "ffn_norm"
     ffn_post_norm: str = ""
     final_norm: str = "output_norm"
-    mixer: Literal["", "short_conv"] = ""
+    mixer: Literal["", "short_conv", "delta_net"] = ""
+    gated_attention: bool = False
     qk_norm: Literal["", "head", "row", "heads"] = ""
     qk_norm_after_rope: bool = False
     sub_norms: bool = False
@@ -180,6 +183,11 @@ LFM2_MODULES = {"attn_output": "self_attn.out_proj", "shortconv.in_proj": "conv.
                 "ffn_down": "feed_forward.w2"}
 LFM2 = Architecture("lfm2", final_norm="token_embd_norm", mixer="short_conv", qk_norm="head",
                     sliding=Sliding(period=ALL_LOCAL, scaled=True), peft=LFM2_MODULES)
+DELTA_NET_MODULES = {"attn_qkv": "linear_attn.in_proj_qkv", "attn_gate": "linear_attn.in_proj_z",
+                     "ssm_beta": "linear_attn.in_proj_b", "ssm_alpha": "linear_attn.in_proj_a",
+                     "ssm_out": "linear_attn.out_proj"}
+QWEN35 = Architecture("qwen35", ffn_norm="post_attention_norm", qk_norm="head", mixer="delta_net",
+                      gated_attention=True, peft=DELTA_NET_MODULES)
 
 ROWS = (
     LLAMA, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3,
@@ -209,6 +217,9 @@ ROWS = (
                  biases=("attn_output", "ffn_up", "ffn_down"), needed_biases=("attn_output", "ffn_up", "ffn_down"),
                  peft={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
     LFM2,
+    # Of text alone, the positions are plain.
+    QWEN35,
+    replace(QWEN35, name="qwen35moe", mixture=Mixture(shared="gated")),
     replace(QWEN2, name="qwen2moe", mixture=Mixture(normed=False, n_ff="divided", shared="gated"), tied="never"),
     replace(QWEN3, name="qwen3moe", mixture=Mixture(n_ff="divided")),
     replace(DENSE_LLAMA, name="granitemoe", scales=(*GRANITE_SCALES, "attention.scale"),

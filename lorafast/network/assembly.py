@@ -3,14 +3,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..gguf.reader import GGUFFile, Tensor
 from .attention import Attention, Heads, Scores
 from .block import Block
-from .block_params import BlockParams
+from .block_params import BlockParams, DeltaHeads
 from .branch import Branch, BranchOutput
+from .delta_net import Decay, DeltaNet
 from .dora import Gain
 from .experts import ExpertGroup, Experts
 from .feed_forward import FeedForward
+from .gated_attention import GatedAttention
 from .hparams import HParams
 from .linear import Group, Linear
 from .norm import HeadNorm, LayerNorm, Norm
@@ -39,7 +43,8 @@ def build_blocks(gguf: GGUFFile, hparams: HParams, n_positions: int, precision: 
             factors = gguf.tensors.get(params.rope.factors_for(n_positions))
             ropes[params.rope] = Rope(params.rope, n_positions, factors.to_float32() if factors else None,
                                       hparams.architecture.rope == "norm")
-        blocks.append(_Assembly(gguf, hparams, params, ropes[params.rope], f"blk.{layer}.", precision).block())
+        blocks.append(_Assembly(gguf, hparams, params, ropes[params.rope], f"blk.{layer}.", precision,
+                                n_positions).block())
     return blocks
 
 
@@ -53,6 +58,7 @@ class _Assembly:
     rope: Rope | None
     prefix: str
     precision: str
+    n_positions: int
 
     def block(self) -> Block:
         arch = self.hparams.architecture
@@ -64,7 +70,20 @@ class _Assembly:
 
     def mixer(self) -> Branch:
         """Attention, or what stands in its place."""
+        if self.params.delta:
+            return self.delta_net(self.params.delta)
         return self.short_convolution() if self.params.conv_width else self.attention()
+
+    def delta_net(self, heads: DeltaHeads) -> DeltaNet:
+        arch, prefix, tensors = self.hparams.architecture, self.prefix, self.gguf.tensors
+        widths = heads.width_k, heads.width_k, heads.width_v
+        qkv = self.split("attn_qkv", *widths)
+        inner = Group(*qkv.linears, *(self.linear(name) for name in ("attn_gate", "ssm_beta", "ssm_alpha")))
+        taps = np.split(taps_of(tensors[f"{prefix}ssm_conv1d.weight"]), np.cumsum(widths[:2]), axis=1)
+        decay = Decay(*(tensors[f"{prefix}{name}"].to_float32() for name in ("ssm_a", "ssm_dt.bias")))
+        return DeltaNet(self.norm(arch.attn_norm), inner, [np.ascontiguousarray(part) for part in taps], decay,
+                        HeadNorm(self.norm("ssm_norm")), self.output("ssm_out", "", arch.attn_post_norm), heads,
+                        self.hparams.norm_rms_eps, self.n_positions)
 
     def short_convolution(self) -> ShortConvolution:
         arch, C = self.hparams.architecture, self.hparams.n_embd
@@ -80,10 +99,11 @@ class _Assembly:
         group = self.split("attn_qkv", q, k, v) or Group(*(self.linear(f"attn_{part}") for part in "qkv"))
         norms = [HeadNorm(norm) if norm else None for norm in map(self.norm, ("attn_q_norm", "attn_k_norm"))]
         output = self.output("attn_output", "attn_sub_norm", arch.attn_post_norm)
-        return Attention(self.norm(arch.attn_norm), group, output, heads,
-                         Scores(scale, params.window, hp.attention_soft_cap),
-                         self.rope, *norms, norm_after_rope=arch.qk_norm_after_rope,
-                         sinks=self.tensor("attn_sinks.weight").to_float32() if arch.sinks else None)
+        kind = GatedAttention if arch.gated_attention else Attention
+        return kind(self.norm(arch.attn_norm), group, output, heads,
+                    Scores(scale, params.window, hp.attention_soft_cap), self.rope, *norms,
+                    norm_after_rope=arch.qk_norm_after_rope,
+                    sinks=self.tensor("attn_sinks.weight").to_float32() if arch.sinks else None)
 
     def feed_forward(self, norm: Norm | None) -> FeedForward:
         arch, F = self.hparams.architecture, self.params.n_ff

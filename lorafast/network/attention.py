@@ -5,6 +5,7 @@ al., "Scaling Vision Transformers to 22 Billion Parameters" (2023); soft caps: G
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +100,7 @@ class Attention:
     def scratch(self, T: int, adapter: Adapter) -> int:
         C, spare = self.output.N, self.output.widths()
         q, k, v, o = self.heads.widths
+        spare = (*spare, *self._more_widths())
         return max(Scratch.floats(T, C, *self._turned_widths(), *spare),
                    Scratch.floats(T, q, k, v, C, max(C, o), *self._turned_widths(), *spare))
 
@@ -112,6 +114,10 @@ class Attention:
     def new_cache(self, n_ctx: int, chunk: int, new: New) -> KVCache:
         return KVCache(n_ctx, self.scores.window, chunk, *self.heads.widths[1:3], new)
 
+    def _more_widths(self) -> tuple[int, ...]:
+        """Columns of scratch that _project and its like find behind `spare` of the output."""
+        return ()
+
     def _turned_widths(self) -> tuple[int, int]:
         """Columns of scratch for q and k as attention takes them; 0 where these are s.q and s.k."""
         return (0, 0) if self._takes_saved else self.heads.widths[:2]
@@ -123,15 +129,31 @@ class Attention:
     def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: AttentionSaved, pass_: Pass,
                 cache: KVCache | None = None) -> None:
         normed, q, k, *spare = pass_.scratch.arrays(len(x), self.output.N, *self._turned_widths(),
-                                                    *self.output.widths())
+                                                    *self.output.widths(), *self._more_widths())
         if self.norm:
             self.norm.forward(normed, s.norm, x, pass_)
-        self.qkv.forward((s.q, s.k, s.v), s.h, normed if self.norm else x, pass_)
+        self._project(s, normed if self.norm else x, spare, pass_)
         if self.turns_saved:
             self._turn(s.q, s.k, pass_)
         q, k = self._turned(q, k, s, pass_)
         self._attend(s, q, *(cache.append(k, s.v) if cache is not None else (k, s.v)), pass_)
-        self.output.forward(out, residual, s.cheap.o, s.output, spare, pass_)
+        self.output.forward(out, residual, self._put_out(s, spare, pass_), s.output, spare, pass_)
+
+    def _project(self, s: AttentionSaved, x: np.ndarray, spare: list[np.ndarray], pass_: Pass) -> None:
+        """s.q, s.k and s.v from the normed input."""
+        self.qkv.forward((s.q, s.k, s.v), s.h, x, pass_)
+
+    def _project_backward(self, d_qkv: list[np.ndarray], s: AttentionSaved, spare: list[np.ndarray],
+                          pass_: Pass) -> Sequence[np.ndarray]:
+        """The gradients of the products, before their gains."""
+        return self.qkv.gain_backward(d_qkv, [s.q, s.k, s.v], pass_)
+
+    def _put_out(self, s: AttentionSaved, spare: list[np.ndarray], pass_: Pass) -> np.ndarray:
+        """What the output takes."""
+        return s.cheap.o
+
+    def _put_out_backward(self, do: np.ndarray, s: AttentionSaved, spare: list[np.ndarray], pass_: Pass) -> None:
+        """From the gradient of _put_out to that of s.cheap.o, in place."""
 
     def recompute_cheap(self, s: AttentionSaved, pass_: Pass) -> None:
         _, *turned = pass_.scratch.arrays(len(s.q), self.output.N, *self._turned_widths())
@@ -169,22 +191,23 @@ class Attention:
     def backward(self, dx: np.ndarray, d_out: np.ndarray, x: np.ndarray, s: AttentionSaved, pass_: Pass,
                  need_dx: bool) -> None:
         T, C, (wq, wk, wv, wo) = len(x), self.output.N, self.heads.widths
-        widths = wq, wk, wv, C, max(C, wo), *self._turned_widths(), *self.output.widths()
+        widths = wq, wk, wv, C, max(C, wo), *self._turned_widths(), *self.output.widths(), *self._more_widths()
         dq, dk, dv, d_normed, last, q, k, *spare = pass_.scratch.arrays(T, *widths)
         do, normed = last.reshape(-1)[:T * wo].reshape(T, wo), last.reshape(-1)[:T * C].reshape(T, C)
         norm_is_adapted = self.norm is not None and self.norm.is_adapted(pass_.adapter)
         # out = residual + output(o)
         if not (need_dx or norm_is_adapted or self.qkv.is_adapted(pass_.adapter)):
-            self.output.backward(None, d_out, s.cheap.o, s.output, spare, pass_)
+            self.output.backward(None, d_out, self._put_out(s, spare, pass_), s.output, spare, pass_)
             return
-        self.output.backward(do, d_out, s.cheap.o, s.output, spare, pass_)
+        self.output.backward(do, d_out, self._put_out(s, spare, pass_), s.output, spare, pass_)
+        self._put_out_backward(do, s, spare, pass_)
         # o = attention(q, k, v)
         q, k = self._turned(q, k, s, pass_)
         begin, scores = pass_.rows.q_begin, self.scores
         attention_backward(dq, dk, dv, do, q, k, s.v, s.cheap.o, s.cheap.lse, begin, begin, scores.scale, scores.window,
                            scores.soft_cap, self.heads.n_head, self.heads.n_head_kv, pass_.n_threads)
         dq, dk = self._turned_backward(dq, dk, q, k, s, pass_)
-        d_qkv = self.qkv.gain_backward([dq, dk, dv], [s.q, s.k, s.v], pass_)
+        d_qkv = self._project_backward([dq, dk, dv], s, spare, pass_)
         # q, k, v = projections of normed = norm(x)
         if self.norm:
             self.norm.forward(normed, s.norm, x, pass_)         # in the place of do, which has served

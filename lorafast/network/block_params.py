@@ -29,13 +29,33 @@ class ExpertParams:
 
 
 @dataclass(frozen=True)
+class DeltaHeads:
+    """Of a gated delta net: n_k heads of queries and keys of size D, and n_v, a multiple of n_k, of values of size DV.
+    Head p of values goes with head p mod n_k of keys."""
+
+    n_k: int
+    n_v: int
+    D: int
+    DV: int
+
+    @property
+    def width_k(self) -> int:
+        return self.n_k * self.D
+
+    @property
+    def width_v(self) -> int:
+        return self.n_v * self.DV
+
+
+@dataclass(frozen=True)
 class BlockParams:
     """Sizes and constants of a block.
 
     n_embd_head_k, n_embd_head_v   size of a head of queries and keys, of values
     window      newest positions that a position sees, itself included; 0: all
     rope        None: positions are not told apart by RoPE
-    conv_width  taps of the short convolution that stands in attention's place; 0: attention does
+    conv_width  taps of the short convolution that stands in attention's place, or is a part of what does; 0: attention
+    delta       the gated delta net that stands in attention's place; None without
     experts     in the place of a feed-forward network of n_ff; None without
     """
 
@@ -47,6 +67,7 @@ class BlockParams:
     window: int = 0
     rope: RopeParams | None = None
     conv_width: int = 0
+    delta: DeltaHeads | None = None
     experts: ExpertParams | None = None
 
     @property
@@ -56,6 +77,8 @@ class BlockParams:
         v = self.n_head_kv * self.n_embd_head_v
         experts = self.experts and {"E": self.experts.E, "Fe": self.experts.n_ff, "2Fe": 2 * self.experts.n_ff,
                                     "Fs": self.experts.n_ff_shared}
+        delta = self.delta and {"n_v": self.delta.n_v, "DeltaDV": self.delta.DV, "DeltaV": self.delta.width_v,
+                                "DeltaQKV": 2 * self.delta.width_k + self.delta.width_v}
         return {"F": self.n_ff, "2F": 2 * self.n_ff, "D": self.n_embd_head_k, "H": self.n_head, "HKV": self.n_head_kv,
                 "H*D": q, "HKV*D": k, "HKV*DV": v, "H*DV": self.n_head * self.n_embd_head_v, "QKV": q + k + v,
-                "L": self.conv_width, **(experts or {})}
+                "2H*D": 2 * q, "L": self.conv_width, **(experts or {}), **(delta or {})}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ..errors import FormatError
 from ..gguf.reader import GGUFFile
 from .architectures import ARCHITECTURES, Architecture
-from .block_params import BlockParams
+from .block_params import BlockParams, DeltaHeads
 from .keys import Keys
 from .mixture import read_experts
 from .rope import RopeParams, Yarn
@@ -173,12 +173,17 @@ def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[
     default = n_embd // max(1, n_head[0])
     n_embd_head_k = keys.count("attention.key_length", default)
     n_embd_head_v = keys.count("attention.value_length", default)
-    windows = _windows(keys, arch, n_layer)
+    windows, delta_nets = _windows(keys, arch, n_layer), _delta_nets(keys, arch, n_layer)
     blocks = []
     for layer in range(n_layer):
         if arch.mixer == "short_conv" and n_head_kv[layer] == 0:
             blocks.append(BlockParams(n_head[layer], 0, n_embd_head_k, n_embd_head_v, n_ff[layer],
                                       experts=experts[layer], conv_width=_conv_width(keys, "shortconv.l_cache")))
+            continue
+        if delta_nets[layer]:
+            blocks.append(BlockParams(n_head[layer], n_head_kv[layer], n_embd_head_k, n_embd_head_v, n_ff[layer],
+                                      experts=experts[layer], conv_width=_conv_width(keys, "ssm.conv_kernel"),
+                                      delta=delta_nets[layer]))
             continue
         if n_head_kv[layer] == 0 or n_head[layer] % n_head_kv[layer]:
             raise keys.error("attention.head_count_kv",
@@ -197,6 +202,21 @@ def _conv_width(keys: Keys, key: str) -> int:
     if width > MAX_CONV_WIDTH:
         raise keys.error(key, f"is {width}, but lorafast knows convolutions of up to {MAX_CONV_WIDTH} taps")
     return width
+
+
+def _delta_nets(keys: Keys, arch: Architecture, n_layer: int) -> list[DeltaHeads | None]:
+    """The gated delta net of each block; None where it has attention."""
+    if arch.mixer != "delta_net":
+        return [None] * n_layer
+    has_one = keys.flags("attention.recurrent_layers", n_layer, keys.count("full_attention_interval", 4))
+    n_k, n_v = keys.count("ssm.group_count"), keys.count("ssm.time_step_rank")
+    if n_v % n_k:
+        raise keys.error("ssm.time_step_rank", f"is {n_v}, no multiple of {n_k} heads of keys (ssm.group_count)")
+    inner = keys.count("ssm.inner_size")
+    if inner % n_v:
+        raise keys.error("ssm.inner_size", f"is {inner}, no multiple of {n_v} heads of values (ssm.time_step_rank)")
+    heads = DeltaHeads(n_k, n_v, keys.count("ssm.state_size"), inner // n_v)
+    return [heads if flag else None for flag in has_one]
 
 
 def _windows(keys: Keys, arch: Architecture, n_layer: int) -> list[int]:

@@ -58,6 +58,14 @@ class Norm:
         pass_.gradients.dB(name)[...] += s * (A @ dgain)[:, None]
 
 
+class PlainNorm(Norm):
+    """RMS norm of `width` values without weights: one gain for all."""
+
+    def __init__(self, width: int, eps: float, gain: float = 1.0) -> None:
+        self.name, self.eps = "", eps
+        self.base_gain = self.gain = np.full(width, gain, np.float32)
+
+
 class LayerNorm(Norm):
     """y = (x - mean) · rstd · (g + s·Σ_k B[k]·A[k]) + b (Ba et al., 2016). bias: None without one."""
 

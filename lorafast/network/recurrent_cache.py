@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .block_params import DeltaHeads
 from .buffers import New
 
 
@@ -41,3 +42,36 @@ class RowsCache:
     def rewind(self, n_past: int) -> None:
         """Forgets all, as Decoder.rewind then asks."""
         self.n = 0
+
+
+class DeltaCache:
+    """Of a gated delta net: the newest rows of q, k and v before their convolution, and the state of each head.
+
+    n_rows, chunk  as of RowsCache
+    state   float32 (n_v, D, DV)
+    """
+
+    def __init__(self, heads: DeltaHeads, n_rows: int, chunk: int, new: New) -> None:
+        self.rows = RowsCache(n_rows, chunk, [heads.width_k, heads.width_k, heads.width_v], new)
+        self.state = new(heads.n_v, heads.D, heads.DV)
+        self.is_new = True
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + self.state.nbytes
+
+    def append(self, added: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """As RowsCache. Before the first rows the state is 0."""
+        if self.is_new:
+            self.state.fill(0)
+            self.is_new = False
+        return self.rows.append(added)
+
+    def can_rewind(self, n_past: int) -> bool:
+        """Never: a state does not tell what it was."""
+        return False
+
+    def rewind(self, n_past: int) -> None:
+        """Forgets all, as Decoder.rewind then asks."""
+        self.rows.rewind(0)
+        self.is_new = True

@@ -49,7 +49,7 @@ def expected_tensors(gguf: GGUFFile, arch: Architecture, C: int, V: int, blocks:
 
 def _block_tensors(arch: Architecture, block: BlockParams, present: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Name and shape, in symbols, of a block's tensors. present: names that the file has of this block."""
-    matrices = _mixing_matrices(block, present)
+    matrices = _mixing_matrices(arch, block, present)
     if block.experts:
         yield from expert_tensors(arch.mixture, block.experts, present)
     else:
@@ -68,18 +68,25 @@ def _block_tensors(arch: Architecture, block: BlockParams, present: set[str]) ->
             yield f"{name}.bias", ("C",)
     if arch.sinks:
         yield "attn_sinks.weight", ("H",)
-    if block.conv_width:
+    if block.delta:
+        yield from {"ssm_conv1d.weight": ("DeltaQKV", "L"), "ssm_dt.bias": ("n_v",), "ssm_a": ("n_v",),
+                    "ssm_norm.weight": ("DeltaDV",)}.items()
+    elif block.conv_width:
         yield "shortconv.conv.weight", ("C", "L")
     yield from _inner_norms(arch, block, present)
 
 
-def _mixing_matrices(block: BlockParams, present: set[str]) -> dict[str, tuple[str, ...]]:
+def _mixing_matrices(arch: Architecture, block: BlockParams, present: set[str]) -> dict[str, tuple[str, ...]]:
     """Those of attention, or of what stands in its place."""
+    if block.delta:
+        return {"attn_qkv": ("DeltaQKV", "C"), "attn_gate": ("DeltaV", "C"), "ssm_beta": ("n_v", "C"),
+                "ssm_alpha": ("n_v", "C"), "ssm_out": ("C", "DeltaV")}
     if block.conv_width:
         return {"shortconv.in_proj": ("3C", "C"), "shortconv.out_proj": ("C", "C")}
     if "attn_qkv.weight" in present:
         return {"attn_output": ("C", "H*DV"), "attn_qkv": ("QKV", "C")}
-    return {"attn_output": ("C", "H*DV"), "attn_q": ("H*D", "C"), "attn_k": ("HKV*D", "C"), "attn_v": ("HKV*DV", "C")}
+    q = "2H*D" if arch.gated_attention else "H*D"
+    return {"attn_output": ("C", "H*DV"), "attn_q": (q, "C"), "attn_k": ("HKV*D", "C"), "attn_v": ("HKV*DV", "C")}
 
 
 def _feed_forward_matrices(arch: Architecture, present: set[str]) -> dict[str, tuple[str, ...]]:
