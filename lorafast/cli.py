@@ -21,7 +21,7 @@ from .options.declare import HELP_WIDTH, Options, fields, help_text, parse, unkn
 from .options.defaults import MODERN, PRESETS
 from .options.finetune import FinetuneConfig
 from .options.tools import CheckOptions, ConvertOptions, InspectOptions, MergeOptions, ReportOptions
-from .options.use import GenerateConfig, PerplexityConfig
+from .options.use import EvalConfig, GenerateConfig, PerplexityConfig
 from .system.output import discard, open_standard_streams
 from .words import visible
 
@@ -43,6 +43,7 @@ COMMANDS = {
     "finetune": Command("train a LoRA adapter for a GGUF model", FinetuneConfig),
     "plan": Command("tell what a run of finetune with these options would take", FinetuneConfig),
     "generate": Command("continue a text with a model and adapters", GenerateConfig),
+    "eval": Command("score how a model and its adapters answer records", EvalConfig),
     "perplexity": Command("tell how well a model predicts a text", PerplexityConfig),
     "inspect": Command("show a model, adapter, checkpoint, or data as the trainer sees it", InspectOptions),
     "report": Command("show how a run went: a page of plots and samples", ReportOptions),

@@ -30,6 +30,7 @@ TEMPLATE = ("{% for m in messages %}{{ '[' + m.role + ']' + m.content + '</s>' }
 SHORT = {"finetune": "--force --adam-iter 1 --ctx 160 --batch 1 --seed 1 --sample-tokens 2 --threads 1".split(),
          "plan": "--ctx 160 --batch 1 --threads 1".split(),
          "generate": "--n-predict 2 --threads 1".split(),
+         "eval": "--first 2 --ctx 250 --n-predict 2 --threads 1".split(),
          "perplexity": "--ctx 64 --chunks 2 --threads 1".split()}
 """What is added to a command to make it quick; what other pages wrote may be replaced."""
 
@@ -68,6 +69,7 @@ def files(tmp_path_factory):
             Path(name).parent.mkdir(exist_ok=True)
             Path(name).write_text(f"{chat}\n" * 4)
         Path("pairs.jsonl").write_text('{"prompt": "thy", "completion": " love"}\n' * 4)
+        Path("quiz.jsonl").write_text('{"question": "the", "choices": ["love", "thy"], "answer": 1}\n' * 2)
         pair = '{"prompt": "the thy", "chosen": " love", "rejected": " sweet"}\n'
         Path("preferences.jsonl").write_text(pair * 4)
         Path("thumbs.jsonl").write_text('{"prompt": "the thy", "completion": " love", "label": true}\n' * 4)

@@ -99,7 +99,7 @@ def preferences_of(rows: Sequences, label: np.ndarray, method: str, ctx: int) ->
     """
     step = 2 if METHODS[method].takes == "pairs" else 1
     first = slice(0, None, step)
-    prompt = np.array([_prompt_size(rows.stored(i)) for i in range(len(rows))], np.int64)
+    prompt = np.array([prompt_size(rows.stored(i)) for i in range(len(rows))], np.int64)
     begin, size, other = rows.begin[first], rows.size[first], slice(1, None, 2)
     if step == 2:
         shared, other_begin, other_size = np.zeros_like(begin), rows.begin[other], rows.size[other]
@@ -125,7 +125,7 @@ def preferences_of(rows: Sequences, label: np.ndarray, method: str, ctx: int) ->
     return samples.subset(kept)
 
 
-def _prompt_size(stored: np.ndarray) -> int:
+def prompt_size(stored: np.ndarray) -> int:
     """Tokens before the first that counts in the loss; all where none does."""
     counts = targets_of(stored) >= 0
     counts[:1] = False

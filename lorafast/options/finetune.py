@@ -76,6 +76,19 @@ def rank(role: str, default: str = "--lora-r") -> Any:
     return option(None, ADAPTER, "N", f"rank of {role}; 0 leaves it out", allowed=AT_LEAST_0, shown_default=default)
 
 
+SCORE_NAMES = ("exact", "contained", "regex", "choice", "choice_norm")
+"""What answers can be scored by: see training/scoring.py."""
+
+
+def is_regex(text: str) -> bool:
+    """Whether a text is a regular expression."""
+    try:
+        re.compile(text)
+    except (re.error, RecursionError):
+        return False
+    return True
+
+
 class ModelOptions(Options):
     """What the commands that run a model have in common."""
 
@@ -230,6 +243,12 @@ class FinetuneConfig(ModelOptions):
                                     allowed=AT_LEAST_0, shown_default="--save-every")
     eval_batches: int = option(0, EVALUATION, "N", "evaluate on the first N batches only; 0: on all",
                                allowed=AT_LEAST_0)
+    eval_score: str = option("", EVALUATION, "NAME", "also score answers to the data to evaluate on: exact, contained, "
+                             "regex, choice or choice_norm, as lorafast eval does", shown_default="none",
+                             allowed=Allowed("exact, contained, regex, choice or choice_norm",
+                                             lambda name: not name or name in SCORE_NAMES))
+    eval_pattern: str = option("", EVALUATION, "REGEX", "regular expression for --eval-score regex",
+                               shown_default="none", allowed=Allowed("a regular expression", is_regex))
     sample_prompt: tuple[str, ...] = option((), EVALUATION, "TEXT",
                                             "show at each evaluation how this text goes on; may be "
                                             "given several times")
@@ -342,6 +361,11 @@ class FinetuneConfig(ModelOptions):
             raise UsageError(f"--resume goes on from a checkpoint, not from --init-lora {self.init_lora}")
 
     def _check_method(self) -> None:
+        if (self.eval_score == "regex") != bool(self.eval_pattern):
+            raise UsageError("--eval-score regex and --eval-pattern REGEX belong together")
+        if self.eval_score.startswith("choice") and METHODS[self.method].takes != "pairs":
+            raise UsageError(f"--eval-score {self.eval_score}: the records of --method {self.method} have no answers "
+                             "to choose from")
         facts = METHODS[self.method]
         for field in METHOD_OPTIONS:
             if getattr(self, field) is not None and field not in facts.defaults:

@@ -65,7 +65,7 @@ HINTS = {
 
 COMMANDS = {"train": "finetune", "sft": "finetune", "lora": "finetune", "fine-tune": "finetune", "run": "generate",
             "chat": "generate --chat", "complete": "generate", "fuse": "merge", "export": "convert or merge",
-            "eval": "perplexity", "evaluate": "perplexity", "ppl": "perplexity", "show": "inspect", "info": "inspect",
+            "evaluate": "eval", "score": "eval", "ppl": "perplexity", "show": "inspect", "info": "inspect",
             "estimate": "plan", "dry-run": "plan", "plot": "report", "verify": "check"}
 """Commands that other programs call otherwise."""
 

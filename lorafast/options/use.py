@@ -1,18 +1,28 @@
-"""The options of the commands that use a model: generate and perplexity."""
+"""The options of the commands that use a model: generate, perplexity and eval."""
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..errors import UsageError
 from .declare import Allowed, option, same_as
-from .finetune import AT_LEAST_0, AT_LEAST_1, POSITIVE, SEED, SHARE, FinetuneConfig, ModelOptions
+from .finetune import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    POSITIVE,
+    SCORE_NAMES,
+    SEED,
+    SHARE,
+    FinetuneConfig,
+    ModelOptions,
+    is_regex,
+)
 from .tools import path_and_scale
 
 TEXT, CHOICE, RUN = "Text", "Choice of the next token, in this order", "Run"
 
 
 class WithAdapters(ModelOptions):
-    """What both have in common beside the model."""
+    """What they have in common beside the model."""
 
     lora: tuple[str, ...]
 
@@ -91,3 +101,43 @@ class PerplexityConfig(WithAdapters):
         super().__post_init__()
         if not self.file:
             raise UsageError("--file is missing: name the text to predict")
+
+
+@dataclass(frozen=True)
+class EvalConfig(WithAdapters):
+    """The options of `lorafast eval`."""
+
+    model_base: str = option("", TEXT, "FILE", "model: a GGUF file (required)", names=["-m", "--model"])
+    data: tuple[str, ...] = option((), TEXT, "FILE", "records to score on (required); may be given several times")
+    lora: tuple[str, ...] = option((), TEXT, "FILE[:SCALE]", "adapter to score, times SCALE; each by itself, beside "
+                                   "the base model. May be given several times")
+    base: bool = option(True, TEXT, "", "with --lora: the base model as well", off=["--no-base"])
+    score: str = option("", TEXT, "LIST", "with commas between: exact, contained, regex, choice, choice_norm",
+                        shown_default="all that the records have what it takes for",
+                        allowed=Allowed("names of scores with commas between",
+                                        lambda text: set(filter(None, text.split(","))) <= set(SCORE_NAMES)))
+    pattern: str = option("", TEXT, "REGEX", "regular expression that answers must match, where a record has none",
+                          allowed=Allowed("a regular expression", is_regex))
+    first: int = option(0, TEXT, "N", "the first N records only; 0: all", allowed=AT_LEAST_0)
+    n_predict: int = option(128, TEXT, "N", "most tokens of an answer", names=["-n"], allowed=AT_LEAST_1)
+    json: str = option("", TEXT, "FILE", "write scores and answers here", shown_default="none")
+    ctx: int | None = option(None, TEXT, "N", "most tokens of prompt and answer together", names=["-c"],
+                             allowed=AT_LEAST_1, shown_default="the model's, at most 8192")
+    chat_template: str = same_as(FinetuneConfig, "chat_template", TEXT)
+    template_arg: tuple[str, ...] = same_as(FinetuneConfig, "template_arg", TEXT)
+    field: tuple[str, ...] = same_as(FinetuneConfig, "field", TEXT)
+    raw_pairs: bool = same_as(FinetuneConfig, "raw_pairs", TEXT)
+    seed: int = option(0, RUN, "N", "without effect: the likeliest token is chosen", names=["-s"], allowed=SEED)
+    threads: int | None = option(None, RUN, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
+                                 shown_default="physical cores")
+    precision: str = same_as(FinetuneConfig, "precision", RUN)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data:
+            raise UsageError("--data is missing: name the records to score on")
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """--score, taken apart."""
+        return tuple(filter(None, self.score.split(",")))

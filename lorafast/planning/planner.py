@@ -99,7 +99,7 @@ def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenize
     data = data_memory(data_options(config), tokenizer, gguf.metadata, config.ctx)
     base_bytes = files.resident_bytes_without() - (adapter.params.nbytes if config.init_lora else 0)
     job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data, config.pack,
-              copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt),
+              copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt or config.eval_score),
               may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)))
     def at_most(given: int | None, all_of_them: int) -> int | None:
         return given and min(given, all_of_them)

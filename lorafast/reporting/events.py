@@ -56,8 +56,8 @@ class Rewards:
         else:
             is_right = np.where(label > 0, rewards > 0, rewards < 0)
         sides = rewards[label > 0], rewards[label < 0]
-        means = [float(values.mean()) if len(values) else math.nan for values in sides]
-        return cls(*means, float(is_right.mean()))
+        chosen, rejected = (float(values.mean()) if len(values) else math.nan for values in sides)
+        return cls(chosen, rejected, float(is_right.mean()))
 
     def facts(self) -> dict[str, float]:
         """By the names that metrics have for them."""
@@ -95,13 +95,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The data to evaluate on was evaluated after so many iterations: mean loss in nats, and of how many tokens."""
+    """The data to evaluate on was evaluated after so many iterations: mean loss in nats, and of how many tokens.
+
+    score  share of questions that were answered rightly, where --eval-score asks for it
+    """
 
     iteration: int
     loss: float
     n_tokens: int
     is_best: bool
     rewards: Rewards | None = None
+    score: float | None = None
 
     @property
     def perplexity(self) -> float:

@@ -293,7 +293,8 @@ class PipeLog(Log):
         best = ", the lowest so far" if evaluation.is_best else ""
         self._print(f"main: evaluation: iter={evaluation.iteration:6d} loss={evaluation.loss:f} "
                     + (f"{evaluation.rewards}" if evaluation.rewards else f"perplexity={evaluation.perplexity:.4f}")
-                    + f" over {evaluation.n_tokens} tokens{best}")
+                    + f" over {evaluation.n_tokens} tokens{best}"
+                    + ("" if evaluation.score is None else f", score={evaluation.score:.4f}"))
 
     def continuation(self, continuation: Continuation) -> None:
         self._print(f"main: continuation: {continuation.prompt!r} -> {continuation.text!r}")

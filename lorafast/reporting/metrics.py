@@ -56,6 +56,8 @@ class MetricsFile:
             record |= {"tokens_per_second": event.tokens / event.seconds, "memory": resident_bytes()}
         elif isinstance(event, Evaluation):
             record["perplexity"] = event.perplexity
+            if event.score is None:
+                del record["score"]
         try:
             self.file.write(_line(record))
         except OSError as error:
@@ -87,7 +89,7 @@ def read_metrics(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 
 NUMBERS = ("time", "loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second", "seconds", "memory",
-           "n_iter", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")
+           "n_iter", "reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy", "score")
 NEEDED = {"step": ("loss", "seconds", "tokens"), "evaluation": ("loss",), "continuation": ("prompt", "text"),
           "ended": ("reason",)}
 """Keys of an event that others read."""

@@ -187,6 +187,8 @@ def evaluation_rows(evaluations: Sequence[dict[str, Any]]) -> list[str]:
     if any("reward_margin" in evaluation for evaluation in evaluations):
         columns = {name: [f"{evaluation.get(f'reward_{name}', math.nan):.3f}" for evaluation in evaluations]
                    for name in ("margin", "accuracy")}
+    if any("score" in evaluation for evaluation in evaluations):
+        columns["score"] = [f"{evaluation.get('score', math.nan):.3f}" for evaluation in evaluations]
     rows = ["<tr><th>iteration</th><th>loss</th>" + "".join(f"<th>{name}</th>" for name in columns) + "<th></th></tr>"]
     for i, evaluation in enumerate(evaluations):
         mark = "lowest" if evaluation["loss"] == best else ""

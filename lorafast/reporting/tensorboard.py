@@ -54,7 +54,9 @@ class EventFile:
                 ("speed/tokens_per_second", event.tokens / event.seconds)))))
         elif isinstance(event, Evaluation):
             self._write(event.iteration, field(5, scalar("evaluation/loss", event.loss)
-                                               + scalar("evaluation/perplexity", event.perplexity)))
+                                               + scalar("evaluation/perplexity", event.perplexity)
+                                               + (b"" if event.score is None
+                                                  else scalar("evaluation/score", event.score))))
         elif isinstance(event, Continuation):
             self._write(event.iteration, field(5, text(f"sample/{event.prompt}", event.prompt + event.text)))
 

@@ -140,7 +140,8 @@ class TerminalLog(Log):
             self.best_evaluation = evaluation
         more = str(evaluation.rewards) if evaluation.rewards else f"perplexity {evaluation.perplexity:.3f}"
         self._row("Evaluation", f"iteration {evaluation.iteration}, loss {evaluation.loss:.4f}, {more}"
-                  + (", the lowest so far" if evaluation.is_best else ""))
+                  + (", the lowest so far" if evaluation.is_best else "")
+                  + ("" if evaluation.score is None else f", score {evaluation.score:.3f}"))
 
     def continuation(self, continuation: Continuation) -> None:
         self._row("Sample", f"{continuation.prompt}│{continuation.text}")

@@ -8,6 +8,7 @@ batch's loss is known to be finite, and announced before the iteration's line.
 """
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..data.batches import Batch, SamplerState, evaluation_batches
+from ..data.questions import questions_of_samples
 from ..data.samples import Samples, Sequences
 from ..distributed import joining
 from ..distributed.world import World
@@ -46,6 +48,7 @@ from .prepare import check_inputs, longest_row, open_training_data
 from .reference import with_reference
 from .repair import claim, write_missing_adapters
 from .saving import Bystander, Saver, check_writing, clear_folder
+from .scoring import Scorer
 from .sharing import check_alike, decisive_extras, own_options, plan_alike, with_passes
 from .signals import Requests, listening, reason_of
 from .starting import Source, Start, open_source, starting_point
@@ -421,7 +424,8 @@ class Run:
             loss = valid.loss
             self.lowest_loss = min(loss, self.lowest_loss)
             is_best = loss < self.best.loss if is_last else self.best.take(loss, state.iteration)
-            evaluation = Evaluation(state.iteration, loss, valid.n_tokens, is_best, valid.rewards)
+            evaluation = Evaluation(state.iteration, loss, valid.n_tokens, is_best, valid.rewards,
+                                    self.score(self.data.valid))
             self.log.evaluation(evaluation)
             self.tell(evaluation)
             if is_best:
@@ -452,6 +456,18 @@ class Run:
             raise LoraFastError(f"the loss on {samples.name} after iteration {self.state.iteration} is {result.loss}, "
                                 f"{self.cause(once)}; {self.last_good()}")
         return result
+
+    def score(self, samples: Samples) -> float | None:
+        """The share of questions to which the adapter answers as --eval-score has it; None without that."""
+        config, opened = self.config, self.opened
+        if not config.eval_score or not isinstance(samples, Sequences):
+            return None
+        n_ctx, limit = opened.network.n_positions, config.eval_batches * config.batch or None
+        questions = itertools.islice(questions_of_samples(samples, opened.tokenizer, config.eval_pattern), limit)
+        with Scorer(opened.network, opened.adapter, opened.tokenizer, n_ctx, config.sample_tokens, config.n_threads,
+                    self.learner.trainer.weights) as scorer:
+            fitting = (question for question in questions if question.n_tokens <= n_ctx)
+            return scorer.scores(fitting, [config.eval_score]).share(config.eval_score)
 
     def save(self) -> None:
         best = self.best_iteration if self.keeps_best else None

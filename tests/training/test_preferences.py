@@ -165,9 +165,10 @@ def finetune(tiny, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
 def test_a_run_goes_on_exactly_and_learns(finetune, method):
-    more = ["--method", method, "--valid-split", "0.2", "--grad-acc", "2"]
+    score = "contained" if method == "kto" else "choice"
+    more = ["--method", method, "--valid-split", "0.2", "--grad-acc", "2", "--eval-score", score]
     shown = finetune(*RUN, *more, "--run", "whole", "--adam-iter", "6")
-    assert "rewards chosen=" in shown and "accuracy=" in shown
+    assert "rewards chosen=" in shown and "accuracy=" in shown and ", score=" in shown
     finetune(*RUN, *more, "--run", "parts", "--adam-iter", "3")
     finetune("--run", "parts", "--resume", "--adam-iter", "6")
     name = "checkpoint-LATEST.gguf"
@@ -228,6 +229,8 @@ def test_bad_records(finetune, record, method, message):
     (["--method", "dpo", "--gamma", "1"], "--gamma 1: --method dpo has no use for it, but simpo"),
     (["--method", "orpo", "--ref-lora", "x"], "compares with no reference"),
     (["--method", "dpo", "--train-on-prompt"], "compares answers to the same prompt"),
+    (["--eval-score", "choice"], "have no answers to choose from"),
+    (["--eval-score", "regex"], "--eval-score regex and --eval-pattern REGEX belong together"),
     (["--beta", "1"], "--method sft has no use for it"),
     (["--method", "grpo"], "one of sft, dpo"),
 ])
