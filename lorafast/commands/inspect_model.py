@@ -14,6 +14,7 @@ from ..gguf.file_form import FileForm
 from ..gguf.reader import GGUFFile, Tensor, open_model
 from ..gguf.recognise import form_of_file
 from ..gguf.roles import ROLES, split_name
+from ..gguf.strings import Strings
 from ..gguf.types import FILE_TYPE_NAMES
 from ..network.lora import Pair
 from ..options.outputs import megabytes
@@ -86,7 +87,7 @@ def shortened(name: str) -> str:
 
 def shown(value: Any, everything: bool = False) -> str:
     """A metadata value in one line; a long one only by its beginning, unless `everything`."""
-    if isinstance(value, (list, np.ndarray)):
+    if isinstance(value, (list, Strings, np.ndarray)):
         some = value if everything else value[:4]
         more = "" if len(some) == len(value) else f", ... ({len(value)} in all)"
         return "[" + ", ".join(shown(item, everything) for item in some) + more + "]"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LoraFastError, UsageError
+from ..gguf.strings import Strings
 from ..options.methods import METHODS
 from ..system.live import Show, silent
 from ..tokenizer import Tokenizer
@@ -134,10 +135,13 @@ class _Reader:
         digest.update(json.dumps([_CACHE_VERSION, files, more]).encode())
         for key, value in self.metadata.items():
             if key.startswith("tokenizer.") or key == "general.name":
-                shown = len(value) if isinstance(value, list) else value
+                shown = len(value) if isinstance(value, (list, Strings)) else value
                 digest.update(f"{key} {shown!r}\n".encode("utf-8", "replace"))
                 if isinstance(value, np.ndarray):
                     digest.update(value.tobytes())
+                elif isinstance(value, Strings):
+                    digest.update(value.data)
+                    digest.update(value.begins)
                 elif isinstance(value, list):
                     digest.update("\0".join(map(str, value)).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import struct
+from array import array
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
@@ -25,6 +26,7 @@ from ..system.hub import local_path
 from ..system.mounts import file_system
 from . import checksum
 from .quants import dequantize
+from .strings import Strings
 from .types import GGMLType, GGUFValueType
 
 DEFAULT_ALIGNMENT = 32
@@ -103,7 +105,7 @@ class GGUFFile:
     alignment  of the tensor data, bytes
     nbytes     size of the file (of all parts, if `open_model` merged several)
     metadata   values by key, in file order: int, float, bool, str (undecodable bytes as surrogate escapes),
-               ndarray for arrays of numbers and bools, list[str] for arrays of strings, list for arrays of arrays
+               ndarray for arrays of numbers and bools, Strings for arrays of strings, list for arrays of arrays
     value_types  (type, element type or None) by key, in file order
     tensors    by name, in file order
 
@@ -331,11 +333,11 @@ class _Cursor:
     def read_string(self, what: str) -> str:
         return self.read_strings(1, what)[0]
 
-    def read_strings(self, count: int, what: str) -> list[str]:
+    def read_strings(self, count: int, what: str) -> Strings:
         """`count` strings, each a u64 length and so many bytes. Vocabularies have 10^5 of them: a lean loop."""
         mapping, size, position = self.mapping, len(self.mapping), self.position
         read_length = struct.Struct("<Q").unpack_from
-        strings = []
+        data, begins = bytearray(), array("I" if size < 1 << 32 else "Q", [0])
         for _ in range(count):
             begin = position + 8
             if begin > size:
@@ -346,9 +348,10 @@ class _Cursor:
                 self.position = position
                 raise self.beyond_the_end(f"{what}, a string of {length} bytes,")
             position = begin + length
-            strings.append(mapping[begin:position].decode("utf-8", "surrogateescape"))
+            data += mapping[begin:position]
+            begins.append(len(data))
         self.position = position
-        return strings
+        return Strings(bytes(data), begins)
 
     def read_value_type(self, what: str) -> GGUFValueType:
         type = self.peek_value_type(what)
@@ -371,7 +374,7 @@ class _Cursor:
             return self._read_array(what, depth)
         return self._read_numbers(type, 1, what)[0].item()
 
-    def _read_array(self, what: str, depth: int) -> np.ndarray | list:
+    def _read_array(self, what: str, depth: int) -> np.ndarray | Strings | list:
         if depth == MAX_ARRAY_DEPTH:
             raise self.error(f"{what} is an array nested more than {MAX_ARRAY_DEPTH} deep", self.position)
         element_type = self.read_value_type(what)

@@ -17,6 +17,7 @@ import numpy as np
 from ..system.atomic import atomic_write
 from . import checksum
 from .reader import DEFAULT_ALIGNMENT, SCALAR_DTYPES
+from .strings import Strings
 from .types import GGMLType, GGUFValueType
 
 ValueType = GGUFValueType | tuple[GGUFValueType, GGUFValueType | None]
@@ -129,11 +130,12 @@ def _array(element_type: GGUFValueType | None, values: Any) -> bytes:
     return head + np.asarray(values, SCALAR_DTYPES[element_type]).tobytes()
 
 
-def _type_of_elements(values: np.ndarray | list) -> GGUFValueType:
-    """The element type of an inner array as the reader returns it: numbers in an array, strings or lists in a list."""
+def _type_of_elements(values: np.ndarray | Strings | list) -> GGUFValueType:
+    """The element type of an inner array as the reader returns it, or with a list of strings."""
     if isinstance(values, np.ndarray):
         return next(type for type, dtype in SCALAR_DTYPES.items() if values.dtype == dtype)
-    return GGUFValueType.STRING if values and isinstance(values[0], str) else GGUFValueType.ARRAY
+    is_strings = isinstance(values, Strings) or (values and isinstance(values[0], str))
+    return GGUFValueType.STRING if is_strings else GGUFValueType.ARRAY
 
 
 def _write_data(file: BinaryIO | checksum.SummedFile, tensor: TensorToWrite) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from mmap import mmap
 from typing import Any, Protocol
 
@@ -19,7 +18,8 @@ from .bpe import ByteLevelBPE, CharacterBPE
 from .pretokenizers import PRE_TOKENIZERS
 from .slices import slices
 from .spm import SentencePieceModel
-from .vocabulary import KEY, TokenType, Vocabulary, encode_text, read_vocabulary, string_list
+from .token_ids import encode_text
+from .vocabulary import KEY, TokenType, Vocabulary, read_vocabulary, string_list
 
 OTHER_MODELS = {
     "bert": "WordPiece", "t5": "unigram", "rwkv": "RWKV", "plamo2": "PLaMo 2",
@@ -63,7 +63,7 @@ class Tokenizer:
         self.add_eos = vocabulary.add_eos
         self.eog_ids = vocabulary.eog_ids
         self.warnings = vocabulary.warnings
-        self.max_token_length = max(len(encode_text(text)) for text in vocabulary.tokens)
+        self.max_token_length = max(len(vocabulary.tokens.bytes_of(token)) for token in range(self.n_vocab))
 
     def encode(self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False) -> np.ndarray:
         """Returns the token ids of a text, int32 (n,).
@@ -158,7 +158,8 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """What one token adds to a text; a special token its own text."""
-        return self._pieces[token]
+        type_ = self._vocabulary.types[token]
+        return encode_text(self.token_text(token)) if type_ in SPECIAL_TYPES else self._model.token_bytes(token)
 
     def token_text(self, token: int) -> str:
         """A token as the vocabulary writes it: `<0x0A>` or `Ċ` for a line end, `▁the` or `Ġthe` with a space."""
@@ -167,13 +168,6 @@ class Tokenizer:
     def is_control(self, token: int) -> bool:
         """Whether a token is a mark and not text, such as BOS or the end of a turn."""
         return self._vocabulary.types[token] == TokenType.CONTROL
-
-    @cached_property
-    def _pieces(self) -> list[bytes]:
-        return [
-            encode_text(text) if type_ in SPECIAL_TYPES else self._model.token_bytes(token)
-            for token, (text, type_) in enumerate(zip(self._vocabulary.tokens, self._vocabulary.types))
-        ]
 
 
 SPECIAL_TYPES = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)

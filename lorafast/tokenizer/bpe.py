@@ -10,12 +10,14 @@ from array import array
 from itertools import chain
 
 from ..errors import FormatError
+from ..gguf.strings import Strings
 from .cache import WordCache
 from .merge import merge
 from .pretokenizers import PreTokenizer, Splitter
 from .slices import slices
 from .spm import SPACE, SPACE_BYTES, byte_of_token
-from .vocabulary import KEY, TokenType, Vocabulary, encode_text
+from .token_ids import encode_text
+from .vocabulary import KEY, TokenType, Vocabulary
 
 
 def _byte_characters() -> str:
@@ -43,7 +45,7 @@ class ByteLevelBPE:
     vocab_type = "BPE"
     add_space_prefix = False
 
-    def __init__(self, vocabulary: Vocabulary, merges: list[str], pre: PreTokenizer) -> None:
+    def __init__(self, vocabulary: Vocabulary, merges: Strings, pre: PreTokenizer) -> None:
         self._vocabulary = vocabulary
         self._ranks: dict[tuple[str, str], int] = {}
         for rank, text in enumerate(merges):
@@ -95,7 +97,7 @@ class ByteLevelBPE:
 class CharacterBPE(ByteLevelBPE):
     """BPE on the text's own characters, with a mark for the space and byte tokens, as SentencePiece has: Gemma 4's."""
 
-    def __init__(self, vocabulary: Vocabulary, merges: list[str], pre: PreTokenizer) -> None:
+    def __init__(self, vocabulary: Vocabulary, merges: Strings, pre: PreTokenizer) -> None:
         self._whole_line_ends = pre.whole_line_ends
         super().__init__(vocabulary, merges, pre)
 

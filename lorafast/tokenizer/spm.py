@@ -13,7 +13,8 @@ from ..errors import FormatError
 from .cache import WordCache
 from .merge import merge
 from .slices import slices
-from .vocabulary import KEY, TokenType, Vocabulary, encode_text
+from .token_ids import encode_text
+from .vocabulary import KEY, TokenType, Vocabulary
 
 SPACE = "\u2581"     # stands for a space inside tokens
 SPACE_BYTES = SPACE.encode()
@@ -34,16 +35,15 @@ class SentencePieceModel:
     def __init__(self, vocabulary: Vocabulary, *, add_space_prefix: bool) -> None:
         self.add_space_prefix = add_space_prefix
         self._vocabulary = vocabulary
-        self._scores = dict(zip(vocabulary.tokens, vocabulary.scores))
         self._byte_ids = [self._byte_id(byte) for byte in range(256)]
         self.linefeed_id = self._byte_ids[ord("\n")]
         # Each merge makes a token, so where two characters stand together in no token, nothing merges across them and
         # the text may be cut: in the vocabularies known, before a space that follows something else, and after a line
         # end that something else follows.
-        cut_at_spaces = not self._some_token_has(f"[^{SPACE}]{SPACE}")
+        cut_at_spaces = not self._some_token_has(f"[^{SPACE}]{SPACE}", b"(?s)." + SPACE_BYTES)
         self._word = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+" if cut_at_spaces else "(?s).+")
         self.can_slice_at_spaces = cut_at_spaces
-        self.can_slice = not self._some_token_has("\n[^\n]")
+        self.can_slice = not self._some_token_has("\n[^\n]", b"\n[^\n]")
         self._word_ids = WordCache(self._encode_word)
 
     def encode(self, text: bytes, ids: array[int], *, after_special: bool) -> None:
@@ -69,15 +69,16 @@ class SentencePieceModel:
         token_ids = self._vocabulary.ids
         out: list[int] = []
         for piece in merge(word, self._rank):
-            if piece in token_ids:
-                out.append(token_ids[piece])
+            token = token_ids.get(piece)
+            if token is not None:
+                out.append(token)
             else:       # a single symbol that is no token: its bytes
                 out += (self._byte_ids[byte] for byte in symbol_bytes(piece))
         return tuple(out)
 
     def _rank(self, left: str, right: str) -> float | None:
-        score = self._scores.get(left + right)
-        return None if score is None else -score
+        token = self._vocabulary.ids.get(left + right)
+        return None if token is None else -self._vocabulary.scores[token]
 
     def _byte_id(self, byte: int) -> int:
         for text in (f"<0x{byte:02X}>", chr(byte) if byte < 0x80 else ""):
@@ -87,16 +88,18 @@ class SentencePieceModel:
             raise FormatError(f"{KEY}tokens has neither a token <0x{byte:02X}> nor an unknown token for such a byte")
         return self._vocabulary.unk_id
 
-    def _some_token_has(self, pattern: str) -> bool:
-        """Whether merging can make a token in which the pattern occurs."""
-        found = re.compile(pattern).search
-        return any(found(text) and self._is_mergeable(text) for text in self._vocabulary.tokens)
+    def _some_token_has(self, pattern: str, of_bytes: bytes) -> bool:
+        """Whether merging can make a token in which the pattern occurs. of_bytes: a pattern that then occurs in the
+        token's bytes."""
+        found, maybe, tokens = re.compile(pattern).search, re.compile(of_bytes).search, self._vocabulary.tokens
+        candidates = (tokens[i] for i in range(len(tokens)) if maybe(tokens.bytes_of(i)))
+        return any(found(text) and self._is_mergeable(text) for text in candidates)
 
     def _is_mergeable(self, text: str) -> bool:
         """Whether single symbols can be merged into text: special tokens (`<|end of text|>`) usually can't."""
         if len(text) == 1:
             return True
-        return text in self._scores and any(
+        return text in self._vocabulary.ids and any(
             self._is_mergeable(text[:cut]) and self._is_mergeable(text[cut:]) for cut in range(1, len(text)))
 
 

@@ -5,12 +5,17 @@ Sources: the GGUF specification, section "Tokenizer"; for defaults and for token
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+
 from ..errors import FormatError
+from ..gguf.strings import Strings
+from .token_ids import TokenIds, encode_text
 
 KEY = "tokenizer.ggml."
 
@@ -54,10 +59,10 @@ FIM_ENDS = ("fim_pad", "fim_rep", "fim_sep")
 class Vocabulary:
     """tokens[id] is a token's text as it stands in the file, types[id] its TokenType, ids the inverse of tokens."""
 
-    tokens: list[str]
-    types: list[int]
-    scores: list[float]
-    ids: dict[str, int]
+    tokens: Strings
+    types: array[int]
+    scores: array[float]
+    ids: TokenIds
     bos_id: int | None
     eos_id: int | None
     unk_id: int | None
@@ -114,13 +119,14 @@ def read_vocabulary(
     Raises FormatError naming the key that is missing or does not fit.
     """
     tokens = string_list(metadata, "tokens")
-    tokens = [text or f"[EMPTY_{token}]" for token, text in enumerate(tokens)]
-    ids = {text: token for token, text in enumerate(tokens)}
-    if len(ids) < len(tokens):
-        twin = next(token for token, text in enumerate(tokens) if ids[text] != token)
-        raise FormatError(f"{KEY}tokens: {tokens[twin]!r} is there twice, as tokens {twin} and {ids[tokens[twin]]}")
-    types = _numbers(metadata, "token_type", len(tokens), int(TokenType.NORMAL))
-    scores = _numbers(metadata, "scores", len(tokens), 0.0)
+    if not all(map(tokens.bytes_of, range(len(tokens)))):
+        tokens = Strings.of(tokens.bytes_of(token) or b"[EMPTY_%d]" % token for token in range(len(tokens)))
+    ids = TokenIds(tokens)
+    if ids.twins:
+        one, other = ids.twins
+        raise FormatError(f"{KEY}tokens: {tokens[one]!r} is there twice, as tokens {one} and {other}")
+    types = _numbers(metadata, "token_type", len(tokens), array("i", [TokenType.NORMAL]))
+    scores = _numbers(metadata, "scores", len(tokens), array("d", [0]))
 
     warnings: list[str] = []
 
@@ -153,27 +159,32 @@ def read_vocabulary(
     return vocabulary
 
 
-def string_list(metadata: Mapping[str, Any], name: str) -> list[str]:
+def string_list(metadata: Mapping[str, Any], name: str) -> Strings:
     """The array of strings in `tokenizer.ggml.<name>`. Raises FormatError where it is missing or something else."""
     value = metadata.get(KEY + name)
     if value is None:
         raise FormatError(f"{KEY}{name} is missing: the model has no vocabulary that text could be tokenised with")
-    if not isinstance(value, list) or not value or not isinstance(value[0], str):
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        value = Strings.of(map(encode_text, value))
+    if not isinstance(value, Strings) or not value:
         raise FormatError(f"{KEY}{name} is not an array of strings")
     return value
 
 
-def _numbers(metadata: Mapping[str, Any], name: str, length: int, default: float) -> list:
+def _numbers(metadata: Mapping[str, Any], name: str, length: int, default: array) -> array:
     """The first `length` numbers of `tokenizer.ggml.<name>`, or as many times the default where it is missing."""
     value = metadata.get(KEY + name)
     if value is None:
-        return [default] * length
-    if isinstance(value, (str, int, float)) or (len(value) and isinstance(value[0], str)):
+        return default * length
+    if isinstance(value, (str, int, float, Strings)) or (len(value) and isinstance(value[0], str)):
         raise FormatError(f"{KEY}{name} is not an array of numbers")
     if len(value) < length:
         raise FormatError(f"{KEY}{name} has {len(value)} values for {length} tokens")
+    if isinstance(value, np.ndarray) and np.can_cast(value.dtype, default.typecode):
+        return array(default.typecode, value[:length].astype(default.typecode).tobytes())
+    number = float if default.typecode == "d" else int
     try:
-        return [type(default)(number) for number in value[:length]]
+        return array(default.typecode, map(number, value[:length]))
     except (TypeError, ValueError, OverflowError):
         raise FormatError(f"{KEY}{name} holds what is no number of the kind it should be") from None
 
@@ -199,17 +210,10 @@ def _special_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list
     # Phi-3's special tokens swallow the white space that follows them; no key of the file says so.
     name = str(metadata.get("general.name", "")).lower()
     swallow = "phi-3" in name or "phi3" in name
-    special = [
-        (token, encode_text(text), swallow and text not in ("<unk>", "<s>", "<|endoftext|>"))
-        for token, (text, type_) in enumerate(zip(vocabulary.tokens, vocabulary.types))
-        if type_ in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
-    ]
+    special_types = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    special = []
+    for token in (token for token, type_ in enumerate(vocabulary.types) if type_ in special_types):
+        text = vocabulary.tokens[token]
+        strips = swallow and text not in ("<unk>", "<s>", "<|endoftext|>")
+        special.append((token, vocabulary.tokens.bytes_of(token), strips))
     return sorted(special, key=lambda entry: len(entry[1]), reverse=True)
-
-
-def encode_text(text: str) -> bytes:
-    """A string's bytes. Bytes that were not UTF-8 when the string was read (surrogateescape) come back as they were."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:      # other lone surrogates, which JSON can hold
-        return text.encode("utf-8", "surrogatepass")
