@@ -123,9 +123,8 @@ class _Assembly:
         else:
             parts = [self.expert_part("ffn_gate_up_exps", rows) for rows in (slice(0, F), slice(F, 2 * F))]
         down = self.expert_part("ffn_down_exps", slice(None))
-        return Experts(norm, router, ExpertGroup(*parts, precision=self.precision),
-                       ExpertGroup(down, precision=self.precision), self.shared_expert(), self.hparams.residual_scale,
-                       arch.activation)
+        groups = [ExpertGroup(*group, n_used=params.n_used, precision=self.precision) for group in (parts, [down])]
+        return Experts(norm, router, *groups, self.shared_expert(), self.hparams.residual_scale, arch.activation)
 
     def expert_part(self, name: str, rows: slice) -> tuple[Tensor, slice, Tensor | None]:
         return self.gguf.tensors[f"{self.prefix}{name}.weight"], rows, self.tensor(f"{name}.bias")

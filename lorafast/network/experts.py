@@ -37,17 +37,22 @@ from .shared_expert import SharedExpert
 class ExpertGroup(Group):
     """Frozen matrices W_e (N, K), one or two for each of E experts, in the place of Linears.
 
-    parts  of each: the tensor (E, rows, K), its rows, and the biases (E, rows) or None
+    parts   of each: the tensor (E, rows, K), its rows, and the biases (E, rows) or None
+    n_used  experts that see a token
     """
 
-    def __init__(self, *parts: tuple[Tensor, slice, Tensor | None], precision: str) -> None:
+    def __init__(self, *parts: tuple[Tensor, slice, Tensor | None], n_used: int, precision: str) -> None:
         super().__init__()
         self.tensors = list({tensor.name: tensor for tensor, _, _ in parts}.values())
         self.experts = [ExpertWeights(tensor.data.reshape(*tensor.shape[:2], -1)[:, rows], int(tensor.type),
                                       tensor.shape[2], precision) for tensor, rows, _ in parts]
         self.biases = [None if bias is None else np.ascontiguousarray(bias.to_float32()[:, rows])
                        for _, rows, bias in parts]
-        self.N, self.K, self.n_experts = self.experts[0].N, self.experts[0].K, self.experts[0].E
+        self.N, self.K, self.n_parts, self.n_used = self.experts[0].N, self.experts[0].K, self.experts[0].E, n_used
+
+    def share_needed(self, T: int) -> float:
+        """Of experts that a router chooses evenly, those that see at least one of T tokens."""
+        return 1 - (1 - self.n_used / self.n_parts) ** T
 
 
 class ExpertsSaved(Saved):
@@ -111,6 +116,7 @@ class Experts:
         (normed, total, y, act, _), inner_pass = self._arrays(len(x), pass_)
         self.norm.forward(normed, s.norm, x, pass_)
         routes = self.router.forward(s.router, normed, pass_)
+        pass_.weights.announce((self.inner, self.down), routes.experts)
         if self.shared:
             self.shared.forward(None if out is None else y, s.shared, normed, inner_pass)
         self._inner_forward(normed, s, routes, pass_)

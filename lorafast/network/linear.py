@@ -86,12 +86,17 @@ class Group:
         """part: of the linears' tensor, what they need of it; None: all of their tensors."""
         self.linears = linears
         self.weights = [linear.weight for linear in linears]
+        self.n_parts = 0
         self.tensors = [part] if part else list({linear.tensor.name: linear.tensor for linear in linears}.values())
 
     @property
     def nbytes(self) -> int:
         """Of the matrices, as stored."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+    def share_needed(self, T: int) -> float:
+        """Of the matrices, what a pass of T tokens is likely to need."""
+        return 1.0
 
     def saved(self, T: int, new: New, ranks: Ranks) -> list[np.ndarray]:
         """h: of no columns where a role has no pairs."""

@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from ..gguf.reader import GGUFFile, Tensor
 from ..kernels.pages import let_go, on_bus_error, populate
 from ..system.mounts import file_system
 from ..system.process import resident_bytes
+from .parts import Parts
 from .weights import Matrices, RowsFromFile
 
 MAPPED_AROUND = 2 << 20
@@ -74,9 +75,10 @@ class ModelFiles:
             if self._stamp(path) != stamp:
                 raise self._changed(path)
 
-    def populate(self, tensor: Tensor) -> None:
+    def populate(self, tensor: Tensor, begin: int = 0, end: int | None = None) -> None:
+        """Reads a tensor, or its bytes between two places."""
         try:
-            populate(tensor.data.reshape(-1))
+            populate(tensor.data.reshape(-1)[begin:end])
         except OSError as error:
             self.check()
             reason = "its disk or file system fails to" if error.errno == errno.EFAULT else error.strerror
@@ -152,14 +154,18 @@ class Window:
     """Decides what to read and what to let go; the plan runs it without reading anything.
 
     sizes     bytes of each unit
-    order     units in the order of use, which repeats for ever
+    order     units in the order of use, which repeats for ever: a pass
     capacity  bytes of units that may be in memory; at least the largest one
+    partial   units of which a pass needs parts: which ones is not known until it says so (`learn`)
     """
 
-    def __init__(self, sizes: Sequence[int], order: Sequence[int], capacity: int) -> None:
+    def __init__(self, sizes: Sequence[int], order: Sequence[int], capacity: int,
+                 partial: Collection[int] = ()) -> None:
         if max(sizes) > capacity:
             raise ValueError(f"a window of {capacity} bytes cannot hold a unit of {max(sizes)}")
-        self.sizes, self.order, self.capacity = sizes, order, capacity
+        self.sizes, self.order, self.capacity, self.partial = list(sizes), order, capacity, frozenset(partial)
+        self.known: set[int] = set()
+        """Of the partial ones, those whose parts this pass has named."""
         self.uses = [[place for place, used in enumerate(order) if used == unit] for unit in range(len(sizes))]
         self.now = 0
         """Place in the order of the unit that is in use."""
@@ -171,7 +177,27 @@ class Window:
     def use(self, unit: int) -> None:
         """Moves on to the next place where the order has this unit; using a unit several times is one use."""
         if self.order[self.now] != unit:
-            self.now = (self.now + self.distance(unit)) % len(self.order)
+            self.move(self.now + self.distance(unit))
+
+    def move(self, place: int) -> None:
+        """On to a place in the order; beyond its end a new pass begins, whose parts are not known."""
+        if place >= len(self.order):
+            self.known.clear()
+        self.now = place % len(self.order)
+
+    def learn(self, unit: int, size: int, is_new: bool) -> None:
+        """The bytes of the parts of a partial unit that this pass needs. is_new: others than what may be held."""
+        self.known.add(unit)
+        self.sizes[unit] = size
+        if is_new:
+            self.held.discard(unit)
+
+    def _is_fetched(self, ahead: int) -> bool:
+        """Whether what is used so many places from now is in memory, or cannot be fetched yet."""
+        place = self.now + ahead
+        unit = self.order[place % len(self.order)]
+        unknown = unit in self.partial and (place >= len(self.order) or unit not in self.known)
+        return unknown or unit in self.held
 
     def distance(self, unit: int) -> int:
         """Places from now to the next use of a unit; 0 if it is in use."""
@@ -183,7 +209,7 @@ class Window:
         """The unit to read now, after letting go those listed. None if all is there, or what is there is needed
         sooner."""
         n = len(self.order)
-        ahead = next((i for i in range(n) if self.order[(self.now + i) % n] not in self.held), None)
+        ahead = next((i for i in range(n) if not self._is_fetched(i)), None)
         if ahead is None:
             return None
         unit = self.order[(self.now + ahead) % n]
@@ -219,7 +245,9 @@ class Residency(RowsFromFile):
         self.groups = list(dict.fromkeys(order))
         self.unit_of = {group: unit for unit, group in enumerate(self.groups)}
         sizes = [nbytes(group) for group in self.groups]
-        self.window = Window(sizes, [self.unit_of[group] for group in order], capacity)
+        self.parts = {unit: Parts(group) for unit, group in enumerate(self.groups) if group.n_parts}
+        """Of the partial units: what is wanted of them, and what is there."""
+        self.window = Window(sizes, [self.unit_of[group] for group in order], capacity, self.parts)
         self.there: set[int] = set()
         self.bytes_read = 0
         self.seconds_waited = 0.0
@@ -242,6 +270,8 @@ class Residency(RowsFromFile):
         unit = self.unit_of[group] if group in self.unit_of else self._unit_around(group)
         with self.changed:
             self.window.use(unit)
+            if unit in self.parts and unit not in self.window.known:
+                self._want(unit, np.arange(group.n_parts))
             self.changed.notify_all()
             if unit not in self.there:
                 began = time.perf_counter()
@@ -249,6 +279,19 @@ class Residency(RowsFromFile):
                 self.seconds_waited += time.perf_counter() - began
             if self.failure:
                 raise self.failure
+
+    def announce(self, groups: Sequence[Matrices], parts: np.ndarray) -> None:
+        with self.changed:
+            for group in groups:
+                self._want(self.unit_of[group], parts)
+            self.changed.notify_all()
+
+    def _want(self, unit: int, parts: np.ndarray) -> None:
+        of_unit = self.parts[unit]
+        is_new = of_unit.want(parts)
+        self.window.learn(unit, of_unit.nbytes(of_unit.wanted), is_new)
+        if is_new:
+            self.there.discard(unit)
 
     def rows(self, tensor: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What reading them brought into the system's cache goes as well."""
@@ -276,22 +319,47 @@ class Residency(RowsFromFile):
                         return
                     unit, leaving = self.task
                     self.there -= set(leaving)
+                    wanted = self.parts[unit].wanted if unit in self.parts else None
                 for gone in leaving:
-                    for tensor in self.groups[gone].tensors:
-                        self.files.let_go(tensor.path, *self._free_around(tensor))
-                for tensor in self.groups[unit].tensors:
-                    self.files.populate(tensor)
-                    begin, end = self._free_around(tensor)
-                    self.files.unmap(tensor.path, begin, tensor.offset)
-                    self.files.unmap(tensor.path, tensor.offset + tensor.nbytes, end)
+                    self._let_go(gone)
+                nbytes = self._read_unit(unit, wanted)
                 with self.changed:
-                    self.there.add(unit)
-                    self.bytes_read += self.window.sizes[unit]
+                    if wanted is None or wanted is self.parts[unit].wanted:     # not others by now
+                        self.there.add(unit)
+                    self.bytes_read += nbytes
                     self.changed.notify_all()
         except BaseException as error:
             with self.changed:
                 self.failure = error
                 self.changed.notify_all()
+
+    def _let_go(self, unit: int) -> None:
+        for tensor in self.groups[unit].tensors:
+            self.files.let_go(tensor.path, *self._free_around(tensor))
+        if unit in self.parts:
+            self.parts[unit].there = np.zeros(self.parts[unit].n, bool)
+
+    def _read_unit(self, unit: int, wanted: np.ndarray | None) -> int:
+        """Reads it, or what is wanted of it and not there; lets go what reading has mapped besides. Bytes read."""
+        for tensor in self.groups[unit].tensors:
+            if wanted is None:
+                self.files.populate(tensor)
+            else:
+                self._read_parts(tensor, self.parts[unit], wanted)
+            begin, end = self._free_around(tensor)
+            self.files.unmap(tensor.path, begin, tensor.offset)
+            self.files.unmap(tensor.path, tensor.offset + tensor.nbytes, end)
+        if wanted is None:
+            return self.window.sizes[unit]
+        parts = self.parts[unit]
+        missing, parts.there = wanted & ~parts.there, wanted
+        return parts.nbytes(missing)
+
+    def _read_parts(self, tensor: Tensor, parts: Parts, wanted: np.ndarray) -> None:
+        for begin, end in parts.runs(tensor, wanted & ~parts.there):
+            self.files.populate(tensor, begin, end)
+        for begin, end in parts.runs(tensor, ~wanted):
+            self.files.let_go(tensor.path, tensor.offset + begin, tensor.offset + end)
 
     def _free_around(self, tensor: Tensor) -> tuple[int, int]:
         """Around a tensor, from where to where nothing else is held, as far as reading the tensor may have mapped."""

@@ -10,9 +10,13 @@ from ..gguf.reader import Tensor
 
 
 class Matrices(Protocol):
-    """Matrices that are used together."""
+    """Matrices that are used together.
+
+    n_parts  0 where they are used whole; otherwise each tensor consists of so many, of which a pass needs some
+    """
 
     tensors: Sequence[Tensor]
+    n_parts: int
 
 
 class Weights(Protocol):
@@ -25,6 +29,9 @@ class Weights(Protocol):
 
     def wait_for(self, group: Matrices) -> None:
         """Returns when these matrices are in memory; they stay until the next call, or longer."""
+
+    def announce(self, groups: Sequence[Matrices], parts: np.ndarray) -> None:
+        """Says which parts of these groups will be needed from now on, until the next call or the end of the pass."""
 
     def rows(self, tensor: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A table of rows as stored, uint8, and the place in it of each of `rows`, int32."""
@@ -39,6 +46,9 @@ class MappedWeights:
     streams = False
 
     def wait_for(self, group: Matrices) -> None:
+        pass
+
+    def announce(self, groups: Sequence[Matrices], parts: np.ndarray) -> None:
         pass
 
     def rows(self, tensor: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +78,9 @@ class RowsFromFile:
         self.files = files
 
     def wait_for(self, group: Matrices) -> None:
+        pass
+
+    def announce(self, groups: Sequence[Matrices], parts: np.ndarray) -> None:
         pass
 
     def rows(self, tensor: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

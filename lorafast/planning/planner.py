@@ -381,8 +381,10 @@ class Planner:
             order = self._order(strategy)
             groups = list(dict.fromkeys(order))
             # A group's share of computing goes by its size: all are products with the same tokens.
-            rate = compute / sum(nbytes(group) for group in order)
-            window = Window([nbytes(group) for group in groups], [groups.index(group) for group in order], capacity)
+            T, rate = self._tokens(strategy), compute / sum(nbytes(group) for group in order)
+            sizes = [math.ceil(nbytes(group) * group.share_needed(T)) for group in groups]
+            partial = [unit for unit, group in enumerate(groups) if group.n_parts]
+            window = Window(sizes, [groups.index(group) for group in order], capacity, partial)
             seconds, read = follow(window, [rate * nbytes(group) for group in order], disk)
             most_held = window.most_held
         passes = self._parts(strategy) * self.job.passes

@@ -178,8 +178,12 @@ def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float
     read = 0
     for _ in range(2):
         began, read_before = clock, read
+        window.known.clear()
         for place, unit in enumerate(window.order):
             window.now = place
+            for soon in window.order[place:place + 2]:      # a router has named what its experts use after it
+                if soon in window.partial:
+                    window.learn(soon, window.sizes[soon], is_new=False)
             reader = max(reader, clock)
             end = max(clock, ready[unit]) + compute[place] if unit in window.held else None
             while end is None or reader < end:

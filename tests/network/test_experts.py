@@ -99,7 +99,7 @@ def test_experts_of_one_tensor(tmp_path):
     logits = []
     for gguf in (case, open_model(tmp_path / "one.gguf")):
         network = Network(gguf, read_hparams(gguf), 8)
-        assert network.blocks[0].branches[1].inner.n_experts == 4
+        assert network.blocks[0].branches[1].inner.n_parts == 4
         logits.append(Decoder(network, Adapter([], 1, 1), 8, 1).append(np.arange(5, dtype=np.int32)))
     np.testing.assert_array_equal(*logits)
 

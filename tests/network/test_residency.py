@@ -94,6 +94,47 @@ def test_results_are_those_of_the_whole_model(tmp_path, tied, dora, n_parts, exp
     assert trainer.loss(batch) == expected[2], "the model works without it again"
 
 
+def test_only_the_experts_that_a_batch_needs_are_read(tmp_path):
+    """Two tokens see at most 4 of 16 experts; another batch others, in training and in evaluation."""
+    case = Case(tmp_path / "model.gguf", n_layer=3, experts=16, rows=1, ctx=2, type="F32", n_ff=2048)
+    trainer = Trainer(case.network, case.adapter, 2, Strategy(n_kept=1), n_threads=2)
+    others = batch_of(case.tokens + 7, case.targets)
+    expected = [trainer.loss_and_gradients(batch, 0.1, case.gradients)
+                for batch in (batch_of(case.tokens, case.targets), others)]
+    gradients = case.gradients.flat.copy()
+    files = ModelFiles(case.gguf)
+    order = weight_order(case.network, trainer.buffers)
+    residency = Residency(files, order, sum(nbytes(group) for group in set(order)))
+    trainer.weights = residency
+    case.gradients.clear()
+    read = []
+    for batch in (batch_of(case.tokens, case.targets), others):
+        before = residency.bytes_read
+        assert trainer.loss_and_gradients(batch, 0.1, case.gradients) == expected.pop(0)
+        read.append(residency.bytes_read - before)
+        assert all(1 < parts.wanted.sum() <= 4 for parts in residency.parts.values())
+    np.testing.assert_array_equal(case.gradients.flat, gradients)
+    trainer.loss(batch_of(case.tokens, case.targets))
+    whole = sum(nbytes(group) for group in set(order) if not group.n_parts)
+    of_all_experts = sum(nbytes(group) for group in set(order) if group.n_parts)
+    assert whole < read[0] <= whole + of_all_experts / 4
+    assert 0 < read[1] <= of_all_experts / 4, "what is there is not read again"
+    residency.close()
+    files.close()
+
+
+def test_what_is_not_known_yet_is_not_fetched():
+    window = Window([1, 8, 1], [0, 1, 2, 2, 1, 0], 10, partial={1})
+    assert window.next_fetch() == (0, []) and window.next_fetch() == (2, []) and window.next_fetch() is None
+    window.learn(1, 4, is_new=True)
+    assert window.next_fetch() == (1, [])
+    for unit in (1, 2, 1, 0):
+        window.use(unit)
+    assert window.next_fetch() is None, "the next pass has not named its parts"
+    window.learn(1, 8, is_new=True)
+    assert 1 not in window.held
+
+
 def test_rows_are_read_from_the_file(tmp_path):
     gguf = open_model(make_tiny(tmp_path / "model.gguf"))
     files = ModelFiles(gguf)
