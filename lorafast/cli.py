@@ -105,6 +105,9 @@ def run(argv: Sequence[str]) -> int:
         if options is None:
             print(command_help(name, everything="--help-all" in rest))
         else:
+            from .kernels.pages import on_bus_error
+
+            on_bus_error(b"lorafast: error: a file in use was cut short or cannot be read any more: restore it\n")
             return import_module(f".commands.{name}", __package__).run(options)
     return 0
 

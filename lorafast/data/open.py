@@ -103,7 +103,10 @@ def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str,
     if text and records:
         raise LoraFastError(f"{text} is text and {records} has records: train on one or the other")
     reader = _RecordReader if records else _TextReader
-    return reader(options, tokenizer, metadata, ctx, progress).read(train, valid, test)
+    data = reader(options, tokenizer, metadata, ctx, progress).read(train, valid, test)
+    for source, _ in files:
+        source.refuse_change()
+    return data
 
 
 Files = Sequence[tuple[Source, Form | None]]

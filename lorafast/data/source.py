@@ -28,11 +28,25 @@ class Source:
     name    the path as the user wrote it, which messages and the samples' hash use
     path    the file, or folder, to open
     suffix  `.csv`; of `x.csv.gz` as well; in lower case
+    stamp   size and time of a file when it was opened; None of what cannot change: a copy
     """
 
     name: str
     path: str
     suffix: str
+    stamp: tuple[int, int] | None = None
+
+    def refuse_change(self) -> None:
+        """LoraFastError if the file was written to since: half of what was read is old then."""
+        if self.stamp is None:
+            return
+        try:
+            stamp = stamp_of(os.stat(self.path))
+        except OSError as error:
+            raise unreadable(self.name, error) from None
+        if stamp != self.stamp:
+            raise LoraFastError(f"training data '{self.name}' was changed while it was read: start again when it is "
+                                "complete")
 
     @property
     def is_folder(self) -> bool:
@@ -71,13 +85,18 @@ def open_source(name: str) -> Source:
             with open(name, "rb") as file:
                 is_gzip = file.read(2) == GZIP
             if not is_gzip:
-                return Source(name, name, suffix)
+                return Source(name, name, suffix, stamp_of(status))
             suffix = PurePath(path.stem).suffix.lower() if suffix == ".gz" else suffix
         if key not in _COPIES or (not is_file and _COPIES[key].closed):
             _COPIES[key] = _copy(name)
     except OSError as error:
         raise unreadable(name, error) from None
     return Source(name, _COPIES[key].name, suffix)
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int]:
+    """By what a change of a file shows."""
+    return status.st_size, status.st_mtime_ns
 
 
 def _copy(name: str) -> IO[bytes]:

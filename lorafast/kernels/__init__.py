@@ -6,8 +6,9 @@ import os
 # libgomp loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
+from ..errors import UsageError
 from . import build_info
 
 _forced = os.environ.get("LORAFAST_ISA")
 if _forced and _forced not in build_info.available_isas():
-    raise ImportError(f"LORAFAST_ISA is '{_forced}'; this machine runs {', '.join(build_info.available_isas())}")
+    raise UsageError(f"LORAFAST_ISA is '{_forced}'; this machine runs {', '.join(build_info.available_isas())}")

@@ -42,6 +42,12 @@ READ_AHEAD = 4 << 20
 """Bytes around a part of a file that reading it may leave in the system's cache."""
 
 
+def if_cut_short(name: str) -> None:
+    """From now on the process ends with a line about the file `name` if a mapped page can no longer be read."""
+    on_bus_error(f"lorafast: error: {name[:200]} was cut short or cannot be read any more, in the middle of the run; "
+                 "what was saved is good: restore the file and resume\n".encode(errors="surrogateescape"))
+
+
 class ModelFiles:
     """The files behind a model's mappings, watched while a run depends on them. To be closed at the end.
 
@@ -60,9 +66,7 @@ class ModelFiles:
         for path, mapping in self.mappings.items():
             if self.stamps[path][0] != len(mapping):
                 raise self._changed(path)
-        on_bus_error(f"lorafast: error: {gguf.path} was cut short or cannot be read any more, in the middle of the "
-                     "run; what was saved is good: restore the model and "
-                     "resume\n".encode(errors="surrogateescape")[:500])
+        if_cut_short(str(gguf.path))
 
     def resident_bytes_without(self) -> int:
         """Memory of this process, without pages of the model."""

@@ -21,6 +21,7 @@ from ..gguf.roles import split_name
 from ..network.hparams import HParams, read_hparams
 from ..network.lora import Adapter, specs_for
 from ..network.precision import resolve
+from ..network.residency import if_cut_short
 from ..options.assignments import json_assignments
 from ..options.finetune import FinetuneConfig
 from ..reporting.log import Log
@@ -123,7 +124,9 @@ def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, g
     for warning in tokenizer.warnings:
         log.warning(warning)
     log.tokenizing(os.pathsep.join(config.train_data), config.start_text, config.include_sample_start)
+    if_cut_short(os.pathsep.join(config.train_data))
     data = open_data(data_options(config), tokenizer, gguf.metadata, config.ctx, log.progress)
+    if_cut_short(str(gguf.path))
     if isinstance(data.train, Sequences) or data.valid is not None:
         for note in data.notes:
             log.note(note)

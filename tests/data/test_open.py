@@ -295,3 +295,19 @@ def test_progress_is_shown(monkeypatch, name, options):
     shown = []
     open_data(DataOptions((name,), **options), TOKENIZER, METADATA, 16, shown.append)
     assert shown[-2:] == [f"tokenising {name}: 100%, 0:00 left", ""]
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text(path.read_text() + '{"text": "more"}\n'),
+                                    lambda path: path.unlink()], ids=["written to", "gone"])
+def test_data_that_changes_while_it_is_read_is_refused(folder, monkeypatch, change):
+    write("a.jsonl", *texts(3))
+    write_records = data_module.write_records
+
+    def changing(*arguments, **keywords):
+        facts = write_records(*arguments, **keywords)
+        change(folder / "a.jsonl")
+        return facts
+
+    monkeypatch.setattr(data_module, "write_records", changing)
+    with pytest.raises(LoraFastError, match=r"a.jsonl'?(:| was changed while it was read)"):
+        opened("a.jsonl")
