@@ -99,7 +99,8 @@ class Options:
             if spec.is_argument and not value:
                 raise UsageError(f"{spec.metavar} is missing: {spec.help}")
             if spec.allowed and value is not None and not spec.allowed.test(value):
-                raise UsageError(f"{spec.names[0]} {value}: must be {spec.allowed.text}")
+                given = " ".join(value) if isinstance(value, tuple) else value
+                raise UsageError(f"{spec.names[0]} {given}: must be {spec.allowed.text}")
 
     @classmethod
     def complete(cls: type[T], given: Mapping[str, Any]) -> T:

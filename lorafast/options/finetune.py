@@ -47,6 +47,9 @@ RANK_FIELDS = {role.name: role.rank_field for role in LLAMA_FINETUNE_ROLES}
 NORMS = GROUPS["norms"]
 ATTENTION, FEED_FORWARD = GROUPS["attn"], GROUPS["ffn"]
 
+TRACKERS = ("trackio", "wandb", "mlflow")
+"""Programs that can be told how a run goes."""
+
 SCHEDULES = ("original", "constant", "linear", "cosine")
 DATA_FORMATS = ("auto", "text", "jsonl", "csv", "tsv")
 PRECISIONS = ("auto", "float32", "int16", "int8")
@@ -257,6 +260,9 @@ class FinetuneConfig(ModelOptions):
     metrics: str = option("", SEEING, "FILE", "write loss, learning rate, gradient norm and speed of each iteration "
                           "here, a line of JSON each", shown_default="none")
     tensorboard: str = option("", SEEING, "FOLDER", "write them here for TensorBoard", shown_default="none")
+    log_to: tuple[str, ...] = option((), SEEING, "NAME", "tell trackio, wandb or mlflow as well; may be given several "
+                                     "times", allowed=Allowed(f"of {', '.join(TRACKERS)}", set(TRACKERS).issuperset),
+                                     shown_default="none")
     report: str = option("", SEEING, "FILE", "at the end, write a page of plots and samples here", shown_default="none")
 
     log: str = option("auto", SEEING, "FORM", "plain: short rows; llama: the lines of llama-finetune; auto: the latter "

@@ -131,5 +131,21 @@ class Ended:
     seconds: float
 
 
+def numbers(event: Step | Evaluation) -> dict[str, float]:
+    """What curves are drawn of, by the names that TensorBoard and trackers have for them."""
+    part = "train" if isinstance(event, Step) else "evaluation"
+    values = {f"{part}/loss": event.loss}
+    if isinstance(event, Step):
+        values |= {"train/learning_rate": event.learning_rate, "train/gradient_norm": event.gradient_norm,
+                   "speed/tokens_per_second": event.tokens / event.seconds}
+    else:
+        values["evaluation/perplexity"] = event.perplexity
+        if event.score is not None:
+            values["evaluation/score"] = event.score
+    if event.rewards:
+        values |= {f"{part}/{name}": value for name, value in event.rewards.facts().items()}
+    return values
+
+
 Event = Started | Step | Evaluation | Continuation | Ended
 Observer = Callable[[Event], object]

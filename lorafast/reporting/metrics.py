@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,15 +20,21 @@ from ..system.atomic import atomic_write
 from ..system.process import resident_bytes
 from .events import Evaluation, Event, Observer, Step
 from .tensorboard import EventFile
+from .trackers import TrackerObserver
 
 
-def open_observers(config: FinetuneConfig, iteration: int, stack: ExitStack) -> list[Observer]:
-    """The files that --metrics, --report and --tensorboard ask for, to be closed by `stack`."""
+def open_observers(config: FinetuneConfig, iteration: int, stack: ExitStack,
+                   warn: Callable[[str], None]) -> list[Observer]:
+    """The files and trackers that --metrics, --report, --tensorboard and --log-to ask for, to be closed by `stack`.
+
+    warn  is told of trackers that fail
+    """
     observers: list[Observer] = []
     if config.metrics_path:
         observers.append(stack.enter_context(MetricsFile(config.metrics_path, iteration)))
     if config.tensorboard:
         observers.append(stack.enter_context(EventFile(config.tensorboard, iteration)))
+    observers += [stack.enter_context(TrackerObserver(name, config, warn)) for name in config.log_to]
     return observers
 
 

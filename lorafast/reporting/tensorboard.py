@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from ..errors import LoraFastError
-from .events import Continuation, Evaluation, Event, Step
+from .events import Continuation, Evaluation, Event, Step, numbers
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types of protocol buffers."""
@@ -43,20 +43,8 @@ class EventFile:
         self._write(iteration + 1, field(7, field(1, SESSION_START)))
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Step | Evaluation) and event.rewards:
-            part = "train" if isinstance(event, Step) else "evaluation"
-            self._write(event.iteration, field(5, b"".join(scalar(f"{part}/{name}", value)
-                                                           for name, value in event.rewards.facts().items())))
-        if isinstance(event, Step):
-            self._write(event.iteration, field(5, b"".join(scalar(tag, value) for tag, value in (
-                ("train/loss", event.loss), ("train/learning_rate", event.learning_rate),
-                ("train/gradient_norm", event.gradient_norm),
-                ("speed/tokens_per_second", event.tokens / event.seconds)))))
-        elif isinstance(event, Evaluation):
-            self._write(event.iteration, field(5, scalar("evaluation/loss", event.loss)
-                                               + scalar("evaluation/perplexity", event.perplexity)
-                                               + (b"" if event.score is None
-                                                  else scalar("evaluation/score", event.score))))
+        if isinstance(event, Step | Evaluation):
+            self._write(event.iteration, field(5, b"".join(scalar(*number) for number in numbers(event).items())))
         elif isinstance(event, Continuation):
             self._write(event.iteration, field(5, text(f"sample/{event.prompt}", event.prompt + event.text)))
 

@@ -148,7 +148,7 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
     memory_plan = memory_plan.for_iterations(course.n_iter)
     for line in memory_plan.summary():
         log.note(line)
-    observers = [*observers, *open_observers(config, start.state.iteration, stack)]
+    observers = [*observers, *open_observers(config, start.state.iteration, stack, log.warning)]
     saver.save_options(seed)
     log.begin(sizes.work_size(config.n_threads, opened.hparams.n_vocab), n_iter=course.n_iter,
               tokens_per_iter=config.n_acc * config.batch * row, folder=saver.folder)

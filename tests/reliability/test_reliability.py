@@ -1,4 +1,5 @@
 """Short forms of the reliability scripts, for CI."""
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,12 @@ def test_power_cuts_lose_nothing_that_was_flushed():
 @pytest.mark.slow
 def test_ten_thousand_hostile_inputs_are_refused_in_a_line():
     assert "| GGUF models |" in run("fuzz.py", "--inputs", "10000", "--minutes", "4")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="preloads a library, on Linux")
+def test_faults_of_the_system_lose_nothing():
+    assert "15 faults," in run("faults.py", "--faults", "15", "--minutes", "5")
 
 
 @pytest.mark.slow

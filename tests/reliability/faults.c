@@ -1,0 +1,117 @@
+/* Preloaded, it makes a call of the system fail: the n-th of its kind on files in a folder, once or from then on; or the n-th allocation
+ * of at least FAULTS_LARGE bytes, but for the arenas of Python's own allocator: Thread.start waits for ever where a new thread has no memory
+ * to begin with (CPython). Built and driven by faults.py. Linux with glibc. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#define FAULTS_LARGE 16384
+#define IS_ARENA(n) ((n) == 256 << 10 || (n) == 1 << 20)
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+enum { WRITE, FSYNC, RENAME, OPEN, MEMORY, KINDS };
+
+static char folder[4096];
+static int error_number, kind_armed = -1, goes_on;
+static long fails_at;
+static atomic_long calls[KINDS];
+
+/* From now on calls of this kind are counted, and number `at` fails with `error` (0: none does); with `on` all after it too. */
+void faults_arm(int kind, int error, long at, int on, const char *path) {
+    for (int i = 0; i < KINDS; i++) atomic_store(&calls[i], 0);
+    strncpy(folder, path, sizeof folder - 1);
+    error_number = error, fails_at = at, goes_on = on, kind_armed = kind;
+}
+
+/* How many calls of a kind there were. */
+long faults_count(int kind) { return atomic_load(&calls[kind]); }
+
+static int fails(int kind) {
+    if (kind_armed < 0) return 0;
+    const long number = atomic_fetch_add(&calls[kind], 1) + 1;
+    if (kind != kind_armed || !fails_at || (goes_on ? number < fails_at : number != fails_at)) return 0;
+    errno = error_number;
+    return 1;
+}
+
+static int is_inside(const char *path) {
+    char whole[8192];
+    if (kind_armed < 0) return 0;
+    if (*path != '/') {
+        char at[4096];
+        if (!getcwd(at, sizeof at)) return 0;
+        snprintf(whole, sizeof whole, "%s/%s", at, path);
+        path = whole;
+    }
+    return !strncmp(path, folder, strlen(folder));
+}
+
+static int is_open_inside(int file) {
+    char link[64], path[4096];
+    if (kind_armed < 0) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    const ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n < 0) return 0;
+    path[n] = 0;
+    return is_inside(path);
+}
+
+ssize_t write(int file, const void *data, size_t n) {
+    if (is_open_inside(file) && fails(WRITE)) return -1;
+    return REAL(write)(file, data, n);
+}
+
+int fsync(int file) {
+    if (is_open_inside(file) && fails(FSYNC)) return -1;
+    return REAL(fsync)(file);
+}
+
+int rename(const char *from, const char *to) {
+    if (is_inside(to) && fails(RENAME)) return -1;
+    return REAL(rename)(from, to);
+}
+
+#define OPENS(name, ...) \
+    va_list rest; \
+    va_start(rest, flags); \
+    const mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
+    va_end(rest); \
+    if (is_inside(path) && fails(OPEN)) return -1; \
+    return REAL(name)(__VA_ARGS__, flags, mode)
+
+int open(const char *path, int flags, ...) { OPENS(open, path); }
+int open64(const char *path, int flags, ...) { OPENS(open64, path); }
+int openat(int at, const char *path, int flags, ...) { OPENS(openat, at, path); }
+
+void *__libc_malloc(size_t n);
+void *__libc_calloc(size_t n, size_t size);
+void *__libc_memalign(size_t alignment, size_t n);
+
+void *malloc(size_t n) { return n >= FAULTS_LARGE && fails(MEMORY) ? NULL : __libc_malloc(n); }
+void *calloc(size_t n, size_t size) { return n * size >= FAULTS_LARGE && fails(MEMORY) ? NULL : __libc_calloc(n, size); }
+
+int posix_memalign(void **p, size_t alignment, size_t n) {
+    if (n >= FAULTS_LARGE && fails(MEMORY)) return ENOMEM;
+    *p = __libc_memalign(alignment, n);
+    return *p ? 0 : ENOMEM;
+}
+
+void *mmap(void *at, size_t n, int protection, int flags, int file, off_t offset) {
+    if (flags & MAP_ANONYMOUS && !IS_ARENA(n) && fails(MEMORY)) return MAP_FAILED;
+    return REAL(mmap)(at, n, protection, flags, file, offset);
+}
+
+void *mmap64(void *at, size_t n, int protection, int flags, int file, off64_t offset) {
+    if (flags & MAP_ANONYMOUS && !IS_ARENA(n) && fails(MEMORY)) return MAP_FAILED;
+    return REAL(mmap64)(at, n, protection, flags, file, offset);
+}
