@@ -1,6 +1,6 @@
 /* Preloaded, it makes a call of the system fail: the n-th of its kind on files in a folder, once or from then on; or the n-th allocation
- * of at least FAULTS_LARGE bytes, but for the arenas of Python's own allocator: Thread.start waits for ever where a new thread has no memory
- * to begin with (CPython). Built and driven by faults.py. Linux with glibc. */
+ * of at least FAULTS_LARGE bytes, but for the arenas of Python's own allocator. Smaller ones do not fail, for where a new thread has no memory
+ * to begin with Thread.start waits for ever (CPython). Built and driven by faults.py. Linux with glibc. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -15,7 +15,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#define FAULTS_LARGE 16384
+#define FAULTS_LARGE 20000
 #define IS_ARENA(n) ((n) == 256 << 10 || (n) == 1 << 20)
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
