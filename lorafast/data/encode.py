@@ -72,13 +72,13 @@ class SequenceEncoder:
         return self._load_template()
 
     @cached_property
-    def _control_ids(self) -> np.ndarray:
-        return np.array([token for token in range(self.tokenizer.n_vocab) if self.tokenizer.is_control(token)],
-                        np.int32)
+    def _is_control(self) -> np.ndarray:
+        """Of each token, bool (n_vocab,)."""
+        return np.array([self.tokenizer.is_control(token) for token in range(self.tokenizer.n_vocab)], bool)
 
     @cached_property
     def _marks(self) -> list[str]:
-        return [self.tokenizer.token_text(int(token)) for token in self._control_ids]
+        return [self.tokenizer.token_text(int(token)) for token in np.flatnonzero(self._is_control)]
 
     def encode(self, record: Record) -> list[np.ndarray]:
         """The sequences of `rows`, without their weights."""
@@ -129,7 +129,7 @@ class SequenceEncoder:
 
     def _special(self, rendered: Rendered) -> Rendered:
         """The same, counted where it spells out special tokens."""
-        self.notes[SPECIALS] += bool(np.isin(rendered.tokens, self._control_ids).any())
+        self.notes[SPECIALS] += bool(self._is_control[rendered.tokens].any())
         return rendered
 
     def _with_ends(self, text: str, tokens: np.ndarray) -> np.ndarray:
@@ -152,12 +152,15 @@ class SequenceEncoder:
         prompt = prompt_text(pair)
         text = prompt + pair.completion
         rendered = self._special(Rendered(text, self.tokenizer))
-        sequence = self._with_ends(text, rendered.tokens)
+        begin, is_border, tokens = rendered.index(len(prompt)), rendered.is_border(len(prompt)), rendered.tokens
+        del rendered        # its text may be long
+        sequence = self._with_ends(text, tokens)
         if self.train_on_prompt:
             return [self._counting_everywhere(sequence, pair.weight)]
-        self.notes[MERGED] += not rendered.is_border(len(prompt))
-        n_bos = bool(self.tokenizer.add_bos) and not self._begins_with_bos(rendered.tokens)
-        return [self._counting_in(sequence, [(rendered.index(len(prompt)) + n_bos, len(sequence))], [pair.weight])]
+        self.notes[MERGED] += not is_border
+        n_bos = bool(self.tokenizer.add_bos) and not self._begins_with_bos(tokens)
+        del tokens
+        return [self._counting_in(sequence, [(begin + n_bos, len(sequence))], [pair.weight])]
 
     def _is_rendered(self, pair: Completion) -> bool:
         """Whether special tokens are spelt out in it: a template has been there before."""

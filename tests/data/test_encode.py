@@ -329,6 +329,11 @@ def test_a_single_token_is_bad():
 class PairTokenizer(ByteTokenizer):
     """Two bytes a token, from the left: tokens join over borders wherever the first part is odd."""
 
+    n_vocab = 1000 + 2**16
+
+    def is_control(self, token):
+        return 256 <= token < 1000
+
     def fragments(self, text):
         yield text, self.encode(text), True
 
