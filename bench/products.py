@@ -73,17 +73,16 @@ class Product:
         self.blocks = pool[rng.integers(0, len(pool), N)]
         self.weight = Weight(self.blocks, int(type), K)
         self.x, self.dy = rng.standard_normal((T, K), dtype=np.float32), rng.standard_normal((T, N), dtype=np.float32)
-        self.y, self.dx = np.full((T, N), np.nan, np.float32), np.zeros((T, K), np.float32)
+        self.y, self.dx = np.full((T, N), np.nan, np.float32), np.full((T, K), np.nan, np.float32)
 
     def forward(self, n_threads: int) -> None:
         linear_forward([self.y], self.x, [self.weight], [None], None, n_threads)
 
     def backward(self, n_threads: int) -> None:
-        linear_backward(self.dx, [self.dy], [self.weight], [None], True, n_threads)
+        linear_backward(self.dx, [self.dy], [self.weight], [None], n_threads)
 
     def errors(self, n_threads: int, limit: float) -> dict[str, float]:
         """NMSE of some columns of y and of dx."""
-        self.dx.fill(0)
         self.forward(n_threads)
         self.backward(n_threads)
         case = f"{self.type.name} T={self.T} N={self.N} K={self.K}"

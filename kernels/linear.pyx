@@ -229,27 +229,40 @@ cdef void forward_panel(projection *p, int *first_panel, int *rows, int panel, i
 
 
 def linear_backward(float[:, ::1] dx not None, list dys not None, list weights not None, list low_rank not None,
-                    bint accumulate, int n_threads):
-    """dx += sum_i (dy_i W_i + c_i v_i): differentiates y_i = x W_iᵀ + ... with respect to x.
+                    int n_threads):
+    """dx = sum_i (dy_i W_i + c_i v_i): differentiates y_i = x W_iᵀ + ... with respect to x.
 
-    dx         float32 (T, K), accumulated; or OUT, overwritten, where accumulate is false (nobody else reads x)
+    dx         OUT float32 (T, K), overwritten
     dys        list of float32 (T, N_i)
     weights    list of Weight (N_i, K)
     low_rank   list of None or (c (T, R), v (R, K)), float32: LoRA's path with c = s·dy Bᵀ (lora.pyx) and v = A
     Raises ValueError for a shape that does not fit, MemoryError. Twin: lorafast.reference.linear.
     """
+    backward("linear_backward", dx, dys, weights, low_rank, True, n_threads)
+
+
+def linear_backward_add(float[:, ::1] dx not None, list dys not None, list weights not None, list low_rank not None,
+                        int n_threads):
+    """dx += sum_i (dy_i W_i + c_i v_i): where others read x too, or the rows of a matrix come by pieces.
+
+    The arguments, the errors and the twin's place are those of linear_backward; dx is accumulated.
+    """
+    backward("linear_backward_add", dx, dys, weights, low_rank, False, n_threads)
+
+
+cdef backward(str op, float[:, ::1] dx, list dys, list weights, list low_rank, bint overwrite, int n_threads):
     cdef projection p[MAX_PROJECTIONS]
     cdef int T = dx.shape[0], K = dx.shape[1], n = len(weights), i, tokens = min(T, TOKENS_AT_ONCE)
     cdef Py_ssize_t packed_size = 0, thread_size = 0
     cdef const float[:, ::1] dy
     if not 0 < n <= MAX_PROJECTIONS or len(dys) != n or len(low_rank) != n:
-        raise ValueError(f"linear_backward: {len(dys)} gradients, {n} weights and {len(low_rank)} low-rank updates")
+        raise ValueError(f"{op}: {len(dys)} gradients, {n} weights and {len(low_rank)} low-rank updates")
     for i in range(n):
         if (<Weight?>weights[i]).K != K:
-            raise ValueError(f"linear_backward: dx has shape {(T, K)}, weight {i} wants K = {(<Weight>weights[i]).K}")
+            raise ValueError(f"{op}: dx has shape {(T, K)}, weight {i} wants K = {(<Weight>weights[i]).K}")
         dy = dys[i]
-        check("linear_backward", f"dy {i}", (dy.shape[0], dy.shape[1]), (T, (<Weight>weights[i]).N))
-        set_projection(&p[i], "linear_backward", weights[i], T, K, low_rank[i])
+        check(op, f"dy {i}", (dy.shape[0], dy.shape[1]), (T, (<Weight>weights[i]).N))
+        set_projection(&p[i], op, weights[i], T, K, low_rank[i])
         p[i].core = linear_core(p[i].type, (<Weight>weights[i]).precision)
         thread_size = max(thread_size, p[i].core.backward_scratch(tokens))
         packed_size = max(packed_size, packed_dy(p[i].core, tokens, p[i].N))
@@ -261,12 +274,12 @@ def linear_backward(float[:, ::1] dx not None, list dys not None, list weights n
     cdef int t0
     cdef float *packed = <float *>scratch_get(sizeof(float) * (packed_size + n_threads * thread_size))
     if packed == NULL:
-        raise MemoryError("linear_backward: no memory for packed gradients")
+        raise MemoryError(f"{op}: no memory for packed gradients")
     for t0 in range(0, T, TOKENS_AT_ONCE):
         tokens = min(T - t0, TOKENS_AT_ONCE)
         with nogil:
             for i in range(n):
-                backward_projection(&dx[t0, 0], K, p, n, i, tokens, accumulate, packed, packed + packed_size,
+                backward_projection(&dx[t0, 0], K, p, n, i, tokens, overwrite, packed, packed + packed_size,
                                     thread_size, n_threads)
         for i in range(n):      # on to the next tokens
             p[i].dy += <Py_ssize_t>tokens * p[i].N
@@ -278,11 +291,11 @@ cdef Py_ssize_t packed_dy(const gemm_core *core, int T, int N) noexcept nogil:
     return core.packed_dy(T, min(N, DY_COLUMNS)) if core.packed_dy != NULL else 0
 
 
-cdef void backward_projection(float *dx, int K, projection *all, int n, int index, int T, bint accumulate,
+cdef void backward_projection(float *dx, int K, projection *all, int n, int index, int T, bint overwrite,
                               float *packed, float *scratch, Py_ssize_t thread_size, int n_threads) noexcept nogil:
     """dx (T, K) += dy W of projection `index` of n: slices of columns are dealt out to threads.
 
-    The first projection clears dx before, unless it accumulates, and the last one adds the rank-R updates of all, each
+    To overwrite it, the first projection clears dx before, and the last one adds the rank-R updates of all, each
     slice while it is in cache.
     """
     cdef projection *p = &all[index]
@@ -307,7 +320,7 @@ cdef void backward_projection(float *dx, int K, projection *all, int n, int inde
             n_columns = min(columns, K - k0)
             t0 = item // slices * piece
             t1 = min(T, t0 + piece)
-            if index == 0 and chunk == 0 and not accumulate:
+            if index == 0 and chunk == 0 and overwrite:
                 linear_clear(dx, K, k0, n_columns, t0, t1)
             p.core.backward_slice(dx, K, p, packed, T, n0, width, k0, n_columns, t0, t1,
                                   scratch + threadid() * thread_size)

@@ -21,7 +21,7 @@ import numpy as np
 from ..gguf.reader import Tensor
 from ..kernels.dora import dora_backward
 from ..kernels.embedding import dequantize_rows
-from ..kernels.linear import Weight, linear_backward, linear_forward
+from ..kernels.linear import Weight, linear_backward_add, linear_forward
 from ..kernels.lora import lora_forward
 from .buffers import empty
 from .lora import Adapter
@@ -138,7 +138,7 @@ def change_of_columns(tensor: Tensor, weights: Weights, A: np.ndarray, B: np.nda
         end = min(begin + step, V)
         B_rows = np.ascontiguousarray(B[:, begin:end])
         weight = Weight(weights.slice(tensor, begin, end), int(tensor.type), tensor.shape[1], precision)
-        linear_backward(P, [B_rows], [weight], [None if begin else low_rank], True, n_threads)
+        linear_backward_add(P, [B_rows], [weight], [None if begin else low_rank], n_threads)
     return np.float32(2 * scale) * np.einsum("rc,rc->c", A, P)
 
 

@@ -101,7 +101,7 @@ class PiecewiseLosses:
         for chunk, z, piece, targets in self._logits():
             cross_entropy_piece_backward(z, chunk.max, chunk.sum, targets, weights[chunk.index], floor, head.soft_cap,
                                          n_threads)
-            piece.backward(chunk.d_normed, [z], chunk.normed, [empty(len(z), 0)], self.pass_, accumulate=True)
+            piece.backward(chunk.d_normed, [z], chunk.normed, [empty(len(z), 0)], self.pass_, to_sum=True)
         for chunk in self.chunks:
             x, dx = self._input(chunk), chunk.of(self.dx_head, head.C)
             head.normed_backward(dx, chunk.d_normed, x, chunk.saved, self.pass_)

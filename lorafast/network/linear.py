@@ -12,7 +12,7 @@ import numpy as np
 from ..gguf.reader import Tensor
 from ..gguf.roles import split_name
 from ..kernels.dora import dora_forward
-from ..kernels.linear import Weight, linear_backward, linear_forward
+from ..kernels.linear import Weight, linear_backward, linear_backward_add, linear_forward
 from ..kernels.lora import lora_backward, lora_forward
 from .buffers import New
 from .dora import Gain
@@ -159,10 +159,10 @@ class Group:
         return ys
 
     def backward(self, dx: np.ndarray | None, dys: Sequence[np.ndarray], x: np.ndarray, h: Sequence[np.ndarray],
-                 pass_: Pass, accumulate: bool = False) -> None:
+                 pass_: Pass, to_sum: bool = False) -> None:
         """dx = Σ dy_i W_i + c_i A_i, and adds to the gradients of the pairs; dx is None when nobody reads it.
 
-        accumulate: the sum is added to dx
+        to_sum: it is added to dx
         """
         low_rank = []
         for linear, dy, h_i in zip(self.linears, dys, h, strict=True):
@@ -171,7 +171,8 @@ class Group:
                             else None)
         if dx is not None:
             pass_.weights.wait_for(self)
-            linear_backward(dx, list(dys), self.weights, low_rank, accumulate, pass_.n_threads)
+            backward = linear_backward_add if to_sum else linear_backward
+            backward(dx, list(dys), self.weights, low_rank, pass_.n_threads)
 
 
 def _low_rank(linear: Linear, h: np.ndarray, adapter: Adapter) -> tuple[np.ndarray, np.ndarray] | None:

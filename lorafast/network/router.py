@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..kernels.linear import linear_backward
+from ..kernels.linear import linear_backward_add
 from .block_params import Gating
 from .buffers import Buffers, New
 from .linear import Group
@@ -109,7 +109,7 @@ class Router:
             of_chosen = p * (1 - p) * dw if function == "sigmoid" else w * (dw - (w * dw).sum(axis=1, keepdims=True))
             np.put_along_axis(dz, s.chosen, of_chosen, axis=1)
         pass_.weights.wait_for(self.group)
-        linear_backward(dx, [dz], self.group.weights, [None], True, pass_.n_threads)
+        linear_backward_add(dx, [dz], self.group.weights, [None], pass_.n_threads)
 
 
 def _softmax(z: np.ndarray) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 
-def _each_head(q_begin, k_begin, window: int, n_head: int, n_head_kv: int) -> Iterator[tuple]:
+def _each_head(q_begin: np.ndarray, k_begin: np.ndarray, window: int, n_head: int, n_head_kv: int) -> Iterator[tuple]:
     """For each sequence and query head: the rows of q, the rows of k, h, its kv head, which query sees which key."""
     for q0, q1, k0, k1 in zip(q_begin[:-1], q_begin[1:], k_begin[:-1], k_begin[1:]):
         n_queries, n_keys = q1 - q0, k1 - k0
@@ -30,8 +30,9 @@ def _scores(q: np.ndarray, k: np.ndarray, scale: float, soft_cap: float, visible
     return np.where(visible, s, -np.inf)
 
 
-def attention_forward(o, lse, q, k, v, sinks, q_begin, k_begin, scale, window, soft_cap, n_head, n_head_kv,
-                      n_threads=1) -> None:
+def attention_forward(o: np.ndarray, lse: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray,
+                      sinks: np.ndarray | None, q_begin: np.ndarray, k_begin: np.ndarray, scale: float, window: int,
+                      soft_cap: float, n_head: int, n_head_kv: int, n_threads: int = 1) -> None:
     """s = scale·q·kᵀ, lse = log Σ_j exp(s_ij), o = softmax(s)·v, over the keys that a query sees; a sink is one more
     term of the sum."""
     q, k, v, o = _split(q, n_head), _split(k, n_head_kv), _split(v, n_head_kv), _split(o, n_head)
@@ -45,8 +46,10 @@ def attention_forward(o, lse, q, k, v, sinks, q_begin, k_begin, scale, window, s
         o[rows, h] = (p / total[:, None]) @ v[keys, h_kv]
 
 
-def attention_backward(dq, dk, dv, do, q, k, v, o, lse, q_begin, k_begin, scale, window, soft_cap, n_head, n_head_kv,
-                       n_threads=1) -> None:
+def attention_backward(dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, do: np.ndarray, q: np.ndarray, k: np.ndarray,
+                       v: np.ndarray, o: np.ndarray, lse: np.ndarray, q_begin: np.ndarray, k_begin: np.ndarray,
+                       scale: float, window: int, soft_cap: float, n_head: int, n_head_kv: int,
+                       n_threads: int = 1) -> None:
     """Gradients of attention_forward."""
     dq[:], dk[:], dv[:] = 0, 0, 0
     q, dq, o, do = _split(q, n_head), _split(dq, n_head), _split(o, n_head), _split(do, n_head)

@@ -1,14 +1,17 @@
 """NumPy twin of the gated delta rule, row by row. It works in the arrays' own precision."""
+from __future__ import annotations
+
 from itertools import pairwise
 
 import numpy as np
 
 
-def _heads(x, n_head):
+def _heads(x: np.ndarray, n_head: int) -> np.ndarray:
     return x.reshape(len(x), n_head, -1)
 
 
-def delta_net_forward(o, state, q, k, v, g, beta, begin, n_head_k, n_threads):
+def delta_net_forward(o: np.ndarray, state: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray,
+                      beta: float, begin: np.ndarray, n_head_k: np.ndarray, n_threads: int) -> None:
     n_head_v = g.shape[1]
     q, k, v, o = _heads(q, n_head_k), _heads(k, n_head_k), _heads(v, n_head_v), _heads(o, n_head_v)
     for first, end in pairwise(begin):
@@ -21,7 +24,9 @@ def delta_net_forward(o, state, q, k, v, g, beta, begin, n_head_k, n_threads):
                 o[t, p] = q[t, h] @ S
 
 
-def delta_net_backward(dq, dk, dv, dg, dbeta, do, q, k, v, g, beta, begin, n_head_k, n_threads):
+def delta_net_backward(dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, dg: np.ndarray, dbeta: np.ndarray,
+                       do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray, beta: float,
+                       begin: np.ndarray, n_head_k: np.ndarray, n_threads: int) -> None:
     n_head_v = g.shape[1]
     q, k, v, do = _heads(q, n_head_k), _heads(k, n_head_k), _heads(v, n_head_v), _heads(do, n_head_v)
     dq[:], dk[:] = 0, 0

@@ -1,8 +1,11 @@
 """NumPy twin of the layer norm kernel. Works in the arrays' own precision."""
+from __future__ import annotations
+
 import numpy as np
 
 
-def layer_norm_forward(y, mean, rstd, x, gain, bias, eps, n_threads):
+def layer_norm_forward(y: np.ndarray, mean: np.ndarray, rstd: np.ndarray, x: np.ndarray, gain: np.ndarray,
+                       bias: np.ndarray, eps: float, n_threads: int) -> None:
     mean[:] = x.mean(axis=1)
     centred = x - mean[:, None]
     rstd[:] = 1 / np.sqrt(np.mean(centred**2, axis=1) + eps)
@@ -11,7 +14,8 @@ def layer_norm_forward(y, mean, rstd, x, gain, bias, eps, n_threads):
         y += bias
 
 
-def layer_norm_backward(dx, dgain, dy, x, gain, mean, rstd, n_threads):
+def layer_norm_backward(dx: np.ndarray, dgain: np.ndarray | None, dy: np.ndarray, x: np.ndarray, gain: np.ndarray,
+                        mean: np.ndarray, rstd: np.ndarray, n_threads: int) -> None:
     # forward: y = z * gain + bias, z = (x - mean) * rstd
     z = (x - mean[:, None]) * rstd[:, None]
     dz = dy * gain

@@ -1,18 +1,21 @@
 """NumPy twin of the rotary embedding kernel. Works in the arrays' own precision."""
+from __future__ import annotations
+
 import numpy as np
 
 
-def pair_columns(n_rot, interleaved):
+def pair_columns(n_rot: int, interleaved: bool) -> np.ndarray:
     """Index arrays (a, b) of the pairs within a head."""
     j = np.arange(n_rot // 2)
     return (2 * j, 2 * j + 1) if interleaved else (j, j + n_rot // 2)
 
 
-def heads(x, n_head):
+def heads(x: np.ndarray, n_head: int) -> np.ndarray:
     return x.reshape(len(x), n_head, x.shape[1] // n_head)
 
 
-def rope_forward(y, x, cos, sin, positions, n_head, interleaved, n_threads):
+def rope_forward(y: np.ndarray, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, positions: np.ndarray, n_head: int,
+                 interleaved: bool, n_threads: int) -> None:
     """y = R x. R is a rotation, so backward, dx = Rᵀ dy, is the same with -sin."""
     a, b = pair_columns(2 * cos.shape[1], interleaved)
     c, s = cos[positions, None], sin[positions, None]

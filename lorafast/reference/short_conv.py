@@ -1,4 +1,6 @@
 """NumPy twins of the short convolutions. They work in the arrays' own precision."""
+from __future__ import annotations
+
 from itertools import pairwise
 
 import numpy as np
@@ -6,7 +8,7 @@ import numpy as np
 from .activation import silu
 
 
-def convolved(u, taps, begin):
+def convolved(u: np.ndarray, taps: np.ndarray, begin: np.ndarray) -> np.ndarray:
     """v[t] = Σ_j taps[K - 1 - j] · u[t - j] within each sequence."""
     v, K = np.zeros_like(u), len(taps)
     for first, end in pairwise(begin):
@@ -15,7 +17,7 @@ def convolved(u, taps, begin):
     return v
 
 
-def convolved_backward(dv, taps, begin):
+def convolved_backward(dv: np.ndarray, taps: np.ndarray, begin: np.ndarray) -> np.ndarray:
     # forward: v[t] += taps[K - 1 - j] * u[t - j]
     du, K = np.zeros_like(dv), len(taps)
     for first, end in pairwise(begin):
@@ -24,21 +26,24 @@ def convolved_backward(dv, taps, begin):
     return du
 
 
-def gated_conv_forward(y, b, c, x, taps, begin, n_threads):
+def gated_conv_forward(y: np.ndarray, b: np.ndarray, c: np.ndarray, x: np.ndarray, taps: np.ndarray, begin: np.ndarray,
+                       n_threads: int) -> None:
     y[:] = c * convolved(b * x, taps, begin)
 
 
-def gated_conv_backward(db, dc, dx, dy, b, c, x, taps, begin, n_threads):
+def gated_conv_backward(db: np.ndarray, dc: np.ndarray, dx: np.ndarray, dy: np.ndarray, b: np.ndarray, c: np.ndarray,
+                        x: np.ndarray, taps: np.ndarray, begin: np.ndarray, n_threads: int) -> None:
     # forward: y = c * convolved(b * x)
     v, du = convolved(b * x, taps, begin), convolved_backward(dy * c, taps, begin)
     db[:], dc[:], dx[:] = du * x, dy * v, du * b
 
 
-def silu_conv_forward(y, x, taps, begin, n_threads):
+def silu_conv_forward(y: np.ndarray, x: np.ndarray, taps: np.ndarray, begin: np.ndarray, n_threads: int) -> None:
     y[:] = silu(convolved(x, taps, begin))[0]
 
 
-def silu_conv_backward(dx, dy, x, taps, begin, n_threads):
+def silu_conv_backward(dx: np.ndarray, dy: np.ndarray, x: np.ndarray, taps: np.ndarray, begin: np.ndarray,
+                       n_threads: int) -> None:
     # forward: y = silu(convolved(x))
     slope = silu(convolved(x, taps, begin))[1]
     dx[:] = convolved_backward(dy * slope, taps, begin)

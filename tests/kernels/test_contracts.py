@@ -267,8 +267,12 @@ def linear_forward(rng, T, K):
 
 
 def linear_backward(rng, T, K):
-    return dict(dx=normal(rng, T, K), dys=[normal(rng, T, 40), normal(rng, T, 19)], weights=weights(rng, K),
-                low_rank=[None, (normal(rng, T, 2), normal(rng, 2, K))], accumulate=True)
+    return dict(dx=new(T, K), dys=[normal(rng, T, 40), normal(rng, T, 19)], weights=weights(rng, K),
+                low_rank=[None, (normal(rng, T, 2), normal(rng, 2, K))])
+
+
+def linear_backward_add(rng, T, K):
+    return {**linear_backward(rng, T, K), "dx": normal(rng, T, K)}
 
 
 class KnownExperts(ExpertWeights):
@@ -362,7 +366,8 @@ OPS = [
     Op("dora", "dora_forward", dora_forward, out=("y", "out")),
     Op("dora", "dora_backward", dora_backward, out=("dz",), accumulated=("dm",)),
     Op("linear", "linear_forward", linear_forward, out=("ys",), widths=BLOCKS, limit=INT16),
-    Op("linear", "linear_backward", linear_backward, accumulated=("dx",), widths=BLOCKS, limit=INT16),
+    Op("linear", "linear_backward", linear_backward, out=("dx",), widths=BLOCKS, limit=INT16),
+    Op("linear", "linear_backward_add", linear_backward_add, accumulated=("dx",), widths=BLOCKS, limit=INT16),
     Op("linear", "experts_forward", experts_forward, out=("ys",), widths=BLOCKS, limit=INT16,
        free_rows=("x",)),
     Op("linear", "experts_backward", experts_backward, out=("dx",), widths=BLOCKS, limit=INT16,
