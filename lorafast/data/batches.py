@@ -52,6 +52,7 @@ class Batch:
     label          of preferences int8 (n,): 1 of an answer that is preferred or good, -1 of one that is not, 0 of none
     reference      of preferences float64 (n,), log-probabilities of the answers under the reference
     answers        bool (T,), which targets are of answers; None: those that count
+    rows           int64 (n,), numbers of the rows among all of the data to train on; None of other data, and of text
     """
 
     tokens: np.ndarray
@@ -63,6 +64,7 @@ class Batch:
     label: np.ndarray | None = None
     reference: np.ndarray | None = None
     answers: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
     @property
     def n_counted(self) -> int:
@@ -87,7 +89,8 @@ class Batch:
 
         return replace(self, tokens=self.tokens[tokens], targets=self.targets[tokens], begin=begin,
                        weights=picked(self.weights, tokens), answers=picked(self.answers, tokens),
-                       label=picked(self.label, rows), reference=picked(self.reference, rows))
+                       label=picked(self.label, rows), reference=picked(self.reference, rows),
+                       rows=picked(self.rows, rows))
 
 
 class ShuffledEpochs:
@@ -264,7 +267,9 @@ class SequenceSampler(ShuffledEpochs):
         rows = [row for sample in order for row in self._samples.rows(sample)]
         batch = _concatenated(rows, self._n_vocab, len(order), self._advance(len(order)))
         self._samples.let_go()
-        return batch
+        of_sample = len(rows) // max(1, len(order))
+        numbers = order.astype(np.int64)[:, None] * of_sample + np.arange(of_sample)
+        return replace(batch, rows=numbers.ravel())
 
 
 def evaluation_batches(samples: Samples, max_tokens: int, *, bos_id: int, n_vocab: int) -> Iterator[Batch]:

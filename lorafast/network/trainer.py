@@ -15,6 +15,7 @@ from .lora import Adapter, Gradients, Ranks
 from .network import Network
 from .objective import Objective, TokenSum
 from .passes import Pass, Rows
+from .prefix_cache import PrefixCache
 from .weights import MAPPED, Weights
 
 
@@ -62,6 +63,8 @@ class Trainer:
                  floor: float = 0.0, weights: Weights = MAPPED) -> None:
         self.network, self.adapter, self.strategy, self.n_threads = network, adapter, strategy, n_threads
         self.max_tokens, self.floor, self.weights = max_tokens, floor, weights
+        self.prefix: PrefixCache | None = None
+        """Where outputs of what is not trained are kept."""
         self.buffers = Activations(network, adapter, max_tokens, strategy)
         self.scratch = Scratch(scratch_floats(network, adapter, max_tokens, strategy))
 
@@ -106,11 +109,11 @@ class Trainer:
 
     def _losses(self, batch: Batch) -> np.ndarray:
         pass_ = self._pass(batch)
-        return self._head(self._forward(pass_), batch, None, pass_)
+        return self._head(self._forward(pass_, batch.rows), batch, None, pass_)
 
     def _minimise(self, batch: Batch, objective: Objective, gradients: Gradients) -> float:
         pass_ = self._pass(batch, gradients)
-        buffers = self._forward(pass_)
+        buffers = self._forward(pass_, batch.rows)
         losses = self._head(buffers, batch, None, pass_) if objective.needs_losses else None
         losses = self._head(buffers, batch, objective.weights(batch, losses), pass_)
         self._backward(buffers, pass_)
@@ -134,14 +137,31 @@ class Trainer:
         if network.embedding.name in self.adapter:
             network.embedding.backward(dx, x(0), pass_)
 
-    def _forward(self, pass_: Pass) -> Activations:
-        """Runs the blocks; returns the buffers, with the input of each block and what is kept for backward."""
+    def _forward(self, pass_: Pass, rows: np.ndarray | None = None) -> Activations:
+        """Runs the blocks; returns the buffers, with the input of each block and what is kept for backward.
+
+        rows  see Batch.rows; what is known of them is not computed again
+        """
         buffers = self.buffers.first(len(pass_.tokens))
-        x, saved = buffers.input, buffers.saved_of
-        self.network.embedding.forward(x(0), pass_)
-        for layer, block in enumerate(self.network.blocks):
-            block.forward(x(layer + 1), x(layer), saved(layer), pass_)
+        prefix, n_layer = self.prefix if rows is not None else None, len(self.network.blocks)
+        if prefix is None:
+            self._run_blocks(buffers, 0, n_layer, pass_)
+        elif prefix.holds(rows):
+            prefix.read(rows, buffers.input(prefix.lowest))
+            self._run_blocks(buffers, prefix.lowest, n_layer, pass_)
+        else:
+            self._run_blocks(buffers, 0, prefix.lowest, pass_)
+            prefix.write(rows, buffers.input(prefix.lowest))
+            self._run_blocks(buffers, prefix.lowest, n_layer, pass_)
         return buffers
+
+    def _run_blocks(self, buffers: Activations, first: int, end: int, pass_: Pass) -> None:
+        """Those from `first` to before `end`; 0 begins with the embedding."""
+        x, saved = buffers.input, buffers.saved_of
+        if first == 0:
+            self.network.embedding.forward(x(0), pass_)
+        for layer in range(first, end):
+            self.network.blocks[layer].forward(x(layer + 1), x(layer), saved(layer), pass_)
 
     def _head(self, buffers: Activations, batch: Batch, weights: np.ndarray | None, pass_: Pass) -> np.ndarray:
         head, n_layer = self.network.head, len(self.network.blocks)

@@ -208,6 +208,11 @@ class FinetuneConfig(ModelOptions):
     ref_lora: str = option("", METHOD, "FILE", "dpo, ipo, kto: the reference is the model with this adapter",
                            shown_default="without any")
 
+    prefix_cache: str = option("", RUN, "FOLDER", "with records and --layers: keep here what the untrained blocks make "
+                               "of each row; later epochs start there", shown_default="none")
+    prefix_cache_type: str = option("float32", RUN, "TYPE", "of these numbers: float32, the same bits as without; or "
+                                    "float16, half the disk", allowed=one_of("float32", "float16"))
+
     data_format: str = option("auto", DATA, "FORMAT", "text, jsonl (any JSON), csv, tsv, or auto: by what is in the "
                                                       "files",
                               allowed=one_of(*DATA_FORMATS))

@@ -71,6 +71,8 @@ class Plan:
     items     where the bytes go, the last one the weights in memory
     capacity  bytes of weights that may be in memory at a time, where they stream; None where the whole model stays
     reasons   why the strategy is not the fastest one, or which options decided; empty where neither is so
+    forward   seconds that a token takes in a pass without a way back
+    besides   lines on what the run does before its first step, or keeps on disk
     """
 
     job: Job
@@ -80,6 +82,19 @@ class Plan:
     capacity: int | None
     reasons: tuple[str, ...]
     timing: Timing
+    forward: float = 0.0
+    besides: tuple[str, ...] = ()
+
+    def with_reference(self, n_tokens: int, n_rows: int) -> Plan:
+        """The same for a run that first computes the log-probabilities of so many rows."""
+        line = (f"{n_rows} log-probabilities under the reference, once before the first step: "
+                f"{_duration(self.forward * n_tokens)}, {megabytes(8 * n_rows)}")
+        return replace(self, besides=(*self.besides, line))
+
+    def with_prefix_cache(self, nbytes: int, lowest: int) -> Plan:
+        """The same for a run that keeps so much of what the blocks below `lowest` make on disk."""
+        line = f"{megabytes(nbytes)} on disk: the input of block {lowest} for each row (--prefix-cache)"
+        return replace(self, besides=(*self.besides, line))
 
     def for_iterations(self, n: int) -> Plan:
         """The same, once it is known how many iterations the run has."""
@@ -104,13 +119,13 @@ class Plan:
         lines += [f"  {item.name:<44}{megabytes(item.nbytes):>12}   {item.note}".rstrip() for item in items]
         lines += ["Choices:", *(f"  {reason}" for reason in self.reasons or ["the fastest ones fit"])]
         lines += ["Time, measured on this machine just now:", *(f"  {line}" for line in self._times())]
-        return lines
+        return lines + (["Besides:", *(f"  {line}" for line in self.besides)] if self.besides else [])
 
     def summary(self) -> list[str]:
         """The plan in a few lines."""
         times = self._times()
         return [f"memory: {megabytes(self.nbytes)} of at most {megabytes(self.budget.nbytes)} ({self.budget.source})",
-                *self.reasons, "; ".join(times)]
+                *self.reasons, *self.besides, "; ".join(times)]
 
     def _times(self) -> list[str]:
         timing = self.timing

@@ -133,7 +133,8 @@ class Planner:
         capacity = self._capacity(best)
         timing = self._timing(best, self._disk() if capacity is not None else 0.0)
         items = (*self._items(best), self._weights(capacity, timing.most_held))
-        return Plan(self.job, self.budget, best, items, capacity, tuple(self._reasons(best, forced, capacity)), timing)
+        return Plan(self.job, self.budget, best, items, capacity, tuple(self._reasons(best, forced, capacity)), timing,
+                    self._forward())
 
     # Bytes
 
@@ -342,6 +343,11 @@ class Planner:
         head *= PRODUCTS_BY_PIECES ** (strategy.head_pieces - speed.head_pieces)
         seconds = head + sum(self._seconds_by_block(strategy))
         return seconds * (T + UNPACKING_TOKENS) / (speed.tokens + UNPACKING_TOKENS)
+
+    def _forward(self) -> float:
+        """Seconds a token of a pass without a way back. Of the output, both ways, a third is forward."""
+        speed = self._speed()
+        return (speed.head / 3 + sum(speed.blocks[block.shape].forward for block in self.network.blocks)) / speed.tokens
 
     def _seconds_by_block(self, strategy: Strategy) -> Iterator[float]:
         """Of a pass, as its parts were measured."""

@@ -44,6 +44,7 @@ from .evaluation import Best, Evaluated, continued, evaluated, prompt_tokens
 from .learner import Learner
 from .opening import Opened, open_run
 from .optim import EpochLimit, StopTests
+from .prefix import completed, open_prefix_cache
 from .prepare import check_inputs, longest_row, open_training_data
 from .reference import with_reference
 from .repair import claim, write_missing_adapters
@@ -136,6 +137,10 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
         trainer.weights = residency
         stack.callback(residency.close)
     data = with_reference(opened, data, row, memory_plan.strategy, trainer.weights, world, log)
+    memory_plan = completed(memory_plan, opened, data)
+    trainer.prefix = open_prefix_cache(opened, data, world)
+    if trainer.prefix:
+        stack.callback(trainer.prefix.close)
     source = open_source(opened, data, start, seed, log)
     trainer.floor = 0.0 if isinstance(source.data.train, Sequences) else LLAMA_FINETUNE_FLOOR
     course = source.course
@@ -553,6 +558,7 @@ def plan_of(config: FinetuneConfig) -> Plan:
         memory_plan = opened.plan(longest_row(config, data))
         if data is None:
             return memory_plan
+        memory_plan = completed(memory_plan, opened, data)
         return memory_plan.for_iterations(plan_course(config, data.train, SamplerState(), 0).n_iter)
 
 
