@@ -19,6 +19,7 @@ from .errors import LoraFastError, UsageError
 from .options.completion import completion
 from .options.declare import HELP_WIDTH, Options, fields, help_text, parse, unknown
 from .options.defaults import MODERN, PRESETS
+from .options.distil import LogitsConfig
 from .options.finetune import FinetuneConfig
 from .options.tools import CheckOptions, ConvertOptions, InspectOptions, MergeOptions, ReportOptions
 from .options.use import EvalConfig, GenerateConfig, PerplexityConfig
@@ -46,6 +47,7 @@ COMMANDS = {
     "eval": Command("score how a model and its adapters answer records", EvalConfig),
     "perplexity": Command("tell how well a model predicts a text", PerplexityConfig),
     "inspect": Command("show a model, adapter, checkpoint, or data as the trainer sees it", InspectOptions),
+    "logits": Command("write what a teacher says of data, for finetune --distill", LogitsConfig),
     "report": Command("show how a run went: a page of plots and samples", ReportOptions),
     "convert": Command("bring an adapter or a checkpoint into another form", ConvertOptions),
     "merge": Command("write a model with its adapters merged in", MergeOptions),

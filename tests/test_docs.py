@@ -30,6 +30,7 @@ TEMPLATE = ("{% for m in messages %}{{ '[' + m.role + ']' + m.content + '</s>' }
 SHORT = {"finetune": "--force --adam-iter 1 --ctx 160 --batch 1 --seed 1 --sample-tokens 2 --threads 1".split(),
          "plan": "--ctx 160 --batch 1 --threads 1".split(),
          "generate": "--n-predict 2 --threads 1".split(),
+         "logits": "--ctx 160 --batch 2 --threads 1".split(),
          "eval": "--first 2 --ctx 250 --n-predict 2 --threads 1".split(),
          "perplexity": "--ctx 64 --chunks 2 --threads 1".split()}
 """What is added to a command to make it quick; what other pages wrote may be replaced."""

@@ -8,6 +8,7 @@ import numpy as np
 from ..gguf.reader import Tensor
 from ..kernels.cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
 from .buffers import Scratch, empty
+from .distillation import Targets, divergence
 from .linear import Group, Linear
 from .lora import Adapter
 from .norm import Norm
@@ -94,25 +95,27 @@ class Head:
         self.norm.backward(dx, d_normed, x, saved, pass_)
 
     def losses(self, x: np.ndarray, targets: np.ndarray, floor: float, at_a_time: int, weights: np.ndarray | None,
-               need_dx: bool, pass_: Pass) -> np.ndarray:
+               need_dx: bool, pass_: Pass, taught: Targets | None = None) -> np.ndarray:
         """The losses in nats, float32 (n,), of the n targets that count (those >= 0), `at_a_time` tokens at a time.
 
         x (T, C), the last block's output, becomes its gradient; that, and the adapter's, are those of the sum of the
         losses times `weights`, float32 (T,). With weights None there is no way back, and x stays as it is.
         floor  under the probabilities in the loss; 0: none
+        taught  of those n: to each loss the divergence from it is added
         """
         counted = np.flatnonzero(targets >= 0)
         losses = np.empty(len(counted), np.float32)
         for first in range(0, len(counted), at_a_time):
             index = counted[first:first + at_a_time]
             losses[first:first + at_a_time] = self._chunk(
-                x, index, targets[index], floor, None if weights is None else weights[index], need_dx, pass_)
+                x, index, targets[index], floor, None if weights is None else weights[index], need_dx, pass_,
+                taught and taught.part(first, first + at_a_time))
         if weights is not None:
             x[targets < 0] = 0
         return losses
 
     def _chunk(self, x: np.ndarray, index: np.ndarray, targets: np.ndarray, floor: float, weights: np.ndarray | None,
-               need_dx: bool, pass_: Pass) -> np.ndarray:
+               need_dx: bool, pass_: Pass, taught: Targets | None) -> np.ndarray:
         adapter, n = pass_.adapter, len(index)
         z, normed, d_normed, x_head, dx_head, y = pass_.scratch.arrays(n, *self._widths(adapter))
         np.take(x, index, axis=0, out=x_head)
@@ -125,10 +128,34 @@ class Head:
             cross_entropy_forward(loss, z, targets, floor, self.soft_cap, pass_.n_threads)
             return loss
         y[:] = z[:, :y.shape[1]]
-        cross_entropy_forward_backward(loss, z, targets, weights, floor, self.soft_cap, pass_.n_threads)
+        if taught is None:
+            cross_entropy_forward_backward(loss, z, targets, weights, floor, self.soft_cap, pass_.n_threads)
+        else:
+            self._taught_losses(loss, z, targets, weights, taught, pass_)
         dz, = self.group.gain_backward([z], [y], pass_)
         self.group.backward(d_normed if need_dx else None, [dz], normed, h, pass_)
         if need_dx:
             self.normed_backward(dx_head, d_normed, x_head, saved, pass_)
             x[index] = dx_head
         return loss
+
+    def _taught_losses(self, loss: np.ndarray, z: np.ndarray, targets: np.ndarray, weights: np.ndarray,
+                       taught: Targets, pass_: Pass) -> None:
+        """loss (n,) := cross entropy + divergence; z (n, V), the logits, become the gradient of the losses times
+        `weights`: see distillation.py."""
+        rows = np.arange(len(z))
+        known = np.concatenate([targets[:, None], taught.ids], axis=1)
+        y = np.take_along_axis(z, known, 1).astype(np.float64)
+        slope = np.ones_like(y)
+        if self.soft_cap:
+            y = self.soft_cap * np.tanh(y / self.soft_cap)
+            slope = 1 - (y / self.soft_cap) ** 2
+        cross_entropy_forward(loss, z, targets, 0.0, self.soft_cap, pass_.n_threads)
+        log_p = y - (loss + y[:, 0])[:, None]
+        apart = divergence(log_p[:, 1:], taught)
+        factors = (weights * (1 + apart.rest)).astype(np.float32)
+        cross_entropy_forward_backward(loss, z, targets, factors, 0.0, self.soft_cap, pass_.n_threads)
+        z[rows, targets] += weights * apart.rest * slope[:, 0]
+        fix = apart.known - np.exp(log_p[:, 1:]) * apart.rest[:, None]
+        z[rows[:, None], taught.ids] += weights[:, None] * fix * slope[:, 1:]
+        loss += apart.losses.astype(np.float32)

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from ..data.batches import Batch
 from .block import BlockSaved
 from .buffers import Buffers, New, Scratch, empty, nbytes_of
+from .distillation import Targets
 from .head_pieces import PiecewiseLosses
 from .linear import Group
 from .lora import Adapter, Gradients, Ranks
@@ -51,6 +53,13 @@ LLAMA_FINETUNE_FLOOR = 1e-9
 """Under the probabilities in llama-finetune's loss, -ln(p (1 - floor) + floor): no token's loss is above 20.72."""
 
 
+class Teacher(Protocol):
+    """A teacher's word on the rows of the data to train on."""
+
+    def targets(self, batch: Batch) -> Targets:
+        """On the targets of a batch that count."""
+
+
 class Trainer:
     """Works on at most `max_tokens` tokens at a time, with buffers allocated once. No sequence may have more.
 
@@ -65,6 +74,8 @@ class Trainer:
         self.max_tokens, self.floor, self.weights = max_tokens, floor, weights
         self.prefix: PrefixCache | None = None
         """Where outputs of what is not trained are kept."""
+        self.teacher: Teacher | None = None
+        """What else says what tokens should follow, beside the data."""
         self.buffers = Activations(network, adapter, max_tokens, strategy)
         self.scratch = Scratch(scratch_floats(network, adapter, max_tokens, strategy))
 
@@ -107,6 +118,15 @@ class Trainer:
         return Pass(batch.tokens, Rows.of(batch.begin), self.adapter, self.scratch, self.n_threads, gradients,
                     self.weights)
 
+    def logits(self, batch: Batch) -> Iterator[np.ndarray]:
+        """(n, V) at the targets that count, some at a time."""
+        for part in self._parts(batch):
+            pass_ = self._pass(part)
+            counted = np.flatnonzero(part.targets >= 0)
+            x = self._forward(pass_, part.rows).output
+            for first in range(0, len(counted), self.strategy.head_tokens):
+                yield self.network.head.logits(x[counted[first:first + self.strategy.head_tokens]], pass_)
+
     def _losses(self, batch: Batch) -> np.ndarray:
         pass_ = self._pass(batch)
         return self._head(self._forward(pass_, batch.rows), batch, None, pass_)
@@ -115,7 +135,8 @@ class Trainer:
         pass_ = self._pass(batch, gradients)
         buffers = self._forward(pass_, batch.rows)
         losses = self._head(buffers, batch, None, pass_) if objective.needs_losses else None
-        losses = self._head(buffers, batch, objective.weights(batch, losses), pass_)
+        taught = self.teacher.targets(batch) if self.teacher and batch.rows is not None else None
+        losses = self._head(buffers, batch, objective.weights(batch, losses), pass_, taught)
         self._backward(buffers, pass_)
         return objective.value(batch, losses, self.strategy.head_tokens)
 
@@ -163,18 +184,19 @@ class Trainer:
         for layer in range(first, end):
             self.network.blocks[layer].forward(x(layer + 1), x(layer), saved(layer), pass_)
 
-    def _head(self, buffers: Activations, batch: Batch, weights: np.ndarray | None, pass_: Pass) -> np.ndarray:
+    def _head(self, buffers: Activations, batch: Batch, weights: np.ndarray | None, pass_: Pass,
+              taught: Targets | None = None) -> np.ndarray:
         head, n_layer = self.network.head, len(self.network.blocks)
         need_dx = (buffers.lowest < n_layer or head.norm.is_adapted(self.adapter)
                    or self.network.embedding.name in self.adapter)
-        return self.head_losses(buffers.output, batch.targets, weights, need_dx, pass_)
+        return self.head_losses(buffers.output, batch.targets, weights, need_dx, pass_, taught)
 
     def head_losses(self, x: np.ndarray, targets: np.ndarray, weights: np.ndarray | None, need_dx: bool,
-                    pass_: Pass) -> np.ndarray:
+                    pass_: Pass, taught: Targets | None = None) -> np.ndarray:
         """Head.losses, as the strategy has it."""
         head, at_a_time = self.network.head, self.strategy.head_tokens
         if not self.strategy.head_pieces:
-            return head.losses(x, targets, self.floor, at_a_time, weights, need_dx, pass_)
+            return head.losses(x, targets, self.floor, at_a_time, weights, need_dx, pass_, taught)
         by_pieces = PiecewiseLosses(head, x, targets, at_a_time, pass_)
         losses = by_pieces.forward(self.floor)
         if weights is not None and need_dx:

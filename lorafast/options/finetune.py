@@ -205,6 +205,12 @@ class FinetuneConfig(ModelOptions):
                                  shown_default="1")
     sft_weight: float | None = option(None, METHOD, "X", "pairs: factor of the mean loss of the better answers, which "
                                       "is added", allowed=AT_LEAST_0, shown_default="1 with orpo and cpo, else 0")
+    distill: str = option("", METHOD, "FILE", "learn from a teacher, too: what lorafast logits wrote for this data",
+                          shown_default="none")
+    distill_weight: float = option(1.0, METHOD, "X", "factor of the divergence from the teacher, which is added to the "
+                                   "loss", allowed=POSITIVE)
+    temperature: float = option(1.0, METHOD, "T", "of that divergence: above 1, unlikely tokens count more",
+                                allowed=POSITIVE)
     ref_lora: str = option("", METHOD, "FILE", "dpo, ipo, kto: the reference is the model with this adapter",
                            shown_default="without any")
 
@@ -377,6 +383,8 @@ class FinetuneConfig(ModelOptions):
         if self.eval_score.startswith("choice") and METHODS[self.method].takes != "pairs":
             raise UsageError(f"--eval-score {self.eval_score}: the records of --method {self.method} have no answers "
                              "to choose from")
+        if self.distill and self.method != "sft":
+            raise UsageError(f"--distill {self.distill}: a teacher is learnt from with --method sft, not {self.method}")
         facts = METHODS[self.method]
         for field in METHOD_OPTIONS:
             if getattr(self, field) is not None and field not in facts.defaults:

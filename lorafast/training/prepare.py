@@ -44,7 +44,7 @@ def check_inputs(config: FinetuneConfig) -> None:
     if not config.model_base.startswith(HUB) and not os.path.exists(config.model_base):
         raise LoraFastError(f"cannot read {config.model_base}: No such file or directory")
     for name, path in (("--init-lora", config.init_lora), ("--ref-lora", config.ref_lora),
-                       ("--chat-template", config.chat_template)):
+                       ("--distill", config.distill), ("--chat-template", config.chat_template)):
         if path and not os.path.exists(path):
             raise LoraFastError(f"cannot read {name} {path}: No such file or directory")
     if not config.only_write_lora:

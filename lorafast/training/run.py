@@ -53,6 +53,7 @@ from .scoring import Scorer
 from .sharing import check_alike, decisive_extras, own_options, plan_alike, with_passes
 from .signals import Requests, listening, reason_of
 from .starting import Source, Start, open_source, starting_point
+from .teacher import open_teacher
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
         stack.callback(residency.close)
     data = with_reference(opened, data, row, memory_plan.strategy, trainer.weights, world, log)
     memory_plan = completed(memory_plan, opened, data)
+    trainer.teacher = open_teacher(opened, data, memory_plan.strategy)
     trainer.prefix = open_prefix_cache(opened, data, world)
     if trainer.prefix:
         stack.callback(trainer.prefix.close)

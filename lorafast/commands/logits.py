@@ -1,0 +1,69 @@
+"""What a teacher says of each answer token of some data, for students that train on the same data with --distill."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+
+from ..data.batches import Batch, evaluation_batches
+from ..data.samples import Sequences
+from ..data.teacher_file import vocabulary_digest, write_teacher_file
+from ..errors import UsageError
+from ..network.lora import Adapter
+from ..network.trainer import Trainer, weight_order
+from ..options.distil import LogitsConfig
+from ..reporting.log import Log
+from ..system.live import Meter, show_live
+from ..system.output import show
+from ..training.opening import Opened, open_run
+from ..training.prepare import longest_row, open_training_data
+from ..words import count
+
+
+def run(config: LogitsConfig) -> int:
+    """The command. Returns the exit status."""
+    with ExitStack() as stack:
+        log = Log()
+        opened = open_run(config.as_run(), log, stack)
+        data = open_training_data(opened.config, log, opened.tokenizer, opened.gguf)
+        samples = data.train
+        if not isinstance(samples, Sequences):
+            raise UsageError(f"{config.data[0]} is text; a teacher is asked about records")
+        if config.top_k >= opened.hparams.n_vocab:
+            raise UsageError(f"--top-k {config.top_k}: the vocabulary has {opened.hparams.n_vocab} tokens")
+        trainer = open_trainer(opened, longest_row(opened.config, data), stack)
+        description = {"model": config.model_base, "vocabulary": vocabulary_digest(opened.gguf.metadata),
+                       "k": config.top_k}
+        meter = stack.enter_context(Meter("asking the teacher", len(samples), show_live))
+        batches = evaluation_batches(samples, trainer.max_tokens, bos_id=0, n_vocab=opened.hparams.n_vocab)
+        write_teacher_file(config.output, samples, description, asked(trainer, batches, config.top_k, meter))
+        show(f"{config.output}: the {config.top_k} likeliest tokens at each answer token of "
+             f"{count(len(samples), 'sample')}")
+    return 0
+
+
+def open_trainer(opened: Opened, row: int, stack: ExitStack) -> Trainer:
+    """What computes the teacher's outputs, with its weights in memory, or streamed where they do not fit."""
+    config, plan = opened.config, opened.plan(row)
+    adapter = opened.adapter if config.init_lora else Adapter((), 1, 1)
+    opened.network.refresh(adapter)
+    trainer = Trainer(opened.network, adapter, plan.strategy.max_tokens(config.batch, row), plan.strategy,
+                      config.n_threads, weights=opened.weights)
+    if residency := plan.stream(opened.files, weight_order(opened.network, trainer.buffers, plan.strategy.head_pieces)):
+        trainer.weights = residency
+        stack.callback(residency.close)
+    return trainer
+
+
+def asked(trainer: Trainer, batches: Iterator[Batch], k: int, meter: Meter) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids (n, k) and log-probabilities, the likeliest first, of the targets that count, chunk by chunk."""
+    for batch in batches:
+        for logits in trainer.logits(batch):
+            ids = np.argpartition(logits, -k, axis=1)[:, -k:]
+            order = np.argsort(-np.take_along_axis(logits, ids, 1), axis=1, kind="stable")
+            ids = np.take_along_axis(ids, order, 1)
+            highest = logits.max(axis=1, keepdims=True)
+            total = highest + np.log(np.exp(logits - highest).sum(axis=1, dtype=np.float64, keepdims=True))
+            yield ids.astype(np.int32), np.take_along_axis(logits, ids, 1) - total
+        meter.advance(len(batch.begin) - 1)
