@@ -295,6 +295,9 @@ class FinetuneConfig(ModelOptions):
     rslora: bool = option(False, ADAPTER, "", "scale by alpha / sqrt(--lora-r) instead (Kalajdzievski, 2023)")
     lora_dropout: float = option(0.0, ADAPTER, "X", "share of its inputs that each pair of matrices does not see, "
                                  "others in each iteration (Lin et al., 2024)", allowed=BELOW_1)
+    init_method: str = option("normal", ADAPTER, "NAME", "how A begins: normal, at random; eva, in the directions of "
+                              "most inputs of its matrix (Paischer et al., 2024)", allowed=one_of("normal", "eva"))
+    eva_batches: int = option(4, ADAPTER, "N", "batches that eva looks at", allowed=AT_LEAST_1)
     rank_att_norm: int | None = rank("attn_norm", "1")
     rank_ffn_norm: int | None = rank("ffn_norm", "1")
     rank_out_norm: int | None = rank("output_norm", "1")
@@ -589,7 +592,7 @@ class FinetuneConfig(ModelOptions):
                            *to_argv(dataclasses.replace(going_on, preset=ORIGINAL), PRESETS[self.preset])])
 
 
-_ADAPTER_FIELDS = ("lora_r", "lora_alpha", "targets", "layers", "dora", "rslora", *RANK_FIELDS.values())
+_ADAPTER_FIELDS = ("lora_r", "lora_alpha", "targets", "layers", "dora", "rslora", "init_method", *RANK_FIELDS.values())
 """What an adapter that training starts from decides itself."""
 
 

@@ -36,7 +36,8 @@ from ..reporting.log import IterationRecord, Log, Silence
 from ..reporting.metrics import open_observers
 from ..reporting.report import write_report
 from ..system.process import peak_resident_bytes
-from . import llama_finetune_sizes as sizes
+from ..words import count
+from . import eva, llama_finetune_sizes as sizes
 from .course import plan_course
 from .diagnose import first_fault
 from .dropout import Dropout
@@ -144,6 +145,8 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
     if trainer.prefix:
         stack.callback(trainer.prefix.close)
     source = open_source(opened, data, start, seed, log)
+    if config.init_method == "eva" and opened.checkpoint is None:
+        begin_by_eva(opened, trainer, source, world, log)
     trainer.floor = 0.0 if isinstance(source.data.train, Sequences) else LLAMA_FINETUNE_FLOOR
     course = source.course
     last = start.state.iteration + course.n_iter
@@ -163,6 +166,17 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
     stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
     learner = Learner(config, opened.network, opened.adapter, start.moments, trainer, dropout, world)
     return Run(opened, learner, source, start, memory_plan, Reporting(log, saver, observers, requests)).loop()
+
+
+def begin_by_eva(opened: Opened, trainer: Trainer, source: Source, world: World, log: Log) -> None:
+    """Gives the adapter the beginning of --init-method eva, by the samples in the data's order."""
+    config = opened.config
+    batches = evaluation_batches(source.data.train, trainer.max_tokens, bos_id=opened.tokenizer.bos_id,
+                                 n_vocab=opened.hparams.n_vocab)
+    eva.initialise(opened.adapter, trainer, itertools.islice(batches, config.eva_batches))
+    opened.adapter.params[:] = world.gather(opened.adapter.params if world.is_first else None)[0]
+    looked_at = count(config.eva_batches, "batch", "batches")
+    log.note(f"A of each matrix begins in the directions of its inputs, by {looked_at} (--init-method eva)")
 
 
 def _claim(config: FinetuneConfig, log: Log, stack: ExitStack) -> None:
