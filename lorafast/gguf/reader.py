@@ -63,6 +63,10 @@ _OTHER_FILES: dict[bytes, str] = {
 }
 
 
+MAPPED_AROUND = 2 << 20
+"""Bytes on each side of a part of a file that reading it may map: the system caches and maps pieces of up to this."""
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One tensor of a mapped file. `shape` is NumPy's order, `(N, K)` for a weight whose GGUF `ne` is `[K, N]`."""
@@ -92,7 +96,16 @@ class Tensor:
         if not self.type.is_trainable:
             raise FormatError(f"{self.path}: tensor '{self.name}' has type {self.type.label}, which lorafast cannot "
                               "compute with; use a model in F16, Q8_0 or a K-quant")
-        return dequantize(self.data, self.type).reshape(self.shape)
+        values = dequantize(self.data, self.type).reshape(self.shape)
+        self._unmap_around()
+        return values
+
+    def _unmap_around(self) -> None:
+        """Takes pages that reading the tensor has mapped out of this process again; those in use come back."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            begin = max(0, self.offset - MAPPED_AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
+            end = min(len(self.mapping), self.offset + self.nbytes + MAPPED_AROUND)
+            self.mapping.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 class GGUFFile:

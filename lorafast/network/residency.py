@@ -25,15 +25,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import LoraFastError
-from ..gguf.reader import GGUFFile, Tensor
+from ..gguf.reader import MAPPED_AROUND, GGUFFile, Tensor
 from ..kernels.pages import let_go, on_bus_error, populate
 from ..system.mounts import file_system
 from ..system.process import resident_bytes
 from .parts import Parts
 from .weights import Matrices, RowsFromFile
-
-MAPPED_AROUND = 2 << 20
-"""Bytes on each side of a part of a file that reading it may map: the system caches and maps pieces of up to this."""
 
 IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 """File systems whose files lie in memory themselves."""

@@ -333,7 +333,9 @@ class Planner:
     @cached
     def _disk(self) -> float:
         by_pieces = self.network.head.has_pieces(self.adapter)
-        return measure_disk(self.files, self._order(Strategy(1, head_pieces=by_pieces)))
+        rate = measure_disk(self.files, self._order(Strategy(1, head_pieces=by_pieces)))
+        self.files.let_go_pages()
+        return rate
 
     def _compute(self, strategy: Strategy) -> float:
         """Seconds of computing of a pass over one micro-batch."""
