@@ -19,8 +19,10 @@ from ..data.forms.recognise import recognise
 from ..data.questions import Question, read_questions
 from ..data.source import open_source
 from ..errors import LoraFastError, UsageError
+from ..gguf.file_form import FileForm
 from ..options.assignments import assignments, json_assignments
 from ..options.finetune import SCORE_NAMES
+from ..options.overwriting import Target, check_overwriting
 from ..options.use import EvalConfig
 from ..system.atomic import atomic_write
 from ..system.live import Meter, show_live
@@ -51,6 +53,9 @@ def run(config: EvalConfig, write: Callable[[str], None] = show) -> int:
 def evaluate(config: EvalConfig) -> list[Scored]:
     """The scores of the base model, if it is asked for, and of each adapter."""
     results, questions = [], None
+    if config.json:
+        inputs = {config.model_base: "the model", **dict.fromkeys(config.data, "the records")}
+        check_overwriting([Target("--json", config.json, FileForm.SCORES)], inputs, force=config.force)
     check_files((list(config.data), [], []))
     for name in [*([""] if config.base or not config.lora else []), *config.lora]:
         model = Model.open(config.model_base, [name] if name else [], n_ctx=config.ctx, n_threads=config.n_threads,

@@ -10,9 +10,11 @@ from ..data.batches import Batch, evaluation_batches
 from ..data.samples import Sequences
 from ..data.teacher_file import vocabulary_digest, write_teacher_file
 from ..errors import UsageError
+from ..gguf.file_form import FileForm
 from ..network.lora import Adapter
 from ..network.trainer import Trainer, weight_order
 from ..options.distil import LogitsConfig
+from ..options.overwriting import Target, check_overwriting
 from ..reporting.log import Log
 from ..system.live import Meter, show_live
 from ..system.output import show
@@ -23,6 +25,8 @@ from ..words import count
 
 def run(config: LogitsConfig) -> int:
     """The command. Returns the exit status."""
+    inputs = {config.model_base: "the teacher", config.lora: "its adapter", **dict.fromkeys(config.data, "the records")}
+    check_overwriting([Target("--output", config.output, FileForm.TEACHER)], inputs, force=config.force)
     with ExitStack() as stack:
         log = Log()
         opened = open_run(config.as_run(), log, stack)

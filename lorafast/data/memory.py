@@ -26,6 +26,9 @@ BYTES_PER_CUT_SAMPLE = 56
 """Of a sample with a size of its own, a record or what follows a sample start: place, size, line, source; and
 shuffling."""
 
+BYTES_PER_PREFERENCE = BYTES_PER_CUT_SAMPLE + 41
+"""With the other row's place and size, the label, and two log-probabilities under the reference."""
+
 SHORTEST_RECORD = 24
 """Bytes; to reckon with where the beginning of a file does not tell."""
 
@@ -61,7 +64,8 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
     begins_everywhere = is_text and not options.sample_start
     per_byte, sample_tokens = _sampled(head, largest.suffix, options, tokenizer, metadata, ctx, is_text)
     n_samples = sum(source.size for source in sources) * per_byte
-    return DataMemory(int(n_samples * (BYTES_PER_SAMPLE if begins_everywhere else BYTES_PER_CUT_SAMPLE)),
+    cut = BYTES_PER_CUT_SAMPLE if options.method == "sft" else BYTES_PER_PREFERENCE
+    return DataMemory(int(n_samples * (BYTES_PER_SAMPLE if begins_everywhere else cut)),
                       f"about {n_samples:.0f} samples", sample_tokens,
                       overlaps=begins_everywhere and options.stride == 1)
 

@@ -25,6 +25,9 @@ class FileForm(Enum):
     MODELFILE = "Modelfile"
     CARD = "model card"
     TOKENS = "cache of tokens"
+    REFERENCE = "cache of log-probabilities"
+    TEACHER = "file of lorafast logits"
+    SCORES = "file of scores"
 
     @property
     def phrase(self) -> str:

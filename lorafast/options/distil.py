@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from .declare import option, same_as
+from .declare import force, option, same_as
 from .finetune import AT_LEAST_1, SEED, FinetuneConfig, ModelOptions
 
 TEACHER, DATA, RUN = "Teacher", "Data, as finetune reads it", "Run"
@@ -19,6 +19,7 @@ class LogitsConfig(ModelOptions):
     data: tuple[str, ...] = option((), DATA, "FILE", "records that the student will be trained on (required); may be "
                                    "given several times, in the order of --train-data")
     output: str = option("", TEACHER, "FILE", "file to write, for --distill (required)", names=["-o"])
+    force: bool = force()
     top_k: int = option(32, TEACHER, "N", "likeliest tokens that are kept of each answer token", allowed=AT_LEAST_1)
     ctx: int = option(512, DATA, "N", "tokens in a sample, at least the student's", names=["-c"], allowed=AT_LEAST_1)
     batch: int = same_as(FinetuneConfig, "batch", RUN)

@@ -21,6 +21,9 @@ BEGINNINGS = {
     FileForm.MODELFILE: re.compile(rb"(#[^\n]*\n)*FROM "),
     FileForm.CARD: re.compile(rb"---\n(?s:.*?)\n- lorafast\n"),
     FileForm.TOKENS: re.compile(rb"lorafast tokens\n"),
+    FileForm.REFERENCE: re.compile(rb"lorafast reference\n"),
+    FileForm.TEACHER: re.compile(rb"lorafast teacher\n"),
+    FileForm.SCORES: re.compile(rb'\{\n "model": '),
 }
 """How files begin that lorafast writes beside models and adapters."""
 

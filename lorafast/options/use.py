@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from .declare import Allowed, option, same_as
+from .declare import Allowed, force, option, same_as
 from .finetune import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -121,6 +121,7 @@ class EvalConfig(WithAdapters):
     first: int = option(0, TEXT, "N", "the first N records only; 0: all", allowed=AT_LEAST_0)
     n_predict: int = option(128, TEXT, "N", "most tokens of an answer", names=["-n"], allowed=AT_LEAST_1)
     json: str = option("", TEXT, "FILE", "write scores and answers here", shown_default="none")
+    force: bool = force()
     ctx: int | None = option(None, TEXT, "N", "most tokens of prompt and answer together", names=["-c"],
                              allowed=AT_LEAST_1, shown_default="the model's, at most 8192")
     chat_template: str = same_as(FinetuneConfig, "chat_template", TEXT)

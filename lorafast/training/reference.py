@@ -53,6 +53,8 @@ def with_reference(opened: Opened, data: Data, row: int, strategy: Strategy, wei
 
 def reference_path(config: FinetuneConfig) -> str:
     """Where the numbers are kept, the part of the data left out; empty: nowhere."""
+    if not METHODS[config.method].reference:
+        return ""
     if config.data_cache:
         return f"{config.data_cache}.reference"
     return str(Path(config.run) / "reference") if config.run else ""

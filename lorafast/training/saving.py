@@ -20,6 +20,7 @@ from ..reporting.log import Log
 from ..version import __version__
 from . import llama_finetune_sizes as sizes
 from .opening import Opened
+from .reference import reference_path
 
 NOT_RECORDED = ("config", "run", "resume", "force")
 """Options that are about where options come from and what may be replaced, not about the run."""
@@ -41,8 +42,9 @@ def check_writing(config: FinetuneConfig) -> None:
         read = inputs if output.form is FileForm.CHECKPOINT else inputs | checkpoint
         check_overwriting((Target(output.option, path, output.form) for path in output.existing()), read,
                           force=config.force)
-    others = (("--data-cache", config.data_cache, FileForm.TOKENS), ("the record of the options", config.options_path,
-                                                                     FileForm.OPTIONS))
+    others = (("--data-cache", config.data_cache, FileForm.TOKENS),
+              ("the record of the options", config.options_path, FileForm.OPTIONS),
+              (f"--method {config.method}", reference_path(config), FileForm.REFERENCE))
     check_overwriting((Target(option, str(path), form) for option, path, form in others if path), inputs | checkpoint,
                       force=config.force)
     if not config.is_llama_finetune_run and not config.only_write_lora:

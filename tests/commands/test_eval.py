@@ -91,6 +91,7 @@ def test_table_and_json(questions, model_path, capsys):
     assert results[0]["scores"].keys() == {"exact", "contained", "regex", "choice", "choice_norm"}
     assert results[0]["asked"]["choice"] == 2 and results[1]["answers"][0]["where"] == "q.jsonl:1"
     assert cli.main([*argv, "--no-base", "--lora", "a.gguf", "--score", "choice", "--first", "2"]) == 0
+    assert cli.main([*argv, "--json", "q.jsonl"]) == 2 and cli.main([*argv, "--json", "a.gguf"]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].split() == ["choice", "questions"]
 

@@ -43,6 +43,9 @@ def test_the_parts_of_a_model_and_the_files_of_a_folder_are_inputs(tmp_path):
     (FileForm.MODELFILE, b"# made\nFROM ./model.gguf\n"),
     (FileForm.CARD, b"---\ntags:\n- lora\n- lorafast\n---\n"),
     (FileForm.TOKENS, b"lorafast tokens\n"),
+    (FileForm.REFERENCE, b"lorafast reference\n00"),
+    (FileForm.TEACHER, b"lorafast teacher\n"),
+    (FileForm.SCORES, b'{\n "model": "x"}'),
     (FileForm.GGLA, b"algg"),
 ])
 def test_only_the_same_form_is_replaced(tmp_path, form, contents):

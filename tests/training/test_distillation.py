@@ -108,4 +108,6 @@ def test_files_of_others_are_refused(lorafast):
     assert "is broken or was cut short" in lorafast(*train, status=1)
     Path("t.bin").write_text("a diary")
     assert "is no file of lorafast logits" in lorafast(*train, status=1)
+    assert "exists and is no file of lorafast logits" in ask(lorafast, status=2)
+    Path("t.bin").unlink()
     assert "--top-k 5000: the vocabulary has" in ask(lorafast, "tiny.gguf", "--top-k", "5000", status=2)
