@@ -1,15 +1,17 @@
 """Speed of every kernel: checked against the reference first, then timed, and set against the peak of this machine.
 
-    python bench/bench_kernels.py [--full] [--only products,ops] [--threads N,...] [--isa NAME,...] [--out FILE]
+    python bench/bench_kernels.py [--full] [--only products,experts,ops] [--threads N,...] [--isa NAME,...] [--out FILE]
 
 Percent are of the peak of what computes (products: machine.linear_peak; attention: float32) or of the memory (all else,
-and products with a single row). OpenBLAS's sgemm, whose weights are in float32 already, takes turns with each product.
+and products with a single row). OpenBLAS's sgemm, whose weights are in float32 already, takes turns with each product;
+a dense product of as many rows with those of experts.
 """
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from experts import CASES, bench_experts
 from machine import describe, peaks_for
 from ops import bench_ops, ops
 from products import bench_products, product_cases
@@ -35,15 +37,18 @@ def report(row: dict) -> None:
             f"{row['percent_of_peak']:4.0f} % of {row['peak']:13} NMSE {row['nmse']:.0e}")
     if "speedup" in row:
         line += f"  {row['speedup']:.2f} times sgemm ({row['sgemm']['gops']:.0f})"
+    if "of_dense" in row:
+        line += f"  {100 * row['of_dense']:.0f} % of a dense product ({row['dense']['gops']:.0f})"
     print(line, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", type=words, default=["products", "ops"], metavar="PART,...")
+    parser.add_argument("--only", type=words, default=["products", "experts", "ops"], metavar="PART,...")
     parser.add_argument("--op", type=words, metavar="NAME,...", help="ops to run, e.g. rope_forward,adam_step")
     parser.add_argument("--product", action="append", metavar="TYPE,T,N,K", help="instead of the usual; repeatable")
+    parser.add_argument("--experts", action="append", metavar="T,E,K,C,F", help="likewise; K of E")
     parser.add_argument("--threads", type=counts, default=sorted({1, physical_cores()}), metavar="N,...")
     parser.add_argument("--isa", type=words, default=[build_info.isa()], metavar="NAME,...",
                         help=f"of {', '.join(build_info.available_isas())}; default: the best")
@@ -57,6 +62,11 @@ def main() -> None:
     if "products" in args.only:
         cases = [(case[0], *map(int, case[1:])) for case in map(words, args.product or [])] or product_cases(args.full)
         for row in bench_products(cases, args.isa, args.threads, peaks, args.repeats):
+            rows.append(row)
+            report(row)
+    if "experts" in args.only:
+        chosen_cases = [tuple(map(int, words(case))) for case in args.experts or []] or CASES
+        for row in bench_experts(chosen_cases, args.isa, args.threads, peaks, args.repeats):
             rows.append(row)
             report(row)
     if "ops" in args.only:

@@ -40,9 +40,12 @@ def test_machine(peaks):
 
 def test_kernels(peaks, tmp_path):
     out = tmp_path / "kernels.json"
-    run("bench_kernels.py", "--product", "Q4_K,5,96,256", "--op", "sum_of_squares", "--threads", 2, "--repeats", 1,
-        "--peaks", peaks, "--out", out)
-    forward, backward, op = rows(out)
+    run("bench_kernels.py", "--product", "Q4_K,5,96,256", "--experts", "9,4,2,256,256", "--op", "sum_of_squares",
+        "--threads", 2, "--repeats", 1, "--peaks", peaks, "--out", out)
+    forward, backward, *experts, op = rows(out)
+    assert [row["op"] for row in experts] == [f"experts_{name}" for name in ("forward", "sum_forward", "sum_backward",
+                                                                             "backward")]
+    assert all(row["of_dense"] > 0 and 0 <= row["nmse"] < 1e-8 for row in experts)
     assert forward["op"] == "linear_forward" and forward["speedup"] > 0 and forward["sgemm"]["gops"] > 0
     assert backward["op"] == "linear_backward" and op["op"] == "sum_of_squares"
     assert all(0 <= row["nmse"] < 1e-8 and row["percent_of_peak"] > 0 for row in (forward, backward, op))
