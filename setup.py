@@ -2,7 +2,8 @@
 
 LORAFAST_NO_OPENMP=1   build without OpenMP (single-threaded); otherwise a compiler without it is an error
 LORAFAST_ONLY=a,b      build only these kernels
-LORAFAST_SANITIZE=1    build for AddressSanitizer and UndefinedBehaviorSanitizer (tests/sanitize.sh)
+LORAFAST_SANITIZE=address,undefined   build for these sanitizers of the compiler (tests/sanitize.sh); with thread, all work
+                       that can be dealt out to threads is, however little it is
 """
 import os
 import re
@@ -24,9 +25,9 @@ if MSVC:
 openmp = [] if os.environ.get("LORAFAST_NO_OPENMP") else ["-fopenmp"]
 compile_args = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-unused-function", *openmp]
 sanitize = []
-if os.environ.get("LORAFAST_SANITIZE"):
-    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    compile_args += ["-g", "-O1", *sanitize]
+if sanitizers := os.environ.get("LORAFAST_SANITIZE"):
+    sanitize = [f"-fsanitize={sanitizers}", *(["-fno-sanitize-recover=all"] if sanitizers != "thread" else [])]
+    compile_args += ["-g", "-O1", *sanitize, *(["-DPARALLEL_MIN_WORK=1"] if sanitizers == "thread" else [])]
 
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 

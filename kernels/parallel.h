@@ -6,7 +6,9 @@
 
 /* Entering and leaving a parallel region costs 1 to 5 microseconds with waiting threads, and more when another program
  * has their core. One core reads or writes 32768 floats in about 10. */
+#ifndef PARALLEL_MIN_WORK
 #define PARALLEL_MIN_WORK 32768
+#endif
 
 /* work: float32 values that the op reads and writes in all. One thread or all of them, never a number between: OpenMP
  * ends the threads that a smaller team leaves over, and has to start them again. */

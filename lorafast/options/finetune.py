@@ -598,7 +598,8 @@ _ADAPTER_FIELDS = ("lora_r", "lora_alpha", "targets", "layers", "dora", "rslora"
 
 def _covers(target: str, role: str) -> bool:
     """Whether a target (a group, a role, or a tensor name with * and ?) can mean tensors of that role."""
-    return role in GROUPS.get(target, ()) or fnmatchcase(role, target.removesuffix(".weight").rpartition(".")[2])
+    name = re.sub(r"^blk\.[^.]*\.|\.weight$", "", target)      # a role may have a point in its name
+    return role in GROUPS.get(target, ()) or fnmatchcase(role, name) or fnmatchcase(role, name.rpartition(".")[2])
 
 
 def _spelling(field: str) -> str:
