@@ -2,8 +2,8 @@
 
 LORAFAST_NO_OPENMP=1   build without OpenMP (single-threaded); otherwise a compiler without it is an error
 LORAFAST_ONLY=a,b      build only these kernels
-LORAFAST_SANITIZE=address,undefined   build for these sanitizers of the compiler (tests/sanitize.sh); with thread, all work
-                       that can be dealt out to threads is, however little it is
+LORAFAST_SANITIZE=address,undefined   build for these sanitizers of the compiler (tests/sanitize.sh); with `thread`
+                       however little work there is, it is dealt out to threads
 """
 import os
 import re

@@ -122,11 +122,11 @@ class FinetuneConfig(ModelOptions):
         "model_base", "train_data", "run", "resume", "lora_out", "epochs", "ctx", "batch", "mem_limit", "valid_split",
         "patience", "sample_prompt", "lora_r", "targets", "adam_alpha", "quiet")
 
-    model_base: str = option("", FILES, "FILE", "base model: a GGUF of architecture llama (required)")
+    model_base: str = option("", FILES, "FILE", "base model: a GGUF file, or hf:org/name (required)")
     train_data: tuple[str, ...] = option(
         ("shakespeare.txt",), FILES, "FILE",
-        "data to train on: text, or records (JSONL). May be given several times, or "
-        "be a folder with train.jsonl (or .txt) and, if there are any, valid and test")
+        "data to train on: text, or records (chats, pairs, texts in JSONL, CSV, Parquet). May be given several times, "
+        "or be a folder with train.jsonl (or .txt) and, if there are any, valid and test")
     lora_out: tuple[str, ...] = option(
         ("ggml-lora-ITERATION-f32.gguf",), FILES, "NAME",
         "adapter to write. The name decides the form: NAME.gguf for llama.cpp and its kin, NAME/ is a folder for PEFT, "
@@ -285,8 +285,8 @@ class FinetuneConfig(ModelOptions):
     lora_alpha: int | None = option(None, ADAPTER, "N", "the adapter's effect is scaled by alpha / --lora-r",
                                     allowed=AT_LEAST_1, shown_default="--lora-r")
     targets: str = option(
-        "", ADAPTER, "LIST", f"tensors to adapt, with commas between: {', '.join(ROLES)}, "
-        f"names with * and ? such as blk.1?.ffn_*, or the groups {', '.join(GROUPS)}",
+        "", ADAPTER, "LIST", f"tensors to adapt, with commas between: the groups {', '.join(GROUPS)}, "
+        "tensors as lorafast inspect names them (attn_q, ffn_down, output), or patterns such as blk.1?.ffn_*",
         shown_default="attn,ffn; all if only .bin is written")
     layers: int = option(0, ADAPTER, "N", "adapt only the last N blocks and what follows them; 0: all",
                          allowed=AT_LEAST_0)

@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from ..options.outputs import megabytes
@@ -152,23 +154,28 @@ class TerminalLog(Log):
         self.course.update(record)
         self.live.refresh()
 
-    def _lines(self) -> Text:
+    def _lines(self) -> RenderableType:
         """What is shown while training: how far, how good, how fast; of each, as much as the terminal has room for."""
         if self.record is None:
             return Text("preparing")
         if self.is_stopping:
             return Text(STOPPING, "bold", no_wrap=True, overflow="crop")
-        rows = (self._how_far(self.record), self._how_good(self.record), self._how_fast(self.record))
-        return Text("\n").join(Text(fitting(row, self.console.width), no_wrap=True, overflow="crop") for row in rows
-                               if row)
+        rows = (self._how_good(self.record), self._how_fast(self.record))
+        return Group(self._how_far(self.record),
+                     *(Text(fitting(row, self.console.width), no_wrap=True, overflow="crop") for row in rows if row))
 
-    def _how_far(self, record: IterationRecord) -> list[str]:
+    def _how_far(self, record: IterationRecord) -> RenderableType:
         progress = self.course
         facts = [f"{record.done}/{progress.n_iter}"]
         if progress.eta_ms is not None:
             facts.append(f"ETA {duration(progress.eta_ms)}")
-        facts.append(bar(record.done, progress.n_iter, self.console.width - len("  ".join(facts)) - 3))
-        return facts
+        text = fitting(facts, self.console.width)
+        width = self.console.width - len(text) - 3
+        if width < 1:
+            return Text(text, no_wrap=True, overflow="crop")
+        row = Table.grid(padding=(0, 2))
+        row.add_row(text, ProgressBar(total=max(1, progress.n_iter), completed=record.done, width=width))
+        return row
 
     def _how_good(self, record: IterationRecord) -> list[str]:
         progress = self.course
@@ -251,13 +258,6 @@ def fitting(facts: Iterable[str], width: int) -> str:
         if len(line) + 2 + len(fact) < width:
             line += "  " + fact
     return line
-
-
-def bar(done: int, n: int, width: int) -> str:
-    """A line of that width, heavy as far as the run has come."""
-    width = max(0, width)
-    heavy = min(width, width * done // max(1, n))
-    return "━" * heavy + "─" * (width - heavy)
 
 
 class Rate:

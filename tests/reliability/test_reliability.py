@@ -1,4 +1,5 @@
 """Short forms of the reliability scripts, for CI."""
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def test_ten_thousand_hostile_inputs_are_refused_in_a_line():
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="preloads a library, on Linux")
 def test_faults_of_the_system_lose_nothing():
     assert "15 faults," in run("faults.py", "--faults", "15", "--minutes", "5")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="changes /proc and the locale")
+def test_other_settings_change_nothing():
+    done = subprocess.run([HERE / "environments.sh", "settings"], capture_output=True, text=True, timeout=900,
+                          env={**os.environ, "PYTHON": sys.executable,
+                               "TESTS": "tests/test_cli.py tests/system tests/training/test_identity.py"})
+    assert done.returncode == 0 and done.stdout.count(" passed") == 4, done.stdout + done.stderr[-2000:]
 
 
 @pytest.mark.slow

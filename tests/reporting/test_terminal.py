@@ -7,7 +7,7 @@ import pytest
 from lorafast.reporting.choose import open_log
 from lorafast.reporting.events import Continuation, Evaluation
 from lorafast.reporting.log import IterationRecord
-from lorafast.reporting.terminal import Rate, TerminalLog, bar, fitting
+from lorafast.reporting.terminal import Rate, TerminalLog, fitting
 from tests.reporting.test_log import Terminal, replay
 
 
@@ -78,7 +78,6 @@ def test_a_signal_is_answered_at_once(monkeypatch):
 
 def test_pieces():
     assert fitting(["aaa", "bbbb", "c"], 7) == "aaa  c" and fitting(["aaa"], 2) == "aaa"
-    assert bar(0, 4, 8) == "─" * 8 and bar(1, 4, 8) == "━━──────" and bar(9, 4, 3) == "━━━" and bar(1, 0, -3) == ""
     counts = iter([0, 500])
     rate = Rate(lambda: next(counts))
     assert rate() == 0
