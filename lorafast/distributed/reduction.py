@@ -53,11 +53,14 @@ def sum_over_ranks(world: World, sums: PassSums, n_passes: int, wire: Wire = EXA
              for rank in range(world.size) for i, node in enumerate(nodes[rank])}
     summed = wire.packed(sum_of_nodes(parts, range(n_passes)))
 
-    arrived = [wire.buffer(place.stop - place.start) for place in places]
+    total[here] = wire.unpacked(summed)
+    in_place = wire.itemsize == total.itemsize
+    arrived = [total[place] if in_place else wire.buffer(place.stop - place.start) for place in places]
     world.exchange([summed] * world.size, arrived)
-    arrived[world.rank] = summed
-    for place, values in zip(places, arrived):
-        total[place] = wire.unpacked(values)
+    if not in_place:
+        arrived[world.rank] = summed
+        for place, values in zip(places, arrived):
+            total[place] = wire.unpacked(values)
 
 
 def _joined(arrays: list[np.ndarray], wire: Wire) -> np.ndarray:

@@ -55,9 +55,13 @@ class World:
 
     def __init__(self, transport: Transport) -> None:
         self.transport, self.rank, self.size = transport, transport.rank, transport.size
-        self.communicating, self.sent = 0.0, 0
+        self.begin_counting()
         self.hosts: tuple[str, ...] = (platform.node(),) * self.size
         self.hosts = tuple(self.gather(platform.node()))
+
+    def begin_counting(self) -> None:
+        """Sets `communicating` and `sent` to 0."""
+        self.communicating, self.sent = 0.0, 0
 
     @property
     def is_first(self) -> bool:

@@ -171,6 +171,16 @@ class FinetuneConfig(ModelOptions):
     batch: int = option(8, RUN, "N", "samples in a pass", names=["-b"], allowed=AT_LEAST_1)
     grad_acc: int | None = option(None, RUN, "N", "passes whose gradients make one iteration; less than 1 is 1",
                                   shown_default="as the checkpoint, else 1, or one a rank")
+    ranks: int = option(1, RUN, "N", "start so many processes that share the passes of a step, by mpirun, each with "
+                        "its share of this machine's cores; for plan: so many machines, with --network",
+                        allowed=AT_LEAST_1)
+    rank_timeout: float = option(600.0, RUN, "SECONDS", "under mpirun: a rank that does not answer for so long ends "
+                                 "the run", allowed=POSITIVE)
+    exchange: str = option("float32", RUN, "TYPE", "in which gradients go between ranks: float32, exact; or bfloat16, "
+                           "half the bytes, but what is computed then depends on the number of ranks",
+                           allowed=one_of("float32", "bfloat16"))
+    network: str = option("", RUN, "SPEED", "for plan: what connects --ranks machines, 1G, 10G, 25G bits a second, or "
+                          "with a latency 1G,0.5ms", shown_default="one machine's memory")
     adam_iter: int | None = option(None, RUN, "N", "iterations of this run", allowed=AT_LEAST_0,
                                    shown_default=f"{ITERATIONS}; if --epochs is given, as many as these take")
     epochs: int = option(-1, RUN, "N", "end after N times through the data; 0 or less: no limit")
@@ -408,7 +418,7 @@ class FinetuneConfig(ModelOptions):
     def _check_adapter(self) -> None:
         if self.use_checkpointing is False and (self.checkpoint_every or 1) > 1:
             raise UsageError(f"--checkpoint-every {self.checkpoint_every}: but --no-checkpointing keeps everything")
-        ranks = self.ranks()
+        ranks = self.ranks_by_role()
         if self.dora:
             norm = next((role for role in NORMS if ranks[role]), None)
             if norm:
@@ -529,7 +539,7 @@ class FinetuneConfig(ModelOptions):
             targets.append(name)
         return tuple(targets)
 
-    def ranks(self) -> dict[str, int]:
+    def ranks_by_role(self) -> dict[str, int]:
         """Rank of every role, in the original's order; 0 for those that are left out.
 
         Adapted are the roles of --targets; else all twelve if every adapter asked for is a ggla file, as in the

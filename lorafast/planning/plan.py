@@ -11,6 +11,7 @@ from ..network.residency import ModelFiles, Residency
 from ..network.trainer import Strategy
 from ..options.outputs import megabytes
 from .budget import Budget
+from .sharing import ALONE, Sharing
 
 CACHE = "the system's cache beside the weights"
 """The name of what counts in a cgroup, but not as the process's."""
@@ -35,6 +36,8 @@ class Job:
     copies      arrays of the size of the adapter: parameters, gradients, two moments, and more with dropout
     generates   texts are generated now and then
     may_choose_pairs  the adapter is a new one, and not that of a file
+    passes      of a step, all ranks together
+    sharing     the ranks
     """
 
     batch: int
@@ -47,6 +50,12 @@ class Job:
     copies: int = 4
     generates: bool = False
     may_choose_pairs: bool = True
+    sharing: Sharing = ALONE
+
+    @property
+    def own_passes(self) -> int:
+        """Of the rank that has most."""
+        return -(-self.passes // self.sharing.n_ranks)
 
     @property
     def tokens(self) -> float:
@@ -57,11 +66,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Timing:
-    """Of a step: seconds in all, bytes read from disk, bytes of weights in memory at most."""
+    """Of a step: seconds in all, bytes read from disk, bytes of weights in memory at most, and of the seconds those in
+    which ranks exchange gradients."""
 
     seconds: float
     bytes_read: int
     most_held: int
+    exchange: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -132,9 +143,18 @@ class Plan:
         lines = [f"{_duration(timing.seconds)} a step, {self.tokens_per_second:.1f} tokens/s"]
         if self.job.iterations is not None:
             lines.append(f"{_duration(timing.seconds * self.job.iterations)} for {self.job.iterations} steps")
+        if self.job.sharing.n_ranks > 1:
+            lines.append(self._of_ranks())
         if timing.bytes_read:
             lines.append(f"{timing.bytes_read / 1e9:.2f} GB read from disk a step")
         return lines
+
+    def _of_ranks(self) -> str:
+        sharing, timing = self.job.sharing, self.timing
+        busy = self.job.passes / (self.job.own_passes * sharing.n_ranks)
+        efficiency = busy * (timing.seconds - timing.exchange) / timing.seconds
+        return (f"{sharing.n_ranks} ranks over {sharing.link.name}: {_duration(timing.exchange)} of a step for "
+                f"gradients, {efficiency:.0%} efficiency")
 
     def comparison(self, peak: int, measured: Measured) -> str:
         """What was measured beside what was planned. peak: bytes in memory at most."""

@@ -33,6 +33,7 @@ from ..options.outputs import megabytes
 from ..tokenizer import Tokenizer
 from .budget import Budget, read_budget
 from .plan import CACHE, Item, Job, Plan, Timing
+from .sharing import ALONE, Sharing
 from .speed import MEASURED_TOKENS, Speed, follow, measure_disk, measure_optimiser, measure_speed
 
 RESERVE = 6 << 20
@@ -90,24 +91,25 @@ class Forced:
 
 
 def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenizer: Tokenizer, network: Network,
-             adapter: Adapter, n_sharing: int = 1) -> Plan:
+             adapter: Adapter, sharing: Sharing = ALONE) -> Plan:
     """The plan for `lorafast finetune` with these options. LoraFastError, which says what would fit, if there is none.
 
-    adapter    without values yet, unless they are those of --init-lora
-    n_sharing  processes that run this on the machine; the pages of the model are there once for all
+    adapter  without values yet, unless they are those of --init-lora
+    sharing  the ranks that this is one of
     """
     data = data_memory(data_options(config), tokenizer, gguf.metadata, config.ctx)
     base_bytes = files.resident_bytes_without() - (adapter.params.nbytes if config.init_lora else 0)
     job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data, config.pack,
               copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt or config.eval_score),
-              may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)))
+              may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)), sharing=sharing)
+
     def at_most(given: int | None, all_of_them: int) -> int | None:
         return given and min(given, all_of_them)
 
     forced = Forced(None if config.use_checkpointing is None else not config.use_checkpointing,
                     at_most(config.checkpoint_every, len(network.blocks)),
                     at_most(config.head_tokens, config.batch * config.ctx), at_most(config.micro_batch, config.batch))
-    budget = read_budget(config.mem_limit).shared(n_sharing, gguf.nbytes)
+    budget = read_budget(config.mem_limit).shared(sharing.n_on_host, gguf.nbytes)
     return Planner(gguf, files, network, adapter, job, budget, base_bytes).plan(forced)
 
 
@@ -149,8 +151,9 @@ class Planner:
             Item("Python, libraries, tokenizer", self.base_bytes),
             Item("training data", job.data.kept, job.data.note),
             Item("adapter", params * (job.copies - 3)),
-            Item("its gradients", params * stores_needed(job.passes),
-                 "of several passes until they are summed" * (job.passes > 1)),
+            Item("its gradients", params * stores_needed(job.own_passes),
+                 "of several passes until they are summed" * (job.own_passes > 1)),
+            Item("gradients of other ranks", params if job.sharing.n_ranks > 1 else 0),
             Item("its moments", 2 * params),
             Item("norms and gains of the rows", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
@@ -379,7 +382,7 @@ class Planner:
         capacity, seconds = self._capacity(strategy), self._compute(strategy)
         if capacity is not None:
             seconds = max(seconds, 2 * (self._weight_bytes - capacity) / (SLOW_DISK * self._disk()))
-        return seconds * self._parts(strategy) * self.job.passes
+        return seconds * self._parts(strategy) * self.job.own_passes
 
     def _timing(self, strategy: Strategy, disk: float) -> Timing:
         """Of a step, by following the reader and the kernels place by place; disk: bytes a second."""
@@ -395,8 +398,9 @@ class Planner:
             window = Window(sizes, [groups.index(group) for group in order], capacity, partial)
             seconds, read = follow(window, [rate * nbytes(group) for group in order], disk)
             most_held = window.most_held
-        passes = self._parts(strategy) * self.job.passes
-        return Timing(seconds * passes + self._optimiser(), read * passes, most_held)
+        passes, sharing = self._parts(strategy) * self.job.own_passes, self.job.sharing
+        exchange = sharing.link.seconds(self.adapter.n_params * sharing.itemsize, sharing.n_ranks)
+        return Timing(seconds * passes + self._optimiser() + exchange, read * passes, most_held, exchange)
 
     # Refusal
 

@@ -23,7 +23,7 @@ def physical_cores(root: Path = Path("/")) -> int:
     cpus = usable_cpus()
     if not cpus:
         return os.cpu_count() or 1
-    cores = {_core(cpu, root) for cpu in cpus}
+    cores = {core_of(cpu, root) for cpu in cpus}
     return max(1, min([len(cores), *(int(quota) for quota in _cpu_quotas(root))]))
 
 
@@ -32,7 +32,7 @@ def usable_cpus() -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
-def _core(cpu: int, root: Path) -> str:
+def core_of(cpu: int, root: Path) -> str:
     """The hyper-threads that share a core with `cpu`, as a key of that core; where nothing is known, the CPU itself."""
     try:
         return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()

@@ -16,6 +16,7 @@ from ..network.weights import MAPPED, RowsFromFile, Weights
 from ..options.finetune import FinetuneConfig
 from ..planning.plan import Plan
 from ..planning.planner import plan_run
+from ..planning.sharing import ALONE, Sharing
 from ..reporting.log import Log
 from ..tokenizer import Tokenizer, load_tokenizer
 from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, refuse_other_model, run_precision
@@ -45,13 +46,13 @@ class Opened:
         """Where their bytes come from when they don't stream: an embedding that is no output matrix is read by rows."""
         return MAPPED if self.hparams.tied else RowsFromFile(self.files)
 
-    def plan(self, longest_row: int, n_sharing: int = 1) -> Plan:
+    def plan(self, longest_row: int, sharing: Sharing = ALONE) -> Plan:
         """Memory and time of the run, in which no row has more than so many tokens.
 
-        n_sharing  ranks on this host, which share its memory
+        sharing  the ranks that compute it
         """
         return plan_run(replace(self.config, ctx=longest_row), self.gguf, self.files, self.tokenizer, self.network,
-                        self.adapter, n_sharing)
+                        self.adapter, sharing)
 
 
 def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:

@@ -60,7 +60,7 @@ def new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, log: 
             log.warning(warning)
         adapter = file.to_adapter(hparams.tensor_shapes())
     else:
-        specs = specs_for(_shapes(config, hparams), config.ranks(), config.target_list(), dora=config.dora)
+        specs = specs_for(_shapes(config, hparams), config.ranks_by_role(), config.target_list(), dora=config.dora)
         adapter = Adapter(specs, config.alpha, config.lora_r)
     config.check_adapted({spec.role for spec in adapter.specs}, tied=hparams.tied, dora=bool(adapter.magnitudes))
     return adapter

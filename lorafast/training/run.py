@@ -24,6 +24,7 @@ from ..data.batches import Batch, SamplerState, evaluation_batches
 from ..data.questions import questions_of_samples
 from ..data.samples import Samples, Sequences
 from ..distributed import joining
+from ..distributed.wire import WIRES
 from ..distributed.world import World
 from ..errors import LoraFastError
 from ..network.residency import Residency
@@ -31,6 +32,7 @@ from ..network.trainer import LLAMA_FINETUNE_FLOOR, Strategy, Trainer, weight_or
 from ..options.defaults import are_records
 from ..options.finetune import FinetuneConfig
 from ..planning.plan import Measured, Plan
+from ..planning.sharing import IN_MEMORY, Sharing, link_of
 from ..reporting.events import Continuation, Ended, Evaluation, Event, Observer, Started, Step
 from ..reporting.log import IterationRecord, Log, Silence
 from ..reporting.metrics import open_observers
@@ -164,7 +166,8 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
               tokens_per_iter=config.n_acc * config.batch * row, folder=saver.folder)
     requests = stack.enter_context(listening(log))
     stack.enter_context(np.errstate(over="ignore", invalid="ignore"))   # what is not finite ends the run anyway
-    learner = Learner(config, opened.network, opened.adapter, start.moments, trainer, dropout, world)
+    learner = Learner(config, opened.network, opened.adapter, start.moments, trainer, dropout, world,
+                      WIRES[config.exchange]())
     return Run(opened, learner, source, start, memory_plan, Reporting(log, saver, observers, requests)).loop()
 
 
@@ -298,6 +301,7 @@ class Run:
     def loop(self) -> Result:
         config, log, state = self.config, self.log, self.state
         began = time.perf_counter()
+        self.world.begin_counting()
         reason, step_seconds = None, None
         self.tell(Started(state.iteration, self.course.n_iter, self.opened.adapter.n_params, _as_dict(config)))
         while reason is None:
@@ -339,6 +343,9 @@ class Run:
             self.save()
         if self.done:
             log.note(self.plan.comparison(peak_resident_bytes(), self.measured))
+            if self.world.size > 1:
+                log.note(f"{self.world.communicating / seconds:.1%} of the time went into exchanges between ranks, "
+                         f"waiting included; {self.world.sent / self.done / 1e6:.1f} MB sent a step by each")
         test_loss = self.test_loss()
         self.tell(Ended(state.iteration, reason, seconds))
         log.finished(reason, self.resume_command())
@@ -564,14 +571,18 @@ def _as_dict(config: FinetuneConfig) -> dict[str, Any]:
 def plan_of(config: FinetuneConfig) -> Plan:
     """Where a run with these options would spend memory and time. LoraFastError, with what would fit, if nothing
     does."""
+    link = link_of(config.network) if config.network else IN_MEMORY
+    on_host = 1 if config.network else config.ranks
     with ExitStack() as stack:
         log = Log()
-        opened = open_run(config, log, stack)
+        sharing = Sharing(config.ranks, on_host, link, WIRES[config.exchange].itemsize)
+        threads = max(1, config.n_threads // on_host)
+        opened = open_run(replace(config, threads=threads, grad_acc=config.grad_acc or config.ranks), log, stack)
         by_epochs = config.adam_iter is None and config.epochs > 0
         data = None
         if by_epochs or reads_records(config):
             data = open_training_data(config, log, opened.tokenizer, opened.gguf)
-        memory_plan = opened.plan(longest_row(config, data))
+        memory_plan = opened.plan(longest_row(config, data), sharing)
         if data is None:
             return memory_plan
         memory_plan = completed(memory_plan, opened, data)

@@ -13,18 +13,21 @@ from typing import Any
 
 from ..data.open import Data
 from ..distributed.agreement import kinds_of_processors, refuse_differences
+from ..distributed.wire import WIRES
 from ..distributed.world import World
 from ..errors import LoraFastError
 from ..network.trainer import Strategy
 from ..options.finetune import MOST_TOKENS, FinetuneConfig
 from ..planning.plan import Plan
+from ..planning.sharing import Sharing
 from ..reporting.log import Log
 from ..system.threads import usable_cpus
 from ..version import __version__
 from ..words import count
 from .opening import Opened
 
-OWN = ("threads", "mem_limit", "quiet", "log", "force", "model_base", "metrics", "report", "tensorboard")
+OWN = ("ranks", "rank_timeout", "threads", "mem_limit", "quiet", "log", "force", "model_base", "metrics", "report",
+       "tensorboard")
 """Options in which ranks may differ: results do not depend on them."""
 
 
@@ -35,6 +38,7 @@ def own_options(config: FinetuneConfig, world: World, stack: ExitStack) -> Finet
     """
     if world.size == 1:
         return config
+    world.transport.timeout = config.rank_timeout
     settled = {name: value for name, value in vars(config).items() if name not in OWN}
     refuse_differences(world, {"version": __version__} | settled,
                        "install the same version on all, and start them with the same options")
@@ -78,9 +82,14 @@ def with_passes(opened: Opened, world: World, log: Log) -> Opened:
     return replace(opened, config=config)
 
 
+def sharing_of(config: FinetuneConfig, world: World) -> Sharing:
+    """The ranks as a plan sees them. What connects them is not known: a run plans as if it were one host."""
+    return Sharing(world.size, world.n_local, itemsize=WIRES[config.exchange].itemsize)
+
+
 def plan_alike(opened: Opened, row: int, world: World, log: Log) -> Plan:
     """The plan of this rank: the fastest one that fits with what all ranks, and the checkpoint, work on at a time."""
-    plan = opened.plan(row, world.n_local)
+    plan = opened.plan(row, sharing_of(opened.config, world))
     stored = _stored(opened)
     if len(stored) == 2 and stored != _decisive(opened.config, plan.strategy):
         try:
@@ -97,7 +106,7 @@ def plan_alike(opened: Opened, row: int, world: World, log: Log) -> Plan:
 def _planned_with(opened: Opened, row: int, world: World, decisive: tuple[int, ...]) -> Plan:
     micro_batch, head_tokens = decisive
     config = replace(opened.config, micro_batch=micro_batch, head_tokens=head_tokens)
-    return replace(opened, config=config).plan(row, world.n_local)
+    return replace(opened, config=config).plan(row, sharing_of(config, world))
 
 
 def _decisive(config: FinetuneConfig, strategy: Strategy) -> tuple[int, ...]:

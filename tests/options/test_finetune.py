@@ -168,7 +168,7 @@ def test_rank_fields_are_all_roles_in_order():
      {role: 4 if role in FEED_FORWARD else int(role == "ffn_norm") for role in ROLES}),
 ])
 def test_ranks(line, expected):
-    ranks = finetune(line).ranks()
+    ranks = finetune(line).ranks_by_role()
     assert ranks == expected and list(ranks) == list(ROLES)
 
 
@@ -190,7 +190,7 @@ def test_forms():
 ])
 def test_what_cannot_be_had_is_refused(line, tied, parts):
     config = finetune(line)
-    roles = [role for role, rank in config.ranks().items() if rank and not (tied and role == "output")]
+    roles = [role for role, rank in config.ranks_by_role().items() if rank and not (tied and role == "output")]
     with pytest.raises(UsageError) as error:
         config.check_adapted(roles, tied=tied)
     assert all(part in str(error.value) for part in parts), str(error.value)
@@ -220,7 +220,8 @@ def test_an_adapter_with_magnitudes_to_start_from_needs_a_form_that_carries_them
 ])
 def test_what_can_be_had_is_not(line, tied):
     config = finetune(line)
-    config.check_adapted([r for r, rank in config.ranks().items() if rank and not (tied and r == "output")], tied=tied)
+    config.check_adapted([role for role, rank in config.ranks_by_role().items()
+                          if rank and not (tied and role == "output")], tied=tied)
 
 
 def test_resume_command_goes_on_with_the_same_options():

@@ -29,7 +29,7 @@ def multi_head_specs(n_embd: int, n_ff: int, n_layer: int, n_vocab: int) -> tupl
                             ("attn_norm", (n_embd,)), ("ffn_norm", (n_embd,))):
             shapes[f"blk.{layer}.{role}.weight"] = shape
     config = FinetuneConfig(model_base="m.gguf", lora_out=("a.bin",))
-    return specs_for(shapes, config.ranks(), config.target_list())
+    return specs_for(shapes, config.ranks_by_role(), config.target_list())
 
 
 @pytest.mark.parametrize("log, n_embd, n_ff, n_layer, n_vocab, threads", RUNS, ids=lambda value: str(value))
