@@ -453,7 +453,7 @@ class Run:
             self.lowest_loss = min(loss, self.lowest_loss)
             is_best = loss < self.best.loss if is_last else self.best.take(loss, state.iteration)
             evaluation = Evaluation(state.iteration, loss, valid.n_tokens, is_best, valid.rewards,
-                                    self.score(self.data.valid))
+                                    self.world.from_first(self.score(self.data.valid)))
             self.log.evaluation(evaluation)
             self.tell(evaluation)
             if is_best:
@@ -486,9 +486,10 @@ class Run:
         return result
 
     def score(self, samples: Samples) -> float | None:
-        """The share of questions to which the adapter answers as --eval-score has it; None without that."""
+        """The share of questions to which the adapter answers as --eval-score has it; None without that, and on
+        ranks but the first."""
         config, opened = self.config, self.opened
-        if not config.eval_score or not isinstance(samples, Sequences):
+        if not config.eval_score or not isinstance(samples, Sequences) or not self.world.is_first:
             return None
         n_ctx, limit = opened.network.n_positions, config.eval_batches * config.batch or None
         questions = itertools.islice(questions_of_samples(samples, opened.tokenizer, config.eval_pattern), limit)
