@@ -138,7 +138,7 @@ def test_a_rank_that_hangs_ends_the_run(folder, model, capsys):
         if world.rank == 1:
             world.gather = lambda value: time.sleep(1) or []        # type: ignore[method-assign, assignment]
         try:
-            return finetune(options(model), world=world)
+            return finetune(options(model, rank_timeout=0.3), world=world)
         except Exception:
             return world.transport.aborted                          # type: ignore[attr-defined]
 
