@@ -14,7 +14,8 @@ from typing import TextIO
 import numpy as np
 
 from ..data.open import Data, DataOptions, open_data
-from ..data.samples import Samples, Sequences, plain, targets_of
+from ..data.preferences import Preferences
+from ..data.samples import Row, Samples, Sequences, plain, targets_of
 from ..gguf.reader import open_model
 from ..options.assignments import assignments, json_assignments
 from ..options.tools import InspectOptions
@@ -39,7 +40,8 @@ def show_data(options: InspectOptions, out: TextIO) -> None:
         train_on_prompt=options.train_on_prompt, skip_bad=options.skip_bad, stride=options.stride,
         sample_start=options.start_text, include_sample_start=options.include_sample_start,
         overlapping_samples=options.overlapping_samples, fields=assignments(options.field), raw_pairs=options.raw_pairs,
-        template_args=json_assignments(options.template_arg)), tokenizer, gguf.metadata, options.ctx, show_live)
+        template_args=json_assignments(options.template_arg), method=options.method),
+        tokenizer, gguf.metadata, options.ctx, show_live)
     inspect_data(data, tokenizer, out, ctx=options.ctx, batch=options.batch,
                  numbers=list(map(int, options.samples.split(","))), width=min(120, shutil.get_terminal_size().columns))
 
@@ -70,8 +72,9 @@ def summary(name: str, samples: Samples) -> list[str]:
     n_tokens, n_counted = samples.tokens.size, samples.tokens.size
     what = "tokens of text, all of which count in the loss"
     if isinstance(samples, Sequences):
-        n_tokens = int(samples.size.sum())
-        n_counted = sum(int((targets_of(samples.stored(i)[1:]) >= 0).sum()) for i in range(len(samples)))
+        rows = [row.stored for i in range(len(samples)) for row in shown_rows(samples, i)]
+        n_tokens = sum(map(len, rows))
+        n_counted = sum(int((targets_of(stored[1:]) >= 0).sum()) for stored in rows)
         what = f"tokens, of which {n_counted:,} ({n_counted / n_tokens:.0%}) count in the loss"
     return [f"{name}: {count(len(samples), 'sample')}, {n_tokens:,} {what}"]
 
@@ -109,20 +112,40 @@ def histogram(samples: Samples, width: int) -> list[str]:
     return lines
 
 
+def shown_rows(samples: Sequences, number: int) -> list[Row]:
+    """The sequences of a sample: one, or a better and a worse one. What KTO sets beside a judged one is not shown."""
+    rows = samples.rows(number)
+    return [row for row in rows if row.label] if isinstance(samples, Preferences) else rows
+
+
 def show_sample(samples: Samples, number: int, tokenizer: Tokenizer, width: int, colour: bool) -> list[str]:
     """One sample: where it comes from, and its tokens."""
+    title = f"sample {number + 1:,} of {len(samples):,}"
     if isinstance(samples, Sequences):
-        stored = samples.stored(number)
-        counts = targets_of(stored) >= 0
+        title += f" ({samples.sources[samples.source[number]]}:{samples.line[number]}"
+        return [line for row in shown_rows(samples, number)
+                for line in show_row(title + said_of(row), row.stored, tokenizer, width, colour)]
+    begin = samples.begin[number]
+    tokens = samples.tokens[begin:begin + samples.size[number]]
+    return show_row(f"{title} ({samples.name}, from token {begin:,})", tokens, tokenizer, width, colour, whole=True)
+
+
+def said_of(row: Row) -> str:
+    """What a record says of a sequence, beside its text."""
+    said = {0: "", 1: ", preferred", -1: ", not preferred"}[row.label]
+    if row.weights is not None:
+        factors = np.unique(row.weights[1:][targets_of(row.stored[1:]) >= 0])
+        said += f", times {', '.join(f'{factor:g}' for factor in factors)}" if any(factors != 1) else ""
+    return said + ")"
+
+
+def show_row(title: str, stored: np.ndarray, tokenizer: Tokenizer, width: int, colour: bool, *,
+             whole: bool = False) -> list[str]:
+    """A sequence and how much of it counts. whole: it is a text, of which all does."""
+    tokens, counts = plain(stored), targets_of(stored) >= 0
+    if not whole:
         counts[0] = False                                   # nothing predicts the first token
-        tokens = plain(stored)
-        origin = f"{samples.sources[samples.source[number]]}:{samples.line[number]}"
-    else:
-        begin = samples.begin[number]
-        tokens = samples.tokens[begin:begin + samples.size[number]]
-        counts = np.ones(len(tokens), bool)
-        origin = f"{samples.name}, from token {begin:,}"
-    title = f"sample {number + 1:,} of {len(samples):,} ({origin}): {len(tokens):,} tokens, {counts.sum():,} count"
+    title += f": {len(tokens):,} tokens, {counts.sum():,} count"
     texts = [token_text(tokenizer, int(token)) for token in tokens]
     return [title, *wrapped(coloured(texts, counts) if colour else marked(texts, counts), width)]
 

@@ -68,6 +68,7 @@ class InspectOptions(Options):
     samples: str = option("1,2,3", DATA, "LIST", "samples to show, with commas between",
                           allowed=Allowed("numbers with commas between",
                                           lambda text: bool(re.fullmatch(r"\d+(,\d+)*", text))))
+    method: str = same_as(FinetuneConfig, "method", DATA)
     ctx: int = same_as(FinetuneConfig, "ctx", DATA)
     batch: int = same_as(FinetuneConfig, "batch", DATA)
     data_format: str = same_as(FinetuneConfig, "data_format", DATA)

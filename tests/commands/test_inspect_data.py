@@ -1,12 +1,14 @@
 """What `inspect` shows of data: figures, and samples token by token, on a pipe and on a terminal."""
 import io
 import re
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
-from make_models import bpe_vocabulary
+from make_models import bpe_vocabulary, make_tiny
 
+from lorafast.cli import main
 from lorafast.commands.inspect_data import histogram, inspect_data, n_columns, show_sample, token_text, wrapped
 from lorafast.data.open import Data
 from lorafast.data.samples import Samples, Sequences
@@ -91,3 +93,14 @@ def test_all_of_it():
                            "train: 2 samples, 11 tokens, of which 5 (45%) count in the loss\nvalid: 2 samples")
     assert "an epoch: 1 batch of 2 samples, 9 tokens\nwith --pack: about 1 batch of up to 32 tokens" in text
     assert "sample 2 of 2" in text and "sample 1 of 2" not in text and "\x1b" not in text
+
+
+def test_preferences_and_weights_are_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_tiny(Path("tiny.gguf"))
+    Path("p.jsonl").write_text('{"prompt": "the ", "chosen": "love", "rejected": "not thy", "weight": 0.5}\n' * 2)
+    argv = ["inspect", "p.jsonl", "--model-base", "tiny.gguf", "--samples", "1"]
+    assert main([*argv, "--method", "dpo"]) == 0
+    shown = capsys.readouterr().out
+    assert "sample 1 of 2 (p.jsonl:1, preferred, times 0.5)" in shown and "train: 2 samples" in shown
+    assert "sample 1 of 2 (p.jsonl:1, not preferred)" in shown

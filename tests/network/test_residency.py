@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from make_models import make_tiny, split_model
 
 from lorafast.errors import LoraFastError
 from lorafast.gguf.reader import open_model
+from lorafast.network.preference_losses import Hyper
 from lorafast.network.residency import ModelFiles, Residency, Window, least_capacity, nbytes
 from lorafast.network.trainer import Strategy, Trainer, weight_order
 from lorafast.network.weights import MAPPED
+from lorafast.training.methods import PairMethod
 from tests.network.test_network import Case, batch_of
 
 
@@ -92,6 +95,30 @@ def test_results_are_those_of_the_whole_model(tmp_path, tied, dora, n_parts, exp
     files.close()
     trainer.weights = MAPPED
     assert trainer.loss(batch) == expected[2], "the model works without it again"
+
+
+def test_losses_are_known_before_their_gradients_while_weights_stream(tmp_path):
+    """Pairs: the output is read twice forward before its way back."""
+    case = Case(tmp_path / "model.gguf", n_layer=3)
+    batch = batch_of(case.tokens, np.abs(case.targets))
+    n_rows = len(batch.begin) - 1 & ~1
+    batch = replace(batch.part(0, n_rows), label=np.tile([1, -1], n_rows // 2), reference=np.full(n_rows, -30.0))
+    trainer = Trainer(case.network, case.adapter, len(batch.tokens), Strategy(n_kept=1, head_tokens=8), n_threads=1)
+    results = []
+    files = ModelFiles(case.gguf)
+    order = weight_order(case.network, trainer.buffers)
+    residency = Residency(files, order, least_capacity(order))
+    for weights in (MAPPED, residency, residency):
+        trainer.weights = weights
+        case.gradients.clear()
+        case.network.refresh(case.adapter)
+        objective, _ = PairMethod("dpo", Hyper(0.1), 0.0).begin([batch], trainer)
+        results.append((trainer.minimise(batch, objective, case.gradients), case.gradients.flat.copy()))
+    residency.close()
+    files.close()
+    for loss, gradients in results[1:]:
+        assert loss == results[0][0]
+        np.testing.assert_array_equal(gradients, results[0][1])
 
 
 def test_only_the_experts_that_a_batch_needs_are_read(tmp_path):
