@@ -263,7 +263,7 @@ def attention_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
                                a.block * ((block[b, 1] - phase + n) % n), scratch + threadid() * thread_size)
 
 
-def attention_scratch_bytes(int T, int n_head, int head_size, int value_size, int n_threads):
+def attention_scratch_bytes(int T, int n_head, int head_size, int value_size, int n_threads) -> int:
     """Bytes of working memory that attention over T tokens takes and keeps, at most."""
     cdef attention a
     a.n_head, a.head_size, a.value_size, a.block = n_head, head_size, value_size, KEY_TILE * MAX_BLOCK_TILES

@@ -174,7 +174,7 @@ def delta_net_backward(float[:, ::1] dq not None, float[:, ::1] dk not None, flo
         backward(&a, i // n_head_k, i % n_head_k, scratch + threadid() * size)
 
 
-def delta_net_scratch_bytes(int T, int D, int DV, int n_threads):
+def delta_net_scratch_bytes(int T, int D, int DV, int n_threads) -> int:
     """Bytes that one thread's call needs at most for sequences of up to T rows, times the threads."""
     cdef delta_net a
     a.D, a.DV = D, DV

@@ -328,7 +328,7 @@ cdef void backward_projection(float *dx, int K, projection *all, int n, int inde
                 linear_add_low_rank(dx, K, all, n, k0, n_columns, t0, t1)
 
 
-def linear_scratch_bytes(int T, int K, int N, int n_threads):
+def linear_scratch_bytes(int T, int K, int N, int n_threads) -> int:
     """Bytes of working memory that the products of T tokens with a weight (N, K) take and keep: of any type, in any
     precision."""
     cdef int tokens = min(T, TOKENS_AT_ONCE), type, precision
@@ -738,7 +738,7 @@ cdef void expert_slice(float *dx, int K, const float *dy, const expert_product *
                     out[j] += rows[<Py_ssize_t>r * K + j]
 
 
-def experts_scratch_bytes(int T, int K, int N, int n_experts, int n_used, int n_threads):
+def experts_scratch_bytes(int T, int K, int N, int n_experts, int n_used, int n_threads) -> int:
     """Bytes of working memory that products of T tokens with `n_used` of `n_experts` matrices (N, K) each take and
     keep: of any type, in any precision."""
     cdef int rows = min(T * n_used, TOKENS_AT_ONCE), type, precision, n, segments

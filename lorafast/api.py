@@ -139,7 +139,8 @@ class Model:
         hparams = read_hparams(gguf)
         base = BaseModel.from_gguf(gguf)
         adapters = []
-        for item in [lora] if isinstance(lora, (str, os.PathLike)) or _is_scaled(lora) else lora:
+        items: Any = [lora] if isinstance(lora, (str, os.PathLike)) or _is_scaled(lora) else lora
+        for item in items:
             name, scale = item if isinstance(item, tuple) else path_and_scale(os.fspath(item))
             adapters.append((read_adapter(name, base), scale))
         file = stack(adapters)

@@ -281,6 +281,7 @@ class Checkpoint:
         if self.state is None:
             raise LoraFastError(f"{self.path}: holds an adapter but no training state (no training.file_version); "
                                 "write the adapter with --only-write-lora, or start fresh with another --checkpoint-in")
+        assert self.m is not None and self.v is not None, "a training state has moments"
         stored_past = len(self.state.past_losses)
         if stored_past != past:
             raise LoraFastError(f"{self.path}: optimizer.convergence_past_count is {stored_past}, this run has "

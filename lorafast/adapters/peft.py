@@ -168,8 +168,8 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
 def base_tensor(module: str, arch: Architecture) -> str | None:
     """The base tensor's name in GGUF for a PEFT module; None for one that is not known."""
     match = re.fullmatch(r"(?:model\.(?:language_model\.)?)?(?:layers\.(\d+)\.)?(.+)", module)
-    role = arch.role_of_module(match[2])
-    if role is None:
+    role = arch.role_of_module(match[2]) if match else None
+    if match is None or role is None:
         return None
     name = f"blk.{match[1]}.{role}.weight" if match[1] else f"{role}.weight"
     return name if split_name(name)[1] else None
@@ -267,6 +267,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _is_positive(value: Any, kind: type | tuple[type, ...]) -> bool:
+def _is_positive(value: Any, kind: type[int] | tuple[type[int], type[float]]) -> bool:
     """A number of that kind above 0, and within what a float32 holds."""
-    return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < 1e38
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(0 < value < 1e38)

@@ -93,7 +93,8 @@ def questions_for(config: EvalConfig, model: Model) -> list[Question]:
         model.tokenizer, lambda: load_chat_template(metadata, model.tokenizer, config.chat_template,
                                                     json_assignments(config.template_arg)),
         pairs_as_chats=not config.raw_pairs and bool(config.chat_template or TEMPLATE_KEY in metadata))
-    names, questions = assignments(config.field), []
+    names = assignments(config.field)
+    questions: list[Question] = []
     for path in config.data:
         source = open_source(path)
         form = recognise(source, "auto", names)

@@ -235,7 +235,7 @@ def _plan(model: GGUFFile, changes: Mapping[str, Sequence[ChangeOfRows]], type: 
     for plan in plans:
         _check_types(plan, model)
     unfit = [plan for plan in plans if type is not None and len(plan.source.shape) > 1 and plan.type is not type]
-    if unfit:
+    if type is not None and unfit:
         instead = ", ".join(sorted({plan.type.label for plan in unfit}))
         notes.append(f"the rows of {len(unfit)} tensors are no multiple of the {type.block_size} values in a block of "
                      f"{type.label}; they are stored as {instead}")
@@ -253,7 +253,7 @@ def _check_types(plan: _Plan, model: GGUFFile) -> None:
         raise LoraFastError(f"{model.path}: tensor '{plan.name}' has a scale in a tensor of its own, which lorafast "
                             "does not apply; merge into an F16, Q8_0 or K-quant edition of the model")
     if not plan.type.is_mergeable:
-        instead = GGMLType[plan.type.weights.merge_as].label.lower()
+        instead = GGMLType[plan.type.as_weights.merge_as].label.lower()
         raise LoraFastError(f"{model.path}: tensor '{plan.name}' is {plan.type.label}, which takes an importance "
                             f"matrix to write; merge with --type {instead}, or with --type f16 and then use "
                             "llama-quantize --imatrix")
@@ -264,7 +264,7 @@ def _type_of(tensor: Tensor, type: GGMLType | None) -> GGMLType:
     if type is None or len(tensor.shape) < 2:
         return tensor.type
     while tensor.shape[-1] % type.block_size:
-        type = GGMLType[type.weights.fallback]
+        type = GGMLType[type.as_weights.fallback]
     return type
 
 
@@ -275,7 +275,7 @@ def _metadata(model: GGUFFile, type: GGMLType | None) -> list[tuple[str, ValueTy
         if not key.startswith("split.") and key != checksum.KEY]
     if type is not None:
         metadata = [item for item in metadata if item[0] != "general.file_type"]
-        metadata.append(("general.file_type", GGUFValueType.UINT32, type.weights.file_type))
+        metadata.append(("general.file_type", GGUFValueType.UINT32, type.as_weights.file_type))
     return metadata
 
 

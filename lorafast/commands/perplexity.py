@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -106,6 +107,10 @@ def run(config: PerplexityConfig, write: Callable[[str], None] = show) -> int:
     return 0
 
 
+def _show_progress(name: str, done: int, of: int, value: float) -> None:
+    show_live(f"{name}: window {done} of {of}, perplexity {value:.4f}")
+
+
 def measured(config: PerplexityConfig, write: Callable[[str], None] = lambda line: None) -> list[Perplexity]:
     """Of the base model and of the adapted one, as far as they are asked for; a line for each to `write`."""
     try:
@@ -126,8 +131,7 @@ def measured(config: PerplexityConfig, write: Callable[[str], None] = lambda lin
         try:
             result = perplexity(
                 model, tokens, config.ctx, stride=config.stride, n_windows=config.chunks,
-                progress=lambda done, of, value, name=name: show_live(
-                    f"{name}: window {done} of {of}, perplexity {value:.4f}"))
+                progress=partial(_show_progress, name))
         finally:
             show_live("")
         speed = len(result.losses) / (time.perf_counter() - began)

@@ -272,7 +272,7 @@ class SequenceSampler(ShuffledEpochs):
         return replace(batch, rows=numbers.ravel())
 
 
-def evaluation_batches(samples: Samples, max_tokens: int, *, bos_id: int, n_vocab: int) -> Iterator[Batch]:
+def evaluation_batches(samples: Samples, max_tokens: int, *, bos_id: int | None, n_vocab: int) -> Iterator[Batch]:
     """Every sample once, in order, in batches of at most `max_tokens` tokens (no sample may have more).
 
     A sample of text is preceded by BOS, as in training; a sequence is as it is.
@@ -290,10 +290,10 @@ def evaluation_batches(samples: Samples, max_tokens: int, *, bos_id: int, n_voca
     yield _concatenated(rows, n_vocab, len(rows), True)
 
 
-def _evaluation_rows(samples: Samples, bos_id: int) -> Iterable[list[Row]]:
+def _evaluation_rows(samples: Samples, bos_id: int | None) -> Iterable[list[Row]]:
     if isinstance(samples, Sequences):
         return map(samples.rows, range(len(samples)))
-    bos = np.array([bos_id], np.int32)
+    bos = np.array([] if bos_id is None else [bos_id], np.int32)
     places = zip(samples.begin, samples.size)
     return ([Row(np.concatenate([bos, samples.tokens[begin:begin + size]]))] for begin, size in places)
 

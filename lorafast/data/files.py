@@ -23,7 +23,7 @@ def data_files(train: Sequence[str], valid: Sequence[str] = (), valid_split: flo
     """The files that options name. LoraFastError or UsageError where that is none, or too much."""
     folders = [path for path in train if os.path.isdir(path) and not is_dataset(path)]
     if not folders:
-        found, found_valid, test = list(train), [], []
+        found, found_valid, test = list(train), list[str](), list[str]()
     elif len(train) > 1:
         raise UsageError(f"--train-data {folders[0]} is a folder: it must be the only one")
     else:

@@ -23,7 +23,6 @@ from ..tokenizer import Tokenizer
 from .chat_template import KEY as TEMPLATE_KEY, ChatTemplate, load_chat_template
 from .encode import SequenceEncoder
 from .files import data_files
-from .forms import Form
 from .forms.recognise import recognise
 from .record_samples import hold_out, sequences_of, write_records
 from .samples import Samples, Sequences
@@ -109,7 +108,7 @@ def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str,
     return data
 
 
-Files = Sequence[tuple[Source, Form | None]]
+Files = Sequence[tuple[Source, Any]]
 
 
 def recognised(paths: Sequence[str], options: DataOptions) -> Files:
@@ -160,7 +159,7 @@ class _TextReader(_Reader):
                             ("--raw-pairs", options.raw_pairs), ("--template-arg", options.template_args)):
             if given:
                 raise UsageError(f"{name} is for records, and {sources[0].name} is text")
-        how = dict(sample_start=options.sample_start, include_sample_start=options.include_sample_start,
+        how: dict[str, Any] = dict(sample_start=options.sample_start, include_sample_start=options.include_sample_start,
                    overlapping_samples=options.overlapping_samples)
         cuts = {**how, "ctx": self.ctx} if options.sample_start else {}      # without, the tokens don't depend on them
         samples = tokenize_text(sources, self.tokenizer, self.ctx, stride=options.stride, cache=options.cache,
@@ -194,8 +193,9 @@ class _RecordReader(_Reader):
         samples = self.sequences(train, notes, options.cache)
         held_out = self.evaluation(valid, notes)
         if options.valid_split:
-            samples, held_out = hold_out(samples, options.valid_split)
-            notes.append(f"held out to evaluate on: {len(held_out)} of these samples")
+            samples, part = hold_out(samples, options.valid_split)
+            notes.append(f"held out to evaluate on: {len(part)} of these samples")
+            held_out = part
         template = self.load_template() if self.has_chats else None
         return Data(samples, held_out, self.evaluation(test, notes), notes, template)
 

@@ -115,17 +115,17 @@ def _question(value: Any, names: Mapping[str, str], encoder: SequenceEncoder, to
             rows = [_only_row(encoder, {"prompt": _asked(value), "completion": choice}) for choice in choices]
             return question_of_rows(rows, tokenizer, where, right, pattern)
         if "chosen" in value and "rejected" in value:
-            record = parse_record(value)
-            sides = [record.chosen, record.rejected]        # type: ignore[union-attr]
-            return question_of_rows([encoder.rows(side)[-1].stored for side in sides], tokenizer, where, 0, pattern)
+            record: Any = parse_record(value)               # a pair, as its keys tell
+            sides = [encoder.rows(side)[-1].stored for side in (record.chosen, record.rejected)]
+            return question_of_rows(sides, tokenizer, where, 0, pattern)
         if pattern and "completion" not in value and "messages" not in value:
             row = _only_row(encoder, {"prompt": _asked(value), "completion": "x"})
             question = question_of_rows([row], tokenizer, where, 0, pattern)
             return Question(question.prompt, None, pattern=pattern, where=where)
-    rows = encoder.rows(parse_record(value))
-    if not rows:
+    last = encoder.rows(parse_record(value))[-1:]
+    if not last:
         raise BadRecord("its weight is 0: there is nothing to ask")
-    return question_of_rows([rows[-1].stored], tokenizer, where, 0, pattern)
+    return question_of_rows([last[0].stored], tokenizer, where, 0, pattern)
 
 
 def _asked(value: Mapping[str, Any]) -> Any:

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from .records import BadRecord, Chat, Completion, Preference, Text
 from .samples import Samples, Sequences, TokenWeights, targets_of
 from .source import Source
 from .token_store import StoredTokens, TokenWriter
+
+SomeSamples = TypeVar("SomeSamples", bound=Samples)
 
 _SPLIT_SEED = 0         # fixed, so that a resumed run holds out the same samples whatever its seed
 _N_SHOWN = 3
@@ -84,7 +86,7 @@ def truncated(samples: Sequences, ctx: int) -> Sequences:
     """The samples cut to `ctx` inputs, without those of which nothing is left that counts; warnings say so."""
     long = np.flatnonzero(samples.size > ctx + 1)
     cut = replace(samples, size=np.minimum(samples.size, ctx + 1), warnings=list(samples.warnings))
-    empty = [i for i in long if not (targets_of(cut.stored(i)[1:]) >= 0).any()]
+    empty = [i for i in long if not (targets_of(cut.stored(int(i))[1:]) >= 0).any()]
     if len(long):
         cut.warnings.append(f"{len(long)} of {len(samples)} samples are longer than the context of {ctx} tokens and "
                             f"are cut (the longest has {samples.size.max() - 1})")
@@ -96,7 +98,7 @@ def truncated(samples: Sequences, ctx: int) -> Sequences:
     return cut.subset(np.delete(np.arange(len(samples)), empty)) if empty else cut
 
 
-def hold_out(samples: Samples, share: float) -> tuple[Samples, Samples]:
+def hold_out(samples: SomeSamples, share: float) -> tuple[SomeSamples, SomeSamples]:
     """The samples without a random `share` of them, and that share: at least one, and always the same ones."""
     n = len(samples)
     n_held_out = max(1, round(share * n))

@@ -29,10 +29,11 @@ class Rendered:
             self._begin(ids, ids, add_bos)
         self.tokens = np.asarray(ids, dtype=np.int32)
 
-    def _begin(self, ids: array[int], first: Sequence[int], add_bos: bool) -> None:
+    def _begin(self, ids: array[int], first: Sequence[int] | np.ndarray, add_bos: bool) -> None:
         """Puts BOS before the first ids, where it is wanted and they do not begin with it."""
-        if add_bos and not (len(first) and first[0] == self._tokenizer.bos_id):
-            ids.append(self._tokenizer.bos_id)
+        bos_id = self._tokenizer.bos_id
+        if add_bos and bos_id is not None and not (len(first) and first[0] == bos_id):
+            ids.append(bos_id)
             self._tokens[0] = 1
 
     def index(self, n_characters: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from types import BuiltinMethodType
 from typing import Any
@@ -195,7 +195,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         self.meter.spend(size_of_operation(operator, left, right))
         return self.binop_table[operator](left, right)
 
-    def concat(self, values: list[Any]) -> str:
+    def concat(self, values: Iterable[Any]) -> str:
         """`a ~ b ~ c`."""
         self.meter.weigh(values)
         return "".join(map(str, values))

@@ -6,17 +6,18 @@ not checked.
 """
 from __future__ import annotations
 
-import mmap
 import os
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO
-
-import numpy as np
+from typing import Any, BinaryIO, TypeAlias
 
 from ..errors import FormatError
 
 KEY = "lorafast.crc32"
+
+Buffer: TypeAlias = Any
+"""Bytes, a mapped file, or an array of bytes."""
+
 CHUNK = 2**22
 """Bytes that are summed up at a time: few enough that the pages of a mapped file can go again."""
 
@@ -32,7 +33,7 @@ class SummedFile:
         self._pool = ThreadPoolExecutor(1)
         self._sum: Future[int] | None = None
 
-    def write(self, data: bytes | memoryview | np.ndarray) -> int:
+    def write(self, data: Buffer) -> int:
         before = self._sum.result() if self._sum else 0         # so that no more than one piece is kept
         self._sum = self._pool.submit(zlib.crc32, data, before)
         return self.file.write(data)
@@ -48,7 +49,7 @@ class SummedFile:
         self._pool.shutdown()
 
 
-def crc32(data: mmap.mmap | np.ndarray, blank: tuple[int, int]) -> int:
+def crc32(data: Buffer, blank: tuple[int, int]) -> int:
     """The checksum of a file with zeros from blank[0] to before blank[1]."""
     begin, end = blank
     total = _add(0, data, 0, begin)
@@ -56,13 +57,13 @@ def crc32(data: mmap.mmap | np.ndarray, blank: tuple[int, int]) -> int:
     return _add(total, data, end, len(data))
 
 
-def _add(total: int, data: mmap.mmap | np.ndarray, begin: int, end: int) -> int:
+def _add(total: int, data: Buffer, begin: int, end: int) -> int:
     for start in range(begin, end, CHUNK):
         total = zlib.crc32(data[start:min(start + CHUNK, end)], total)
     return total
 
 
-def refuse_damage(path: str | os.PathLike, data: mmap.mmap | np.ndarray, blank: tuple[int, int],
+def refuse_damage(path: str | os.PathLike, data: Buffer, blank: tuple[int, int],
                   stored: int) -> None:
     """FormatError if the file is not what it was when it was written."""
     found = crc32(data, blank)

@@ -139,8 +139,8 @@ class GGUFFile:
         n_tensors, n_values = cursor.read("<QQ", "the counts of tensors and metadata values")
         for index in range(cursor.checked_count(n_values, 8 + 4 + 1, "metadata values")):
             self._read_value(cursor, index)
-        for key, type in KNOWN_TYPES.items():
-            self.get(key, type)
+        for key, known in KNOWN_TYPES.items():
+            self.get(key, known)
         self.alignment = self._read_alignment()
         n_tensors = cursor.checked_count(n_tensors, 8 + 4 + 8 + 4 + 8, "tensors")
         infos = [_read_tensor_info(cursor) for _ in range(n_tensors)]

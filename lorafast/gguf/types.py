@@ -85,13 +85,20 @@ class GGMLType(IntEnum):
     type_size: int
     weights: Weights | None
 
-    def __new__(cls, value: int, block_size: int, type_size: int, weights: Weights | None = None) -> GGMLType:
+    def __new__(cls, value: int, block_size: int = 0, type_size: int = 0, weights: Weights | None = None) -> GGMLType:
         member = int.__new__(cls, value)
         member._value_ = value
         member.block_size = block_size
         member.type_size = type_size
         member.weights = weights
         return member
+
+    @property
+    def as_weights(self) -> Weights:
+        """What computing with the type takes. ValueError for one that is only listed."""
+        if self.weights is None:
+            raise ValueError(f"{self.label} is not computed with")
+        return self.weights
 
     @property
     def is_trainable(self) -> bool:

@@ -10,13 +10,15 @@ from ..gguf.reader import Tensor
 
 
 class Matrices(Protocol):
-    """Matrices that are used together.
+    """Matrices that are used together."""
 
-    n_parts  0 where they are used whole; otherwise each tensor consists of so many, of which a pass needs some
-    """
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """In the order in which they are used."""
 
-    tensors: Sequence[Tensor]
-    n_parts: int
+    @property
+    def n_parts(self) -> int:
+        """0 where they are used whole; otherwise each tensor consists of so many, of which a pass needs some."""
 
 
 class Weights(Protocol):

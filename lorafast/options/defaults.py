@@ -79,14 +79,15 @@ def _by_the_data(values: dict[str, Any], given: Mapping[str, Any]) -> None:
 
 def _in_folder(cls: type[Options], given: dict[str, Any]) -> dict[str, Any]:
     """The options of a run in a folder: its outputs lie there. One that goes on has the options it began with."""
-    folder = Path(given["run"])
+    folder = Path(str(given["run"]))
     if given.get("resume"):
         options = folder / RUN_OPTIONS
         if not options.exists():
             raise LoraFastError(f"--run {folder} --resume: there is no {options}, so no run to go on with")
         given = {**read_options(cls, str(options)), **given}
-    outputs = {name: tuple(str(folder / each) for each in value) if isinstance(value, tuple) else str(folder / value)
-               for name, value in RUN_FILES.items()}
+    outputs: dict[str, Any] = {
+        name: str(folder / value) if isinstance(value, str) else tuple(str(folder / each) for each in value)
+        for name, value in RUN_FILES.items()}
     if given.get("dora"):
         outputs["lora_out"] = (f"{folder / 'adapter'}/",)
     return {**outputs, "checkpoint_in": "", "keep": KEEP, **given}

@@ -274,7 +274,7 @@ class Planner:
         given = forced.options
         usual = min(HEAD_TOKENS[0], self._tokens(chosen))
 
-        def why(field: str, **fastest: int | None) -> str:
+        def why(field: str, **fastest: Any) -> str:
             saved = self._bytes(replace(chosen, **fastest)) - self._bytes(chosen)
             return given.get(field, f"saves {megabytes(saved)}")
 

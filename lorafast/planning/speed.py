@@ -128,9 +128,9 @@ def _measure_block(block: Block, buffers: Activations, layer: int, ctx: int, len
 
 def measure_optimiser(n_params: int, n_threads: int) -> float:
     """Seconds of an update."""
-    arrays = [np.ones(min(n_params, 1 << 18), np.float32) for _ in range(4)]
-    seconds = _usual_time(lambda: adam_step(*arrays, 1.0, 0.9, 0.999, 1e-3, 1.0, 1e-8, 0.0, n_threads))
-    return n_params / len(arrays[0]) * seconds
+    param, m, v, grad = (np.ones(min(n_params, 1 << 18), np.float32) for _ in range(4))
+    seconds = _usual_time(lambda: adam_step(param, m, v, grad, 1.0, 0.9, 0.999, 1e-3, 1.0, 1e-8, 0.0, n_threads))
+    return n_params / len(param) * seconds
 
 
 def measure_disk(files: ModelFiles, order: Sequence[Group]) -> float:
@@ -185,7 +185,7 @@ def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float
                 if soon in window.partial:
                     window.learn(soon, window.sizes[soon], is_new=False)
             reader = max(reader, clock)
-            end = max(clock, ready[unit]) + compute[place] if unit in window.held else None
+            end: float | None = max(clock, ready[unit]) + compute[place] if unit in window.held else None
             while end is None or reader < end:
                 fetch = window.next_fetch()
                 if not fetch:
@@ -196,5 +196,6 @@ def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float
                 read += window.sizes[fetched]
                 if end is None and fetched == unit:
                     end = reader + compute[place]
+            assert end is not None, "a unit that is used is read"
             clock = end
     return clock - began, read - read_before

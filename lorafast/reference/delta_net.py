@@ -10,8 +10,8 @@ def _heads(x: np.ndarray, n_head: int) -> np.ndarray:
     return x.reshape(len(x), n_head, -1)
 
 
-def delta_net_forward(o: np.ndarray, state: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray,
-                      beta: float, begin: np.ndarray, n_head_k: np.ndarray, n_threads: int) -> None:
+def delta_net_forward(o: np.ndarray, state: np.ndarray | None, q: np.ndarray, k: np.ndarray, v: np.ndarray,
+                      g: np.ndarray, beta: np.ndarray, begin: np.ndarray, n_head_k: int, n_threads: int) -> None:
     n_head_v = g.shape[1]
     q, k, v, o = _heads(q, n_head_k), _heads(k, n_head_k), _heads(v, n_head_v), _heads(o, n_head_v)
     for first, end in pairwise(begin):
@@ -25,8 +25,8 @@ def delta_net_forward(o: np.ndarray, state: np.ndarray, q: np.ndarray, k: np.nda
 
 
 def delta_net_backward(dq: np.ndarray, dk: np.ndarray, dv: np.ndarray, dg: np.ndarray, dbeta: np.ndarray,
-                       do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray, beta: float,
-                       begin: np.ndarray, n_head_k: np.ndarray, n_threads: int) -> None:
+                       do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray, beta: np.ndarray,
+                       begin: np.ndarray, n_head_k: int, n_threads: int) -> None:
     n_head_v = g.shape[1]
     q, k, v, do = _heads(q, n_head_k), _heads(k, n_head_k), _heads(v, n_head_v), _heads(do, n_head_v)
     dq[:], dk[:] = 0, 0

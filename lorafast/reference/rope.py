@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def pair_columns(n_rot: int, interleaved: bool) -> np.ndarray:
+def pair_columns(n_rot: int, interleaved: bool) -> tuple[np.ndarray, np.ndarray]:
     """Index arrays (a, b) of the pairs within a head."""
     j = np.arange(n_rot // 2)
     return (2 * j, 2 * j + 1) if interleaved else (j, j + n_rot // 2)

@@ -56,7 +56,7 @@ class Rewards:
         else:
             is_right = np.where(label > 0, rewards > 0, rewards < 0)
         sides = rewards[label > 0], rewards[label < 0]
-        chosen, rejected = (float(values.mean()) if len(values) else math.nan for values in sides)
+        chosen, rejected = [float(values.mean()) if len(values) else math.nan for values in sides]
         return cls(chosen, rejected, float(is_right.mean()))
 
     def facts(self) -> dict[str, float]:

@@ -159,6 +159,13 @@ class Silence(Log):
 STOPPING = "lorafast: finishing this step, then saving; once more to stop at once, unsaved"
 
 
+def say_stopping() -> None:
+    """Around Python's own buffers, which may be in use when a signal comes."""
+    with suppress(OSError, ValueError):         # closed
+        if sys.__stderr__ is not None:
+            os.write(sys.__stderr__.fileno(), STOPPING.encode() + b"\n")
+
+
 def duration(ms: float) -> str:
     """`385.3ms`, `00:05:08` or `2d 03:04:05`."""
     if ms < 1000:
@@ -300,9 +307,7 @@ class PipeLog(Log):
         self._print(f"main: continuation: {continuation.prompt!r} -> {continuation.text!r}")
 
     def stopping(self) -> None:
-        # Python's own buffers may be in use when a signal comes.
-        with suppress(OSError, AttributeError):     # closed, or never there
-            os.write(sys.__stderr__.fileno(), STOPPING.encode() + b"\n")
+        say_stopping()
 
     def reshuffled(self, epochs: int) -> None:
         self._print(f"train_opt_callback: reshuffle samples. completed epochs: {epochs}")

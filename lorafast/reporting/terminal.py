@@ -3,14 +3,12 @@ keeping."""
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import sys
 import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -22,7 +20,7 @@ from ..options.outputs import megabytes
 from ..system.live import show_live
 from ..system.process import bytes_read, resident_bytes
 from ..words import count, visible
-from .log import STOPPING, IterationRecord, Log, Progress, duration
+from .log import STOPPING, IterationRecord, Log, Progress, duration, say_stopping
 from .model_summary import describe_size, file_type, special_tokens
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class TerminalLog(Log):
 
     def __init__(self) -> None:
         super().__init__()
-        self.console = Console(highlight=False, file=self.out)
+        self.console = Console(highlight=False, file=cast(TextIO, self.out))
         self.course = Progress(0)
         self.record: IterationRecord | None = None
         self.newest_evaluation: Evaluation | None = None
@@ -248,7 +246,7 @@ class PlainLog(TerminalLog):
         """Nothing: what changes while one looks has no place here."""
 
     def stopping(self) -> None:
-        os.write(sys.__stderr__.fileno(), STOPPING.encode() + b"\n")
+        say_stopping()
 
 
 def fitting(facts: Iterable[str], width: int) -> str:

@@ -1,6 +1,8 @@
 """Files of the Hugging Face hub, by the library huggingface_hub, which keeps what it has fetched in its cache."""
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import LoraFastError, UsageError
 
 PREFIX = "hf:"
@@ -33,7 +35,7 @@ def local_path(name: str) -> str:
         raise LoraFastError(f"{name}: cannot be fetched, and is not in the cache: {reason}") from None
 
 
-def _gguf_of(hub, repository: str) -> str:
+def _gguf_of(hub: Any, repository: str) -> str:
     """The GGUF file of a repository; if that cannot be asked, the one in the cache."""
     try:
         names = hub.HfApi().list_repo_files(repository)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import FormatError
+from ..errors import FormatError, LoraFastError
 from .bpe import ByteLevelBPE, CharacterBPE
 from .pretokenizers import PRE_TOKENIZERS
 from .slices import slices
@@ -64,6 +64,17 @@ class Tokenizer:
         self.eog_ids = vocabulary.eog_ids
         self.warnings = vocabulary.warnings
         self.max_token_length = max(len(vocabulary.tokens.bytes_of(token)) for token in range(self.n_vocab))
+
+    def marks_of_text(self) -> tuple[int, int]:
+        """BOS and EOS around rows of text; where the model has only one of them, it stands for both.
+
+        Raises LoraFastError where it has neither.
+        """
+        marks = [token for token in (self.bos_id, self.eos_id) if token is not None]
+        if not marks:
+            raise LoraFastError("the model has neither a BOS nor an EOS token, one of which rows of text begin with: "
+                                "use records as data")
+        return marks[0], marks[-1]
 
     def encode(self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False) -> np.ndarray:
         """Returns the token ids of a text, int32 (n,).

@@ -124,4 +124,4 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, template: ChatTemplate | No
         question = template.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
         return chat_tokens(question, tokenizer)
     tokens = tokenizer.encode(prompt, add_special=True, parse_special=True)
-    return tokens if len(tokens) else np.array([tokenizer.bos_id], np.int32)
+    return tokens if len(tokens) else np.array([tokenizer.marks_of_text()[0]], np.int32)

@@ -154,14 +154,16 @@ def longest_row(config: FinetuneConfig, data: Data | None) -> int:
 def open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokenizer, hparams: HParams, seed: int,
                  state: TrainState) -> Sampler | SequenceSampler:
     """What draws batches, from where the checkpoint's run had come to."""
+    sampler: Sampler | SequenceSampler
     if isinstance(data.train, Sequences):
         sampler = SequenceSampler(data.train, config.ctx, seed=seed, n_vocab=hparams.n_vocab, pack=config.pack,
                                   force_reshuffle=config.force_reshuffle, state=state.sampler)
     elif config.pack:
         raise UsageError(f"--pack is for records, and {config.train_data[0]} is text, whose samples fill their rows")
     else:
+        bos_id, eos_id = tokenizer.marks_of_text()
         sampler = Sampler(
-            data.train, config.ctx, seed=seed, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id,
+            data.train, config.ctx, seed=seed, bos_id=bos_id, eos_id=eos_id,
             n_vocab=hparams.n_vocab,
             fill_with_next_samples=config.fill_with_next_samples, separate_with_eos=config.separate_with_eos,
             separate_with_bos=config.separate_with_bos, random_offsets=config.sample_random_offsets,

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def with_reference(opened: Opened, data: Data, row: int, strategy: Strategy, wei
     if not METHODS[config.method].reference:
         return data
     reference = Reference(opened, row, strategy, weights, world, log)
-    parts = {name: reference.added(samples, name) for name in ("train", "valid", "test")
+    parts: dict[str, Any] = {name: reference.added(samples, name) for name in ("train", "valid", "test")
              if isinstance(samples := getattr(data, name), Preferences)}
     return replace(data, **parts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..reporting.log import Log
 
@@ -54,7 +55,7 @@ def listening(log: Log) -> Iterator[Requests]:
         requests.save = True
 
     log.reader_gone = requests.reader_gone
-    before = {}
+    before: dict[int, Any] = {}
     try:
         for number, handler in [*((number, stop) for number in TO_STOP), *((number, save) for number in TO_SAVE)]:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):

@@ -98,8 +98,9 @@ def dataset_splits(folder: str) -> list[str]:
 def dataset_files(source: Source) -> list[str]:
     """The Arrow files of a data set's folder. FormatError when they are not there."""
     files = _read_json(source.path, "state.json", "_data_files")
-    names = [file.get("filename") for file in files if isinstance(file, dict)]
-    if not names or not all(isinstance(name, str) and os.path.basename(name) == name for name in names):
+    named = [file.get("filename") for file in files if isinstance(file, dict)]
+    names = [name for name in named if isinstance(name, str) and os.path.basename(name) == name]
+    if not names or len(names) < len(named):
         raise FormatError(f"{source.name}/state.json names no data files")
     return [os.path.join(source.path, name) for name in names]
 

@@ -21,7 +21,9 @@ from .preferences import JudgedAnswer, PreferencePair
 class Shape(Protocol):
     """A known arrangement of keys."""
 
-    keys: tuple[str, ...]       # that it needs
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What it needs."""
 
     def fits(self, value: Mapping[str, Any]) -> bool:
         """Whether a record with all of the keys is of this shape."""

@@ -47,7 +47,8 @@ class JudgedAnswer:
         label = value["label"]
         is_good = label if isinstance(label, bool) else LABELS[label.lower()]
         answer = side(value, value["prompt"], value["completion"], "completion")
-        return Preference(*((answer, None) if is_good else (None, answer)), weight(value))
+        chosen, rejected = (answer, None) if is_good else (None, answer)
+        return Preference(chosen, rejected, weight(value))
 
 
 def without_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
