@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tokenizer_cases import CONTROL, GOLDEN, NORMAL, USER_DEFINED, Case, cases, texts
 
-from lorafast.errors import FormatError
+from lorafast.errors import FormatError, LoraFastError
 from lorafast.tokenizer import Tokenizer, load_tokenizer
 from lorafast.tokenizer.bpe import to_characters
 from lorafast.tokenizer.merge import merge
@@ -327,3 +327,12 @@ def test_small_vocabularies() -> None:
                          "token_type": [NORMAL, NORMAL, NORMAL, CONTROL, USER_DEFINED, NORMAL]})
     assert tokens.encode("ab<s>[U]c").tolist() == [2, 4]  # bytes that the vocabulary lacks are lost, as in llama.cpp
     assert tokens.token_bytes(5) == "\u4e00".encode()
+
+
+def test_eos_stands_for_a_bos_that_is_missing(spm: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spm.marks_of_text() == (1, 2)
+    monkeypatch.setattr(spm, "bos_id", None)
+    assert spm.marks_of_text() == (2, 2)
+    monkeypatch.setattr(spm, "eos_id", None)
+    with pytest.raises(LoraFastError, match="neither a BOS nor an EOS token"):
+        spm.marks_of_text()
