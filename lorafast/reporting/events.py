@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Rewards:
         if in_pairs:
             is_right = rewards[::2] > rewards[1::2]
         else:
-            is_right = np.where(label > 0, rewards > 0, rewards < 0)
+            is_right = rewards * label > 0
         sides = rewards[label > 0], rewards[label < 0]
         chosen, rejected = [float(values.mean()) if len(values) else math.nan for values in sides]
         return cls(chosen, rejected, float(is_right.mean()))
