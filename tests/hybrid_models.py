@@ -26,8 +26,23 @@ DELTA_NET = {"attn_norm": (C,), "attn_qkv": ((2 * N_K + N_V) * STATE, C), "attn_
              "ssm_beta": (N_V, C), "ssm_alpha": (N_V, C), "ssm_dt.bias": (N_V,), "ssm_a": (N_V,),
              "ssm_conv1d": ((2 * N_K + N_V) * STATE, 4), "ssm_norm": (STATE,), "ssm_out": (C, N_V * STATE)}
 GATED_ATTENTION = ATTENTION | {"attn_q": (2 * HEADS * HEAD, C)}
-QWEN35_FEED_FORWARD = {**FEED_FORWARD, "post_attention_norm": (C,)}
-del QWEN35_FEED_FORWARD["ffn_norm"]
+N_PER_LAYER, GLOBAL_HEAD = 4, 12
+GEMMA4 = {**ATTENTION, **FEED_FORWARD, "post_attention_norm": (C,), "post_ffw_norm": (C,), "layer_output_scale": (1,)}
+GEMMA4_GLOBAL = {**GEMMA4, "attn_q": (HEADS * GLOBAL_HEAD, C), "attn_output": (C, HEADS * GLOBAL_HEAD),
+                 "attn_k": (HEADS_KV * GLOBAL_HEAD, C), "attn_q_norm": (GLOBAL_HEAD,), "attn_k_norm": (GLOBAL_HEAD,)}
+OWN_VALUES = {"attn_v": (HEADS_KV * GLOBAL_HEAD, C)}
+PER_LAYER = {"inp_gate": (N_PER_LAYER, C), "proj": (C, N_PER_LAYER), "post_norm": (C,)}
+GEMMA4_KEYS = {"attention.key_length": GLOBAL_HEAD, "attention.value_length": GLOBAL_HEAD,
+               "attention.key_length_swa": HEAD, "attention.value_length_swa": HEAD, "attention.sliding_window": 20,
+               "rope.dimension_count": GLOBAL_HEAD, "rope.dimension_count_swa": HEAD}
+
+
+def without(shapes: Mapping[str, Shape], *names: str) -> dict[str, Shape]:
+    return {name: shape for name, shape in shapes.items() if name not in names}
+
+
+KEYS = ("attn_k", "attn_v", "attn_k_norm")
+QWEN35_FEED_FORWARD = without(FEED_FORWARD, "ffn_norm") | {"post_attention_norm": (C,)}
 
 
 @dataclass(frozen=True)
@@ -45,12 +60,22 @@ HYBRIDS = {
     "qwen35": Hybrid({"ssm.conv_kernel": 4, "ssm.state_size": STATE, "ssm.group_count": N_K, "ssm.time_step_rank": N_V,
                       "ssm.inner_size": N_V * STATE, "full_attention_interval": 2, "rope.dimension_count": 4},
                      (DELTA_NET | QWEN35_FEED_FORWARD, GATED_ATTENTION | QWEN35_FEED_FORWARD) * 2),
+    # Two blocks of their own, two that share their keys and values.
+    "gemma4": Hybrid({**GEMMA4_KEYS, "attention.shared_kv_layers": 2, "embedding_length_per_layer_input": N_PER_LAYER,
+                      "attention.sliding_window_pattern": [True, False, True, False]},
+                     (GEMMA4 | PER_LAYER, GEMMA4_GLOBAL | OWN_VALUES | PER_LAYER, without(GEMMA4, *KEYS) | PER_LAYER,
+                      without(GEMMA4_GLOBAL, *KEYS) | PER_LAYER),
+                     {"output_norm": (C,), "per_layer_token_embd": (V, 4 * N_PER_LAYER),
+                      "per_layer_model_proj": (4 * N_PER_LAYER, C), "per_layer_proj_norm": (N_PER_LAYER,)}),
+    # Keys serve as values in global blocks.
+    "gemma4 dense": Hybrid({**GEMMA4_KEYS, "attention.sliding_window_pattern": [True, False, True, False]},
+                           (GEMMA4, without(GEMMA4_GLOBAL, "attn_v")) * 2),
 }
 
 
-def make_hybrid(path: Path, arch: str, seed: int = 0) -> Path:
-    """Writes a model of that architecture, its matrices in F32, and returns its path."""
-    rng, model = np.random.default_rng(seed), HYBRIDS[arch]
+def make_hybrid(path: Path, name: str, seed: int = 0) -> Path:
+    """Writes the model of that name, its matrices in F32, and returns its path."""
+    rng, model, arch = np.random.default_rng(seed), HYBRIDS[name], name.split()[0]
     shapes = {"token_embd.weight": (V, C)} | {name_of(name): shape for name, shape in model.others.items()}
     for layer, block in enumerate(model.blocks):
         shapes |= {name_of(f"blk.{layer}.{name}"): shape for name, shape in block.items()}

@@ -50,6 +50,8 @@ ROLES = {role.name: role for role in (
     Role("attn_qkv", "linear", "attn"),
     Role("shortconv.in_proj", "linear", "attn"),
     Role("shortconv.out_proj", "linear", "attn"),
+    Role("inp_gate", "linear"),
+    Role("proj", "linear"),
     Role("attn_gate", "linear", "attn"),
     Role("ssm_beta", "linear", "attn"),
     Role("ssm_alpha", "linear", "attn"),

@@ -79,6 +79,10 @@ class Architecture:
     final_norm  name of the norm before the output; `output_norm` is taken where a file has that in its place
     mixer       what stands in attention's place in some blocks: "short_conv" where `attention.head_count_kv` is 0,
                 "delta_net" where `attention.recurrent_layers` says so, or in all but every fourth
+    value_norms  heads of values have norms without weights, and blocks may share keys and values (shared_attention.py)
+    local_heads  blocks with a window have heads of their own size (`attention.key_length_swa` and the like)
+    attention_scale  of scores; 0: as the key or the head's size says
+    per_layer   blocks may have embeddings of their own (per_layer.py), and a factor at their end
     gated_attention  `attn_q` holds, head by head, the rows of the query and of a gate of the output
     qk_norm     norms of q and k: of each "head", of all heads of a "row" together, of each head by weights of its own
                 ("heads")
@@ -120,6 +124,10 @@ class Architecture:
     final_norm: str = "output_norm"
     mixer: Literal["", "short_conv", "delta_net"] = ""
     gated_attention: bool = False
+    value_norms: bool = False
+    local_heads: bool = False
+    attention_scale: float = 0.0
+    per_layer: bool = False
     qk_norm: Literal["", "head", "row", "heads"] = ""
     qk_norm_after_rope: bool = False
     sub_norms: bool = False
@@ -175,6 +183,9 @@ GEMMA2 = replace(GEMMA, name="gemma2", attn_post_norm="post_attention_norm", ffn
                  wide_n_layer=46)
 GEMMA3 = replace(GEMMA2, name="gemma3", qk_norm="head", sliding=Sliding(period=6, rope_base=10000.0),
                  attention_soft_cap=None, logit_soft_cap=0.0, wide_n_layer=62)
+GEMMA4 = replace(GEMMA2, name="gemma4", qk_norm="head", sliding=Sliding(rope_base=10000.0), attention_soft_cap=None,
+                 wide_n_layer=0, value_norms=True, local_heads=True, attention_scale=1.0, per_layer=True,
+                 peft={"inp_gate": "per_layer_input_gate", "proj": "per_layer_projection"})
 POST_NORMS_ONLY = Architecture("", attn_norm="", ffn_norm="", attn_post_norm="post_attention_norm",
                                ffn_post_norm="post_ffw_norm")
 GRANITE_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
@@ -190,7 +201,7 @@ QWEN35 = Architecture("qwen35", ffn_norm="post_attention_norm", qk_norm="head", 
                       gated_attention=True, peft=DELTA_NET_MODULES)
 
 ROWS = (
-    LLAMA, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3,
+    LLAMA, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, GEMMA4,
     # Of their text alone, the positions are plain.
     replace(QWEN2, name="qwen2vl", peft_root="model.language_model"),
     replace(QWEN3, name="qwen3vl", peft_root="model.language_model"),

@@ -17,9 +17,11 @@ from .feed_forward import FeedForward
 from .gated_attention import GatedAttention
 from .hparams import HParams
 from .linear import Group, Linear
-from .norm import HeadNorm, LayerNorm, Norm
+from .norm import HeadNorm, LayerNorm, Norm, PlainNorm
+from .per_layer import PerLayerEmbedding, PerLayerInput
 from .rope import Rope, RopeParams
 from .router import Router
+from .shared_attention import SharedAttention
 from .shared_expert import SharedExpert
 from .short_convolution import ShortConvolution, taps_of
 
@@ -34,6 +36,14 @@ def norm_of(gguf: GGUFFile, hparams: HParams, name: str) -> Norm | None:
     return Norm(tensor, hparams.norm_rms_eps)
 
 
+def per_layer_embedding(gguf: GGUFFile, hparams: HParams, precision: str) -> PerLayerEmbedding | None:
+    """None where blocks have no embeddings of their own."""
+    if not hparams.n_embd_per_layer:
+        return None
+    table, projection = (gguf.tensors[f"per_layer_{name}.weight"] for name in ("token_embd", "model_proj"))
+    return PerLayerEmbedding(table, projection, norm_of(gguf, hparams, "per_layer_proj_norm"), precision)
+
+
 def build_blocks(gguf: GGUFFile, hparams: HParams, n_positions: int, precision: str) -> list[Block]:
     """All blocks, for up to `n_positions` positions a sequence. Those with the same RoPE share its tables."""
     ropes: dict[RopeParams | None, Rope | None] = {None: None}
@@ -43,22 +53,27 @@ def build_blocks(gguf: GGUFFile, hparams: HParams, n_positions: int, precision: 
             factors = gguf.tensors.get(params.rope.factors_for(n_positions))
             ropes[params.rope] = Rope(params.rope, n_positions, factors.to_float32() if factors else None,
                                       hparams.architecture.rope == "norm")
-        blocks.append(_Assembly(gguf, hparams, params, ropes[params.rope], f"blk.{layer}.", precision,
+        blocks.append(_Assembly(gguf, hparams, params, ropes[params.rope], layer, precision,
                                 n_positions).block())
     return blocks
 
 
 @dataclass(frozen=True)
 class _Assembly:
-    """One block. prefix: of its tensors' names."""
+    """One block."""
 
     gguf: GGUFFile
     hparams: HParams
     params: BlockParams
     rope: Rope | None
-    prefix: str
+    layer: int
     precision: str
     n_positions: int
+
+    @property
+    def prefix(self) -> str:
+        """Of its tensors' names."""
+        return f"blk.{self.layer}."
 
     def block(self) -> Block:
         arch = self.hparams.architecture
@@ -66,12 +81,19 @@ class _Assembly:
                                                 and self.norm(arch.ffn_norm) is None)
         ffn_norm = self.norm(arch.attn_norm if is_parallel else arch.ffn_norm)
         feed_forward = self.experts(ffn_norm) if self.params.experts else self.feed_forward(ffn_norm)
-        return Block(self.hparams.n_embd, [self.mixer(), feed_forward], is_parallel)
+        branches = [self.mixer(), feed_forward]
+        if self.hparams.n_embd_per_layer:
+            branches.append(PerLayerInput(Group(self.linear("inp_gate")), self.output("proj", "", "post_norm"),
+                                          self.layer))
+        scale = self.tensor("layer_output_scale.weight") if arch.per_layer else None
+        return Block(self.hparams.n_embd, branches, is_parallel, float(scale.to_float32()[0]) if scale else 1.0)
 
     def mixer(self) -> Branch:
         """Attention, or what stands in its place."""
         if self.params.delta:
             return self.delta_net(self.params.delta)
+        if self.hparams.architecture.value_norms:
+            return self.shared_attention()
         return self.short_convolution() if self.params.conv_width else self.attention()
 
     def delta_net(self, heads: DeltaHeads) -> DeltaNet:
@@ -90,6 +112,19 @@ class _Assembly:
         taps = taps_of(self.gguf.tensors[f"{self.prefix}shortconv.conv.weight"])
         return ShortConvolution(self.norm(arch.attn_norm), self.split("shortconv.in_proj", C, C, C), taps,
                                 self.output("shortconv.out_proj", "", arch.attn_post_norm))
+
+    def shared_attention(self) -> SharedAttention:
+        arch, hp, params = self.hparams.architecture, self.hparams, self.params
+        heads = Heads(params.n_head, params.n_head_kv, params.n_embd_head_k, params.n_embd_head_v)
+        parts = "q" if params.keys_from is not None else "qkv" if self.tensor("attn_v.weight") else "qk"
+        group = self.split("attn_qkv", *heads.widths[:3]) or Group(*(self.linear(f"attn_{part}") for part in parts))
+        norms = [HeadNorm(self.norm(f"attn_{part}_norm")) for part in parts[:2]]
+        source = self.layer if params.keys_from is None else params.keys_from
+        return SharedAttention(
+            self.norm(arch.attn_norm), group, self.output("attn_output", "", arch.attn_post_norm), heads,
+            Scores(hp.attention_scale, params.window, hp.attention_soft_cap), self.rope, *norms,
+            v_norm=HeadNorm(PlainNorm(heads.DV, hp.norm_rms_eps)) if params.keys_from is None else None,
+            place=hp.key_sources.index(source) if source in hp.key_sources else None)
 
     def attention(self) -> Attention:
         arch, hp, params = self.hparams.architecture, self.hparams, self.params

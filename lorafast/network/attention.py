@@ -53,7 +53,7 @@ class AttentionSaved(Saved):
     """
 
     def __init__(self, branch: Attention, T: int, new: New, ranks: Ranks) -> None:
-        q, k, v, _ = branch.heads.widths
+        q, k, v = branch.saved_widths()
         self.norm = branch.norm.saved(T, new) if branch.norm else []
         self.q, self.k, self.v = new(T, q), new(T, k), new(T, v)
         self.q_norm = branch.q_norm.saved(T, q, new) if branch.q_norm else []
@@ -97,6 +97,10 @@ class Attention:
     def saved(self, T: int, new: New, ranks: Ranks) -> AttentionSaved:
         return AttentionSaved(self, T, new, ranks)
 
+    def saved_widths(self) -> tuple[int, ...]:
+        """Columns of s.q, s.k and s.v."""
+        return self.heads.widths[:3]
+
     def scratch(self, T: int, adapter: Adapter) -> int:
         C, spare = self.output.N, self.output.widths()
         q, k, v, o = self.heads.widths
@@ -136,7 +140,7 @@ class Attention:
         if self.turns_saved:
             self._turn(s.q, s.k, pass_)
         q, k = self._turned(q, k, s, pass_)
-        self._attend(s, q, *(cache.append(k, s.v) if cache is not None else (k, s.v)), pass_)
+        self._attend(s, q, *self._seen(k, self._values(s, spare, pass_), pass_, cache), pass_)
         self.output.forward(out, residual, self._put_out(s, spare, pass_), s.output, spare, pass_)
 
     def _project(self, s: AttentionSaved, x: np.ndarray, spare: list[np.ndarray], pass_: Pass) -> None:
@@ -155,9 +159,22 @@ class Attention:
     def _put_out_backward(self, do: np.ndarray, s: AttentionSaved, spare: list[np.ndarray], pass_: Pass) -> None:
         """From the gradient of _put_out to that of s.cheap.o, in place."""
 
+    def _values(self, s: AttentionSaved, spare: list[np.ndarray], pass_: Pass) -> np.ndarray:
+        """v as attention takes it."""
+        return s.v
+
+    def _seen(self, k: np.ndarray, v: np.ndarray, pass_: Pass, cache: KVCache | None) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values that the queries see, of those that belong to the same rows."""
+        return (k, v) if cache is None else cache.append(k, v)
+
+    def _seen_backward(self, dk: np.ndarray, dv: np.ndarray, pass_: Pass) -> None:
+        """From the gradients of _seen to those of k and v, in place."""
+
     def recompute_cheap(self, s: AttentionSaved, pass_: Pass) -> None:
-        _, *turned = pass_.scratch.arrays(len(s.q), self.output.N, *self._turned_widths())
-        self._attend(s, *self._turned(*turned, s, pass_), s.v, pass_)
+        _, q, k, *spare = pass_.scratch.arrays(len(s.q), self.output.N, *self._turned_widths(), *self.output.widths(),
+                                               *self._more_widths())
+        q, k = self._turned(q, k, s, pass_)
+        self._attend(s, q, *self._seen(k, self._values(s, spare, pass_), pass_, None), pass_)
 
     def _attend(self, s: AttentionSaved, q: np.ndarray, k: np.ndarray, v: np.ndarray, pass_: Pass) -> None:
         """s.cheap from queries, and keys and values of the same rows, or of one sequence with earlier ones before
@@ -202,10 +219,11 @@ class Attention:
         self.output.backward(do, d_out, self._put_out(s, spare, pass_), s.output, spare, pass_)
         self._put_out_backward(do, s, spare, pass_)
         # o = attention(q, k, v)
-        q, k = self._turned(q, k, s, pass_)
+        (q, k), v = self._turned(q, k, s, pass_), self._values(s, spare, pass_)
         begin, scores = pass_.rows.q_begin, self.scores
-        attention_backward(dq, dk, dv, do, q, k, s.v, s.cheap.o, s.cheap.lse, begin, begin, scores.scale, scores.window,
+        attention_backward(dq, dk, dv, do, q, k, v, s.cheap.o, s.cheap.lse, begin, begin, scores.scale, scores.window,
                            scores.soft_cap, self.heads.n_head, self.heads.n_head_kv, pass_.n_threads)
+        self._seen_backward(dk, dv, pass_)
         dq, dk = self._turned_backward(dq, dk, q, k, s, pass_)
         d_qkv = self._project_backward([dq, dk, dv], s, spare, pass_)
         # q, k, v = projections of normed = norm(x)

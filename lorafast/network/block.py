@@ -25,10 +25,12 @@ class BlockSaved(Buffers):
 
 
 class Block:
-    """out = x + f_1(x) + f_2(x + f_1(x)), and so on for each branch; or, in parallel, all branches read x itself."""
+    """out = scale · (x + f_1(x) + f_2(x + f_1(x))), and so on for each branch; or, in parallel, all branches read x
+    itself."""
 
-    def __init__(self, n_embd: int, branches: Sequence[Branch], is_parallel: bool = False) -> None:
+    def __init__(self, n_embd: int, branches: Sequence[Branch], is_parallel: bool = False, scale: float = 1.0) -> None:
         self.n_embd, self.branches, self.is_parallel = n_embd, tuple(branches), is_parallel
+        self.scale = np.float32(scale)
         self.groups = tuple(group for branch in branches for group in branch.groups)
 
     @property
@@ -65,9 +67,13 @@ class Block:
         for i, branch in enumerate(self.branches):
             branch.forward(streams[i + 1], streams[i], x if self.is_parallel else streams[i], s.branches[i], pass_,
                            caches[i] if caches else None)
+        if out is not None and self.scale != 1:
+            out *= self.scale
 
     def backward(self, dx: np.ndarray, x: np.ndarray, s: BlockSaved, pass_: Pass, need_dx: bool) -> None:
         """dx (T, C) holds the gradient of out and, if `need_dx`, becomes that of x; else nothing below is adapted."""
+        if self.scale != 1:
+            dx *= self.scale
         inputs = [x] * len(self.branches) if self.is_parallel else [x, *s.streams]
         d_out = dx.copy() if self.is_parallel else dx
         for i in reversed(range(len(self.branches))):

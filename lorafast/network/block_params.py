@@ -56,6 +56,7 @@ class BlockParams:
     rope        None: positions are not told apart by RoPE
     conv_width  taps of the short convolution that stands in attention's place, or is a part of what does; 0: attention
     delta       the gated delta net that stands in attention's place; None without
+    keys_from   the block below whose keys and values this one attends to; None: its own
     experts     in the place of a feed-forward network of n_ff; None without
     """
 
@@ -69,6 +70,7 @@ class BlockParams:
     conv_width: int = 0
     delta: DeltaHeads | None = None
     experts: ExpertParams | None = None
+    keys_from: int | None = None
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from .buffers import Scratch, empty, sized
 from .lora import Adapter, Ranks
 from .network import Network
 from .passes import Pass, Rows
+from .shared_keys import CachedKeys
 from .weights import MAPPED, Weights
 
 CHUNK = 64
@@ -24,11 +25,14 @@ class Decoder:
         self.weights, self.chunk = weights, min(chunk, n_ctx)
         self.caches = [block.new_caches(n_ctx, self.chunk, empty) for block in network.blocks]
         self.n_past = 0
+        self.shared = [CachedKeys() for _ in network.shared_widths]
+        self.per_layer = network.new_per_layer(self.chunk, empty)
         ranks, C = Ranks(adapter), network.hparams.n_embd
         self.inputs = [empty(self.chunk, C) for _ in range(2)]
         of_shape = {block.shape: block for block in network.blocks}
         self.saved = {shape: block.saved(self.chunk, empty, ranks) for shape, block in of_shape.items()}
-        self.scratch = Scratch(max(block.scratch(self.chunk, adapter) for block in of_shape.values()))
+        self.scratch = Scratch(max(network.scratch_below(self.chunk),
+                                   *(block.scratch(self.chunk, adapter) for block in of_shape.values())))
 
     def append(self, tokens: np.ndarray) -> np.ndarray:
         """Adds tokens int32 (n,), n >= 1; returns the logits (n_vocab,) of what follows the last one.
@@ -63,13 +67,14 @@ class Decoder:
     def _pass(self, tokens: np.ndarray) -> Pass:
         T = len(tokens)
         rows = Rows(np.arange(self.n_past, self.n_past + T, dtype=np.int32), np.array([0, T], np.int32))
-        return Pass(tokens, rows, self.adapter, self.scratch, self.n_threads, weights=self.weights)
+        return Pass(tokens, rows, self.adapter, self.scratch, self.n_threads, weights=self.weights, shared=self.shared,
+                    per_layer=[of_block[:T] for of_block in self.per_layer])
 
     def _append_chunk(self, tokens: np.ndarray) -> np.ndarray:
         pass_, T = self._pass(tokens), len(tokens)
         x, out = (array[:T] for array in self.inputs)
         saved = {shape: of_block.first(T) for shape, of_block in self.saved.items()}
-        self.network.embedding.forward(x, pass_)
+        self.network.embed(x, pass_)
         for block, caches in zip(self.network.blocks, self.caches, strict=True):
             block.forward(out, x, saved[block.shape], pass_, caches)
             x, out = out, x
@@ -84,4 +89,5 @@ def decoder_bytes(network: Network, adapter: Adapter, chunk: int = CHUNK) -> int
     of_shape = {block.shape: block for block in network.blocks}
     saved = [block.saved(chunk, sized, Ranks(adapter)) for block in of_shape.values()]
     return (sum(cache.nbytes for cache in caches) + sum(of_block.nbytes for of_block in saved)
-            + 4 * max(block.scratch(chunk, adapter) for block in of_shape.values()))
+            + sum(of_block.nbytes for of_block in network.new_per_layer(chunk, sized))
+            + 4 * max(network.scratch_below(chunk), *(block.scratch(chunk, adapter) for block in of_shape.values())))

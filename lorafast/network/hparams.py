@@ -54,6 +54,7 @@ class HParams:
     attention_scale: float = 0.0    # of scores; 0: the root of a head's size divides them
     attention_soft_cap: float = 0.0
     logit_soft_cap: float = 0.0
+    n_embd_per_layer: int = 0       # values of the embedding that each block has of its own; 0: none has
 
     @property
     def architecture(self) -> Architecture:
@@ -66,9 +67,22 @@ class HParams:
                  80: "65B" if self.n_head == self.n_head_kv else "70B"}
         return known.get(self.n_layer, "?B") if self.arch == "llama" else "?B"
 
+    @property
+    def key_sources(self) -> list[int]:
+        """The blocks whose keys and values others attend to, in the order of Pass.shared."""
+        return sorted({block.keys_from for block in self.blocks if block.keys_from is not None})
+
+    @property
+    def shared_widths(self) -> list[tuple[int, int]]:
+        """Of the keys and of the values of these."""
+        sizes = [self.blocks[source].sizes for source in self.key_sources]
+        return [(of_block["HKV*D"], of_block["HKV*DV"]) for of_block in sizes]
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every weight that the network has, by name."""
-        return dict(self.shapes)
+        """Shape of every weight that the network has and that may be adapted, by name. Not the embedding where more
+        follows from it than the first block's input (per-layer embeddings)."""
+        return {name: shape for name, shape in self.shapes.items()
+                if not (self.n_embd_per_layer and name == "token_embd.weight")}
 
     def with_overrides(self, *, n_ctx: int | None = None, norm_rms_eps: float | None = None,
                        rope_freq_base: float | None = None, rope_freq_scale: float | None = None) -> HParams:
@@ -111,6 +125,7 @@ def read_hparams(gguf: GGUFFile) -> HParams:
     blocks = _blocks(keys, arch, n_embd, n_layer)
     first = next((block for block in blocks if block.n_head_kv), blocks[0])
     scaling = keys.text("rope.scaling.type", "linear")
+    n_embd_per_layer = keys.count("embedding_length_per_layer_input", 0) if arch.per_layer else 0
     hparams = HParams(
         arch=arch.name,
         n_vocab=embedding.shape[0],
@@ -131,11 +146,12 @@ def read_hparams(gguf: GGUFFile) -> HParams:
         tied="output.weight" not in gguf.tensors,
         blocks=blocks,
         shapes={},
+        n_embd_per_layer=n_embd_per_layer,
         **_scales(keys, arch, n_embd, n_layer, first),
     )
     if hparams.tied and arch.tied == "never":
         raise FormatError(f"{gguf.path}: tensor 'output.weight' is missing; is this a whole model?")
-    tensors = expected_tensors(gguf, arch, n_embd, hparams.n_vocab, blocks)
+    tensors = expected_tensors(gguf, arch, n_embd, hparams.n_vocab, blocks, n_embd_per_layer)
     check_tensors(gguf, arch, tensors, n_layer)
     return replace(hparams, shapes={name: tensors[name] for name in tensors if name.endswith(".weight")})
 
@@ -171,11 +187,14 @@ def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[
     experts = read_experts(keys, arch, n_layer)
     n_ff = keys.counts("feed_forward_length", n_layer, [0] * n_layer if all(experts) else None)
     default = n_embd // max(1, n_head[0])
-    n_embd_head_k = keys.count("attention.key_length", default)
-    n_embd_head_v = keys.count("attention.value_length", default)
+    sizes = [keys.count(f"attention.{part}_length", default) for part in ("key", "value")]
+    local_sizes = [keys.count(f"attention.{part}_length_swa", size) if arch.local_heads else size
+                   for part, size in zip(("key", "value"), sizes)]
     windows, delta_nets = _windows(keys, arch, n_layer), _delta_nets(keys, arch, n_layer)
+    keys_from = _keys_from(keys, arch, windows)
     blocks = []
     for layer in range(n_layer):
+        n_embd_head_k, n_embd_head_v = local_sizes if windows[layer] else sizes
         if arch.mixer == "short_conv" and n_head_kv[layer] == 0:
             blocks.append(BlockParams(n_head[layer], 0, n_embd_head_k, n_embd_head_v, n_ff[layer],
                                       experts=experts[layer], conv_width=_conv_width(keys, "shortconv.l_cache")))
@@ -192,8 +211,21 @@ def _blocks(keys: Keys, arch: Architecture, n_embd: int, n_layer: int) -> tuple[
                     (not arch.rope_only or windows[layer] > 0 or not any(windows)))
         rope = _rope(keys, arch, n_embd_head_k, is_local=windows[layer] > 0) if has_rope else None
         blocks.append(BlockParams(n_head[layer], n_head_kv[layer], n_embd_head_k, n_embd_head_v, n_ff[layer],
-                                  windows[layer], rope, experts=experts[layer]))
+                                  windows[layer], rope, experts=experts[layer], keys_from=keys_from[layer]))
     return tuple(blocks)
+
+
+def _keys_from(keys: Keys, arch: Architecture, windows: list[int]) -> list[int | None]:
+    """The block whose keys and values each attends to: the last one of its kind, with a window or without, that has its
+    own; None: its own."""
+    n_layer = len(windows)
+    n_own = n_layer - (keys.count("attention.shared_kv_layers", 0) if arch.value_norms else 0)
+    sources = [next((below for below in reversed(range(max(0, min(n_own, layer)))) if
+                     (windows[below] > 0) == (windows[layer] > 0)), None) for layer in range(n_layer)]
+    if None in sources[max(0, n_own):]:
+        raise keys.error("attention.shared_kv_layers", f"is {n_layer - n_own}, of {n_layer} blocks: some have no block "
+                                                       "of their kind below them, whose keys they could share")
+    return [source if layer >= n_own else None for layer, source in enumerate(sources)]
 
 
 def _conv_width(keys: Keys, key: str) -> int:
@@ -233,9 +265,10 @@ def _rope(keys: Keys, arch: Architecture, n_embd_head_k: int, is_local: bool) ->
     """What RoPE does in a block with a window (local) or without one; None where the model has no RoPE."""
     if arch.has_rope_switch and not keys.flag("rope.scaling.finetuned", True):
         return None
-    n_rot = keys.count("rope.dimension_count", n_embd_head_k)
+    of_local = "_swa" if is_local and arch.local_heads else ""
+    n_rot = keys.count(f"rope.dimension_count{of_local}", n_embd_head_k)
     if n_rot % 2 or n_rot > n_embd_head_k:
-        raise keys.error("rope.dimension_count",
+        raise keys.error(f"rope.dimension_count{of_local}",
                          f"is {n_rot}, wanted an even number up to the head size {n_embd_head_k}")
     base = keys.number("rope.freq_base", 10000.0)
     if is_local:
@@ -300,7 +333,8 @@ def _scales(keys: Keys, arch: Architecture, n_embd: int, n_layer: int, first: Bl
         "embedding_scale": math.sqrt(n_embd) if arch.embedding_scale == "sqrt" else scale("embedding_scale") or 1.0,
         "residual_scale": scale("residual_scale") or 1.0,
         "logit_scale": 1 / logit if arch.logit_scale_divides else logit,
-        "attention_scale": (n_embd / first.n_head) ** -0.5 if wide else scale("attention.scale"),
+        "attention_scale": arch.attention_scale or ((n_embd / first.n_head)**-0.5 if wide
+                                                    else scale("attention.scale")),
         "attention_soft_cap": cap("attn_logit_softcapping", arch.attention_soft_cap),
         "logit_soft_cap": cap("final_logit_softcapping", arch.logit_soft_cap),
     }

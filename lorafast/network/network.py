@@ -3,15 +3,19 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from ..gguf.reader import GGUFFile
 from ..words import count
-from .assembly import build_blocks, norm_of
+from .assembly import build_blocks, norm_of, per_layer_embedding
+from .buffers import New
 from .dora import Gain
 from .embedding import Embedding
 from .head import Head
 from .hparams import HParams
 from .linear import Group
 from .lora import Adapter
+from .passes import Pass
 from .tensors import final_norm_of
 
 
@@ -27,10 +31,33 @@ class Network:
         self.head = Head(norm, matrix, gguf.tensors.get("output.bias"), hparams.logit_scale, hparams.logit_soft_cap,
                          precision)
 
+        self.shared_widths = hparams.shared_widths
+        """Of keys and values that several blocks attend to, in the order of Pass.shared."""
+        self.per_layer = per_layer_embedding(gguf, hparams, precision)
+
     @property
     def groups(self) -> list[Group]:
-        """The matrices, from the first block to the output."""
-        return [group for block in self.blocks for group in block.groups] + [self.head.group]
+        """The matrices, from below the first block to the output."""
+        return [*self.groups_below, *(group for block in self.blocks for group in block.groups), self.head.group]
+
+    @property
+    def groups_below(self) -> list[Group]:
+        """Those that are used before the first block."""
+        return [self.per_layer.group] if self.per_layer else []
+
+    def embed(self, x: np.ndarray, pass_: Pass) -> None:
+        """x (T, C) of the pass's tokens, and what pass_.per_layer holds."""
+        self.embedding.forward(x, pass_)
+        if self.per_layer:
+            self.per_layer.forward(pass_.per_layer, x, pass_)
+
+    def new_per_layer(self, T: int, new: New) -> list[np.ndarray]:
+        """Memory for what pass_.per_layer holds of T tokens."""
+        return self.per_layer.new(T, new) if self.per_layer else []
+
+    def scratch_below(self, T: int) -> int:
+        """Floats of Scratch that `embed` uses."""
+        return self.per_layer.scratch(T) if self.per_layer else 0
 
     def arithmetic(self) -> str:
         """What the products are made of: where the precision gains nothing, that is something else."""

@@ -1,12 +1,14 @@
 """What travels through a pass: where the rows belong, the adapter, memory, threads."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .buffers import Scratch
 from .lora import Adapter, Gradients
+from .shared_keys import SharedKeys
 from .weights import MAPPED, Weights
 
 
@@ -36,6 +38,8 @@ class Pass:
     scratch    working memory that the parts use in turn
     gradients  None in a pass without a way back
     weights    where their bytes come from
+    shared     keys and values that several blocks attend to
+    per_layer  (T, n) of each block: its own embedding of the tokens; empty where the model has none
     """
 
     tokens: np.ndarray
@@ -45,6 +49,8 @@ class Pass:
     n_threads: int
     gradients: Gradients | None = None
     weights: Weights = MAPPED
+    shared: Sequence[SharedKeys] = ()
+    per_layer: Sequence[np.ndarray] = ()
 
     def with_scratch(self, begin: int) -> Pass:
         """The same, whose scratch begins behind so many floats of this one's."""

@@ -24,9 +24,10 @@ def final_norm_of(gguf: GGUFFile, arch: Architecture) -> str:
     return usual if f"{usual}.weight" in gguf.tensors else arch.final_norm
 
 
-def expected_tensors(gguf: GGUFFile, arch: Architecture, C: int, V: int, blocks: Sequence[BlockParams]) -> Shapes:
+def expected_tensors(gguf: GGUFFile, arch: Architecture, C: int, V: int, blocks: Sequence[BlockParams],
+                     n_per_layer: int = 0) -> Shapes:
     """Shape of every tensor of the network, by name: those that it needs, and those that it may have and the file
-    has."""
+    has. n_per_layer: values of the embedding that each block has of its own."""
     final_norm = final_norm_of(gguf, arch)
     shapes: Shapes = {"token_embd.weight": (V, C), f"{final_norm}.weight": (C,)}
     if arch.norm == "layer" and f"{final_norm}.bias" in gguf.tensors:
@@ -35,10 +36,14 @@ def expected_tensors(gguf: GGUFFile, arch: Architecture, C: int, V: int, blocks:
         shapes["output.weight"] = (V, C)
         if "output.bias" in gguf.tensors:
             shapes["output.bias"] = (V,)
+    if n_per_layer:
+        width = len(blocks) * n_per_layer
+        shapes |= {"per_layer_token_embd.weight": (V, width), "per_layer_model_proj.weight": (width, C),
+                   "per_layer_proj_norm.weight": (n_per_layer,)}
     for layer, block in enumerate(blocks):
-        sizes = {"C": C, "3C": 3 * C, **block.sizes}
+        sizes = {"1": 1, "C": C, "3C": 3 * C, "n": n_per_layer, **block.sizes}
         present = {name.removeprefix(f"blk.{layer}.") for name in gguf.tensors if name.startswith(f"blk.{layer}.")}
-        for name, symbols in _block_tensors(arch, block, present):
+        for name, symbols in _block_tensors(arch, block, present, n_per_layer > 0):
             shapes[f"blk.{layer}.{name}"] = tuple(sizes[symbol] for symbol in symbols)
     for name in ROPE_FACTORS:
         n_rot = {block.rope.n_rot for block in blocks if block.rope}
@@ -47,9 +52,15 @@ def expected_tensors(gguf: GGUFFile, arch: Architecture, C: int, V: int, blocks:
     return shapes
 
 
-def _block_tensors(arch: Architecture, block: BlockParams, present: set[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _block_tensors(arch: Architecture, block: BlockParams, present: set[str],
+                   per_layer: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Name and shape, in symbols, of a block's tensors. present: names that the file has of this block."""
     matrices = _mixing_matrices(arch, block, present)
+    if per_layer:
+        matrices |= {"inp_gate": ("n", "C"), "proj": ("C", "n")}
+        yield "post_norm.weight", ("C",)
+    if arch.per_layer and "layer_output_scale.weight" in present:
+        yield "layer_output_scale.weight", ("1",)
     if block.experts:
         yield from expert_tensors(arch.mixture, block.experts, present)
     else:
@@ -85,8 +96,12 @@ def _mixing_matrices(arch: Architecture, block: BlockParams, present: set[str]) 
         return {"shortconv.in_proj": ("3C", "C"), "shortconv.out_proj": ("C", "C")}
     if "attn_qkv.weight" in present:
         return {"attn_output": ("C", "H*DV"), "attn_qkv": ("QKV", "C")}
-    q = "2H*D" if arch.gated_attention else "H*D"
-    return {"attn_output": ("C", "H*DV"), "attn_q": (q, "C"), "attn_k": ("HKV*D", "C"), "attn_v": ("HKV*DV", "C")}
+    matrices = {"attn_output": ("C", "H*DV"), "attn_q": ("2H*D" if arch.gated_attention else "H*D", "C")}
+    if block.keys_from is None or "attn_k.weight" in present:           # a file may have matrices that serve nothing
+        matrices["attn_k"] = ("HKV*D", "C")
+    if not arch.value_norms or "attn_v.weight" in present:
+        matrices["attn_v"] = ("HKV*DV", "C")
+    return matrices
 
 
 def _feed_forward_matrices(arch: Architecture, present: set[str]) -> dict[str, tuple[str, ...]]:
@@ -101,7 +116,8 @@ def _inner_norms(arch: Architecture, block: BlockParams, present: set[str]) -> I
     if arch.qk_norm and not block.conv_width and (arch.qk_norm != "heads" or "attn_q_norm.weight" in present):
         of_q, of_k = shapes[arch.qk_norm]
         yield "attn_q_norm.weight", of_q
-        yield "attn_k_norm.weight", of_k
+        if block.keys_from is None or "attn_k_norm.weight" in present:
+            yield "attn_k_norm.weight", of_k
     if arch.sub_norms:
         yield "attn_sub_norm.weight", ("C",)
         yield "ffn_sub_norm.weight", ("F",)

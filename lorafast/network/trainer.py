@@ -18,6 +18,7 @@ from .network import Network
 from .objective import Objective, TokenSum
 from .passes import Pass, Rows
 from .prefix_cache import PrefixCache
+from .shared_keys import KeptKeys
 from .weights import MAPPED, Weights
 
 
@@ -116,7 +117,7 @@ class Trainer:
 
     def _pass(self, batch: Batch, gradients: Gradients | None = None) -> Pass:
         return Pass(batch.tokens, Rows.of(batch.begin), self.adapter, self.scratch, self.n_threads, gradients,
-                    self.weights)
+                    self.weights, *self.buffers.beside(len(batch.tokens)))
 
     def logits(self, batch: Batch) -> Iterator[np.ndarray]:
         """(n, V) at the targets that count, some at a time."""
@@ -143,6 +144,8 @@ class Trainer:
     def _backward(self, buffers: Activations, pass_: Pass) -> None:
         """From the gradient of the last block's output, which the head left in its place."""
         network = self.network
+        for keys in buffers.shared:
+            keys.clear_gradients()
         x, saved, dx = buffers.input, buffers.saved_of, buffers.output
         for layer in range(len(network.blocks) - 1, buffers.lowest - 1, -1):
             block = network.blocks[layer]
@@ -168,6 +171,8 @@ class Trainer:
         if prefix is None:
             self._run_blocks(buffers, 0, n_layer, pass_)
         elif prefix.holds(rows):
+            if self.network.per_layer:                      # what blocks above take beside their input
+                self.network.embed(buffers.input(0), pass_)
             prefix.read(rows, buffers.input(prefix.lowest))
             self._run_blocks(buffers, prefix.lowest, n_layer, pass_)
         else:
@@ -180,7 +185,7 @@ class Trainer:
         """Those from `first` to before `end`; 0 begins with the embedding."""
         x, saved = buffers.input, buffers.saved_of
         if first == 0:
-            self.network.embedding.forward(x(0), pass_)
+            self.network.embed(x(0), pass_)
         for layer in range(first, end):
             self.network.blocks[layer].forward(x(layer + 1), x(layer), saved(layer), pass_)
 
@@ -217,8 +222,14 @@ class Activations(Buffers):
         self.output = new(T, C)                                             # of the last block; then every dx
         self.first_kept = self.n_layer - max(1, min(strategy.n_kept, self.n_layer - self.lowest))
         self.shares_cheap = not strategy.keeps_cheap
+        self.shared = [KeptKeys(T, *widths, new) for widths in network.shared_widths]
+        self.per_layer = network.new_per_layer(T, new)
         self.saved: list[BlockSaved] = []
         self.place: tuple[int, ...] = self._make_saved(network, T, new, Ranks(adapter))
+
+    def beside(self, T: int) -> tuple[list[KeptKeys], list[np.ndarray]]:
+        """Pass.shared and Pass.per_layer of T tokens."""
+        return [keys.first(T) for keys in self.shared], [of_block[:T] for of_block in self.per_layer]
 
     def _make_saved(self, network: Network, T: int, new: New, ranks: Ranks) -> tuple[int, ...]:
         """Fills `saved`: the top blocks have each their own, all others share that of the lowest of them with their
@@ -271,7 +282,7 @@ class Activations(Buffers):
 
 def weight_order(network: Network, activations: Activations, head_pieces: bool = False) -> list[Group]:
     """The groups of matrices in the order in which a Trainer's pass reads them."""
-    order = [group for block in network.blocks for group in block.groups]
+    order = [*network.groups_below, *(group for block in network.blocks for group in block.groups)]
     order += network.head.groups(head_pieces) * 2
     for layer in range(len(network.blocks) - 1, activations.lowest - 1, -1):
         order += [group for below in activations.lost_inputs(layer) for group in network.blocks[below].groups]
@@ -287,4 +298,4 @@ def scratch_floats(network: Network, adapter: Adapter, T: int, strategy: Strateg
     head = network.head
     return max(PiecewiseLosses.scratch(head, T, strategy.head_tokens) if strategy.head_pieces
                else head.scratch(min(T, strategy.head_tokens), adapter),
-               *(block.scratch(T, adapter) for block in network.blocks))
+               network.scratch_below(T), *(block.scratch(T, adapter) for block in network.blocks))

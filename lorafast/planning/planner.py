@@ -174,6 +174,8 @@ class Planner:
         name, size = "weights in memory", f"of {megabytes(self.gguf.nbytes)}"
         if capacity is not None:
             return Item(name, most_held, f"{size}, the rest is read when it is needed")
+        if self.network.per_layer:
+            return Item(name, self._weight_bytes, f"{size}, but for embeddings of the blocks, which are read by rows")
         tied = self.network.hparams.tied
         return Item(name, self._weight_bytes,
                     "the whole model" if tied else f"{size}, but for the embedding, which is read by rows")
@@ -218,8 +220,9 @@ class Planner:
 
     def _row_bytes(self, T: int) -> int:
         """Of the embedding's rows for T tokens, as stored."""
-        tensor = self.network.embedding.tensor
-        return min(T, tensor.shape[0]) * tensor.data.shape[1]
+        per_layer = self.network.per_layer
+        tables = [self.network.embedding.tensor, *([per_layer.table] if per_layer else [])]
+        return sum(min(T, tensor.shape[0]) * tensor.data.shape[1] for tensor in tables)
 
     @property
     def _counts_cache(self) -> bool:

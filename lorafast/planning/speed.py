@@ -78,7 +78,8 @@ def measure_speed(network: Network, adapter: Adapter, T: int, ctx: int, head_tok
     residency = Residency(files, order, least_capacity(order)) if files else None
     strategy = Strategy(n_kept=len(small.blocks), head_tokens=head_tokens, head_pieces=head_pieces)
     trainer = Trainer(small, part, len(tokens), strategy, n_threads, weights=residency or MAPPED)
-    pass_ = Pass(tokens, Rows.of(begin), part, trainer.scratch, n_threads, Gradients(part), trainer.weights)
+    pass_ = Pass(tokens, Rows.of(begin), part, trainer.scratch, n_threads, Gradients(part), trainer.weights,
+                 *trainer.buffers.beside(len(tokens)))
     per_pass = T / len(tokens)
     blocks = {block.shape: _measure_block(block, trainer.buffers, layer, ctx, length, per_pass, pass_, small, residency)
               for layer, block in enumerate(small.blocks)}
@@ -105,7 +106,7 @@ def _measure_block(block: Block, buffers: Activations, layer: int, ctx: int, len
                    network: Network, residency: Residency | None) -> BlockSpeed:
     """Of one block, on sequences of `length` tokens for those of `ctx`."""
     x, out, saved = buffers.input(buffers.lowest), buffers.output, buffers.saved_of(layer)
-    network.embedding.forward(x, pass_)
+    network.embed(x, pass_)
 
     def forward() -> None:
         network.refresh(pass_.adapter)

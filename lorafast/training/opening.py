@@ -43,8 +43,8 @@ class Opened:
 
     @property
     def weights(self) -> Weights:
-        """Where their bytes come from when they don't stream: an embedding that is no output matrix is read by rows."""
-        return MAPPED if self.hparams.tied else RowsFromFile(self.files)
+        """Where their bytes come from when they don't stream: embeddings that are no output matrix are read by rows."""
+        return MAPPED if self.hparams.tied and not self.hparams.n_embd_per_layer else RowsFromFile(self.files)
 
     def plan(self, longest_row: int, sharing: Sharing = ALONE) -> Plan:
         """Memory and time of the run, in which no row has more than so many tokens.

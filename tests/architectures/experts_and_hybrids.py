@@ -100,6 +100,13 @@ GEMMA4 = {
                        global_head_dim=24, sliding_window=WINDOW, hidden_size_per_layer_input=12,
                        vocab_size_per_layer_input=387, final_logit_softcapping=3.0, use_double_wide_mlp=True, **TIED),
                   GEMMA4_NAMES, GEMMA4_GLOBAL, keys=files.gemma4, constants=files.proportional, llama_cpp=GELU),
+    # Keys serve as values in global blocks, which have fewer of them.
+    "gemma4-dense": Row("gemma4", "Gemma4ForCausalLM",
+                        dict(num_hidden_layers=4, layer_types=LOCAL_AND_GLOBAL * 2, num_kv_shared_layers=0, head_dim=14,
+                             global_head_dim=24, num_global_key_value_heads=1, attention_k_eq_v=True,
+                             sliding_window=WINDOW, hidden_size_per_layer_input=0, final_logit_softcapping=3.0,
+                             use_double_wide_mlp=False, **TIED),
+                        GEMMA4_NAMES, keys=files.gemma4, constants=files.proportional, llama_cpp=GELU),
 }
 
 ROWS = {**MOE, **HYBRIDS, **GEMMA4}

@@ -252,6 +252,7 @@ def gemma4(config: Any) -> dict[str, Any]:
     size, global_size = config.head_dim, global_head_size(config)
     own = config.num_hidden_layers - config.num_kv_shared_layers
     doubled = 2 if config.use_double_wide_mlp else 1
+    n_head_kv = [config.per_layer_config[layer].num_key_value_heads for layer in range(config.num_hidden_layers)]
     return {**window_pattern(config), "attention.shared_kv_layers": config.num_kv_shared_layers,
             "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
             "attention.key_length": global_size, "attention.value_length": global_size,
@@ -259,7 +260,7 @@ def gemma4(config: Any) -> dict[str, Any]:
             "rope.dimension_count": global_size, "rope.dimension_count_swa": size,
             "feed_forward_length": [config.intermediate_size * (1 if layer < own else doubled)
                                     for layer in range(config.num_hidden_layers)],
-            "final_logit_softcapping": config.final_logit_softcapping}
+            "attention.head_count_kv": n_head_kv, "final_logit_softcapping": config.final_logit_softcapping}
 
 
 def global_head_size(config: Any) -> int:
