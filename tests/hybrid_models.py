@@ -60,13 +60,13 @@ HYBRIDS = {
     "qwen35": Hybrid({"ssm.conv_kernel": 4, "ssm.state_size": STATE, "ssm.group_count": N_K, "ssm.time_step_rank": N_V,
                       "ssm.inner_size": N_V * STATE, "full_attention_interval": 2, "rope.dimension_count": 4},
                      (DELTA_NET | QWEN35_FEED_FORWARD, GATED_ATTENTION | QWEN35_FEED_FORWARD) * 2),
-    # Two blocks of their own, two that share their keys and values.
+    # The last two blocks attend to keys and values of the two below.
     "gemma4": Hybrid({**GEMMA4_KEYS, "attention.shared_kv_layers": 2, "embedding_length_per_layer_input": N_PER_LAYER,
-                      "attention.sliding_window_pattern": [True, False, True, False]},
-                     (GEMMA4 | PER_LAYER, GEMMA4_GLOBAL | OWN_VALUES | PER_LAYER, without(GEMMA4, *KEYS) | PER_LAYER,
-                      without(GEMMA4_GLOBAL, *KEYS) | PER_LAYER),
-                     {"output_norm": (C,), "per_layer_token_embd": (V, 4 * N_PER_LAYER),
-                      "per_layer_model_proj": (4 * N_PER_LAYER, C), "per_layer_proj_norm": (N_PER_LAYER,)}),
+                      "attention.sliding_window_pattern": [True, False] * 3},
+                     ((GEMMA4 | PER_LAYER, GEMMA4_GLOBAL | OWN_VALUES | PER_LAYER) * 2
+                      + (without(GEMMA4, *KEYS) | PER_LAYER, without(GEMMA4_GLOBAL, *KEYS) | PER_LAYER)),
+                     {"output_norm": (C,), "per_layer_token_embd": (V, 6 * N_PER_LAYER),
+                      "per_layer_model_proj": (6 * N_PER_LAYER, C), "per_layer_proj_norm": (N_PER_LAYER,)}),
     # Keys serve as values in global blocks.
     "gemma4 dense": Hybrid({**GEMMA4_KEYS, "attention.sliding_window_pattern": [True, False, True, False]},
                            (GEMMA4, without(GEMMA4_GLOBAL, "attn_v")) * 2),

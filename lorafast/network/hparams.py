@@ -72,6 +72,11 @@ class HParams:
         """The blocks whose keys and values others attend to, in the order of Pass.shared."""
         return sorted({block.keys_from for block in self.blocks if block.keys_from is not None})
 
+    def keys_below(self, lowest: int) -> int | None:
+        """A block below `lowest` whose keys and values one from there on attends to; None if there is none."""
+        sources = [block.keys_from for block in self.blocks[lowest:] if block.keys_from is not None]
+        return min((source for source in sources if source < lowest), default=None)
+
     @property
     def shared_widths(self) -> list[tuple[int, int]]:
         """Of the keys and of the values of these."""

@@ -41,6 +41,10 @@ def check_prefix_cache(config: FinetuneConfig, network: Network, adapter: Adapte
     if not lowest:
         raise UsageError(f"--prefix-cache {config.prefix_cache}: the lowest block is trained, so that nothing stays "
                          "the same; give --layers N")
+    source = network.hparams.keys_below(lowest)
+    if source is not None:
+        raise UsageError(f"--prefix-cache {config.prefix_cache}: trained blocks attend to keys of block {source}, "
+                         f"which the cache does not hold; give --layers {network.hparams.n_layer - source} or more")
     if not isinstance(samples, Sequences):
         raise UsageError(f"--prefix-cache {config.prefix_cache}: {samples.name} is text, which is cut anew in each "
                          "epoch; it is for records")

@@ -1,5 +1,6 @@
 """Models whose blocks are not all alike: what holds for every way to run them. (That they compute the right function
 is shown in tests/architectures.)"""
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from lorafast.network.decoder import Decoder
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter, Gradients, specs_for
 from lorafast.network.network import Network
+from lorafast.network.prefix_cache import PrefixCache
 from lorafast.network.residency import ModelFiles, Residency, least_capacity
 from lorafast.network.trainer import Strategy, Trainer, weight_order
 from lorafast.network.weights import MAPPED
@@ -77,6 +79,25 @@ def test_weights_that_stream_change_nothing(model):
         files.close()
     assert streamed_loss == loss
     np.testing.assert_array_equal(streamed, gradients)
+
+
+def test_a_prefix_cache_changes_nothing(model, tmp_path):
+    """The blocks above are given what else they need beside their input."""
+    case = Case(model, targets=["blk.1.*", "blk.2.*"])
+    trainer = Trainer(case.network, case.adapter, sum(LENGTHS), Strategy(4), 1)
+    trainer.prefix = PrefixCache(str(tmp_path), "0" * 64, np.array(LENGTHS), case.hp.n_embd, lowest=1)
+    batch = replace(case.batch, rows=np.arange(len(LENGTHS)))
+    results = []
+    for _ in range(2):
+        gradients = Gradients(case.adapter)
+        results.append((trainer.loss_and_gradients(batch, 1 / sum(LENGTHS), gradients), gradients.flat))
+    trainer.prefix.close()
+    for loss, gradients in results:
+        assert loss == case.run()[0]
+        np.testing.assert_array_equal(gradients, case.run()[1])
+    assert case.hp.keys_below(1) is None
+    shares_keys = any(block.keys_from is not None for block in case.hp.blocks)
+    assert case.hp.keys_below(3) == (2 if shares_keys else None), "so that a cache is refused there"
 
 
 def test_sequences_do_not_see_each_other(model):
