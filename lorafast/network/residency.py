@@ -167,6 +167,8 @@ class Window:
         self.sizes, self.order, self.capacity, self.partial = list(sizes), order, capacity, frozenset(partial)
         self.known: set[int] = set()
         """Of the partial ones, those whose parts this pass has named."""
+        self.remains: dict[int, int] = {}
+        """Bytes in memory of partial units that have to be fetched, since more parts are needed now."""
         self.uses = [[place for place, used in enumerate(order) if used == unit] for unit in range(len(sizes))]
         self.now = 0
         """Place in the order of the unit that is in use."""
@@ -186,12 +188,14 @@ class Window:
             self.known.clear()
         self.now = place % len(self.order)
 
-    def learn(self, unit: int, size: int, is_new: bool) -> None:
-        """The bytes of the parts of a partial unit that this pass needs. is_new: others than what may be held."""
+    def learn(self, unit: int, size: int, remaining: int | None = None) -> None:
+        """The bytes of the parts of a partial unit that this pass needs. remaining: where these are others than were
+        held, the bytes of those among them that are in memory."""
         self.known.add(unit)
         self.sizes[unit] = size
-        if is_new:
+        if remaining is not None:
             self.held.discard(unit)
+            self.remains[unit] = remaining
 
     def _is_fetched(self, ahead: int) -> bool:
         """Whether what is used so many places from now is in memory, or cannot be fetched yet."""
@@ -214,15 +218,19 @@ class Window:
         if ahead is None:
             return None
         unit = self.order[(self.now + ahead) % n]
-        room = self.capacity - sum(self.sizes[held] for held in self.held)
+        in_memory = self.remains | {held: self.sizes[held] for held in self.held}
+        in_memory.pop(unit, None)
+        room = self.capacity - sum(in_memory.values())
         leaving = []
-        for held in sorted(self.held, key=self.distance, reverse=True):
+        for held in sorted(in_memory, key=self.distance, reverse=True):
             if room >= self.sizes[unit]:
                 break
             if self.distance(held) < ahead:
                 return None
             leaving.append(held)
-            room += self.sizes[held]
+            room += in_memory[held]
+        for gone in (unit, *leaving):
+            self.remains.pop(gone, None)
         self.held -= set(leaving)
         self.held.add(unit)
         self.most_held = max(self.most_held, sum(self.sizes[held] for held in self.held))
@@ -250,6 +258,8 @@ class Residency(RowsFromFile):
         """Of the partial units: what is wanted of them, and what is there."""
         self.window = Window(sizes, [self.unit_of[group] for group in order], capacity, self.parts)
         self.there: set[int] = set()
+        self.not_wanted: set[int] = set()
+        """Partial units of which parts may be in memory that are not wanted any more."""
         self.bytes_read = 0
         self.seconds_waited = 0.0
         self.failure: BaseException | None = None
@@ -290,9 +300,11 @@ class Residency(RowsFromFile):
     def _want(self, unit: int, parts: np.ndarray) -> None:
         of_unit = self.parts[unit]
         is_new = of_unit.want(parts)
-        self.window.learn(unit, of_unit.nbytes(of_unit.wanted), is_new)
+        remaining = of_unit.nbytes(of_unit.wanted & of_unit.there) if is_new else None
+        self.window.learn(unit, of_unit.nbytes(of_unit.wanted), remaining)
         if is_new:
             self.there.discard(unit)
+            self.not_wanted.add(unit)
 
     def rows(self, tensor: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What reading them brought into the system's cache goes as well."""
@@ -321,6 +333,9 @@ class Residency(RowsFromFile):
                     unit, leaving = self.task
                     self.there -= set(leaving)
                     wanted = self.parts[unit].wanted if unit in self.parts else None
+                    not_wanted, self.not_wanted = self.not_wanted, set()
+                for changed in not_wanted:
+                    self._let_go_unwanted(changed)
                 for gone in leaving:
                     self._let_go(gone)
                 nbytes = self._read_unit(unit, wanted)
@@ -340,6 +355,13 @@ class Residency(RowsFromFile):
         if unit in self.parts:
             self.parts[unit].there = np.zeros(self.parts[unit].n, bool)
 
+    def _let_go_unwanted(self, unit: int) -> None:
+        parts = self.parts[unit]
+        for tensor in self.groups[unit].tensors:
+            for begin, end in parts.runs(tensor, parts.there & ~parts.wanted):
+                self.files.let_go(tensor.path, tensor.offset + begin, tensor.offset + end)
+        parts.there = parts.there & parts.wanted
+
     def _read_unit(self, unit: int, wanted: np.ndarray | None) -> int:
         """Reads it, or what is wanted of it and not there; lets go what reading has mapped besides. Bytes read."""
         for tensor in self.groups[unit].tensors:
@@ -357,9 +379,14 @@ class Residency(RowsFromFile):
         return parts.nbytes(missing)
 
     def _read_parts(self, tensor: Tensor, parts: Parts, wanted: np.ndarray) -> None:
+        """One after the other with what is not wanted beside it, which reading may have mapped."""
+        gaps = list(parts.runs(tensor, ~wanted))
         for begin, end in parts.runs(tensor, wanted & ~parts.there):
             self.files.populate(tensor, begin, end)
-        for begin, end in parts.runs(tensor, ~wanted):
+            for gap_begin, gap_end in gaps:
+                if gap_begin - MAPPED_AROUND < end and begin < gap_end + MAPPED_AROUND:
+                    self.files.unmap(tensor.path, tensor.offset + gap_begin, tensor.offset + gap_end)
+        for begin, end in gaps:
             self.files.let_go(tensor.path, tensor.offset + begin, tensor.offset + end)
 
     def _free_around(self, tensor: Tensor) -> tuple[int, int]:

@@ -184,7 +184,7 @@ def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float
             window.now = place
             for soon in window.order[place:place + 2]:      # a router has named what its experts use after it
                 if soon in window.partial:
-                    window.learn(soon, window.sizes[soon], is_new=False)
+                    window.learn(soon, window.sizes[soon])
             reader = max(reader, clock)
             end: float | None = max(clock, ready[unit]) + compute[place] if unit in window.held else None
             while end is None or reader < end:

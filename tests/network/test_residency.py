@@ -153,13 +153,15 @@ def test_only_the_experts_that_a_batch_needs_are_read(tmp_path):
 def test_what_is_not_known_yet_is_not_fetched():
     window = Window([1, 8, 1], [0, 1, 2, 2, 1, 0], 10, partial={1})
     assert window.next_fetch() == (0, []) and window.next_fetch() == (2, []) and window.next_fetch() is None
-    window.learn(1, 4, is_new=True)
+    window.learn(1, 4, remaining=0)
     assert window.next_fetch() == (1, [])
     for unit in (1, 2, 1, 0):
         window.use(unit)
     assert window.next_fetch() is None, "the next pass has not named its parts"
-    window.learn(1, 8, is_new=True)
+    window.move(window.now + 1)
+    window.learn(1, 9, remaining=3)
     assert 1 not in window.held
+    assert window.next_fetch() == (1, [2]), "1 is in use, and what remains of the unit makes no room for it twice"
 
 
 def test_rows_are_read_from_the_file(tmp_path):
