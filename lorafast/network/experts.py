@@ -50,6 +50,10 @@ class ExpertGroup(Group):
                        for _, rows, bias in parts]
         self.N, self.K, self.n_parts, self.n_used = self.experts[0].N, self.experts[0].K, self.experts[0].E, n_used
 
+    @property
+    def arithmetics(self) -> list[str]:
+        return [name for weights in self.experts for name in [weights.arithmetic] * self.n_parts]
+
     def share_needed(self, T: int) -> float:
         """Of experts that a router chooses evenly, those that see at least one of T tokens."""
         return 1 - (1 - self.n_used / self.n_parts) ** T

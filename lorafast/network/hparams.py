@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ..errors import FormatError
 from ..gguf.reader import GGUFFile
 from .architectures import ARCHITECTURES, Architecture
-from .block_params import BlockParams, DeltaHeads
+from .block_params import BlockParams, DeltaHeads, ExpertParams
 from .keys import Keys
 from .mixture import read_experts
 from .rope import RopeParams, Yarn
@@ -82,6 +82,11 @@ class HParams:
         """Of the keys and of the values of these."""
         sizes = [self.blocks[source].sizes for source in self.key_sources]
         return [(of_block["HKV*D"], of_block["HKV*DV"]) for of_block in sizes]
+
+    @property
+    def experts(self) -> ExpertParams | None:
+        """Of the first block that has any."""
+        return next((block.experts for block in self.blocks if block.experts), None)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every weight that the network has and that may be adapted, by name. Not the embedding where more

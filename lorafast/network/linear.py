@@ -94,6 +94,11 @@ class Group:
         """Of the matrices, as stored."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
+    @property
+    def arithmetics(self) -> list[str]:
+        """What the products of each matrix are made of."""
+        return [linear.weight.arithmetic for linear in self.linears]
+
     def share_needed(self, T: int) -> float:
         """Of the matrices, what a pass of T tokens is likely to need."""
         return 1.0

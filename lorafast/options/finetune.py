@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from ..errors import UsageError
 from ..gguf.file_form import FileForm, cannot_carry_magnitudes, form_of_output
-from ..gguf.roles import GROUPS, LLAMA_FINETUNE_ROLES, ROLES
+from ..gguf.roles import EXPERTS_ARE_FROZEN, GROUPS, LLAMA_FINETUNE_ROLES, ROLES, is_of_experts
 from ..system.threads import physical_cores
 from .assignments import ASSIGNMENT
 from .declare import Allowed, Options, option, to_argv, unknown
@@ -535,7 +535,8 @@ class FinetuneConfig(ModelOptions):
         spelled = [MODULES.get(name, name) for name in re.split(r"[,\s]+", self.targets)]
         for name in filter(None, ",".join(spelled).split(",")):
             if not any(_covers(name, role) for role in ROLES):
-                raise UsageError("--targets: " + unknown(name, [*ROLES, *GROUPS], "tensor"))
+                raise UsageError(f"--targets: {name}: {EXPERTS_ARE_FROZEN}" if is_of_experts(name)
+                                 else "--targets: " + unknown(name, [*ROLES, *GROUPS], "tensor"))
             targets.append(name)
         return tuple(targets)
 

@@ -89,6 +89,7 @@ def meta_lines(gguf: GGUFFile, tokenizer: Tokenizer, hparams: HParams) -> list[s
     """The summary of a model that llama.cpp prints. Facts that only other architectures have are zero, as there."""
     n_gqa = hparams.n_head // hparams.n_head_kv
     n_params, size = size_facts(gguf)
+    experts = hparams.experts
     finetuned = gguf.metadata.get(f"{hparams.arch}.rope.scaling.finetuned")
     facts: list[tuple[str, object]] = [
         ("format", version(gguf)), ("arch", hparams.arch), ("vocab type", tokenizer.vocab_type),
@@ -99,8 +100,9 @@ def meta_lines(gguf: GGUFFile, tokenizer: Tokenizer, hparams: HParams) -> list[s
         ("n_embd_k_gqa", hparams.n_embd_head_k * hparams.n_head_kv),
         ("n_embd_v_gqa", hparams.n_embd_head_v * hparams.n_head_kv),
         ("f_norm_eps", "0.0e+00"), ("f_norm_rms_eps", f"{hparams.norm_rms_eps:.1e}"), ("f_clamp_kqv", "0.0e+00"),
-        ("f_max_alibi_bias", "0.0e+00"), ("f_logit_scale", "0.0e+00"), ("n_ff", hparams.n_ff), ("n_expert", 0),
-        ("n_expert_used", 0), ("causal attn", 1), ("pooling type", 0), ("rope type", 0),
+        ("f_max_alibi_bias", "0.0e+00"), ("f_logit_scale", "0.0e+00"), ("n_ff", hparams.n_ff),
+        ("n_expert", experts.E if experts else 0), ("n_expert_used", experts.n_used if experts else 0),
+        ("causal attn", 1), ("pooling type", 0), ("rope type", 0),
         ("rope scaling", hparams.rope_scaling_type), ("freq_base_train", f"{hparams.rope_freq_base:.1f}"),
         ("freq_scale_train", f"{hparams.rope_freq_scale:g}"), ("n_ctx_orig_yarn", hparams.n_ctx_train),
         ("rope_finetuned", "unknown" if finetuned is None else "yes" if finetuned else "no"),

@@ -86,10 +86,12 @@ class TerminalLog(Log):
                   + ", ".join(f"{name} {token} {text}" for name, token, text in special_tokens(gguf, tokenizer)))
 
     def params(self, hparams: HParams) -> None:
-        self._row("Shape", f"{hparams.n_layer} layers, n_embd {hparams.n_embd}, n_ff {hparams.n_ff}, {hparams.n_head} "
-                  f"heads of {hparams.n_embd_head_k}, {hparams.n_head_kv} for keys and values, context {hparams.n_ctx} "
-                  f"of {hparams.n_ctx_train}, norm eps {hparams.norm_rms_eps:g}, rope base {hparams.rope_freq_base:g}, "
-                  f"scale {hparams.rope_freq_scale:g}")
+        experts = hparams.experts
+        of_experts = f"{experts.n_used} of {experts.E} experts of {experts.n_ff}, " if experts else ""
+        self._row("Shape", f"{hparams.n_layer} layers, n_embd {hparams.n_embd}, n_ff {hparams.n_ff}, {of_experts}"
+                  f"{hparams.n_head} heads of {hparams.n_embd_head_k}, {hparams.n_head_kv} for keys and values, "
+                  f"context {hparams.n_ctx} of {hparams.n_ctx_train}, norm eps {hparams.norm_rms_eps:g}, rope base "
+                  f"{hparams.rope_freq_base:g}, scale {hparams.rope_freq_scale:g}")
 
     def lora_params(self, ranks: Mapping[str, int], n_params: int) -> None:
         by_rank: dict[int, list[str]] = {}

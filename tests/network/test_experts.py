@@ -124,3 +124,10 @@ def test_adapters_of_experts_are_refused_with_the_reason(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(FormatError, match=r"target_parameters.*experts are frozen"):
         read_peft(tmp_path)
+
+
+def test_what_a_run_says_of_experts(tmp_path):
+    gguf = open_model(make_tiny(tmp_path / "model.gguf", experts=4))
+    hparams = read_hparams(gguf)
+    assert (hparams.experts.E, hparams.experts.n_used) == (4, 2)
+    assert Network(gguf, hparams, 8).arithmetic() == "33 matrices in int16, 2 matrices in float32", "the router's"

@@ -51,7 +51,7 @@ def llama_2_7b():
     hparams = SimpleNamespace(
         arch="llama", model_type="7B", n_vocab=32000, n_ctx_train=4096, n_embd=4096, n_ff=11008, n_head=32,
         n_head_kv=32, n_layer=32, n_rot=128, n_embd_head_k=128, n_embd_head_v=128, rope_scaling_type="linear", n_ctx=64,
-        norm_rms_eps=1e-5, rope_freq_base=10000.0, rope_freq_scale=1.0)
+        norm_rms_eps=1e-5, rope_freq_base=10000.0, rope_freq_scale=1.0, experts=None)
     return gguf, tokenizer, hparams
 
 
