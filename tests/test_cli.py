@@ -166,11 +166,11 @@ def test_completion_names_commands_and_options(shell, capsys):
 def test_names_that_people_type_are_taken():
     line = ("-m m.gguf --data a.jsonl --lr 1e-4 --iters 7 --batch-size 2 --max-seq-length 64 --rank 8 --alpha 16 "
             "-o x.gguf")
-    config = parse(FinetuneConfig, [*line.split(), "--target-modules", "q_proj,v_proj", "--grad-checkpoint"])
+    config = parse(FinetuneConfig, [*line.split(), "--target-modules", "q_proj,v_proj,in_proj_z", "--grad-checkpoint"])
     assert (config.model_base, config.train_data, config.lora_out) == ("m.gguf", ("a.jsonl",), ("x.gguf",))
     assert (config.adam_alpha, config.adam_iter, config.batch, config.ctx) == (1e-4, 7, 2, 64)
     assert (config.lora_r, config.lora_alpha, config.use_checkpointing) == (8, 16, True)
-    assert config.target_list() == ("attn_q", "attn_v")
+    assert config.target_list() == ("attn_q", "attn_v", "attn_gate")
 
 
 def test_every_other_name_belongs_to_a_field_and_to_nobody_else():

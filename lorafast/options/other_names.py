@@ -71,5 +71,6 @@ COMMANDS = {"train": "finetune", "sft": "finetune", "lora": "finetune", "fine-tu
 
 MODULES = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
            "up_proj": "ffn_up", "down_proj": "ffn_down", "lm_head": "output", "embed_tokens": "token_embd",
-           "all-linear": "attn,ffn"}
+           "in_proj_qkv": "attn_qkv", "in_proj_z": "attn_gate", "in_proj_a": "ssm_alpha", "in_proj_b": "ssm_beta",
+           "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj", "all-linear": "attn,ffn"}
 """Targets as Hugging Face calls them."""
