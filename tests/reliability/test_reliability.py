@@ -23,6 +23,12 @@ def test_fifty_kills_lose_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun: pip install mpi4py mpich")
+def test_kills_of_a_rank_lose_nothing():
+    assert "4 kills in" in run("kill_ranks.py", "--kills", "4")
+
+
+@pytest.mark.slow
 def test_power_cuts_lose_nothing_that_was_flushed():
     assert "10 power cuts in" in run("crash.py", "--kills", "10", "--minutes", "5", "--power-cut")
 
