@@ -37,7 +37,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "DoRA": dict(dora=True, lora_out=("adapter/",)),
     "limits": dict(adam_gclip=0.1, micro_batch=1, head_tokens=8, valid_split=0.2, eval_every=2),
 }
-MPIRUN = shutil.which("mpirun")
+MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
