@@ -43,9 +43,9 @@ def main() -> None:
     texts = (DATA / "texts.jsonl").read_text().splitlines(keepends=True)
     (DATA / "few.jsonl").write_text("".join(texts[:FEW_TEXTS]))
 
-    pairs = ("--train-data", DATA / "train.jsonl", "--batch", 4, "--adam-alpha", "3e-4", "--epochs", 1)
-    dpo = train("dpo", "--method", "dpo", *pairs)
-    orpo = train("orpo", "--method", "orpo", *pairs)
+    pairs = ("--train-data", DATA / "train.jsonl", "--batch", 4, "--epochs", 4)
+    dpo = train("dpo", "--method", "dpo", "--adam-alpha", "5e-4", *pairs)
+    orpo = train("orpo", "--method", "orpo", "--adam-alpha", "1e-3", *pairs)
     preferred = scores(DATA / "test.jsonl", dpo, orpo, more=(
         "--score", "regex,choice,choice_norm", "--pattern", make_preferences.PATTERN, "--n-predict", 16))
 
