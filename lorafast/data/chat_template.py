@@ -7,14 +7,14 @@ a chat template").
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
@@ -40,10 +40,13 @@ class ChatTemplate:
         environment.filters["tojson"] = environment.metered("tojson", to_json)
         now = datetime.now()            # of loading: the same in all renderings, which are compared with each other
         environment.globals.update(raise_exception=raise_exception, strftime_now=now.strftime)
-        self._variables = {"bos_token": bos_token, "eos_token": eos_token, "documents": None, **(variables or {})}
+        self._variables = {"bos_token": bos_token, "eos_token": eos_token, "documents": None,
+                           "datetime": f"{now:%b %d %Y %H:%M:%S}", **(variables or {})}
         self._meter, self._lock = environment.meter, Lock()
         try:
             self._template = environment.from_string(source)
+            # Firefunction's name for the tools, as text.
+            self._wants_functions = "functions" in meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise FormatError(f"{name} is not a jinja2 template: line {error.lineno}: {error.message}") from None
         except Exception as error:      # from Python's compiler as well: too deep a nesting, a break outside of a loop
@@ -60,6 +63,8 @@ class ChatTemplate:
         """
         given = {**self._variables, **(variables or {}), "messages": messages, "tools": tools,
                  "add_generation_prompt": add_generation_prompt}
+        if self._wants_functions:
+            given = {"functions": to_json(tools or [], indent=4), **given}
         with self._lock:
             self._meter.start([messages, tools])
             try:
@@ -86,7 +91,15 @@ class GenerationBlocks(Extension):
 def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
     """The filter `tojson`; jinja2's own escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys,
+                      default=_listed)
+
+
+def _listed(value: Any) -> list[Any]:
+    """What a filter such as `map` yields."""
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is no value of JSON")
 
 
 def raise_exception(message: str) -> None:

@@ -57,6 +57,10 @@ class TooMuch(Exception):
     """A template takes more time or memory than any needs."""
 
 
+class OwnList(list):
+    """A list that a template made itself, which it may change by append and pop; what it was given must not change."""
+
+
 class Meter:
     """What a rendering has spent."""
 
@@ -129,7 +133,8 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
         self.filters = {name: self.metered(name, function) for name,
                         function in self.filters.items() if name in FILTERS}
-        self.filters.update({"#step": self.meter.spend, "#weigh": self.meter.weigh, "#concat": self.concat})
+        self.filters.update({"#step": self.meter.spend, "#weigh": self.meter.weigh, "#concat": self.concat,
+                             "#own": lambda value: OwnList(self.meter.weigh(value))})
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > LONGEST_SOURCE:
@@ -145,6 +150,8 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
                 return getattr(obj, attribute)
             if attribute in obj:
                 return obj[attribute]
+        elif kind is OwnList and attribute in ("append", "pop"):
+            return self.append_to(obj) if attribute == "append" else obj.pop
         elif kind is LoopContext:
             if attribute[:1] != "_":
                 return getattr(obj, attribute, None)
@@ -194,6 +201,14 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             self.meter.weigh(right)
         self.meter.spend(size_of_operation(operator, left, right))
         return self.binop_table[operator](left, right)
+
+    def append_to(self, own: OwnList) -> Callable[[Any], None]:
+        """The method `append` of a list."""
+        def append(item: Any) -> None:
+            self.meter.spend(ITEM)
+            own.append(self.meter.weigh(item))
+
+        return append
 
     def concat(self, values: Iterable[Any]) -> str:
         """`a ~ b ~ c`."""
@@ -246,11 +261,15 @@ class MeterTheTree(NodeTransformer):
             node.expr = _filtered(node.expr, "#weigh")
         return node
 
-    def visit_List(self, node: Any) -> nodes.Node:
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, "#own")
+
+    def visit_Tuple(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
         return node if getattr(node, "ctx", "load") != "load" else _filtered(node, "#weigh")
 
-    visit_Tuple = visit_Dict = visit_List
+    visit_Dict = visit_Tuple
 
 
 def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:

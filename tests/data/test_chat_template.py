@@ -23,6 +23,9 @@ def render(source, messages=MESSAGES, **options):
     ("{%- generation -%} x {%- endgeneration -%} ", "x"),
     ("{{ add_generation_prompt }} {{ tools is none }} {{ documents is none }}", "False True True"),
     ("{{ 'yes' if never_heard_of else 'no' }}", "no"),
+    ("{% set own = [1] %}{% set _ = own.append(2) %}{% set _ = own.pop(0) %}{{ own }}", "[2]"),    # Kimi K2
+    ("{{ messages | map(attribute='role') | tojson }}", '["user", "assistant"]'),    # DeepSeek R1
+    ("{{ functions }}", "[]"),    # Firefunction
     ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
 ])
 def test_what_templates_use(source, text):
@@ -32,6 +35,8 @@ def test_what_templates_use(source, text):
 def test_arguments():
     source = "{{ add_generation_prompt }}{{ tools[0].name }}"
     assert render(source, add_generation_prompt=True, tools=[{"name": "f"}]) == "Truef"
+    assert render("{{ functions }}", tools=[{"name": "f"}]) == '[\n    {\n        "name": "f"\n    }\n]'
+    assert render("{{ datetime[7:11] }}") == time.strftime("%Y")
     assert render("{{ strftime_now('%Y') }}") == time.strftime("%Y")
 
 
@@ -77,3 +82,10 @@ def test_where_templates_come_from(tmp_path):
     with pytest.raises(LoraFastError, match=r"no chat template, .*--chat-template FILE"):
         load_chat_template({}, Vocabulary())
 
+
+def test_what_a_template_was_given_stays_as_it_was():
+    messages = [{"role": "user", "content": ["a"]}]
+    for change in ("messages.append(1)", "messages[0].content.pop()", "messages[0].update(role='b')"):
+        with pytest.raises(TemplateRefusal):
+            render("{% set _ = " + change + " %}", messages)
+    assert messages == [{"role": "user", "content": ["a"]}]
