@@ -75,22 +75,23 @@ def write_gguf(path: str | os.PathLike, metadata: Sequence[tuple[str, ValueType,
         metadata = [*metadata, (checksum.KEY, GGUFValueType.UINT32, 0)]
         with checksum.SummedFile(file) as summing:
             _write_contents(summing, metadata, tensors, alignment, version)
-            file.seek(len(_header(metadata, [], alignment, version)) - 4)
+            file.seek(len(header(metadata, [], alignment, version)) - 4)
             file.write(struct.pack("<I", summing.crc32()))
 
 
 def _write_contents(file: BinaryIO | checksum.SummedFile, metadata: Sequence[tuple[str, ValueType, Any]],
                     tensors: Sequence[TensorToWrite], alignment: int, version: int) -> None:
-    header = _header(metadata, tensors, alignment, version)
-    file.write(header)
-    file.write(_padding(len(header), alignment))
+    before = header(metadata, tensors, alignment, version)
+    file.write(before)
+    file.write(_padding(len(before), alignment))
     for tensor in tensors:
         _write_data(file, tensor)
         file.write(_padding(tensor.nbytes, alignment))
 
 
-def _header(metadata: Sequence[tuple[str, ValueType, Any]], tensors: Sequence[TensorToWrite], alignment: int,
-            version: int) -> bytes:
+def header(metadata: Sequence[tuple[str, ValueType, Any]], tensors: Sequence[TensorToWrite],
+           alignment: int = DEFAULT_ALIGNMENT, version: int = 3) -> bytes:
+    """What stands before the tensors' data, as write_gguf has it, without the padding up to `alignment`."""
     parts = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(metadata))]
     for key, value_type, value in metadata:
         type, element_type = value_type if isinstance(value_type, tuple) else (value_type, None)
