@@ -6,8 +6,8 @@ import numpy as np
 from .cross_entropy import capped, log_softmax
 
 
-def taught_loss(z: np.ndarray, target: np.ndarray, ids: np.ndarray, log_q: np.ndarray, weight: np.ndarray,
-                temperature: np.ndarray, soft_cap: float) -> np.ndarray:
+def taught_loss(z: np.ndarray, target: int, ids: np.ndarray, log_q: np.ndarray, weight: float,
+                temperature: float, soft_cap: float) -> np.ndarray:
     """Cross entropy and weight · T² Σ Q (log Q - log P): logits z (V,), the teacher's likeliest ids and log_q (k,)."""
     log_p = log_softmax(capped(z[None], soft_cap)[0])[0]
 
