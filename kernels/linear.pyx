@@ -91,7 +91,7 @@ cdef class Weight:
         self.precision, self.first_row = PRECISIONS.index(precision), first_row
 
     @property
-    def arithmetic(self):
+    def arithmetic(self) -> str:
         """What products of more than a few tokens are made of: the precision, unless the type or this processor gains
         nothing from it."""
         return linear_core(self.type, self.precision).arithmetic.decode()
@@ -113,7 +113,7 @@ cdef class ExpertWeights:
         self.E, self.N = data.shape[0], data.shape[1]
 
     @property
-    def arithmetic(self):
+    def arithmetic(self) -> str:
         """As of Weight."""
         return linear_core(self.type, self.precision).arithmetic.decode()
 

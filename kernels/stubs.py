@@ -21,7 +21,8 @@ SCALARS = {"int": "int", "Py_ssize_t": "int", "float": "float", "double": "float
 """Python types of an argument that is no memoryview, by its C type."""
 
 TOP_LEVEL = re.compile(r"^def .*?:$|^(?:cdef )?class .*?(?=^\S|\Z)", re.MULTILINE | re.DOTALL)
-FUNCTION = re.compile(r"^(?P<indent> *)def (?P<name>\w+)\((?P<arguments>.*?)\)(?: -> (?P<returns>.+?))?:$",
+FUNCTION = re.compile(r"^(?P<decorator> *@property\n)?(?P<indent> *)def (?P<name>\w+)\((?P<arguments>.*?)\)"
+                      r"(?: -> (?P<returns>.+?))?:$",
                       re.MULTILINE | re.DOTALL)
 CLASS = re.compile(r"(?:cdef )?class (?P<name>\w+)")
 ATTRIBUTES = re.compile(r"^    cdef readonly (?P<type>\w+) (?P<names>.+)$", re.MULTILINE)
@@ -61,7 +62,7 @@ def _function(text: str) -> str:
             lines.append(line.rstrip())
             line = " " * len(begin)
         line += word
-    return "\n".join([*lines, line])
+    return (match["decorator"] or "") + "\n".join([*lines, line])
 
 
 def _argument(function: str, text: str) -> str:

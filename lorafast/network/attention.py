@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,8 @@ class AttentionSaved(Saved):
 
 
 class AttentionOutputs(Buffers):
+    """Of each head: what it puts out, and the logarithm of its sum."""
+
     def __init__(self, heads: Heads, T: int, new: New) -> None:
         self.o, self.lse = new(T, heads.widths[3]), new(T, heads.n_head)
 
@@ -74,6 +77,7 @@ class Attention:
     norm            of the input; None: the projections read x itself
     q_norm, k_norm  of heads; None without. norm_after_rope: they come behind RoPE
     rope            None: no position is marked
+    s               what `saved` made; that of a class made of this one has more
     sinks           float32 (n_head,), scores beside those of keys; None without
     """
 
@@ -115,7 +119,7 @@ class Attention:
         window = self.scores.window or ctx
         return min(window, ctx) / min(window, length) - 1
 
-    def new_cache(self, n_ctx: int, chunk: int, new: New) -> KVCache:
+    def new_cache(self, n_ctx: int, chunk: int, new: New) -> KVCache | None:
         return KVCache(n_ctx, self.scores.window, chunk, *self.heads.widths[1:3], new)
 
     def _more_widths(self) -> tuple[int, ...]:
@@ -143,23 +147,23 @@ class Attention:
         self._attend(s, q, *self._seen(k, self._values(s, spare, pass_), pass_, cache), pass_)
         self.output.forward(out, residual, self._put_out(s, spare, pass_), s.output, spare, pass_)
 
-    def _project(self, s: AttentionSaved, x: np.ndarray, spare: list[np.ndarray], pass_: Pass) -> None:
+    def _project(self, s: Any, x: np.ndarray, spare: list[np.ndarray], pass_: Pass) -> None:
         """s.q, s.k and s.v from the normed input."""
         self.qkv.forward((s.q, s.k, s.v), s.h, x, pass_)
 
-    def _project_backward(self, d_qkv: list[np.ndarray], s: AttentionSaved, spare: list[np.ndarray],
+    def _project_backward(self, d_qkv: list[np.ndarray], s: Any, spare: list[np.ndarray],
                           pass_: Pass) -> Sequence[np.ndarray]:
         """The gradients of the products, before their gains."""
         return self.qkv.gain_backward(d_qkv, [s.q, s.k, s.v], pass_)
 
-    def _put_out(self, s: AttentionSaved, spare: list[np.ndarray], pass_: Pass) -> np.ndarray:
+    def _put_out(self, s: Any, spare: list[np.ndarray], pass_: Pass) -> np.ndarray:
         """What the output takes."""
         return s.cheap.o
 
-    def _put_out_backward(self, do: np.ndarray, s: AttentionSaved, spare: list[np.ndarray], pass_: Pass) -> None:
+    def _put_out_backward(self, do: np.ndarray, s: Any, spare: list[np.ndarray], pass_: Pass) -> None:
         """From the gradient of _put_out to that of s.cheap.o, in place."""
 
-    def _values(self, s: AttentionSaved, spare: list[np.ndarray], pass_: Pass) -> np.ndarray:
+    def _values(self, s: Any, spare: list[np.ndarray], pass_: Pass) -> np.ndarray:
         """v as attention takes it."""
         return s.v
 
@@ -185,10 +189,12 @@ class Attention:
                           scores.soft_cap, heads.n_head, heads.n_head_kv, pass_.n_threads)
 
     def _turn(self, q: np.ndarray, k: np.ndarray, pass_: Pass) -> None:
+        assert self.rope is not None
         self.rope.of_queries.turn(q, pass_.rows.positions, self.heads.n_head, pass_.n_threads)
         self.rope.turn(k, pass_.rows.positions, self.heads.n_head_kv, pass_.n_threads)
 
     def _turn_back(self, q: np.ndarray, k: np.ndarray, pass_: Pass) -> None:
+        assert self.rope is not None
         self.rope.of_queries.turn_back(q, pass_.rows.positions, self.heads.n_head, pass_.n_threads)
         self.rope.turn_back(k, pass_.rows.positions, self.heads.n_head_kv, pass_.n_threads)
 
@@ -196,7 +202,7 @@ class Attention:
         """q and k as attention takes them: s.q and s.k, or made of them in the memory of q and k."""
         if self._takes_saved:
             return s.q, s.k
-        if self.q_norm:
+        if self.q_norm and self.k_norm:
             self.q_norm.forward(q, s.q_norm, s.q, pass_)
             self.k_norm.forward(k, s.k_norm, s.k, pass_)
         else:
@@ -242,7 +248,7 @@ class Attention:
         _turned."""
         if self.rope and not self.norm_after_rope:
             self._turn_back(dq, dk, pass_)
-        if self.q_norm:
+        if self.q_norm and self.k_norm:
             self.q_norm.backward(q, dq, s.q, s.q_norm, pass_)   # q and k have served
             self.k_norm.backward(k, dk, s.k, s.k_norm, pass_)
             dq, dk = q, k

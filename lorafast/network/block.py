@@ -63,7 +63,7 @@ class Block:
     def forward(self, out: np.ndarray | None, x: np.ndarray, s: BlockSaved, pass_: Pass,
                 caches: Sequence[Any] | None = None) -> None:
         """out (T, C) from x (T, C). With out None only `s` is filled, for backward."""
-        streams = [x, *s.streams, out]
+        streams: list[Any] = [x, *s.streams, out]         # the last may be None
         for i, branch in enumerate(self.branches):
             branch.forward(streams[i + 1], streams[i], x if self.is_parallel else streams[i], s.branches[i], pass_,
                            caches[i] if caches else None)
@@ -82,4 +82,5 @@ class Block:
 
 
 def _is_adapted(branch: Branch, adapter: Adapter) -> bool:
-    return any(part.is_adapted(adapter) for part in (*branch.groups, *branch.norms))
+    return (any(group.is_adapted(adapter) for group in branch.groups)
+            or any(norm.is_adapted(adapter) for norm in branch.norms))

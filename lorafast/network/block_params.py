@@ -6,13 +6,15 @@ from typing import Literal
 
 from .rope import RopeParams
 
+GatingFunction = Literal["softmax", "sigmoid", "softmax of chosen"]
+
 
 @dataclass(frozen=True)
 class Gating:
     """How an expert's weight comes from the router's outputs (see router.py), and whether the weights of the chosen
     are divided by their sum."""
 
-    function: Literal["softmax", "sigmoid", "softmax of chosen"]
+    function: GatingFunction
     normed: bool
 
 

@@ -21,8 +21,13 @@ class Branch(Protocol):
     shape   of its activations: branches of equal shape can use each other's `saved`
     """
 
-    groups: tuple[Group, ...]
-    norms: tuple[Norm, ...]
+    @property
+    def groups(self) -> Sequence[Group]:
+        """See above."""
+
+    @property
+    def norms(self) -> Sequence[Norm]:
+        """See above."""
 
     @property
     def shape(self) -> tuple:
@@ -37,18 +42,18 @@ class Branch(Protocol):
     def kernel_bytes(self, T: int, n_threads: int) -> int:
         """Of working memory that its kernels take, but for products."""
 
-    def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: Saved, pass_: Pass,
+    def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: Any, pass_: Pass,
                 cache: Any = None) -> None:
         """out = residual + f(x), and fills s. With out None only s is filled, for backward: without the last product,
         unless its result is needed."""
 
-    def recompute_cheap(self, s: Saved, pass_: Pass) -> None:
+    def recompute_cheap(self, s: Any, pass_: Pass) -> None:
         """Fills s.cheap from the rest of s."""
 
     def cheap_growth(self, length: int, ctx: int) -> float:
         """By how much of itself what is cheap grows for a token, from sequences of one length to a longer one."""
 
-    def backward(self, dx: np.ndarray, d_out: np.ndarray, x: np.ndarray, s: Saved, pass_: Pass, need_dx: bool) -> None:
+    def backward(self, dx: np.ndarray, d_out: np.ndarray, x: np.ndarray, s: Any, pass_: Pass, need_dx: bool) -> None:
         """Adds the gradient of f(x) to dx, which may be d_out itself, and to those of the adapter. Without `need_dx`
         nobody reads dx, and nothing below is adapted. Uses up s."""
 
@@ -62,7 +67,7 @@ class Saved(Buffers):
     cheap  what is: it may be shared with other blocks, and is then computed again before backward
     """
 
-    cheap: Buffers
+    cheap: Any
 
 
 class Nothing(Buffers):

@@ -5,7 +5,7 @@ import copy
 import mmap
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,11 +33,14 @@ def sized(*shape: int) -> np.ndarray:
     return np.broadcast_to(np.float32(0), shape)
 
 
+Some = TypeVar("Some", bound="Buffers")
+
+
 class Buffers:
     """Attributes are float32 arrays whose first axis are the rows (tokens) of a batch, lists of them, Buffers, or
     numbers."""
 
-    def first(self, T: int):
+    def first(self: Some, T: int) -> Some:
         """The same memory, but only the first T rows of every array."""
         view = copy.copy(self)
         for name, value in vars(self).items():
@@ -62,7 +65,8 @@ class Scratch:
     def __init__(self, n_floats: int, new: New = empty) -> None:
         self.memory = new(n_floats)
         # of the newest T, since making views takes longer than small kernels run
-        self._T, self._views = 0, {}
+        self._T = 0
+        self._views: dict[tuple[int, ...], list[np.ndarray]] = {}
 
     def arrays(self, T: int, *widths: int) -> list[np.ndarray]:
         """Arrays (T, width) one after the other. Raises ValueError when they do not fit."""

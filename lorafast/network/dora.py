@@ -72,7 +72,8 @@ class Gain:
 
     def backward(self, name: str, dy: np.ndarray, y: np.ndarray, pass_: Pass, rows: slice = slice(None)) -> None:
         """y becomes the gradient of what it was before g; adds to the gradient of m. rows: of W, those y belongs to."""
-        dora_backward(y, pass_.gradients.magnitudes[name][rows], dy, y, pass_.adapter.magnitudes[name][rows],
+        assert self.value is not None, "forward came before"
+        dora_backward(y, pass_.into.magnitudes[name][rows], dy, y, pass_.adapter.magnitudes[name][rows],
                       self.value[rows], pass_.n_threads)
 
 

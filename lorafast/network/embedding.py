@@ -34,7 +34,7 @@ class Embedding:
 
     def backward(self, dx: np.ndarray, x: np.ndarray, pass_: Pass) -> None:
         """x: of forward. dx is used up, and with DoRA so is x."""
-        adapter, gradients, tokens = pass_.adapter, pass_.gradients, pass_.tokens
+        adapter, gradients, tokens = pass_.adapter, pass_.into, pass_.tokens
         if self.scale != 1:
             dx *= self.scale
         if self.name in adapter.magnitudes:
@@ -44,4 +44,5 @@ class Embedding:
         if self.name in adapter:        # forward: x = ... + s·B[:, tokens].T @ A
             A, B, s = adapter.A(self.name), adapter.B(self.name), np.float32(adapter.scale)
             gradients.dA(self.name)[...] += np.einsum("rt,tc->rc", s * B[:, tokens], dx)
-            np.add.at(gradients.dB(self.name), (slice(None), tokens), s * np.einsum("rc,tc->rt", A, dx))
+            for dB, change in zip(gradients.dB(self.name), s * np.einsum("rc,tc->rt", A, dx), strict=True):
+                np.add.at(dB, tokens, change)

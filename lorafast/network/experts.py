@@ -11,6 +11,7 @@ Sources: Shazeer et al., "Outrageously Large Neural Networks" (2017); shared exp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class ExpertsSaved(Saved):
         self.router = branch.router.saved(T, new)
         self.inner = [new(T, branch.row_width) for _ in branch.inner.experts]
         self.cheap = Nothing()
-        self.shared = branch.shared.saved(T, new, ranks) if branch.shared else []
+        self.shared: Any = branch.shared.saved(T, new, ranks) if branch.shared else []
 
 
 class Experts:

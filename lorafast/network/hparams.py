@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sized
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import FormatError
 from ..gguf.reader import GGUFFile
@@ -98,7 +99,7 @@ class HParams:
                        rope_freq_base: float | None = None, rope_freq_scale: float | None = None) -> HParams:
         """The same with the values that an option gave (None: not given). Those of RoPE hold for the blocks that had
         the model's own."""
-        given = {"n_ctx": n_ctx, "norm_rms_eps": norm_rms_eps, "rope_freq_base": rope_freq_base,
+        given: dict[str, Any] = {"n_ctx": n_ctx, "norm_rms_eps": norm_rms_eps, "rope_freq_base": rope_freq_base,
                  "rope_freq_scale": rope_freq_scale}
         return replace(self, blocks=tuple(self._overridden(block, rope_freq_base, rope_freq_scale)
                                           for block in self.blocks),
@@ -281,7 +282,7 @@ def _rope(keys: Keys, arch: Architecture, n_embd_head_k: int, is_local: bool) ->
         raise keys.error(f"rope.dimension_count{of_local}",
                          f"is {n_rot}, wanted an even number up to the head size {n_embd_head_k}")
     base = keys.number("rope.freq_base", 10000.0)
-    if is_local:
+    if is_local and arch.sliding:
         base = keys.number("rope.freq_base_swa", arch.sliding.rope_base or base)
         if not arch.sliding.scaled:
             return RopeParams(n_rot, base)
@@ -290,7 +291,7 @@ def _rope(keys: Keys, arch: Architecture, n_embd_head_k: int, is_local: bool) ->
     temperature = keys.number("attention.temperature_scale", 0.0, at_least=0) if arch.yarn_log else 0.0
     if temperature and n_rot != n_embd_head_k:
         raise keys.error("attention.temperature_scale", "is given, but RoPE turns a part of each head only")
-    common = dict(temperature=temperature, n_ctx_orig=n_ctx_orig,
+    common: dict[str, Any] = dict(temperature=temperature, n_ctx_orig=n_ctx_orig,
                   multiplier=keys.number("rope.scaling.attn_factor", 1.0))
     if arch.longrope in (kind, "always") and "rope_factors_long.weight" in keys.gguf.tensors:
         return RopeParams(n_rot, base, factors="rope_factors_short.weight", long_factors="rope_factors_long.weight",

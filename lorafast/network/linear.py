@@ -58,7 +58,7 @@ class Linear:
 
     def pair_backward(self, dy: np.ndarray, x: np.ndarray, h: np.ndarray, pass_: Pass) -> np.ndarray:
         """c = s·dy Bᵀ (T, r), the gradient before A; adds to the gradients of the pair."""
-        adapter, gradients, B = pass_.adapter, pass_.gradients, self.B(pass_.adapter)
+        adapter, gradients, B = pass_.adapter, pass_.into, self.B(pass_.adapter)
         h = of_rank(h, B)
         c = np.empty_like(h)
         dB = gradients.dB(self.name) if self.rows is None else np.zeros_like(B)
@@ -136,6 +136,7 @@ class Group:
         low_rank = [_low_rank(linear, h_i, pass_.adapter) for linear, h_i in zip(self.linears, h, strict=True)]
         gains = [linear.gain_of(pass_) for linear in self.linears]
         if residual is not None and gains[0] is not None:
+            assert y is not None, "what a gain multiplies is kept"
             linear_forward([y], x, self.weights, low_rank, None, pass_.n_threads)
             dora_forward(y, ys[0], y, gains[0], residual, pass_.n_threads)
         else:

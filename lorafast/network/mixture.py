@@ -4,10 +4,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .architectures import Architecture, Mixture
-from .block_params import ExpertParams, Gating
+from .block_params import ExpertParams, Gating, GatingFunction
 from .keys import Keys
 
-GATING_FUNCTIONS = {1: "softmax", 2: "sigmoid", 3: "softmax of chosen"}
+GATING_FUNCTIONS: dict[int, GatingFunction] = {1: "softmax", 2: "sigmoid", 3: "softmax of chosen"}
 """By the number that the key `expert_gating_func` holds."""
 
 

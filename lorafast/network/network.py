@@ -7,7 +7,7 @@ import numpy as np
 
 from ..gguf.reader import GGUFFile
 from ..words import count
-from .assembly import build_blocks, norm_of, per_layer_embedding
+from .assembly import build_blocks, norm_of, per_layer_embedding, there
 from .buffers import New
 from .dora import Gain
 from .embedding import Embedding
@@ -26,7 +26,7 @@ class Network:
         self.hparams, self.n_positions, self.precision = hparams, n_positions, precision
         self.embedding = Embedding(gguf.tensors["token_embd.weight"], hparams.embedding_scale, precision)
         self.blocks = build_blocks(gguf, hparams, n_positions, precision)
-        norm = norm_of(gguf, hparams, final_norm_of(gguf, hparams.architecture))
+        norm = there(norm_of(gguf, hparams, final_norm_of(gguf, hparams.architecture)))
         matrix = gguf.tensors["token_embd.weight" if hparams.tied else "output.weight"]
         self.head = Head(norm, matrix, gguf.tensors.get("output.bias"), hparams.logit_scale, hparams.logit_soft_cap,
                          precision)

@@ -54,8 +54,8 @@ class Norm:
             return
         adapter, name = pass_.adapter, self.name
         A, B, s = adapter.A(name), adapter.B(name), np.float32(adapter.scale)
-        pass_.gradients.dA(name)[...] += s * B * dgain
-        pass_.gradients.dB(name)[...] += s * (A @ dgain)[:, None]
+        pass_.into.dA(name)[...] += s * B * dgain
+        pass_.into.dB(name)[...] += s * (A @ dgain)[:, None]
 
 
 class PlainNorm(Norm):
@@ -78,11 +78,12 @@ class LayerNorm(Norm):
         return [new(T), new(T)]
 
     def forward(self, y: np.ndarray, saved: Statistics, x: np.ndarray, pass_: Pass) -> None:
-        layer_norm_forward(y, *saved, x, self.gain, self.bias, self.eps, pass_.n_threads)
+        mean, rstd = saved
+        layer_norm_forward(y, mean, rstd, x, self.gain, self.bias, self.eps, pass_.n_threads)
 
     def backward(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, saved: Statistics, pass_: Pass) -> None:
-        dgain = self._dgain(pass_)
-        layer_norm_backward(dx, dgain, dy, x, self.gain, *saved, pass_.n_threads)
+        dgain, (mean, rstd) = self._dgain(pass_), saved
+        layer_norm_backward(dx, dgain, dy, x, self.gain, mean, rstd, pass_.n_threads)
         self._pair_backward(dgain, pass_)
 
 
@@ -115,7 +116,8 @@ class HeadNorm:
         dx.fill(0)
         if self.gains is not None:
             dy *= self.gains
-        self.norm.backward(*(array.reshape(-1, self.width) for array in (dx, dy, x)), _flat(saved), pass_)
+        dx, dy, x = (array.reshape(-1, self.width) for array in (dx, dy, x))
+        self.norm.backward(dx, dy, x, _flat(saved), pass_)
 
 
 def _flat(saved: Statistics) -> Statistics:

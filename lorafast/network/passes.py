@@ -52,6 +52,12 @@ class Pass:
     shared: Sequence[SharedKeys] = ()
     per_layer: Sequence[np.ndarray] = ()
 
+    @property
+    def into(self) -> Gradients:
+        """The gradients, which the way back adds to."""
+        assert self.gradients is not None, "a pass without a way back"
+        return self.gradients
+
     def with_scratch(self, begin: int) -> Pass:
         """The same, whose scratch begins behind so many floats of this one's."""
         return replace(self, scratch=self.scratch.behind(begin))

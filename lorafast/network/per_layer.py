@@ -121,4 +121,5 @@ class PerLayerInput:
         place = act if self.input.group.has_gains(pass_.adapter) else s.gate
         geglu_backward(place, d_e, d_act, s.gate, e, pass_.n_threads)
         d_gate = self.input.group.gain_backward([place], [s.gate], pass_)
-        self.input.backward(dx, d_gate, [], s.h, x, pass_.scratch.arrays(len(x), *self.input.widths()), pass_, need_dx)
+        normed, d_normed = pass_.scratch.arrays(len(x), *self.input.widths())
+        self.input.backward(dx, d_gate, [], s.h, x, (normed, d_normed), pass_, need_dx)

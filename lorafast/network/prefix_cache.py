@@ -85,8 +85,9 @@ class PrefixCache:
         at = 0
         for row, _, n_tokens in self._extents(rows):
             if not self.there[row]:
+                values = np.ascontiguousarray(x[at:at + n_tokens], self.dtype)
                 try:
-                    os.pwrite(self.file, np.ascontiguousarray(x[at:at + n_tokens], self.dtype), int(self.begin[row]))
+                    os.pwrite(self.file, values.data, int(self.begin[row]))
                 except OSError as error:
                     raise LoraFastError(f"cannot write {self.path}: {error.strerror}") from None
                 self.there[row] = 1

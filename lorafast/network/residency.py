@@ -117,7 +117,7 @@ class ModelFiles:
         for into, offset in runs:                       # all are on their way before the first is waited for
             self._advise(tensor.path, offset, into.nbytes, "WILLNEED")
         for into, offset in runs:
-            if os.preadv(self.files[tensor.path], [into], offset) != into.nbytes:
+            if os.preadv(self.files[tensor.path], [into.data], offset) != into.nbytes:
                 raise self._changed(tensor.path)
         return copy
 
@@ -251,6 +251,7 @@ class Residency(RowsFromFile):
 
     def __init__(self, files: ModelFiles, order: Sequence[Matrices], capacity: int) -> None:
         super().__init__(files)
+        self.files: ModelFiles = files
         self.groups = list(dict.fromkeys(order))
         self.unit_of = {group: unit for unit, group in enumerate(self.groups)}
         sizes = [nbytes(group) for group in self.groups]
@@ -330,6 +331,7 @@ class Residency(RowsFromFile):
                     self.changed.wait_for(lambda: self.closed or self._next())
                     if self.closed:
                         return
+                    assert self.task is not None
                     unit, leaving = self.task
                     self.there -= set(leaving)
                     wanted = self.parts[unit].wanted if unit in self.parts else None

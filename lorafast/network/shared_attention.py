@@ -15,6 +15,7 @@ from .kv_cache import KVCache
 from .lora import Ranks
 from .norm import HeadNorm
 from .passes import Pass
+from .shared_keys import SharedKeys
 
 
 class SharedAttentionSaved(AttentionSaved):
@@ -36,6 +37,11 @@ class SharedAttention(Attention):
     def __init__(self, *attention: Any, v_norm: HeadNorm | None, place: int | None) -> None:
         super().__init__(*attention)
         self.v_norm, self.place = v_norm, place
+
+    def _shared(self, pass_: Pass) -> SharedKeys:
+        """Keys and values of several blocks."""
+        assert self.place is not None, "without a norm of values they are another block's"
+        return pass_.shared[self.place]
 
     @property
     def shape(self) -> tuple:
@@ -77,7 +83,7 @@ class SharedAttention(Attention):
 
     def _values(self, s: SharedAttentionSaved, spare: list[np.ndarray], pass_: Pass) -> np.ndarray:
         if self.v_norm is None:
-            return pass_.shared[self.place].v
+            return self._shared(pass_).v
         self.v_norm.forward(spare[-1], s.v_norm, self._raw_values(s), pass_)
         return spare[-1]
 
@@ -86,13 +92,13 @@ class SharedAttention(Attention):
             return k, v
         k, v = super()._seen(k, v, pass_, cache)
         if self.place is not None:
-            pass_.shared[self.place].put(k, v)
+            self._shared(pass_).put(k, v)
         return k, v
 
     def _seen_backward(self, dk: np.ndarray, dv: np.ndarray, pass_: Pass) -> None:
         if self.place is None:
             return
-        shared = pass_.shared[self.place]
+        shared = self._shared(pass_)
         if self.v_norm is None:
             shared.dk += dk
             shared.dv += dv
@@ -103,14 +109,16 @@ class SharedAttention(Attention):
     def _turned(self, q: np.ndarray, k: np.ndarray, s: AttentionSaved, pass_: Pass) -> tuple[np.ndarray, np.ndarray]:
         if self.v_norm:
             return super()._turned(q, k, s, pass_)
+        assert self.q_norm and self.rope
         self.q_norm.forward(q, s.q_norm, s.q, pass_)
         self.rope.of_queries.turn(q, pass_.rows.positions, self.heads.n_head, pass_.n_threads)
-        return q, pass_.shared[self.place].k
+        return q, self._shared(pass_).k
 
     def _turned_backward(self, dq: np.ndarray, dk: np.ndarray, q: np.ndarray, k: np.ndarray, s: AttentionSaved,
                          pass_: Pass) -> tuple[np.ndarray, np.ndarray]:
         if self.v_norm:
             return super()._turned_backward(dq, dk, q, k, s, pass_)
+        assert self.q_norm and self.rope
         self.rope.of_queries.turn_back(dq, pass_.rows.positions, self.heads.n_head, pass_.n_threads)
         self.q_norm.backward(q, dq, s.q, s.q_norm, pass_)
         return q, dk

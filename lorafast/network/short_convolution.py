@@ -71,11 +71,12 @@ class ShortConvolution:
         self.input.forward(s.bcx, s.norm, s.h, x, normed, pass_)
         y, *spare = pass_.scratch.arrays(T, C, *self.output.widths())
         if cache is None:
-            gated_conv_forward(y, *s.bcx, self.taps, pass_.rows.q_begin, pass_.n_threads)
+            b, c, gated = s.bcx
+            gated_conv_forward(y, b, c, gated, self.taps, pass_.rows.q_begin, pass_.n_threads)
         else:
-            bcx = cache.append(s.bcx)
-            with_earlier = np.empty_like(bcx[0])
-            gated_conv_forward(with_earlier, *bcx, self.taps, np.array([0, len(with_earlier)], np.int32),
+            b, c, gated = cache.append(s.bcx)
+            with_earlier = np.empty_like(b)
+            gated_conv_forward(with_earlier, b, c, gated, self.taps, np.array([0, len(with_earlier)], np.int32),
                                pass_.n_threads)
             y[:] = with_earlier[-T:]
         self.output.forward(out, residual, y, s.output, spare, pass_)
@@ -88,15 +89,16 @@ class ShortConvolution:
         T, C, begin, n_threads = len(x), self.output.K, pass_.rows.q_begin, pass_.n_threads
         # out = residual + output(y)
         y, dy, third, *spare = pass_.scratch.arrays(T, C, C, C, *self.output.widths())
-        gated_conv_forward(y, *s.bcx, self.taps, begin, n_threads)
+        b, c, gated = s.bcx
+        gated_conv_forward(y, b, c, gated, self.taps, begin, n_threads)
         if not self.input.has_gradients(pass_.adapter, need_dx):
             self.output.backward(None, d_out, y, s.output, spare, pass_)
             return
         self.output.backward(dy, d_out, y, s.output, spare, pass_)
         # y = c ⊙ conv(b ⊙ x')
         has_gains = self.input.group.has_gains(pass_.adapter)           # whose backward pass needs bcx
-        places = [y, third, dy] if has_gains else s.bcx
-        gated_conv_backward(*places, dy, *s.bcx, self.taps, begin, n_threads)
+        db, dc, d_gated = places = [y, third, dy] if has_gains else s.bcx
+        gated_conv_backward(db, dc, d_gated, dy, b, c, gated, self.taps, begin, n_threads)
         d_bcx = self.input.group.gain_backward(places, s.bcx, pass_)
         # b, c, x' = projections of normed = norm(x)
         normed, d_normed = pass_.scratch.arrays(T, *self.input.widths())

@@ -61,7 +61,7 @@ def _block_tensors(arch: Architecture, block: BlockParams, present: set[str],
         yield "post_norm.weight", ("C",)
     if arch.per_layer and "layer_output_scale.weight" in present:
         yield "layer_output_scale.weight", ("1",)
-    if block.experts:
+    if block.experts and arch.mixture:
         yield from expert_tensors(arch.mixture, block.experts, present)
     else:
         matrices |= _feed_forward_matrices(arch, present)
@@ -96,7 +96,8 @@ def _mixing_matrices(arch: Architecture, block: BlockParams, present: set[str]) 
         return {"shortconv.in_proj": ("3C", "C"), "shortconv.out_proj": ("C", "C")}
     if "attn_qkv.weight" in present:
         return {"attn_output": ("C", "H*DV"), "attn_qkv": ("QKV", "C")}
-    matrices = {"attn_output": ("C", "H*DV"), "attn_q": ("2H*D" if arch.gated_attention else "H*D", "C")}
+    matrices: dict[str, tuple[str, ...]] = {
+        "attn_output": ("C", "H*DV"), "attn_q": ("2H*D" if arch.gated_attention else "H*D", "C")}
     if block.keys_from is None or "attn_k.weight" in present:           # a file may have matrices that serve nothing
         matrices["attn_k"] = ("HKV*D", "C")
     if not arch.value_norms or "attn_v.weight" in present:

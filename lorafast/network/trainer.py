@@ -167,8 +167,8 @@ class Trainer:
         rows  see Batch.rows; what is known of them is not computed again
         """
         buffers = self.buffers.first(len(pass_.tokens))
-        prefix, n_layer = self.prefix if rows is not None else None, len(self.network.blocks)
-        if prefix is None:
+        prefix, n_layer = self.prefix, len(self.network.blocks)
+        if prefix is None or rows is None:
             self._run_blocks(buffers, 0, n_layer, pass_)
         elif prefix.holds(rows):
             if self.network.per_layer:                      # what blocks above take beside their input
@@ -234,7 +234,8 @@ class Activations(Buffers):
     def _make_saved(self, network: Network, T: int, new: New, ranks: Ranks) -> tuple[int, ...]:
         """Fills `saved`: the top blocks have each their own, all others share that of the lowest of them with their
         shape, or of the first below. Returns the place in it of each block's."""
-        places, of_shape, cheap = [0] * self.n_layer, {}, {}
+        places, of_shape = [0] * self.n_layer, dict[tuple, int]()
+        cheap: dict[tuple, Buffers] = {}
         for layer in [*range(self.first_kept, self.n_layer), *range(self.first_kept - 1, -1, -1)]:
             shape = network.blocks[layer].shape
             if layer >= self.first_kept or shape not in of_shape:
