@@ -12,13 +12,13 @@ from ..data.teacher_file import vocabulary_digest, write_teacher_file
 from ..errors import UsageError
 from ..gguf.file_form import FileForm
 from ..network.lora import Adapter
-from ..network.trainer import Trainer, weight_order
+from ..network.trainer import Trainer
 from ..options.distil import LogitsConfig
 from ..options.overwriting import Target, check_overwriting
 from ..reporting.log import Log
 from ..system.live import Meter, show_live
 from ..system.output import show
-from ..training.opening import Opened, open_run
+from ..training.opening import Opened, open_run, open_weights
 from ..training.prepare import longest_row, open_training_data
 from ..words import count
 
@@ -52,12 +52,8 @@ def open_trainer(opened: Opened, row: int, stack: ExitStack) -> Trainer:
     config, plan = opened.config, opened.plan(row)
     adapter = opened.adapter if config.init_lora else Adapter((), 1, 1)
     opened.network.refresh(adapter)
-    trainer = Trainer(opened.network, adapter, plan.strategy.max_tokens(config.batch, row), plan.strategy,
-                      config.n_threads, weights=opened.weights)
-    if residency := plan.stream(opened.files, weight_order(opened.network, trainer.buffers, plan.strategy.head_pieces)):
-        trainer.weights = residency
-        stack.callback(residency.close)
-    return trainer
+    return Trainer(opened.network, adapter, plan.strategy.max_tokens(config.batch, row), plan.strategy,
+                   config.n_threads, weights=open_weights(opened, adapter, plan, row, stack))
 
 
 def asked(trainer: Trainer, batches: Iterator[Batch], k: int, meter: Meter) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -67,16 +67,16 @@ class Trainer:
     adapter  as passes see it: with dropout not the one that is trained, but one laid out like it
     floor    under the probabilities in the loss; 0: none
     weights  where their bytes come from
+    teacher  what else says which tokens should follow, beside the data
+    prefix   where outputs of what is not trained are kept
     """
 
     def __init__(self, network: Network, adapter: Adapter, max_tokens: int, strategy: Strategy, n_threads: int, *,
-                 floor: float = 0.0, weights: Weights = MAPPED) -> None:
+                 floor: float = 0.0, weights: Weights = MAPPED, teacher: Teacher | None = None,
+                 prefix: PrefixCache | None = None) -> None:
         self.network, self.adapter, self.strategy, self.n_threads = network, adapter, strategy, n_threads
         self.max_tokens, self.floor, self.weights = max_tokens, floor, weights
-        self.prefix: PrefixCache | None = None
-        """Where outputs of what is not trained are kept."""
-        self.teacher: Teacher | None = None
-        """What else says what tokens should follow, beside the data."""
+        self.teacher, self.prefix = teacher, prefix
         self.buffers = Activations(network, adapter, max_tokens, strategy)
         self.scratch = Scratch(scratch_floats(network, adapter, max_tokens, strategy))
 

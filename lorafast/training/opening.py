@@ -8,10 +8,12 @@ from ..adapters import BaseModel
 from ..adapters.checkpoint import Checkpoint
 from ..gguf.fingerprint import fingerprint
 from ..gguf.reader import GGUFFile
+from ..network.buffers import sized
 from ..network.hparams import HParams
 from ..network.lora import Adapter
 from ..network.network import Network
 from ..network.residency import ModelFiles
+from ..network.trainer import Activations, Strategy, weight_order
 from ..network.weights import MAPPED, RowsFromFile, Weights
 from ..options.finetune import FinetuneConfig
 from ..planning.plan import Plan
@@ -75,3 +77,19 @@ def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:
     log.note(f"precision {precision}: {network.arithmetic()}")
     return Opened(config, gguf, hparams, tokenizer, files, base, network, adapter, checkpoint,
                   model_fingerprint)
+
+
+def open_weights(opened: Opened, adapter: Adapter, plan: Plan, row: int, stack: ExitStack) -> Weights:
+    """Where the bytes of the model come from: its mapped files, or memory that the plan lets them stream through."""
+    activations = activation_sizes(opened, adapter, plan.strategy, row)
+    order = weight_order(opened.network, activations, plan.strategy.head_pieces)
+    residency = plan.stream(opened.files, order)
+    if residency is None:
+        return opened.weights
+    stack.callback(residency.close)
+    return residency
+
+
+def activation_sizes(opened: Opened, adapter: Adapter, strategy: Strategy, row: int) -> Activations:
+    """Those of passes of --batch rows, the longest of `row` tokens, without their memory."""
+    return Activations(opened.network, adapter, strategy.max_tokens(opened.config.batch, row), strategy, sized)

@@ -28,7 +28,12 @@ from ..distributed.wire import WIRES
 from ..distributed.world import World
 from ..errors import LoraFastError
 from ..network.residency import Residency
-from ..network.trainer import LLAMA_FINETUNE_FLOOR, Strategy, Trainer, weight_order
+from ..network.trainer import (
+    LLAMA_FINETUNE_FLOOR,
+    Strategy,
+    Trainer,
+    scratch_floats,
+)
 from ..options.defaults import are_records
 from ..options.finetune import FinetuneConfig
 from ..planning.plan import Measured, Plan
@@ -40,12 +45,12 @@ from ..reporting.report import write_report
 from ..system.process import peak_resident_bytes
 from ..words import count
 from . import eva, llama_finetune_sizes as sizes
-from .course import plan_course
+from .course import Course, plan_course
 from .diagnose import first_fault
 from .dropout import Dropout
 from .evaluation import Best, Evaluated, continued, evaluated, prompt_tokens
 from .learner import Learner
-from .opening import Opened, open_run
+from .opening import Opened, activation_sizes, open_run, open_weights
 from .optim import EpochLimit, StopTests
 from .prefix import completed, open_prefix_cache
 from .prepare import check_inputs, longest_row, open_training_data
@@ -127,34 +132,26 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
     if start.state.iteration:
         for line in write_missing_adapters(saver, Path(config.checkpoint_in), start.state.iteration):
             log.note(line)
-    dropout = Dropout(opened.adapter, config.lora_dropout,
-                      start.extras.get("dropout_seed", seed)) if config.lora_dropout else None
-    trainer = new_trainer(opened, memory_plan.strategy, row, dropout)
-    log.sizes(opt_size=sizes.opt_size(opened.adapter.n_params, config.opt_past), opt_iter=start.state.iteration,
-              input_size=sizes.input_size(config.ctx, config.batch, opened.hparams.n_vocab),
-              compute_size=trainer.nbytes, order=start.state.moments_order)
+    log_sizes(opened, memory_plan.strategy, row, start, log)
     data = data or open_training_data(config, log, opened.tokenizer, opened.gguf)
     check_alike(opened, data, world, log)
-    residency = memory_plan.stream(opened.files, weight_order(opened.network, trainer.buffers,
-                                                             memory_plan.strategy.head_pieces))
-    if residency:
-        trainer.weights = residency
-        stack.callback(residency.close)
-    data = with_reference(opened, data, row, memory_plan.strategy, trainer.weights, world, log)
+    weights = open_weights(opened, opened.adapter, memory_plan, row, stack)
+    data = with_reference(opened, data, row, memory_plan.strategy, weights, world, log)
     memory_plan = completed(memory_plan, opened, data)
-    trainer.teacher = open_teacher(opened, data, memory_plan.strategy)
-    trainer.prefix = open_prefix_cache(opened, data, world)
-    if trainer.prefix:
-        stack.callback(trainer.prefix.close)
+    dropout = Dropout(opened.adapter, config.lora_dropout,
+                      start.extras.get("dropout_seed", seed)) if config.lora_dropout else None
+    prefix = open_prefix_cache(opened, data, world)
+    if prefix:
+        stack.callback(prefix.close)
+    trainer = Trainer(opened.network, dropout.thinned if dropout else opened.adapter,
+                      memory_plan.strategy.max_tokens(config.batch, row), memory_plan.strategy, config.n_threads,
+                      floor=0.0 if isinstance(data.train, Sequences) else LLAMA_FINETUNE_FLOOR, weights=weights,
+                      teacher=open_teacher(opened, data, memory_plan.strategy), prefix=prefix)
     source = open_source(opened, data, start, seed, log)
     if config.init_method == "eva" and opened.checkpoint is None:
         begin_by_eva(opened, trainer, source, world, log)
-    trainer.floor = 0.0 if isinstance(source.data.train, Sequences) else LLAMA_FINETUNE_FLOOR
     course = source.course
-    last = start.state.iteration + course.n_iter
-    if course.warmup >= last > 0:
-        log.warning(f"the warm-up of {course.warmup} iterations does not end before the run, at iteration {last}: the "
-                    "learning rate never reaches --adam-alpha (--warmup, --warmup-ratio)")
+    warn_of_warmup(course, start, log)
     saver.check_disk(start.state.iteration, course.n_iter, source.data.valid is not None and config.keep_best)
 
     memory_plan = memory_plan.for_iterations(course.n_iter)
@@ -208,11 +205,22 @@ def reads_records(config: FinetuneConfig) -> bool:
     return are_records(config.train_data, config.data_format)
 
 
-def new_trainer(opened: Opened, strategy: Strategy, row: int, dropout: Dropout | None) -> Trainer:
-    """The trainer for passes of --batch rows, the longest of `row` tokens."""
-    config = opened.config
-    return Trainer(opened.network, dropout.thinned if dropout else opened.adapter,
-                   strategy.max_tokens(config.batch, row), strategy, config.n_threads, weights=opened.weights)
+def log_sizes(opened: Opened, strategy: Strategy, row: int, start: Start, log: Log) -> None:
+    """What llama-finetune tells of its memory, of ours."""
+    config, network, adapter = opened.config, opened.network, opened.adapter
+    scratch = 4 * scratch_floats(network, adapter, strategy.max_tokens(config.batch, row), strategy)
+    log.sizes(opt_size=sizes.opt_size(adapter.n_params, config.opt_past), opt_iter=start.state.iteration,
+              input_size=sizes.input_size(config.ctx, config.batch, opened.hparams.n_vocab),
+              compute_size=activation_sizes(opened, adapter, strategy, row).nbytes + scratch,
+              order=start.state.moments_order)
+
+
+def warn_of_warmup(course: Course, start: Start, log: Log) -> None:
+    """Where the warm-up takes the whole run."""
+    last = start.state.iteration + course.n_iter
+    if course.warmup >= last > 0:
+        log.warning(f"the warm-up of {course.warmup} iterations does not end before the run, at iteration {last}: the "
+                    "learning rate never reaches --adam-alpha (--warmup, --warmup-ratio)")
 
 
 def log_start(opened: Opened, start: Start, log: Log) -> None:
