@@ -52,7 +52,7 @@ class ExpertGroup(Group):
         self.N, self.K, self.n_parts, self.n_used = self.experts[0].N, self.experts[0].K, self.experts[0].E, n_used
 
     @property
-    def arithmetics(self) -> list[str]:
+    def product_kinds(self) -> list[str]:
         return [name for weights in self.experts for name in [weights.arithmetic] * self.n_parts]
 
     def share_needed(self, T: int) -> float:

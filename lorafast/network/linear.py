@@ -95,7 +95,7 @@ class Group:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
-    def arithmetics(self) -> list[str]:
+    def product_kinds(self) -> list[str]:
         """What the products of each matrix are made of."""
         return [linear.weight.arithmetic for linear in self.linears]
 

@@ -61,7 +61,7 @@ class Network:
 
     def arithmetic(self) -> str:
         """What the products are made of: where the precision gains nothing, that is something else."""
-        matrices = Counter(name for group in self.groups for name in group.arithmetics)
+        matrices = Counter(name for group in self.groups for name in group.product_kinds)
         return ", ".join(f"{count(n, 'matrix', 'matrices')} in {name}" for name, n in matrices.most_common())
 
     def refresh(self, adapter: Adapter) -> None:
