@@ -1,6 +1,7 @@
-/* Preloaded, it makes a call of the system fail: the n-th of its kind on files in a folder, once or from then on; or the n-th allocation
- * of at least FAULTS_LARGE bytes, but for the arenas of Python's own allocator. Smaller ones do not fail, for where a new thread has no memory
- * to begin with Thread.start waits for ever (CPython). Built and driven by faults.py. Linux with glibc. */
+/* Preloaded, it makes a call of the system fail: the n-th of its kind on files in a folder, once or from then on; or the
+ * n-th allocation of at least FAULTS_LARGE bytes, but for the arenas of Python's own allocator. Smaller ones do not fail:
+ * where a new thread has no memory to begin with, Thread.start waits for ever (CPython). Built and driven by faults.py.
+ * Linux with glibc. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -107,11 +108,11 @@ int posix_memalign(void **p, size_t alignment, size_t n) {
 }
 
 void *mmap(void *at, size_t n, int protection, int flags, int file, off_t offset) {
-    if (flags & MAP_ANONYMOUS && !IS_ARENA(n) && fails(MEMORY)) return MAP_FAILED;
+    if (flags & MAP_ANONYMOUS && n >= FAULTS_LARGE && !IS_ARENA(n) && fails(MEMORY)) return MAP_FAILED;
     return REAL(mmap)(at, n, protection, flags, file, offset);
 }
 
 void *mmap64(void *at, size_t n, int protection, int flags, int file, off64_t offset) {
-    if (flags & MAP_ANONYMOUS && !IS_ARENA(n) && fails(MEMORY)) return MAP_FAILED;
+    if (flags & MAP_ANONYMOUS && n >= FAULTS_LARGE && !IS_ARENA(n) && fails(MEMORY)) return MAP_FAILED;
     return REAL(mmap64)(at, n, protection, flags, file, offset);
 }
