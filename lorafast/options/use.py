@@ -35,7 +35,7 @@ class WithAdapters(ModelOptions):
 class GenerateConfig(WithAdapters):
     """The options of `lorafast generate`."""
 
-    model_base: str = option("", TEXT, "FILE", "model: a GGUF of architecture llama (required)",
+    model_base: str = option("", TEXT, "FILE", "model: a GGUF file, or hf:org/name (required)",
                              names=["-m", "--model"])
     lora: tuple[str, ...] = option((), TEXT, "FILE[:SCALE]",
                                    "adapter (of any form) or checkpoint to apply, times SCALE; may "
@@ -80,7 +80,7 @@ class GenerateConfig(WithAdapters):
 class PerplexityConfig(WithAdapters):
     """The options of `lorafast perplexity`."""
 
-    model_base: str = option("", TEXT, "FILE", "model: a GGUF of architecture llama (required)",
+    model_base: str = option("", TEXT, "FILE", "model: a GGUF file, or hf:org/name (required)",
                              names=["-m", "--model"])
     file: str = option("", TEXT, "FILE", "text to predict (required)", names=["-f"])
     lora: tuple[str, ...] = option((), TEXT, "FILE[:SCALE]",
