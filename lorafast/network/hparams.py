@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import FormatError
 from ..gguf.reader import GGUFFile
-from .architectures import ARCHITECTURES, Architecture
+from .architectures import ALL_LOCAL, ARCHITECTURES, Architecture
 from .block_params import BlockParams, DeltaHeads, ExpertParams
 from .keys import Keys
 from .mixture import read_experts
@@ -269,6 +269,9 @@ def _windows(keys: Keys, arch: Architecture, n_layer: int) -> list[int]:
         return [0] * n_layer
     window = keys.count("attention.sliding_window", sliding.window)
     local = keys.flags("attention.sliding_window_pattern", n_layer, sliding.period)
+    is_given = f"{keys.prefix}.attention.sliding_window" in keys.gguf.metadata
+    if is_given and not window and any(local) and sliding.period != ALL_LOCAL:
+        raise keys.error("attention.sliding_window", f"is 0, but {sum(local)} blocks see a window only")
     return [window if is_local else 0 for is_local in local]
 
 

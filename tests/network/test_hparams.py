@@ -1,6 +1,7 @@
 """Models that do not fit themselves are refused, in one line, when they are opened."""
 import numpy as np
 import pytest
+from hybrid_models import make_hybrid
 from make_models import make_tiny
 
 from lorafast.errors import FormatError
@@ -32,3 +33,13 @@ def test_factors_of_the_wrong_length(tmp_path):
     bad = rewritten(model, tmp_path / "bad.gguf", rope_freqs=np.ones(5, np.float32))
     with pytest.raises(FormatError, match=r"'rope_freqs\.weight' has shape \(5,\), wanted \(8,\)"):
         read_hparams(bad)
+
+
+def test_a_window_of_nothing(tmp_path):
+    file = GGUFFile(make_hybrid(tmp_path / "model.gguf", "gemma4"))
+    metadata = [(key, file.value_types[key], 0 if key.endswith("sliding_window") else value)
+                for key, value in file.metadata.items()]
+    write_gguf(tmp_path / "bad.gguf", metadata, [TensorToWrite(t.name, t.type, t.shape, t.data)
+                                                 for t in file.tensors.values()])
+    with pytest.raises(FormatError, match=r"sliding_window' is 0, but \d+ blocks see a window only"):
+        read_hparams(open_model(tmp_path / "bad.gguf"))
