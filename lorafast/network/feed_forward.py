@@ -19,7 +19,7 @@ from ..kernels.swiglu import (
     swiglu_backward,
     swiglu_forward,
 )
-from .branch import BranchOutput, Nothing, Saved, given
+from .branch import BranchInput, BranchOutput, Nothing, Saved, given
 from .buffers import New, Scratch
 from .linear import Group
 from .lora import Adapter, Ranks
@@ -41,7 +41,7 @@ class FeedForwardSaved(Saved):
     """inner: gate and up, or up alone. backward leaves their gradients in their place."""
 
     def __init__(self, branch: FeedForward, T: int, new: New, ranks: Ranks) -> None:
-        self.norm = branch.norm.saved(T, new) if branch.norm else []
+        self.norm = branch.input.saved(T, new)
         self.inner = [new(T, branch.n_ff) for _ in branch.inner.linears]
         self.cheap = Nothing()
         self.h = branch.inner.saved(T, new, ranks)
@@ -56,21 +56,21 @@ class FeedForward:
     """
 
     def __init__(self, norm: Norm | None, inner: Group, output: BranchOutput, activation: str) -> None:
-        self.norm, self.inner, self.output, self.n_ff = norm, inner, output, output.K
+        self.input, self.inner, self.output, self.n_ff = BranchInput(norm, inner), inner, output, output.K
         self.groups = (inner, output.group)
         self.norms = given(norm, output.post_norm)
         self.activation_forward, self.activation_backward = ACTIVATIONS[activation, len(inner.linears) == 2]
 
     @property
     def shape(self) -> tuple:
-        return (type(self), self.n_ff, len(self.inner.linears), self.norm is None, self.output.is_plain)
+        return (type(self), self.n_ff, len(self.inner.linears), self.input.norm is None, self.output.is_plain)
 
     def saved(self, T: int, new: New, ranks: Ranks) -> FeedForwardSaved:
         return FeedForwardSaved(self, T, new, ranks)
 
     def scratch(self, T: int, adapter: Adapter) -> int:
-        C, F, spare = self.output.N, self.n_ff, self.output.widths()
-        return max(Scratch.floats(T, F, F, *spare), Scratch.floats(T, C, C))
+        F = self.n_ff
+        return max(Scratch.floats(T, F, F, *self.output.widths()), Scratch.floats(T, *self.input.widths()))
 
     def kernel_bytes(self, T: int, n_threads: int) -> int:
         return 0
@@ -83,12 +83,9 @@ class FeedForward:
 
     def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: FeedForwardSaved, pass_: Pass,
                 cache: None = None) -> None:
-        T, C, F = len(x), self.output.N, self.n_ff
-        normed, = pass_.scratch.arrays(T, C)
-        if self.norm:
-            self.norm.forward(normed, s.norm, x, pass_)
-        self.inner.forward(s.inner, s.h, normed if self.norm else x, pass_)
-        act, *spare = pass_.scratch.arrays(T, F, *self.output.widths())
+        normed, _ = pass_.scratch.arrays(len(x), *self.input.widths())
+        self.input.forward(s.inner, s.norm, s.h, x, normed, pass_)
+        act, *spare = pass_.scratch.arrays(len(x), self.n_ff, *self.output.widths())
         self.activation_forward(act, *s.inner, pass_.n_threads)
         self.output.forward(out, residual, act, s.output, spare, pass_)
 
@@ -97,27 +94,19 @@ class FeedForward:
 
     def backward(self, dx: np.ndarray, d_out: np.ndarray, x: np.ndarray, s: FeedForwardSaved, pass_: Pass,
                  need_dx: bool) -> None:
-        T, C, F = len(x), self.output.N, self.n_ff
-        norm_is_adapted = self.norm is not None and self.norm.is_adapted(pass_.adapter)
+        T, F = len(x), self.n_ff
         # out = residual + output(act)
         act, d_act, *spare = pass_.scratch.arrays(T, F, F, *self.output.widths())
         self.activation_forward(act, *s.inner, pass_.n_threads)
-        if not (need_dx or norm_is_adapted or self.inner.is_adapted(pass_.adapter)):
+        if not self.input.has_gradients(pass_.adapter, need_dx):
             self.output.backward(None, d_out, act, s.output, spare, pass_)
             return
         self.output.backward(d_act, d_out, act, s.output, spare, pass_)
         # act = activation(inner)
         d_inner = self._activation_backward(act, d_act, s.inner, pass_)
         # inner = projections of normed = norm(x)
-        normed, d_normed = pass_.scratch.arrays(T, C, C)
-        if self.norm:
-            self.norm.forward(normed, s.norm, x, pass_)
-        need_d_normed = need_dx or norm_is_adapted
-        self.inner.backward(d_normed if need_d_normed else None, d_inner, normed if self.norm else x, s.h, pass_)
-        if self.norm and need_d_normed:
-            self.norm.backward(dx, d_normed, x, s.norm, pass_)
-        elif need_dx:
-            dx += d_normed
+        normed, d_normed = pass_.scratch.arrays(T, *self.input.widths())
+        self.input.backward(dx, d_inner, s.norm, s.h, x, (normed, d_normed), pass_, need_dx)
 
     def _activation_backward(self, act: np.ndarray, d_act: np.ndarray, inner: Sequence[np.ndarray],
                              pass_: Pass) -> Sequence[np.ndarray]:

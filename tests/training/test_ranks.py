@@ -52,7 +52,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     Path("text.txt").write_text(TEXT)
     Path("chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS))
     Path("chat.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
-    monkeypatch.setattr("lorafast.planning.speed.ENOUGH", 0)        # times are of no matter here
     return tmp_path
 
 
