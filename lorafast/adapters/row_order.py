@@ -52,6 +52,7 @@ def _order_of_rows(n: int, role: str, base: BaseModel | None) -> np.ndarray | No
     arch = architecture_of(base.architecture)
     if role in ("attn_q", "attn_k") and arch.permuted:
         n_head = base.n_head if role == "attn_q" else base.n_head_kv
+        _check_heads(n, 2 * n_head, f"{role} has {n} rows", base)
         return np.arange(n).reshape(n_head, -1, 2).swapaxes(1, 2).reshape(n)
     return _order_of_values(n, base) if role in READ_VALUES and arch.mixer == "delta_net" else None
 
@@ -67,5 +68,13 @@ def _order_of_values(n: int, base: BaseModel) -> np.ndarray:
                             "the base model as well (--model-base)")
     n_k, n_v = base.delta.n_k, base.delta.n_v
     first = n - base.delta.width_v if n > base.delta.width_v else 0
+    _check_heads(n - first, n_v, f"a delta net's values are {n - first}", base)
     values = np.arange(first, n).reshape(n_v // n_k, n_k, -1).swapaxes(0, 1)
     return np.concatenate([np.arange(first), values.reshape(-1)])
+
+
+def _check_heads(n: int, divisor: int, what: str, base: BaseModel) -> None:
+    """LoraFastError where n values are not those of so many heads, or pairs of theirs."""
+    if n % divisor:
+        raise LoraFastError(f"{what}, which does not fit the heads of this '{base.architecture}' model: the adapter "
+                            "belongs to another one")

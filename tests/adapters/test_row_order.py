@@ -40,3 +40,11 @@ def test_columns_of_a_delta_nets_output():
 def test_the_heads_must_be_known():
     with pytest.raises(LoraFastError, match="name the base model as well"):
         rows_to_hf(np.arange(18), "attn_gate", BaseModel("qwen35", 2, 2, 1, tied=False))
+
+
+@pytest.mark.parametrize("role, n", [("attn_q", 64), ("attn_k", 10)])
+def test_rows_of_another_models_heads_are_refused(role, n):
+    base = BaseModel("llama", 2, 9, 3, tied=False)
+    for reorder in (rows_to_gguf, rows_to_hf):
+        with pytest.raises(LoraFastError, match=f"{role} has {n} rows, .* belongs to another one"):
+            reorder(np.zeros((n, 2), np.float32), role, base)
