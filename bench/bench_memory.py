@@ -10,13 +10,16 @@ system's cache first (pages that somebody else has read are not charged to a cgr
     160m    batch 4, ctx 64, under budgets from the least on up
     1b      the same at 350 MB and more; batch 1, ctx 2048 at 1.5 GB (--full)
     7b      batch 4, ctx 64 at 1.5 GB (--full; needs 8 GB of disk, and of memory for the run without a limit)
+    30b-a3b   128 experts in each of 48 blocks, batch 1, ctx 64 at 4 GB (--only 30b-a3b; needs 17 GB of disk, and 20 of
+            memory for the run without a limit). 30b-a3b-4, its lowest four blocks, at 700 MB
 
 The rows of the tightest runs keep what the process held through two steps; plots.py draws them. Status 1 if a limit was
-not kept or losses differ.
+not kept or losses or adapters differ.
 """
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -49,7 +52,7 @@ OPTIONS = ["--train-data", "text.txt", "--seed", "1", "--lora-out", "a.bin", "--
 """The last one so that sums are taken in the same order with and without a limit, and losses can be compared bit by
 bit."""
 PLANNED = re.compile(r"memory ([\d.]+) MB \(planned ([\d.]+) MB\), a step .*? \(planned ([^)]*)\)"
-                     r"(?:, read ([\d.]+) GB)?")
+                     r"(?:, read ([\d.]+) GB a step \(planned ([\d.]+)\))?")
 UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 Row = dict[str, Any]
@@ -68,6 +71,8 @@ class Case:
 QUICK = [Case("160m", 4, 64, limit) for limit in (None, 160, 180, 210, 250)]
 FULL = [*(Case("1b", 4, 64, limit) for limit in (None, 350, 500, 800)), Case("1b", 1, 2048, 1536),
         *(Case("7b", 4, 64, limit) for limit in (None, 1536, 2560))]
+EXPERTS = [Case("30b-a3b", 1, 64, limit) for limit in (None, 4096)]
+EXPERTS += [Case("30b-a3b-4", 1, 64, limit) for limit in (None, 700)]
 
 
 def evict(path: Path) -> None:
@@ -112,15 +117,18 @@ def run(case: Case, model: Path, steps: int, with_cgroup: bool) -> Row:
             raise SystemExit(f"{case}: status {process.returncode}\n{text[-300:]}")
         events = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
         done = [event for event in events if event["event"] == "step"]
-        peak, planned, planned_step, read = PLANNED.search(text).groups()
+        peak, planned, planned_step, read, planned_read = PLANNED.search(text).groups()
         return {
-            **asdict(case), "cgroup": bool(cgroup), "steps": steps, "losses": [event["loss"].hex() for event in done],
+            **asdict(case), "cgroup": bool(cgroup), "steps": steps,
+            "losses": [event["loss"].hex() for event in done],
+            "adapter": hashlib.md5(Path(folder, "a.bin").read_bytes()).hexdigest(),
             "seconds": median(event["seconds"] for event in done[1:] or done),
             "planned_seconds": seconds_of(planned_step),
             "peak_rss": max(float(peak) * MB, *(each["peak_rss"] for each in samples)),
             "planned_bytes": float(planned) * MB,
             "peak_anonymous": max(each["anonymous"] for each in samples), "peak_cgroup": cgroup.peak if cgroup else 0,
-            "swap": max(each["swap"] for each in samples), "read_gb": float(read or 0), "disk_gb_per_s": rate / 1e9,
+            "swap": max(each["swap"] for each in samples), "read_gb": float(read or 0),
+            "planned_read_gb": float(planned_read or 0), "disk_gb_per_s": rate / 1e9,
             "through_two_steps": through_two_steps(samples, events),
         }
 
@@ -166,13 +174,13 @@ def show(row: Row, unlimited: Row | None) -> list[str]:
             f"(planned {row['planned_bytes'] / MB:.1f}, anonymous {row['peak_anonymous'] / MB:.1f}"
             + (f", cgroup {row['peak_cgroup'] / MB:.1f}" if row["cgroup"] else "")
             + f"), {row['seconds']:.2f} s a step (planned {row['planned_seconds']:.2f}), "
-            f"{row['read_gb']:.2f} GB read a step")
+            f"{row['read_gb']:.2f} GB read a step (planned {row['planned_read_gb']:.2f})")
     wrong = []
     if unlimited and row["limit"]:
-        same = row["losses"] == unlimited["losses"]
+        same = all(row[result] == unlimited[result] for result in ("losses", "adapter"))
         text += (f"; {row['seconds'] / unlimited['seconds']:.2f} times the time, losses "
-                 f"{'bit-equal' if same else 'DIFFER'}")
-        wrong += [] if same else ["losses differ"]
+                 f"and adapter {'bit-equal' if same else 'DIFFER'}")
+        wrong += [] if same else ["losses or adapters differ"]
     print(text, flush=True)
     if row["limit"] and max(row["peak_rss"], row["peak_cgroup"]) > row["limit"] * MB:
         wrong.append("the limit was not kept")
@@ -204,7 +212,7 @@ def main() -> None:
     rows: list[Row] = []
     wrong: list[str] = []
     unlimited: dict[tuple, Row] = {}
-    for case in args.case or QUICK + (FULL if args.full or args.only else []):
+    for case in args.case or QUICK + (FULL if args.full or args.only else []) + (EXPERTS if args.only else []):
         if args.only and case.model not in args.only.split(","):
             continue
         model = files.get(case.model) or make_model(case.model, folder=args.models_folder)

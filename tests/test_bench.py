@@ -80,7 +80,7 @@ def test_memory(tmp_path):
     out = tmp_path / "memory.json"
     shown = run("bench_memory.py", "--case", "tiny,2,32,0", "--case", "tiny,2,32,120", "--no-cgroup", "--steps", 3,
                 "--models-folder", tmp_path, "--out", out)
-    assert "losses bit-equal" in shown
+    assert "losses and adapter bit-equal" in shown
     whole, limited = rows(out)
     assert whole["limit"] is None and limited["peak_rss"] < 120 * 2**20 and limited["losses"] == whole["losses"]
     assert 0.8 * whole["planned_bytes"] < whole["peak_rss"] < 1.2 * whole["planned_bytes"]

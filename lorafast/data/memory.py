@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from ..errors import LoraFastError, UsageError
 from ..tokenizer import Tokenizer
@@ -16,11 +18,15 @@ from .files import data_files
 from .forms.recognise import recognise
 from .lengths import row_lengths
 from .open import DataOptions, open_data
+from .samples import plain
 from .source import Source, open_source
 from .text import BYTES_PER_SAMPLE
 
 HEAD = 1 << 18
 """Bytes of a file that are read and tokenised."""
+
+LOOKED_AT = 512
+"""Tokens that are kept of it."""
 
 BYTES_PER_CUT_SAMPLE = 56
 """Of a sample with a size of its own, a record or what follows a sample start: place, size, line, source; and
@@ -39,12 +45,14 @@ class DataMemory:
 
     sample_tokens  mean length of a sample of records, at most the context; None for text, whose samples fill it
     overlaps       a sample begins at every token of a text
+    beginning      its first tokens, int32
     """
 
     kept: int = 0
     note: str = ""
     sample_tokens: float | None = None
     overlaps: bool = False
+    beginning: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), compare=False, repr=False)
 
 
 def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int) -> DataMemory:
@@ -62,12 +70,12 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
     except (LoraFastError, OSError) as error:
         return DataMemory(note=f"not counted, {error}")
     begins_everywhere = is_text and not options.sample_start
-    per_byte, sample_tokens = _sampled(head, largest.suffix, options, tokenizer, metadata, ctx, is_text)
+    per_byte, sample_tokens, beginning = _sampled(head, largest.suffix, options, tokenizer, metadata, ctx, is_text)
     n_samples = sum(source.size for source in sources) * per_byte
     cut = BYTES_PER_CUT_SAMPLE if options.method == "sft" else BYTES_PER_PREFERENCE
     return DataMemory(int(n_samples * (BYTES_PER_SAMPLE if begins_everywhere else cut)),
                       f"about {n_samples:.0f} samples", sample_tokens,
-                      overlaps=begins_everywhere and options.stride == 1)
+                      overlaps=begins_everywhere and options.stride == 1, beginning=beginning)
 
 
 def _head(source: Source) -> bytes:
@@ -78,8 +86,9 @@ def _head(source: Source) -> bytes:
 
 
 def _sampled(head: bytes, suffix: str, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any],
-             ctx: int, is_text: bool) -> tuple[float, float | None]:
-    """Samples a byte, and DataMemory.sample_tokens, by opening the beginning of a file as if it were all."""
+             ctx: int, is_text: bool) -> tuple[float, float | None, np.ndarray]:
+    """Samples a byte, and DataMemory's sample_tokens and beginning, by opening the beginning of a file as if it were
+    all."""
     with tempfile.NamedTemporaryFile(prefix="lorafast-", suffix=suffix) as file:
         file.write(head)
         file.flush()
@@ -89,8 +98,9 @@ def _sampled(head: bytes, suffix: str, options: DataOptions, tokenizer: Tokenize
             samples = open_data(options, tokenizer, metadata, ctx).train
         # the beginning of an array is no array; a line may be bad, a text too short for a sample
         except LoraFastError:
-            return 1 / options.stride if is_text else 1 / SHORTEST_RECORD, None
+            return 1 / options.stride if is_text else 1 / SHORTEST_RECORD, None, np.zeros(0, np.int32)
+        beginning = plain(np.array(samples.tokens[:LOOKED_AT]))
     if is_text:
         n = len(samples) if options.sample_start else len(samples.tokens) / options.stride
-        return n / len(head), None
-    return len(samples) / len(head), float(row_lengths(samples, ctx).mean())
+        return n / len(head), None, beginning
+    return len(samples) / len(head), float(row_lengths(samples, ctx).mean()), beginning

@@ -55,9 +55,9 @@ class ExpertGroup(Group):
     def product_kinds(self) -> list[str]:
         return [name for weights in self.experts for name in [weights.arithmetic] * self.n_parts]
 
-    def share_needed(self, T: int) -> float:
-        """Of experts that a router chooses evenly, those that see at least one of T tokens."""
-        return 1 - (1 - self.n_used / self.n_parts) ** T
+    @property
+    def n_values(self) -> int:
+        return sum(weights.E * weights.N * weights.K for weights in self.experts)
 
 
 class ExpertsSaved(Saved):

@@ -163,7 +163,7 @@ def read_hparams(gguf: GGUFFile) -> HParams:
     if hparams.tied and arch.tied == "never":
         raise FormatError(f"{gguf.path}: tensor 'output.weight' is missing; is this a whole model?")
     tensors = expected_tensors(gguf, arch, n_embd, hparams.n_vocab, blocks, n_embd_per_layer)
-    check_tensors(gguf, arch, tensors, n_layer)
+    check_tensors(gguf, arch, tensors, n_layer, keys.count("nextn_predict_layers", 0))
     return replace(hparams, shapes={name: tensors[name] for name in tensors if name.endswith(".weight")})
 
 

@@ -99,9 +99,10 @@ class Group:
         """What the products of each matrix are made of."""
         return [linear.weight.arithmetic for linear in self.linears]
 
-    def share_needed(self, T: int) -> float:
-        """Of the matrices, what a pass of T tokens is likely to need."""
-        return 1.0
+    @property
+    def n_values(self) -> int:
+        """Of the matrices."""
+        return sum(weight.N * weight.K for weight in self.weights)
 
     def saved(self, T: int, new: New, ranks: Ranks) -> list[np.ndarray]:
         """h: of no columns where a role has no pairs."""

@@ -124,8 +124,12 @@ def _inner_norms(arch: Architecture, block: BlockParams, present: set[str]) -> I
         yield "ffn_sub_norm.weight", ("F",)
 
 
-def check_tensors(gguf: GGUFFile, arch: Architecture, shapes: Mapping[str, tuple[int, ...]], n_layer: int) -> None:
-    """FormatError for a tensor that is missing, of another shape, of a type that cannot be trained on, or not known."""
+def check_tensors(gguf: GGUFFile, arch: Architecture, shapes: Mapping[str, tuple[int, ...]], n_layer: int,
+                  n_ahead: int) -> None:
+    """FormatError for a tensor that is missing, of another shape, of a type that cannot be trained on, or not known.
+
+    n_ahead: blocks behind the network's own, which predict tokens further ahead
+    """
     for name, shape in shapes.items():
         tensor = gguf.tensors.get(name)
         if tensor is None:
@@ -135,15 +139,22 @@ def check_tensors(gguf: GGUFFile, arch: Architecture, shapes: Mapping[str, tuple
         if not tensor.type.is_trainable:
             raise FormatError(f"{gguf.path}: tensor '{name}' has type {tensor.type.label}, which lorafast cannot "
                               f"train on; use a file in {TRAINABLE_NAMES}")
+    predicting = {_block_of(name) for name in gguf.tensors if ".nextn." in name} | {*range(n_layer, n_layer + n_ahead)}
     for name in gguf.tensors:
-        if name not in shapes and name not in ROPE_FACTORS and not _is_behind(name, n_layer):
+        if name in shapes or name in ROPE_FACTORS:
+            continue
+        layer = _block_of(name)
+        if layer >= n_layer and layer not in predicting:
+            raise FormatError(f"{gguf.path}: key '{arch.name}.block_count' counts {n_layer + n_ahead} blocks, but the "
+                              f"file has tensors of more, such as '{name}'; correct the key or convert the model again")
+        if layer < n_layer:
             is_expert = re.search(r"_exps?\b|gate_inp", name)
             detail = " (a bias)" if name.endswith(".bias") else " (experts)" if is_expert else ""
             raise FormatError(f"{gguf.path}: tensor '{name}'{detail} is no part of architecture '{arch.name}' as "
                               "lorafast knows it; such a model is not supported")
 
 
-def _is_behind(name: str, n_layer: int) -> bool:
-    """Whether a tensor belongs to a block behind the network's own, which predicts tokens further ahead."""
+def _block_of(name: str) -> int:
+    """The number of a tensor's block; -1 outside of blocks."""
     match = re.match(r"blk\.(\d+)\.", name)
-    return match is not None and int(match[1]) >= n_layer
+    return int(match[1]) if match else -1

@@ -33,6 +33,7 @@ from ..options.outputs import megabytes
 from ..tokenizer import Tokenizer
 from .budget import Budget, read_budget
 from .plan import CACHE, Item, Job, Plan, Timing
+from .routing import EVEN, UNPACKING_TOKENS, measure_routing
 from .sharing import ALONE, Sharing
 from .speed import MEASURED_TOKENS, Speed, follow, measure_disk, measure_optimiser, measure_speed
 
@@ -48,9 +49,6 @@ HEAD_TOKENS = (128, 64, 32, 16)
 
 PRODUCTS_BY_PIECES = 3 / 2
 """Products of the output by pieces, of those of the whole (see head_pieces.py)."""
-
-UNPACKING_TOKENS = 32
-"""Unpacking weights costs about as much as computing with so many tokens: in a pass of few tokens, each costs more."""
 
 SHORTLIST = 40
 """So many of the strategies that seem fastest are followed through a pass, to find the one that is."""
@@ -123,6 +121,8 @@ class Planner:
         self.job, self.budget, self.base_bytes = job, budget, base_bytes
         self.measured_tokens = 0
         """Of the passes that were measured: what the kernels then took they keep."""
+        self.routing = EVEN
+        """Known with the speed."""
 
     def plan(self, forced: Forced = Forced()) -> Plan:
         """The fastest strategy that fits. LoraFastError, with what would fit, if there is none."""
@@ -326,8 +326,10 @@ class Planner:
         T = self._tokens(largest)
         measured = sum(nbytes(group) for group in (*self.network.blocks[0].groups, self.network.head.group))
         is_tight = self._left(replace(largest, n_kept=1)) < measured
+        beginning = self.job.data.beginning
+        self.routing = measure_routing(self.network, beginning[:T], self.job.ctx, self.job.n_threads, self.files)
         speed = measure_speed(self.network, self.adapter, T, self.job.ctx, largest.head_tokens, self.job.n_threads,
-                              self.files if is_tight else None, largest.head_pieces)
+                              self.files if is_tight else None, largest.head_pieces, self.routing, beginning)
         self.files.let_go_pages()
         self.measured_tokens = min(T, MEASURED_TOKENS)
         return speed
@@ -394,12 +396,12 @@ class Planner:
         if capacity is not None:
             order = self._order(strategy)
             groups = list(dict.fromkeys(order))
-            # A group's share of computing goes by its size: all are products with the same tokens.
-            T, rate = self._tokens(strategy), compute / sum(nbytes(group) for group in order)
-            sizes = [math.ceil(nbytes(group) * group.share_needed(T)) for group in groups]
+            T, routing = self._tokens(strategy), self.routing
+            work = [routing.work(group, T) for group in order]
+            sizes = [math.ceil(nbytes(group) * routing.share(group, T)) for group in groups]
             partial = [unit for unit, group in enumerate(groups) if group.n_parts]
             window = Window(sizes, [groups.index(group) for group in order], capacity, partial)
-            seconds, read = follow(window, [rate * nbytes(group) for group in order], disk)
+            seconds, read = follow(window, [compute * part / sum(work) for part in work], disk)
             most_held = window.most_held
         passes, sharing = self._parts(strategy) * self.job.own_passes, self.job.sharing
         exchange = sharing.link.seconds(self.adapter.n_params * sharing.itemsize, sharing.n_ranks)

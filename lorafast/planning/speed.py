@@ -19,6 +19,7 @@ from ..network.passes import Pass, Rows
 from ..network.residency import ModelFiles, Residency, Window, least_capacity
 from ..network.trainer import Activations, Strategy, Trainer, weight_order
 from ..network.weights import MAPPED
+from .routing import EVEN, Routing
 
 MEASURED_TOKENS = 512
 """A measurement takes as many sequences as fit in this, or so much of one; the rest is in proportion, attention's
@@ -29,6 +30,8 @@ FEWEST, ENOUGH, LONG = 4, 0.1, 0.3
 
 BACKWARD_OF_ATTENTION = 2.5
 """Products in attention's backward pass, of those in its forward pass."""
+
+NO_TOKENS = np.zeros(0, np.int32)
 
 MEASURED_BYTES, MEASURED_SECONDS = 256 << 20, 0.5
 """What is read at most to learn how fast the disk is."""
@@ -59,15 +62,18 @@ class Speed:
 
 
 def measure_speed(network: Network, adapter: Adapter, T: int, ctx: int, head_tokens: int, n_threads: int,
-                  files: ModelFiles | None = None, head_pieces: bool = False) -> Speed:
+                  files: ModelFiles | None = None, head_pieces: bool = False, routing: Routing = EVEN,
+                  beginning: np.ndarray = NO_TOKENS) -> Speed:
     """Runs one block of each shape, the one in the middle, and the output, on some tokens. The adapter is not touched.
 
-    With `files` no more of the weights is in memory at a time than must be.
+    With `files` no more of the weights is in memory at a time than must be. routing: what experts see of the tokens.
+    beginning: of the data, int32
     """
     length = min(ctx, MEASURED_TOKENS)
     n_sequences = max(1, min(T, MEASURED_TOKENS) // length)
     begin = np.arange(0, n_sequences * length + 1, length, dtype=np.int32)
-    tokens = np.arange(begin[-1], dtype=np.int32) % min(network.hparams.n_vocab, 64)
+    some = beginning if len(beginning) else np.arange(min(network.hparams.n_vocab, 64), dtype=np.int32)
+    tokens = np.resize(some, begin[-1])
     small = copy.copy(network)
     small.blocks = _one_of_each_shape(network)
     names = {linear.name for group in small.groups for linear in group.linears}
@@ -81,8 +87,9 @@ def measure_speed(network: Network, adapter: Adapter, T: int, ctx: int, head_tok
     pass_ = Pass(tokens, Rows.of(begin), part, trainer.scratch, n_threads, Gradients(part), trainer.weights,
                  *trainer.buffers.beside(len(tokens)))
     per_pass = T / len(tokens)
-    blocks = {block.shape: _measure_block(block, trainer.buffers, layer, ctx, length, per_pass, pass_, small, residency)
-              for layer, block in enumerate(small.blocks)}
+    blocks = {block.shape: _measure_block(block, trainer.buffers, layer, ctx, length, _growth(block, len(tokens), T,
+                                                                                              routing),
+                                          pass_, small, residency) for layer, block in enumerate(small.blocks)}
     x, weights = trainer.buffers.output, np.full(len(tokens), 1e-6, np.float32)
 
     def output() -> None:
@@ -100,6 +107,15 @@ def _one_of_each_shape(network: Network) -> list[Block]:
     for block in network.blocks:
         of_shape.setdefault(block.shape, []).append(block)
     return [blocks[len(blocks) // 2] for blocks in of_shape.values()]
+
+
+def _growth(block: Block, measured: int, T: int, routing: Routing) -> float:
+    """Of a pass's time from so many tokens to T. Experts see few of those that are measured, and unpacking their
+    weights takes its part."""
+    if not any(group.n_parts for group in block.groups):
+        return T / measured
+    few, many = (sum(routing.work(group, n) for group in block.groups) for n in (measured, T))
+    return many / few
 
 
 def _measure_block(block: Block, buffers: Activations, layer: int, ctx: int, length: int, per_pass: float, pass_: Pass,

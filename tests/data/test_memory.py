@@ -4,10 +4,11 @@ import os
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lorafast.data.batches import Sampler, SequenceSampler
-from lorafast.data.memory import HEAD, DataMemory, data_memory
+from lorafast.data.memory import HEAD, LOOKED_AT, DataMemory, data_memory
 from lorafast.data.open import DataOptions, open_data
 from lorafast.data.samples import Sequences
 from lorafast.errors import UsageError
@@ -75,3 +76,13 @@ def test_what_cannot_be_opened_is_not_counted():
         estimate("empty", "none.txt")
     write("bad.jsonl", "no JSON\n")
     assert estimate("bad.jsonl").kept > 0
+
+
+def test_beginning():
+    """The first tokens, whether they count in the loss or not."""
+    Path("a.txt").write_text(f"{TEXT}\n" * 200)
+    tokens = open_data(DataOptions(["a.txt"]), TOKENIZER, METADATA, CTX).train.tokens
+    np.testing.assert_array_equal(estimate("a.txt").beginning, tokens[:LOOKED_AT])
+    write("b.jsonl", *({"prompt": "love", "completion": "me"} for _ in range(9)))
+    beginning = estimate("b.jsonl", raw_pairs=True).beginning
+    assert len(beginning) > 9 and (beginning >= 0).all()

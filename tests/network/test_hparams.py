@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from hybrid_models import make_hybrid
-from make_models import make_tiny
+from make_models import U32, make_tiny
 
 from lorafast.errors import FormatError
 from lorafast.gguf.reader import GGUFFile, open_model
@@ -43,3 +43,14 @@ def test_a_window_of_nothing(tmp_path):
                                                  for t in file.tensors.values()])
     with pytest.raises(FormatError, match=r"sliding_window' is 0, but \d+ blocks see a window only"):
         read_hparams(open_model(tmp_path / "bad.gguf"))
+
+
+def test_more_blocks_than_the_key_counts(tmp_path):
+    """Only what predicts tokens further ahead may stand behind the network's own blocks."""
+    model, counted = make_tiny(tmp_path / "model.gguf", n_layer=3), [("llama.block_count", U32, 2)]
+    with pytest.raises(FormatError, match=r"block_count' counts 2 blocks, but .* such as 'blk\.2\."):
+        read_hparams(open_model(make_tiny(tmp_path / "bad.gguf", n_layer=3, metadata=counted)))
+    ahead = make_tiny(tmp_path / "key.gguf", n_layer=3, metadata=[("llama.nextn_predict_layers", U32, 1)])
+    assert read_hparams(open_model(ahead)).n_layer == 2
+    named = rewritten(model, tmp_path / "names.gguf", **{"blk.3.nextn.eh_proj": np.ones((2, 4), np.float32)})
+    assert read_hparams(named).n_layer == 3
