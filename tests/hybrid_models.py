@@ -41,6 +41,13 @@ def without(shapes: Mapping[str, Shape], *names: str) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if name not in names}
 
 
+N_EXPERTS, EXPERT_F = 6, 16
+MIXTURE = {"post_attention_norm": (C,), "ffn_gate_inp": (N_EXPERTS, C), "ffn_gate_exps": (N_EXPERTS, EXPERT_F, C),
+           "ffn_up_exps": (N_EXPERTS, EXPERT_F, C), "ffn_down_exps": (N_EXPERTS, C, EXPERT_F)}
+SHARED_EXPERT = {"ffn_gate_inp_shexp": (C,), "ffn_gate_shexp": (EXPERT_F, C), "ffn_up_shexp": (EXPERT_F, C),
+                 "ffn_down_shexp": (C, EXPERT_F)}
+QWEN35_KEYS = {"ssm.conv_kernel": 4, "ssm.state_size": STATE, "ssm.group_count": N_K, "ssm.time_step_rank": N_V,
+               "ssm.inner_size": N_V * STATE, "full_attention_interval": 2, "rope.dimension_count": 4}
 KEYS = ("attn_k", "attn_v", "attn_k_norm")
 QWEN35_FEED_FORWARD = without(FEED_FORWARD, "ffn_norm") | {"post_attention_norm": (C,)}
 
@@ -57,9 +64,10 @@ class Hybrid:
 HYBRIDS = {
     "lfm2": Hybrid({"attention.head_count_kv": [0, HEADS_KV, 0, HEADS_KV], "shortconv.l_cache": 3},
                    (SHORT_CONVOLUTION | FEED_FORWARD, ATTENTION | FEED_FORWARD) * 2, {"token_embd_norm": (C,)}),
-    "qwen35": Hybrid({"ssm.conv_kernel": 4, "ssm.state_size": STATE, "ssm.group_count": N_K, "ssm.time_step_rank": N_V,
-                      "ssm.inner_size": N_V * STATE, "full_attention_interval": 2, "rope.dimension_count": 4},
-                     (DELTA_NET | QWEN35_FEED_FORWARD, GATED_ATTENTION | QWEN35_FEED_FORWARD) * 2),
+    "qwen35": Hybrid(QWEN35_KEYS, (DELTA_NET | QWEN35_FEED_FORWARD, GATED_ATTENTION | QWEN35_FEED_FORWARD) * 2),
+    "qwen35moe": Hybrid({**QWEN35_KEYS, "expert_count": N_EXPERTS, "expert_used_count": 2,
+                         "expert_feed_forward_length": EXPERT_F, "expert_shared_feed_forward_length": EXPERT_F},
+                        (DELTA_NET | MIXTURE | SHARED_EXPERT, GATED_ATTENTION | MIXTURE | SHARED_EXPERT) * 2),
     # The last two blocks attend to keys and values of the two below.
     "gemma4": Hybrid({**GEMMA4_KEYS, "attention.shared_kv_layers": 2, "embedding_length_per_layer_input": N_PER_LAYER,
                       "attention.sliding_window_pattern": [True, False] * 3},
