@@ -30,7 +30,7 @@ def run(config: LogitsConfig) -> int:
     with ExitStack() as stack:
         log = Log()
         opened = open_run(config.as_run(), log, stack)
-        data = open_training_data(opened.config, log, opened.tokenizer, opened.gguf)
+        data = open_training_data(opened.config, log, opened.tokenizer, opened.network, opened.gguf)
         samples = data.train
         if not isinstance(samples, Sequences):
             raise UsageError(f"{config.data[0]} is text; a teacher is asked about records")

@@ -42,6 +42,7 @@ class SamplerState:
 @dataclass(frozen=True)
 class Batch:
     """Rows of tokens, flattened: row k holds tokens[begin[k]:begin[k + 1]]; targets[i] is the token after tokens[i].
+    A row may begin with tokens of the row before, which are not repeated.
 
     tokens         int32 (T,)
     targets        int32 (T,); -1 where it does not count in the loss
@@ -53,6 +54,7 @@ class Batch:
     reference      of preferences float64 (n,), log-probabilities of the answers under the reference
     answers        bool (T,), which targets are of answers; None: those that count
     rows           int64 (n,), numbers of the rows among all of the data to train on; None of other data, and of text
+    shared         int32 (n,), tokens of the row before that each begins with: of every other row; None: of none
     """
 
     tokens: np.ndarray
@@ -65,6 +67,12 @@ class Batch:
     reference: np.ndarray | None = None
     answers: np.ndarray | None = None
     rows: np.ndarray | None = None
+    shared: np.ndarray | None = None
+
+    @property
+    def whole_begin(self) -> np.ndarray:
+        """`begin`, had each row all its tokens."""
+        return self.begin if self.shared is None else self.begin + np.concatenate([[0], np.cumsum(self.shared)])
 
     @property
     def n_counted(self) -> int:
@@ -90,7 +98,7 @@ class Batch:
         return replace(self, tokens=self.tokens[tokens], targets=self.targets[tokens], begin=begin,
                        weights=picked(self.weights, tokens), answers=picked(self.answers, tokens),
                        label=picked(self.label, rows), reference=picked(self.reference, rows),
-                       rows=picked(self.rows, rows))
+                       rows=picked(self.rows, rows), shared=picked(self.shared, rows))
 
 
 class ShuffledEpochs:
@@ -299,18 +307,22 @@ def _evaluation_rows(samples: Samples, bos_id: int | None) -> Iterable[list[Row]
 
 
 def _concatenated(rows: list[Row], n_vocab: int, n_used: int, epoch_ended: bool) -> Batch:
-    """A batch of stored sequences: each token but a row's last is input, each but its first a target."""
-    begin = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(row.stored) - 1 for row in rows], out=begin[1:])
-    tokens = np.minimum(plain(np.concatenate([row.stored[:-1] for row in rows])), n_vocab - 1)
-    targets = np.concatenate([(plain if row.learns_prompt else targets_of)(row.stored[1:]) for row in rows])
+    """A batch of stored sequences: each token but a row's last is input, each but its first a target. What a row shares
+    with the one before is left out."""
+    begin, firsts = np.zeros(len(rows) + 1, np.int32), [1 + row.shared for row in rows]
+    np.cumsum([len(row.stored) - first for row, first in zip(rows, firsts)], out=begin[1:])
+    tokens = np.minimum(plain(np.concatenate([row.stored[row.shared:-1] for row in rows])), n_vocab - 1)
+    targets = np.concatenate([(plain if row.learns_prompt else targets_of)(row.stored[first:])
+                              for row, first in zip(rows, firsts)])
     targets = np.minimum(targets, n_vocab - 1)
-    weights = answers = label = reference = None
+    weights = answers = label = reference = shared = None
     if any(row.label for row in rows):
         label, reference = np.array([row.label for row in rows], np.int8), np.array([row.reference for row in rows])
     if any(row.learns_prompt for row in rows):
-        answers = np.concatenate([row.stored[1:] >= 0 for row in rows])
+        answers = np.concatenate([row.stored[first:] >= 0 for row, first in zip(rows, firsts)])
     if any(row.weights is not None for row in rows):
-        weights = np.concatenate([np.ones(len(row.stored) - 1, np.float32) if row.weights is None else row.weights[1:]
-                                  for row in rows])
-    return Batch(tokens, targets, begin, n_used, epoch_ended, weights, label, reference, answers)
+        weights = np.concatenate([np.ones(len(row.stored) - first, np.float32) if row.weights is None
+                                  else row.weights[first:] for row, first in zip(rows, firsts)])
+    if any(row.shared for row in rows):
+        shared = np.array([row.shared for row in rows], np.int32)
+    return Batch(tokens, targets, begin, n_used, epoch_ended, weights, label, reference, answers, shared=shared)

@@ -32,8 +32,8 @@ BYTES_PER_CUT_SAMPLE = 56
 """Of a sample with a size of its own, a record or what follows a sample start: place, size, line, source; and
 shuffling."""
 
-BYTES_PER_PREFERENCE = BYTES_PER_CUT_SAMPLE + 41
-"""With the other row's place and size, the label, and two log-probabilities under the reference."""
+BYTES_PER_PREFERENCE = BYTES_PER_CUT_SAMPLE + 49
+"""With the other row's place and size, what it shares, the label, and two log-probabilities under the reference."""
 
 SHORTEST_RECORD = 24
 """Bytes; to reckon with where the beginning of a file does not tell."""

@@ -24,6 +24,7 @@ from .chat_template import KEY as TEMPLATE_KEY, ChatTemplate, load_chat_template
 from .encode import SequenceEncoder
 from .files import data_files
 from .forms.recognise import recognise
+from .preferences import Preferences
 from .record_samples import hold_out, sequences_of, write_records
 from .samples import Samples, Sequences
 from .source import Source, open_source
@@ -84,6 +85,12 @@ class Data:
     test: Samples | None
     notes: list[str] = field(default_factory=list)
     template: ChatTemplate | None = None
+
+    def with_whole_rows(self) -> Data:
+        """The same, for a network in which rows cannot share their beginning."""
+        parts: dict[str, Any] = {name: part.with_whole_rows() for name in ("train", "valid", "test")
+                                 if isinstance(part := getattr(self, name), Preferences)}
+        return replace(self, **parts)
 
 
 def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any], ctx: int,

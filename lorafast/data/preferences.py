@@ -52,6 +52,7 @@ class Preferences(Sequences):
     shared         int64 (S,), tokens of the first row that the second begins with (of pairs 0: it has its own) ...
     other_begin    int64 (S,), and the tokens that follow them in it: where they begin ...
     other_size     int64 (S,), and how many they are
+    in_common      int64 (S,), of pairs: tokens that both rows begin with and that are computed once, with the first
     is_judged      the samples are single answers with a label
     learns_prompt  in the better row of a pair the prompt counts in the loss, too
     reference      float64 (S, 2), log-probabilities of the rows' answers under the reference; None before that is known
@@ -61,6 +62,7 @@ class Preferences(Sequences):
     shared: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     other_begin: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     other_size: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    in_common: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     is_judged: bool = False
     learns_prompt: bool = False
     reference: np.ndarray | None = None
@@ -73,7 +75,8 @@ class Preferences(Sequences):
 
     def subset(self, index: np.ndarray) -> Preferences:
         """Only the samples of these numbers. Judged answers keep the answers that they were set beside."""
-        names = ("begin", "size", "line", "source", "label", "shared", "other_begin", "other_size")
+        names = ("begin", "size", "line", "source", "label", "shared", "other_begin", "other_size",
+                 "in_common")
         picked = {name: getattr(self, name)[index] for name in names}
         return replace(self, **picked, reference=None if self.reference is None else self.reference[index])
 
@@ -88,7 +91,13 @@ class Preferences(Sequences):
         reference = (0.0, 0.0) if self.reference is None else self.reference[sample]
         label = int(self.label[sample])
         first = replace(self.row(sample), label=label, reference=reference[0], learns_prompt=self.learns_prompt)
-        return [first, Row(self.other(sample), label=0 if self.is_judged else -label, reference=reference[1])]
+        second = Row(self.other(sample), label=0 if self.is_judged else -label, reference=reference[1],
+                     shared=int(self.in_common[sample]))
+        return [first, second]
+
+    def with_whole_rows(self) -> Preferences:
+        """The same, for a network in which rows cannot share their beginning."""
+        return replace(self, in_common=np.zeros_like(self.in_common))
 
 
 def preferences_of(rows: Sequences, label: np.ndarray, method: str, ctx: int) -> Preferences:
@@ -112,7 +121,8 @@ def preferences_of(rows: Sequences, label: np.ndarray, method: str, ctx: int) ->
     samples = Preferences(
         rows.tokens, begin, np.minimum(size, ctx + 1), rows.name, warnings, rows.line[first], rows.source[first],
         rows.sources, rows.weights, label[first], shared, other_begin, np.minimum(other_size, ctx + 1 - shared),
-        is_judged=step == 1, learns_prompt=method == "orpo")
+        np.zeros_like(begin) if step == 1 else inputs_in_common(rows, prompt), is_judged=step == 1,
+        learns_prompt=method == "orpo")
     kept = np.flatnonzero(prompt.reshape(-1, step).max(axis=1) < ctx + 1)
     if len(kept) < len(samples):
         warnings.append(f"{len(samples) - len(kept)} samples are left out: their prompts alone fill the context of "
@@ -123,6 +133,18 @@ def preferences_of(rows: Sequences, label: np.ndarray, method: str, ctx: int) ->
         raise LoraFastError(f"{rows.name}: --method {method} needs at least two answers: it sets each beside another's "
                             "prompt")
     return samples.subset(kept)
+
+
+def inputs_in_common(rows: Sequences, prompt: np.ndarray) -> np.ndarray:
+    """Of each pair of rows, int64 (P,): how many tokens of their prompts are the same and followed by the same.
+
+    prompt  int64 (2 P,), tokens of each row's prompt
+    """
+    found = np.zeros(len(rows) // 2, np.int64)
+    for i, n in enumerate(prompt.reshape(-1, 2).min(axis=1).tolist()):
+        differ = rows.stored(2 * i)[:n] != rows.stored(2 * i + 1)[:n]
+        found[i] = max(0, (int(differ.argmax()) if differ.any() else n) - 1)
+    return found
 
 
 def prompt_size(stored: np.ndarray) -> int:

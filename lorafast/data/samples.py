@@ -109,6 +109,7 @@ class Row:
     label          of preferences: 1 of an answer that is preferred or good, -1 of one that is not
     reference      log-probability of its answer under the reference
     learns_prompt  the tokens that are stored as not counting do so, too
+    shared         its first tokens that are also those of the row before it, with which they are computed
     """
 
     stored: np.ndarray
@@ -116,6 +117,7 @@ class Row:
     label: int = 0
     reference: float = 0.0
     learns_prompt: bool = False
+    shared: int = 0
 
 
 @dataclass(frozen=True)

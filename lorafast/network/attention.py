@@ -94,6 +94,10 @@ class Attention:
         """RoPE turns s.q and s.k themselves: it can be undone."""
 
     @property
+    def key_widths(self) -> tuple[int, int]:
+        return self.heads.widths[1:3]
+
+    @property
     def shape(self) -> tuple:
         return (type(self), self.heads, self.scores.window, self.norm is None, self.q_norm is None,
                 self.output.is_plain)
@@ -185,6 +189,8 @@ class Attention:
         them."""
         begin, heads, scores = pass_.rows.q_begin, self.heads, self.scores
         k_begin = begin if len(k) == len(q) else np.array([0, len(k)], np.int32)
+        if prompts := pass_.rows.prompts:
+            (k, v), k_begin = prompts.seen(k, v), prompts.k_begin
         attention_forward(s.cheap.o, s.cheap.lse, q, k, v, self.sinks, begin, k_begin, scores.scale, scores.window,
                           scores.soft_cap, heads.n_head, heads.n_head_kv, pass_.n_threads)
 
@@ -226,9 +232,7 @@ class Attention:
         self._put_out_backward(do, s, spare, pass_)
         # o = attention(q, k, v)
         (q, k), v = self._turned(q, k, s, pass_), self._values(s, spare, pass_)
-        begin, scores = pass_.rows.q_begin, self.scores
-        attention_backward(dq, dk, dv, do, q, k, v, s.cheap.o, s.cheap.lse, begin, begin, scores.scale, scores.window,
-                           scores.soft_cap, self.heads.n_head, self.heads.n_head_kv, pass_.n_threads)
+        self._attend_backward((dq, dk, dv), do, (q, k, v), s, pass_)
         self._seen_backward(dk, dv, pass_)
         dq, dk = self._turned_backward(dq, dk, q, k, s, pass_)
         d_qkv = self._project_backward([dq, dk, dv], s, spare, pass_)
@@ -241,6 +245,19 @@ class Attention:
             self.norm.backward(dx, d_normed, x, s.norm, pass_)
         elif need_dx:
             dx += d_normed
+
+    def _attend_backward(self, d_qkv: tuple[np.ndarray, ...], do: np.ndarray, qkv: tuple[np.ndarray, ...],
+                         s: AttentionSaved, pass_: Pass) -> None:
+        """d_qkv, of whole sequences, from the gradient of s.cheap.o."""
+        (dq, dk, dv), (q, k, v), begin, prompts = d_qkv, qkv, pass_.rows.q_begin, pass_.rows.prompts
+        k_begin = prompts.k_begin if prompts else begin
+        if prompts:
+            (k, v), (dk, dv) = prompts.seen(k, v), prompts.gradients(k, v)
+        scores, heads = self.scores, self.heads
+        attention_backward(dq, dk, dv, do, q, k, v, s.cheap.o, s.cheap.lse, begin, k_begin, scores.scale, scores.window,
+                           scores.soft_cap, heads.n_head, heads.n_head_kv, pass_.n_threads)
+        if prompts:
+            prompts.add_up(*d_qkv[1:], (dk, dv))
 
     def _turned_backward(self, dq: np.ndarray, dk: np.ndarray, q: np.ndarray, k: np.ndarray, s: AttentionSaved,
                          pass_: Pass) -> tuple[np.ndarray, np.ndarray]:

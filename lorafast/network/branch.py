@@ -19,6 +19,8 @@ class Branch(Protocol):
     groups  the matrices, in the order in which forward uses them
     norms   those whose gain may carry a pair
     shape   of its activations: branches of equal shape can use each other's `saved`
+    key_widths  columns of the keys and values by which rows see earlier ones: (0, 0) where they see none, None where
+            they see them by a state, so that two sequences cannot share their beginning
     """
 
     @property
@@ -32,6 +34,10 @@ class Branch(Protocol):
     @property
     def shape(self) -> tuple:
         """See above; with the type of the branch, what decides how long it computes."""
+
+    @property
+    def key_widths(self) -> tuple[int, int] | None:
+        """See above."""
 
     def saved(self, T: int, new: New, ranks: Ranks) -> Saved:
         """Memory for what backward needs of a forward pass on T tokens."""

@@ -85,6 +85,8 @@ class DeltaNet:
     n_positions  length of the longest sequence
     """
 
+    key_widths = None
+
     def __init__(self, norm: Norm, inner: Group, taps: Sequence[np.ndarray], decay: Decay, o_norm: HeadNorm,
                  output: BranchOutput, heads: DeltaHeads, eps: float, n_positions: int) -> None:
         self.input, self.taps, self.decay, self.o_norm = BranchInput(norm, inner), taps, decay, o_norm

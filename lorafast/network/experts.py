@@ -77,6 +77,8 @@ class Experts:
     scale   of what is added to the residual stream
     """
 
+    key_widths = 0, 0
+
     def __init__(self, norm: Norm, router: Router, inner: ExpertGroup, down: ExpertGroup, shared: SharedExpert | None,
                  scale: float, activation: str) -> None:
         self.norm, self.router, self.inner, self.down, self.shared = norm, router, inner, down, shared

@@ -55,6 +55,8 @@ class FeedForward:
     inner  gate and up, or up alone
     """
 
+    key_widths = 0, 0
+
     def __init__(self, norm: Norm | None, inner: Group, output: BranchOutput, activation: str) -> None:
         self.input, self.inner, self.output, self.n_ff = BranchInput(norm, inner), inner, output, output.K
         self.groups = (inner, output.group)

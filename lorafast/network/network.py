@@ -36,6 +36,13 @@ class Network:
         self.per_layer = per_layer_embedding(gguf, hparams, precision)
 
     @property
+    def key_widths(self) -> tuple[int, int] | None:
+        """Columns of the widest keys and values; None where sequences cannot share their beginning."""
+        widths = [branch.key_widths for block in self.blocks for branch in block.branches]
+        given = [pair for pair in widths if pair is not None]
+        return None if len(given) < len(widths) else (max(k for k, _ in given), max(v for _, v in given))
+
+    @property
     def groups(self) -> list[Group]:
         """The matrices, from below the first block to the output."""
         return [*self.groups_below, *(group for block in self.blocks for group in block.groups), self.head.group]

@@ -9,6 +9,7 @@ import numpy as np
 from .buffers import Scratch
 from .lora import Adapter, Gradients
 from .shared_keys import SharedKeys
+from .shared_prompts import SharedPrompts
 from .weights import MAPPED, Weights
 
 
@@ -18,16 +19,19 @@ class Rows:
 
     positions   int32 (T,), place within the sequence
     q_begin     int32 (n_seq + 1,), first row of each sequence
+    prompts     what sequences share with those before them; None: nothing
     """
 
     positions: np.ndarray
     q_begin: np.ndarray
+    prompts: SharedPrompts | None = None
 
     @staticmethod
-    def of(begin: np.ndarray) -> Rows:
-        """Whole sequences, the i-th from row begin[i] to begin[i + 1]."""
-        positions = np.arange(begin[-1], dtype=np.int32) - np.repeat(begin[:-1], np.diff(begin))
-        return Rows(positions.astype(np.int32), begin)
+    def of(begin: np.ndarray, prompts: SharedPrompts | None = None) -> Rows:
+        """Sequences, the i-th from row begin[i] to begin[i + 1]: whole, but for the prompts that they share."""
+        first = begin[:-1] - prompts.shared if prompts else begin[:-1]
+        positions = np.arange(begin[-1], dtype=np.int32) - np.repeat(first, np.diff(begin))
+        return Rows(positions.astype(np.int32), begin, prompts)
 
 
 @dataclass(frozen=True)

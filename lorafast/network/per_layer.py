@@ -73,6 +73,8 @@ class PerLayerInputSaved(Saved):
 class PerLayerInput:
     """out = residual + output(gelu(gate(x)) ⊙ e[layer]), e being what Pass.per_layer holds."""
 
+    key_widths = 0, 0
+
     def __init__(self, gate: Group, output: BranchOutput, layer: int) -> None:
         self.input, self.output, self.layer, self.n = BranchInput(None, gate), output, layer, output.K
         self.groups = (gate, output.group)

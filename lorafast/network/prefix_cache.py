@@ -44,6 +44,8 @@ class PrefixCache:
                 self._check_room(folder)
                 os.pwrite(self.file, head, 0)
                 os.ftruncate(self.file, int(self.begin[-1]))
+        except FileExistsError:
+            raise LoraFastError(f"--prefix-cache {folder}: is a file, not a folder") from None
         except OSError as error:
             raise LoraFastError(f"--prefix-cache {folder}: {error.strerror}") from None
         if os.pread(self.file, len(head), 0) != head or os.fstat(self.file).st_size != self.begin[-1]:

@@ -39,6 +39,8 @@ class ShortConvolution:
     taps  float32 (K, C), frozen
     """
 
+    key_widths = None
+
     def __init__(self, norm: Norm, bcx: Group, taps: np.ndarray, output: BranchOutput) -> None:
         self.input, self.taps, self.output = BranchInput(norm, bcx), taps, output
         self.groups = (bcx, output.group)

@@ -19,6 +19,7 @@ from .objective import Objective, TokenSum
 from .passes import Pass, Rows
 from .prefix_cache import PrefixCache
 from .shared_keys import KeptKeys
+from .shared_prompts import PromptKeys, SharedPrompts
 from .weights import MAPPED, Weights
 
 
@@ -79,11 +80,13 @@ class Trainer:
         self.teacher, self.prefix = teacher, prefix
         self.buffers = Activations(network, adapter, max_tokens, strategy)
         self.scratch = Scratch(scratch_floats(network, adapter, max_tokens, strategy))
+        self.prompt_keys: PromptKeys | None = None
+        """Made by the first batch whose rows share prompts."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, the adapter's own arrays not counted."""
-        return self.buffers.nbytes + self.scratch.memory.nbytes
+        return self.buffers.nbytes + self.scratch.memory.nbytes + (self.prompt_keys.nbytes if self.prompt_keys else 0)
 
     def loss(self, batch: Batch) -> float:
         """Sum of the losses in nats of the targets that count, each times its weight, without gradients."""
@@ -109,15 +112,25 @@ class Trainer:
 
     def _parts(self, batch: Batch, together: int = 1) -> Iterator[Batch]:
         """As many sequences at a time as can be worked on; those that belong together stay so."""
-        begin, first = batch.begin[::together], 0
+        together = together if batch.shared is None else 2
+        begin, first = batch.whole_begin[::together], 0
         while first + 1 < len(begin):
             end = max(first + 2, int(np.searchsorted(begin, begin[first] + self.max_tokens, side="right"))) - 1
             yield batch.part(first * together, end * together)
             first = end
 
     def _pass(self, batch: Batch, gradients: Gradients | None = None) -> Pass:
-        return Pass(batch.tokens, Rows.of(batch.begin), self.adapter, self.scratch, self.n_threads, gradients,
-                    self.weights, *self.buffers.beside(len(batch.tokens)))
+        rows = Rows.of(batch.begin, self._prompts(batch))
+        return Pass(batch.tokens, rows, self.adapter, self.scratch, self.n_threads, gradients, self.weights,
+                    *self.buffers.beside(len(batch.tokens)))
+
+    def _prompts(self, batch: Batch) -> SharedPrompts | None:
+        if batch.shared is None:
+            return None
+        if self.prompt_keys is None:
+            assert self.network.key_widths, "such a network takes whole rows only"
+            self.prompt_keys = PromptKeys(self.max_tokens, self.network.key_widths, empty)
+        return SharedPrompts(batch.begin, batch.shared, self.prompt_keys)
 
     def logits(self, batch: Batch) -> Iterator[np.ndarray]:
         """(n, V) at the targets that count, some at a time."""

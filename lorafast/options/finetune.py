@@ -398,6 +398,9 @@ class FinetuneConfig(ModelOptions):
                              "to choose from")
         if self.distill and self.method != "sft":
             raise UsageError(f"--distill {self.distill}: a teacher is learnt from with --method sft, not {self.method}")
+        for name, value in (("--distill-weight", self.distill_weight), ("--temperature", self.temperature)):
+            if value != 1 and not self.distill:
+                raise UsageError(f"{name} {value:g}: there is no teacher; give --distill FILE")
         facts = METHODS[self.method]
         for field in METHOD_OPTIONS:
             if getattr(self, field) is not None and field not in facts.defaults:

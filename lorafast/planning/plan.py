@@ -35,6 +35,7 @@ class Job:
     packs       short samples share rows
     copies      arrays of the size of the adapter: parameters, gradients, two moments, and more with dropout
     generates   texts are generated now and then
+    shares_prompts  rows of a pass may begin with the prompt of the row before
     may_choose_pairs  the adapter is a new one, and not that of a file
     passes      of a step, all ranks together
     sharing     the ranks
@@ -49,6 +50,7 @@ class Job:
     packs: bool = False
     copies: int = 4
     generates: bool = False
+    shares_prompts: bool = False
     may_choose_pairs: bool = True
     sharing: Sharing = ALONE
 

@@ -27,8 +27,10 @@ from ..network.lora import Adapter
 from ..network.network import Network
 from ..network.pass_sums import stores_needed
 from ..network.residency import ModelFiles, Window, least_capacity, nbytes
+from ..network.shared_prompts import PromptKeys
 from ..network.trainer import Activations, Strategy, scratch_floats, weight_order
 from ..options.finetune import FinetuneConfig
+from ..options.methods import METHODS
 from ..options.outputs import megabytes
 from ..tokenizer import Tokenizer
 from .budget import Budget, read_budget
@@ -99,6 +101,7 @@ def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenize
     base_bytes = files.resident_bytes_without() - (adapter.params.nbytes if config.init_lora else 0)
     job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data, config.pack,
               copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt or config.eval_score),
+              shares_prompts=METHODS[config.method].takes == "pairs" and network.key_widths is not None,
               may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)), sharing=sharing)
 
     def at_most(given: int | None, all_of_them: int) -> int | None:
@@ -158,6 +161,7 @@ class Planner:
             Item("norms and gains of the rows", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
             Item("activations kept for backward", kept, of_blocks),
+            Item("keys and values of prompts that pairs share", self._prompt_bytes(T) if job.shares_prompts else 0),
             Item("working arrays, logits", self._scratch_bytes(T, strategy) + self._row_bytes(T),
                  f"of {strategy.head_tokens} tokens at a time" + ", by pieces" * strategy.head_pieces),
             Item("packed operands and tiles of the kernels", self._kernel_bytes(max(T, self.measured_tokens))),
@@ -166,6 +170,9 @@ class Planner:
             Item(CACHE, CACHE_RESERVE if self._counts_cache else 0, "counts in the cgroup, not as resident"),
         ]
         return [item for item in items if item.nbytes or item.note == job.data.note]
+
+    def _prompt_bytes(self, T: int) -> int:
+        return PromptKeys(T, self.network.key_widths or (0, 0), sized).nbytes
 
     def _bytes(self, strategy: Strategy) -> int:
         return sum(item.nbytes for item in self._items(strategy))

@@ -52,9 +52,10 @@ def check_prefix_cache(config: FinetuneConfig, network: Network, adapter: Adapte
 
 
 def row_lengths(samples: Samples) -> np.ndarray:
-    """Tokens of each row, int64 (R,): of preferences there are two to a sample."""
+    """Tokens that each row is computed with, int64 (R,): of preferences there are two rows to a sample."""
     if isinstance(samples, Preferences):
-        return np.stack([samples.size - 1, samples.shared + samples.other_size - 1], axis=1).ravel()
+        return np.stack([samples.size - 1, samples.shared + samples.other_size - 1 - samples.in_common],
+                        axis=1).ravel()
     return np.asarray(samples.size - 1)
 
 

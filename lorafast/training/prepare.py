@@ -20,6 +20,7 @@ from ..gguf.reader import GGUFFile, open_model
 from ..gguf.roles import split_name
 from ..network.hparams import HParams, read_hparams
 from ..network.lora import Adapter, specs_for
+from ..network.network import Network
 from ..network.precision import resolve
 from ..network.residency import if_cut_short
 from ..options.assignments import json_assignments
@@ -119,14 +120,17 @@ def run_precision(config: FinetuneConfig, checkpoint: Checkpoint | None) -> str:
     return asked
 
 
-def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, gguf: GGUFFile) -> Data:
-    """The data to train and to evaluate on, read and tokenised."""
+def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, network: Network,
+                       gguf: GGUFFile) -> Data:
+    """The data to train and to evaluate on, read and tokenised, in rows that the network can take."""
     for warning in tokenizer.warnings:
         log.warning(warning)
     log.tokenizing(os.pathsep.join(config.train_data), config.start_text, config.include_sample_start)
     if_cut_short(os.pathsep.join(config.train_data))
     data = open_data(data_options(config), tokenizer, gguf.metadata, config.ctx, log.progress)
     if_cut_short(str(gguf.path))
+    if network.key_widths is None:
+        data = data.with_whole_rows()
     if isinstance(data.train, Sequences) or data.valid is not None:
         for note in data.notes:
             log.note(note)

@@ -124,7 +124,9 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
         return _write_adapters(opened, seed, saver, log)
 
     # The lengths of records decide what a pass takes. Of text they are known, and llama-finetune reads it later.
-    data = open_training_data(config, log, opened.tokenizer, opened.gguf) if reads_records(config) else None
+    data = None
+    if reads_records(config):
+        data = open_training_data(config, log, opened.tokenizer, opened.network, opened.gguf)
     row = longest_row(config, data)
     memory_plan = plan_alike(opened, row, world, log)
     start = starting_point(opened, seed, log)
@@ -133,7 +135,7 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
         for line in write_missing_adapters(saver, Path(config.checkpoint_in), start.state.iteration):
             log.note(line)
     log_sizes(opened, memory_plan.strategy, row, start, log)
-    data = data or open_training_data(config, log, opened.tokenizer, opened.gguf)
+    data = data or open_training_data(config, log, opened.tokenizer, opened.network, opened.gguf)
     check_alike(opened, data, world, log)
     weights = open_weights(opened, opened.adapter, memory_plan, row, stack)
     data = with_reference(opened, data, row, memory_plan.strategy, weights, world, log)
@@ -590,7 +592,7 @@ def plan_of(config: FinetuneConfig) -> Plan:
         by_epochs = config.adam_iter is None and config.epochs > 0
         data = None
         if by_epochs or reads_records(config):
-            data = open_training_data(config, log, opened.tokenizer, opened.gguf)
+            data = open_training_data(config, log, opened.tokenizer, opened.network, opened.gguf)
         memory_plan = opened.plan(longest_row(config, data), sharing)
         if data is None:
             return memory_plan

@@ -85,6 +85,7 @@ def test_shapes(value, record):
      "its keys are 'instruction', 'prompt'; known are .*--field prompt=instruction"),
     ({"text": "a", "weight": -1}, "'weight' is -1; it must not be negative"),
     ({"text": "a", "weight": []}, "'weight' is not a number but an array"),
+    ({"text": "a", "weight": True}, "'weight' is not a number but true"),
     ({"messages": [USER, ASSISTANT], "tools": 3}, "'tools' is not a list"),
     ({"messages": [USER, ASSISTANT], "tools": "none"}, "'tools' is a string that is no JSON"),
     ({"messages": [USER, {**ASSISTANT, "tool_calls": [1]}]}, "message 2: 'tool_calls' is not a list of calls"),

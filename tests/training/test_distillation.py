@@ -1,5 +1,6 @@
 """Learning from a teacher: the loss against the twin, its gradient against differences, files of others, whole runs."""
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from make_models import make_tiny
 from lorafast import cli
 from lorafast.network.distillation import Targets
 from lorafast.network.head import Head
+from lorafast.planning.plan import Plan
 from lorafast.reference.distillation import taught_loss
 from lorafast.reporting.metrics import read_metrics
 
@@ -89,6 +91,17 @@ def test_a_teacher_that_is_the_student_adds_nothing_and_another_something(lorafa
     lorafast(*train, "--distill", "t.bin", "--distill-weight", "0.5")
     assert much[0] > alone[0] + 0.01
     assert losses()[0] - alone[0] == pytest.approx((much[0] - alone[0]) / 2, rel=1e-4)
+
+
+def test_a_teacher_larger_than_memory_says_the_same(lorafast, monkeypatch):
+    make_tiny(Path("large.gguf"), n_embd=256, n_ff=1024, n_layer=8)
+    ask(lorafast, "large.gguf")
+    whole, streams, stream = Path("t.bin").read_bytes(), [], Plan.stream
+    monkeypatch.setattr(Plan, "stream", lambda *arguments: streams.append(stream(*arguments)) or streams[-1])
+    refused = ask(lorafast, "large.gguf", "--force", "--mem-limit", "1M", status=1)
+    least = int(re.search(r"What would fit: --mem-limit (\d+)M", refused)[1])
+    ask(lorafast, "large.gguf", "--force", "--mem-limit", f"{least + 1}M")
+    assert streams[-1] is not None and Path("t.bin").read_bytes() == whole
 
 
 def test_files_of_others_are_refused(lorafast):

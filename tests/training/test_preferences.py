@@ -197,6 +197,19 @@ def test_the_reference_is_kept_beside_the_tokens(finetune):
     assert "exists and is no cache of log-probabilities" in finetune(*RUN, *more[:-1], status=2)
 
 
+def test_the_reference_may_be_an_adapter(finetune):
+    finetune(*RUN, "--method", "dpo", "--run", "first", "--adam-iter", "4")
+    reference = ["--method", "dpo", "--adam-iter", "1", "--ref-lora", "first/adapter.gguf", "--run"]
+    finetune(*RUN, *reference, "other")
+    rank = RUN.index("--lora-r")
+    finetune(*RUN[:rank], *RUN[rank + 2:], *reference, "same", "--init-lora", "first/adapter.gguf")
+    loss = {run: read_metrics(f"{run}/metrics.jsonl") for run in ("other", "same")}
+    first = {run: next(event["loss"] for event in events if event["event"] == "step") for run, events in loss.items()}
+    assert first["same"] == pytest.approx(math.log(2), rel=1e-6), "the run begins at its reference"
+    assert abs(first["other"] - math.log(2)) > 1e-3
+    finetune("--run", "other", "--resume", "--adam-iter", "2")
+
+
 def test_packing_checkpointing_and_limits(finetune):
     losses = []
     for more in ([], ["--use-checkpointing", "--micro-batch", "1", "--head-tokens", "3"], ["--pack", "--dora",
@@ -233,6 +246,7 @@ def test_bad_records(finetune, record, method, message):
     (["--eval-score", "choice"], "have no answers to choose from"),
     (["--eval-score", "regex"], "--eval-score regex and --eval-pattern REGEX belong together"),
     (["--beta", "1"], "--method sft has no use for it"),
+    (["--temperature", "2"], "--temperature 2: there is no teacher"),
     (["--method", "grpo"], "one of sft, dpo"),
 ])
 def test_bad_options(finetune, options, message):

@@ -1,6 +1,8 @@
 """--prefix-cache: the same bits as without, files of other data, and what cannot be kept."""
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from make_models import make_tiny
 
 from lorafast import cli
 from lorafast.network.block import Block
-from lorafast.network.prefix_cache import NAME, PrefixCache
+from lorafast.network.prefix_cache import MAGIC, NAME, PrefixCache
+from lorafast.training import prefix
 
 RUN = ["--model-base", "tiny.gguf", "--train-data", "a.jsonl", "--ctx", "32", "--batch", "3", "--threads", "1",
        "-s", "1", "--lora-r", "2", "--log", "llama", "--layers", "1", "--epochs", "3", "--save-every", "0",
@@ -63,6 +66,18 @@ def test_what_is_of_other_data_is_refused(finetune):
     assert "is of other data, another model or other options" in finetune(*cached, status=1)
     Path("cache", NAME).unlink()
     finetune(*cached, "--prefix-cache-type", "float16")
+
+
+def test_plan_and_disk_count_it(finetune, monkeypatch):
+    sizes, size_of = [], prefix.prefix_cache_bytes
+    monkeypatch.setattr(prefix, "prefix_cache_bytes", lambda *asked: sizes.append(size_of(*asked)) or sizes[-1])
+    cached = [*RUN, "--method", "dpo", "--epochs", "1", "--prefix-cache"]
+    assert "on disk: the input of block 2 for each row (--prefix-cache)" in finetune(*cached, "cache", "--run", "r")
+    n_rows, head = 2 * 8, len(MAGIC) + 64           # of the ten pairs two are held out
+    assert Path("cache", NAME).stat().st_size == sizes[0] + n_rows + head
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=1))
+    assert "--prefix-cache other: it needs " in finetune(*cached, "other", "--run", "r", "--force", status=1)
+    assert not Path("other", NAME).exists()
 
 
 @pytest.mark.parametrize(("more", "message"), [

@@ -29,6 +29,8 @@ def weight(value: Mapping[str, Any]) -> float:
     if given is None:
         return 1.0
     try:
+        if isinstance(given, bool):
+            raise TypeError
         number = float(given)
     except (TypeError, ValueError, OverflowError):
         raise BadRecord(f"'weight' is not a number but {kind(given)}") from None
