@@ -257,7 +257,7 @@ class Attention:
         attention_backward(dq, dk, dv, do, q, k, v, s.cheap.o, s.cheap.lse, begin, k_begin, scores.scale, scores.window,
                            scores.soft_cap, heads.n_head, heads.n_head_kv, pass_.n_threads)
         if prompts:
-            prompts.add_up(*d_qkv[1:], (dk, dv))
+            prompts.add_up(d_qkv[1], d_qkv[2], (dk, dv))
 
     def _turned_backward(self, dq: np.ndarray, dk: np.ndarray, q: np.ndarray, k: np.ndarray, s: AttentionSaved,
                          pass_: Pass) -> tuple[np.ndarray, np.ndarray]:
