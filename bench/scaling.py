@@ -28,7 +28,7 @@ def round_up(n: int, unit: int) -> int:
 
 
 def forward_items(sizes: list[tuple[int, int]], tokens: int, threads: int) -> Iterator[float]:
-    """Projections (N, K) that share an input: `linear_panel_rows` of kernels/linear.h."""
+    """Projections (N, K) that share an input: `linear_plan_panels` of kernels/pieces.h."""
     total = sum(N for N, _ in sizes)
     panels = round_up(-(-total // PANEL_ROWS), 2 * threads)
     rows = min(PANEL_ROWS, round_up(-(-total // panels), PANEL_UNIT))
@@ -38,7 +38,7 @@ def forward_items(sizes: list[tuple[int, int]], tokens: int, threads: int) -> It
 
 
 def backward_items(N: int, K: int, tokens: int, threads: int, columns: int) -> Iterator[float]:
-    """One projection: `linear_slice_columns` of kernels/linear.h and `backward_projection` of linear.pyx."""
+    """One projection: `linear_plan_slices` of kernels/pieces.h."""
     slices = round_up(-(-K // columns), threads)
     width = min(columns, round_up(-(-K // slices), 32))
     slices, pieces = -(-K // width), 1

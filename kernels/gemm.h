@@ -8,9 +8,10 @@
  * finished tiles of y.
  *
  * A core (gemm_f32_body.h, gemm_i16_body.h, gemm_amx.h; gemv_body.h for forward alone) is a table of functions: pack x,
- * compute a panel of rows of W (columns of y), pack dy, and compute a slice of columns of dx. linear.pyx deals them out
- * to threads. Each output element belongs to one thread, and its sum runs in an order that depends on nothing but its
- * own indices and the core's tiles, so results do not depend on the number of threads. */
+ * compute a panel of rows of W (columns of y), pack dy, and compute a slice of columns of dx. pieces.h cuts products
+ * into such panels and slices, and linear.pyx deals them out to threads. Each output element belongs to one thread, and
+ * its sum runs in an order that depends on nothing but its own indices and the core's tiles, so results do not depend on
+ * the number of threads. */
 #ifndef LORAFAST_GEMM_H
 #define LORAFAST_GEMM_H
 

@@ -4,25 +4,22 @@ The weights are read where they lie, in the mapping of the model file, and unpac
 """
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport uint8_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from parallel cimport threads_for_rows
 
-cdef extern from "linear.h" nogil:
+cdef extern from "experts.h" nogil:
+    enum:
+        TOKENS_AT_ONCE, MAX_PROJECTIONS, EXPERT_PROJECTIONS
     ctypedef struct projection
     ctypedef struct gemm_core:
         const char *arithmetic
         int token_tile
         Py_ssize_t (*packed_x)(int T, int K) noexcept nogil
-        Py_ssize_t (*packed_dy)(int T, int n) noexcept nogil
         Py_ssize_t (*forward_scratch)(int T) noexcept nogil
         Py_ssize_t (*backward_scratch)(int T) noexcept nogil
         void (*pack_x)(float *packed, const float *x, int T, int K, int tile) noexcept nogil
-        void (*forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows,
-                              float *scratch) noexcept nogil
         void (*pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile) noexcept nogil
-        void (*backward_slice)(float *dx, int K, const projection *p, const float *packed, int all_T, int n0, int n,
-                               int k0, int n_columns, int t0, int t1, float *scratch) noexcept nogil
     ctypedef struct projection:
         const gemm_core *core
         const float *packed
@@ -37,28 +34,58 @@ cdef extern from "linear.h" nogil:
         int R
         const float *c
         const float *v
-    enum:
-        TOKENS_AT_ONCE
-        DY_COLUMNS
     const gemm_core *linear_core(int type, int precision)
     const gemm_core *linear_forward_core(int type, int precision, int T)
-    int linear_panel_rows(const gemm_core *core, int N, int n_threads)
     int linear_slice_columns(const gemm_core *core, int K, int block, int n_threads)
-    void linear_clear(float *dx, int K, int k0, int n_columns, int t0, int t1)
-    void linear_add_low_rank(float *dx, int K, const projection *p, int n_projections, int k0, int n_columns,
-                             int t0, int t1)
     int GGML_N_TYPES
     bint ggml_is_known(int type)
     ctypedef struct ggml_format:
         int block_size, type_size
     ggml_format ggml_formats[]
 
+    ctypedef struct panel_plan:
+        int first[]
+    ctypedef struct slice_plan:
+        int pieces
+    int linear_tiles(const gemm_core *core, int T)
+    panel_plan linear_plan_panels(const projection *p, int n, int n_threads)
+    int linear_shares_x_with(const projection *p, int i)
+    Py_ssize_t linear_place_x(projection *p, int n, int T, int K, float *packed)
+    void linear_forward_panel(projection *p, const panel_plan *plan, int panel, int T, int K, float *scratch)
+    slice_plan linear_plan_slices(const projection *p, int T, int K, int n_threads)
+    int linear_dy_chunks(int N)
+    Py_ssize_t linear_packed_dy(const gemm_core *core, int T, int N)
+    void linear_pack_dy(float *packed, const projection *p, int T, int chunk, int tile)
+    void linear_backward_piece(float *dx, int K, const projection *all, int n, int index, const slice_plan *plan,
+                               int piece, int T, int chunk, bint overwrite, const float *packed, float *scratch)
+    void linear_next_tokens(projection *p, int n, int T)
+
+    ctypedef struct segment:
+        int n
+    ctypedef struct expert_product:
+        const gemm_core *core
+        const uint8_t *weight
+        Py_ssize_t expert_bytes, row_bytes
+        int type, precision, N
+        const float *bias
+    int experts_fill_part(segment *part, const int *begin, int E, int *expert, int *row)
+    int experts_rows(const segment *part, int n)
+    panel_plan experts_plan_panels(const expert_product *products, int n_products, int n_threads)
+    Py_ssize_t experts_place_x(segment *part, int n, const expert_product *products, int n_products, int K,
+                               float *packed)
+    void experts_pack_x(const segment *s, int n_products, const float *x, int K, const int *tokens, float *gathered)
+    void experts_forward_panel(const expert_product *products, const panel_plan *plan, int panel, const segment *part,
+                               int n, int K, float **ys, float *total, const float *scale, const int *tokens,
+                               float *buffer, float *scratch)
+    Py_ssize_t experts_place_dy(segment *part, int n, const expert_product *product, float *packed)
+    void experts_pack_dy(const segment *s, const expert_product *product, const float *dy, const int *tokens,
+                         bint is_sum, int chunk, float *gathered)
+    void experts_backward_slice(float *dx, int K, const float *dy, const expert_product *product, const segment *part,
+                                int n, const int *tokens, bint is_sum, int chunk, int k0, int n_columns, bint is_first,
+                                bint is_last, float *buffer, float *scratch)
+
 cdef extern from "scratch.h" nogil:
     void *scratch_get(size_t bytes)
-
-cdef enum:
-    MAX_PROJECTIONS = 8
-    EXPERT_PROJECTIONS = 2
 
 PRECISIONS = ("float32", "int16", "int8")
 """What activations and gradients can be rounded to before they meet quantised weights: by the numbers of linear.h."""
@@ -151,9 +178,6 @@ def linear_forward(list ys not None, const float[:, ::1] x not None, list weight
     Raises ValueError for a shape that does not fit, MemoryError. Twin: lorafast.reference.linear.
     """
     cdef projection p[MAX_PROJECTIONS]
-    cdef int first_panel[MAX_PROJECTIONS + 1]
-    cdef int rows[MAX_PROJECTIONS]
-    cdef int first_with_core[MAX_PROJECTIONS]
     cdef int T = x.shape[0], K = x.shape[1], n = len(weights), i
     cdef float[:, ::1] y
     if not 0 < n <= MAX_PROJECTIONS or len(ys) != n or len(low_rank) != n:
@@ -176,56 +200,26 @@ def linear_forward(list ys not None, const float[:, ::1] x not None, list weight
     if T == 0:
         return
 
-    cdef int tokens = min(T, TOKENS_AT_ONCE), panel, t0, tile, tiles, total = 0
+    cdef int tokens = min(T, TOKENS_AT_ONCE), panel, t0, tile, tiles
+    cdef panel_plan plan = linear_plan_panels(p, n, n_threads)
+    cdef Py_ssize_t packed_size = linear_place_x(p, n, tokens, K, NULL), thread_size = 0
     for i in range(n):
-        total += p[i].N
-    first_panel[0] = 0
-    for i in range(n):
-        rows[i] = linear_panel_rows(p[i].core, total, n_threads)
-        first_panel[i + 1] = first_panel[i] + (p[i].N + rows[i] - 1) // rows[i]
-    # x is packed once for each core among the projections
-    cdef Py_ssize_t packed_size = 0, thread_size = 0
-    for i in range(n):
-        first_with_core[i] = 0
-        while p[first_with_core[i]].core != p[i].core:
-            first_with_core[i] += 1
-        if first_with_core[i] == i:
-            packed_size += p[i].core.packed_x(tokens, K)
-            thread_size = max(thread_size, p[i].core.forward_scratch(tokens))
+        thread_size = max(thread_size, p[i].core.forward_scratch(tokens))
     cdef float *packed = <float *>scratch_get(sizeof(float) * (packed_size + n_threads * thread_size))
     if packed == NULL:
         raise MemoryError("linear_forward: no memory for packed activations")
-    cdef float *scratch = packed + packed_size
     for t0 in range(0, T, TOKENS_AT_ONCE):
         tokens = min(T - t0, TOKENS_AT_ONCE)
-        packed_size = 0
+        linear_place_x(p, n, tokens, K, packed)
         for i in range(n):
-            if first_with_core[i] != i:
-                p[i].packed = p[first_with_core[i]].packed
-                continue
-            p[i].packed = packed + packed_size
-            packed_size += p[i].core.packed_x(tokens, K)
-            tiles = (tokens + p[i].core.token_tile - 1) // p[i].core.token_tile
-            for tile in prange(tiles, nogil=True, schedule="static",
-                               num_threads=threads_for_rows(tiles, p[i].core.token_tile * K, n_threads)):
-                p[i].core.pack_x(<float *>p[i].packed, &x[t0, 0], tokens, K, tile)
-        for panel in prange(first_panel[n], nogil=True, num_threads=n_threads, schedule="dynamic", chunksize=1):
-            forward_panel(p, first_panel, rows, panel, tokens, K, scratch + threadid() * thread_size)
-        for i in range(n):      # on to the next tokens
-            p[i].y += <Py_ssize_t>tokens * p[i].N
-            p[i].c += <Py_ssize_t>tokens * p[i].R
-            if p[i].residual != NULL:
-                p[i].residual += <Py_ssize_t>tokens * p[i].N
-
-
-cdef void forward_panel(projection *p, int *first_panel, int *rows, int panel, int T, int K,
-                        float *scratch) noexcept nogil:
-    """Panel `panel` of all projections' panels: projection i has them from first_panel[i] on, of rows[i] rows."""
-    cdef int i = 0, n0
-    while panel >= first_panel[i + 1]:
-        i += 1
-    n0 = (panel - first_panel[i]) * rows[i]
-    p[i].core.forward_panel(&p[i], p[i].packed, T, K, n0, min(rows[i], p[i].N - n0), scratch)
+            if linear_shares_x_with(p, i) == i:
+                tiles = linear_tiles(p[i].core, tokens)
+                for tile in prange(tiles, nogil=True, schedule="static",
+                                   num_threads=threads_for_rows(tiles, p[i].core.token_tile * K, n_threads)):
+                    p[i].core.pack_x(<float *>p[i].packed, &x[t0, 0], tokens, K, tile)
+        for panel in prange(plan.first[n], nogil=True, num_threads=n_threads, schedule="dynamic", chunksize=1):
+            linear_forward_panel(p, &plan, panel, tokens, K, packed + packed_size + threadid() * thread_size)
+        linear_next_tokens(p, n, tokens)
 
 
 def linear_backward(float[:, ::1] dx not None, list dys not None, list weights not None, list low_rank not None,
@@ -265,7 +259,7 @@ cdef backward(str op, float[:, ::1] dx, list dys, list weights, list low_rank, b
         set_projection(&p[i], op, weights[i], T, K, low_rank[i])
         p[i].core = linear_core(p[i].type, (<Weight>weights[i]).precision)
         thread_size = max(thread_size, p[i].core.backward_scratch(tokens))
-        packed_size = max(packed_size, packed_dy(p[i].core, tokens, p[i].N))
+        packed_size = max(packed_size, linear_packed_dy(p[i].core, tokens, p[i].N))
         if T:
             p[i].dy = &dy[0, 0]
     if T == 0:
@@ -281,51 +275,22 @@ cdef backward(str op, float[:, ::1] dx, list dys, list weights, list low_rank, b
             for i in range(n):
                 backward_projection(&dx[t0, 0], K, p, n, i, tokens, overwrite, packed, packed + packed_size,
                                     thread_size, n_threads)
-        for i in range(n):      # on to the next tokens
-            p[i].dy += <Py_ssize_t>tokens * p[i].N
-            p[i].c += <Py_ssize_t>tokens * p[i].R
-
-
-cdef Py_ssize_t packed_dy(const gemm_core *core, int T, int N) noexcept nogil:
-    """Floats of packed dy; 0 where a core takes it as it lies."""
-    return core.packed_dy(T, min(N, DY_COLUMNS)) if core.packed_dy != NULL else 0
+        linear_next_tokens(p, n, tokens)
 
 
 cdef void backward_projection(float *dx, int K, projection *all, int n, int index, int T, bint overwrite,
                               float *packed, float *scratch, Py_ssize_t thread_size, int n_threads) noexcept nogil:
-    """dx (T, K) += dy W of projection `index` of n: slices of columns are dealt out to threads.
-
-    To overwrite it, the first projection clears dx before, and the last one adds the rank-R updates of all, each
-    slice while it is in cache.
-    """
+    """dx (T, K) += dy W of projection `index` of n, and what linear_backward_piece does before and after."""
     cdef projection *p = &all[index]
-    cdef int columns = linear_slice_columns(p.core, K, ggml_formats[p.type].block_size, n_threads)
-    cdef int slices = (K + columns - 1) // columns, chunks = (p.N + DY_COLUMNS - 1) // DY_COLUMNS
-    cdef int chunk, n0, width, tile, item, piece, k0, n_columns, t0, t1, pieces = 1
-    # slices that don't divide evenly: deal out tokens too, so that no thread waits (each piece unpacks W again)
-    while slices * pieces % n_threads and slices * pieces < 4 * n_threads and T // pieces >= 128:
-        pieces *= 2
-    piece = ((T + pieces - 1) // pieces + 31) // 32 * 32
-    pieces = (T + piece - 1) // piece
-    for chunk in range(chunks):
-        n0 = chunk * DY_COLUMNS
-        width = min(DY_COLUMNS, p.N - n0)
+    cdef slice_plan plan = linear_plan_slices(p, T, K, n_threads)
+    cdef int chunk, tile, piece
+    for chunk in range(linear_dy_chunks(p.N)):
         if p.core.pack_dy != NULL:
-            for tile in prange((T + p.core.token_tile - 1) // p.core.token_tile, num_threads=n_threads,
-                               schedule="static"):
-                # columns are counted from the first one of the matrix that this is a piece of
-                p.core.pack_dy(packed, p.dy - p.first_row, T, p.N, p.first_row + n0, width, tile)
-        for item in prange(slices * pieces, num_threads=n_threads, schedule="dynamic", chunksize=1):
-            k0 = item % slices * columns
-            n_columns = min(columns, K - k0)
-            t0 = item // slices * piece
-            t1 = min(T, t0 + piece)
-            if index == 0 and chunk == 0 and overwrite:
-                linear_clear(dx, K, k0, n_columns, t0, t1)
-            p.core.backward_slice(dx, K, p, packed, T, n0, width, k0, n_columns, t0, t1,
+            for tile in prange(linear_tiles(p.core, T), num_threads=n_threads, schedule="static"):
+                linear_pack_dy(packed, p, T, chunk, tile)
+        for piece in prange(plan.pieces, num_threads=n_threads, schedule="dynamic", chunksize=1):
+            linear_backward_piece(dx, K, all, n, index, &plan, piece, T, chunk, overwrite, packed,
                                   scratch + threadid() * thread_size)
-            if index == n - 1 and chunk == chunks - 1:
-                linear_add_low_rank(dx, K, all, n, k0, n_columns, t0, t1)
 
 
 def linear_scratch_bytes(int T, int K, int N, int n_threads) -> int:
@@ -338,74 +303,8 @@ def linear_scratch_bytes(int T, int K, int N, int n_threads) -> int:
         for precision in range(len(PRECISIONS) if ggml_is_known(type) else 0):
             core = linear_core(type, precision)
             largest = max(largest, core.packed_x(tokens, K) + n_threads * core.forward_scratch(tokens))
-            largest = max(largest, packed_dy(core, tokens, N) + n_threads * core.backward_scratch(tokens))
+            largest = max(largest, linear_packed_dy(core, tokens, N) + n_threads * core.backward_scratch(tokens))
     return sizeof(float) * largest
-
-
-# Experts. The rows of a batch are sorted by their expert: row r is of token tokens[r], and expert e has the rows from
-# begin[e] to begin[e + 1]. What they make is worked on for some experts at a time: a part. Each of its products has
-# panels (forward) or slices (backward) of columns that are dealt out to threads, over all experts of the part: so one
-# thread owns every element that the rows of several experts are added to, and small experts cost no parallel region.
-
-cdef struct segment:
-    int expert, row, n, at              # its first row, and the place of that in the part
-    const gemm_core *core[EXPERT_PROJECTIONS]
-    float *packed[EXPERT_PROJECTIONS]
-
-
-cdef struct expert_product:             # of all experts with one matrix each
-    const gemm_core *core
-    const uint8_t *weight
-    Py_ssize_t expert_bytes, row_bytes
-    int type, precision, N
-    const float *bias                   # (E, N) or NULL
-
-
-cdef int fill_part(segment *part, const int *begin, int E, int *expert, int *row) noexcept nogil:
-    """The next segments, TOKENS_AT_ONCE rows in all at most, from *row of *expert on; these move on. Their number: 0
-    at the end. An expert's rows stay together where they fit, so that its matrices are read once."""
-    cdef int n = 0, at = 0, left
-    while expert[0] < E:
-        left = begin[expert[0] + 1] - row[0]
-        if left == 0:
-            expert[0] += 1
-            continue
-        if at > 0 and at + left > TOKENS_AT_ONCE:
-            break
-        left = min(left, TOKENS_AT_ONCE)
-        part[n].expert, part[n].row, part[n].n, part[n].at = expert[0], row[0], left, at
-        n, at, row[0] = n + 1, at + left, row[0] + left
-    return n
-
-
-cdef int rows_of_part(const segment *part, int n) noexcept nogil:
-    return part[n - 1].at + part[n - 1].n
-
-
-cdef Py_ssize_t place_packed_x(segment *part, int n, const expert_product *product, int n_products, int K,
-                               float *packed) noexcept nogil:
-    """Chooses the cores of a part's segments, and where each finds its x packed; floats of it in all."""
-    cdef Py_ssize_t size = 0
-    cdef int s, i
-    for s in range(n):
-        for i in range(n_products):
-            part[s].core[i] = linear_forward_core(product[i].type, product[i].precision, part[s].n)
-            if i > 0 and part[s].core[i] == part[s].core[0]:
-                part[s].packed[i] = part[s].packed[0]
-                continue
-            part[s].packed[i] = packed + size
-            size += part[s].core[i].packed_x(part[s].n, K)
-    return size
-
-
-cdef Py_ssize_t place_packed_dy(segment *part, int n, const expert_product *product, float *packed) noexcept nogil:
-    """The same of dy, for one product."""
-    cdef Py_ssize_t size = 0
-    cdef int s
-    for s in range(n):
-        part[s].packed[0] = packed + size
-        size += packed_dy(product.core, part[s].n, product.N)
-    return size
 
 
 cdef int set_expert_product(expert_product *p, ExpertWeights w, const float *bias) except -1:
@@ -499,101 +398,35 @@ cdef int forward_experts(expert_product *products, int n_products, float **ys, f
                          const float *x, int K, const int *begin, int E, const int *tokens, int n_threads) except -1:
     """experts_forward, or with `total` experts_sum_forward."""
     cdef segment part[TOKENS_AT_ONCE]
-    cdef int first_panel[EXPERT_PROJECTIONS + 1]
-    cdef int rows[EXPERT_PROJECTIONS]
-    cdef int expert = 0, row = 0, n, s, i, panel, N = 0
+    cdef panel_plan plan = experts_plan_panels(products, n_products, n_threads)
+    cdef int expert = 0, row = 0, n, s, i, panel
     cdef Py_ssize_t packed_size = 0, thread_size = 0, gathered = 0
     cdef const int *to_gather = NULL
     if total == NULL:
         to_gather = tokens
-    first_panel[0] = 0
     for i in range(n_products):
-        N += products[i].N
-    for i in range(n_products):
-        rows[i] = linear_panel_rows(products[i].core, N, n_threads)
-        first_panel[i + 1] = first_panel[i] + (products[i].N + rows[i] - 1) // rows[i]
         thread_size = max(thread_size, products[i].core.forward_scratch(TOKENS_AT_ONCE))
-    n = fill_part(part, begin, E, &expert, &row)
+    n = experts_fill_part(part, begin, E, &expert, &row)
     while n:
-        packed_size = max(packed_size, place_packed_x(part, n, products, n_products, K, NULL))
-        gathered = max(gathered, rows_of_part(part, n))
-        n = fill_part(part, begin, E, &expert, &row)
-    gathered = (gathered * (N if total != NULL else K) + 15) // 16 * 16
+        packed_size = max(packed_size, experts_place_x(part, n, products, n_products, K, NULL))
+        gathered = max(gathered, experts_rows(part, n))
+        n = experts_fill_part(part, begin, E, &expert, &row)
+    gathered = (gathered * (products[0].N if total != NULL else K) + 15) // 16 * 16
     cdef float *scratch = <float *>scratch_get(sizeof(float) * (gathered + packed_size + n_threads * thread_size))
     if scratch == NULL:
         raise MemoryError("experts_forward: no memory for packed activations")
     expert, row = 0, 0
-    n = fill_part(part, begin, E, &expert, &row)
+    n = experts_fill_part(part, begin, E, &expert, &row)
     while n:
-        place_packed_x(part, n, products, n_products, K, scratch + gathered)
+        experts_place_x(part, n, products, n_products, K, scratch + gathered)
         for s in prange(n, nogil=True, schedule="dynamic", chunksize=1, num_threads=n_threads if n > 1 else 1):
-            pack_segment(&part[s], n_products, x, K, to_gather, scratch)
-        for panel in prange(first_panel[n_products], nogil=True, schedule="dynamic", chunksize=1,
+            experts_pack_x(&part[s], n_products, x, K, to_gather, scratch)
+        for panel in prange(plan.first[n_products], nogil=True, schedule="dynamic", chunksize=1,
                             num_threads=n_threads):
-            expert_panel(products, first_panel, rows, panel, part, n, K, ys, total, scale, tokens, scratch,
-                         scratch + gathered + packed_size + threadid() * thread_size)
-        n = fill_part(part, begin, E, &expert, &row)
+            experts_forward_panel(products, &plan, panel, part, n, K, ys, total, scale, tokens, scratch,
+                                  scratch + gathered + packed_size + threadid() * thread_size)
+        n = experts_fill_part(part, begin, E, &expert, &row)
     return 0
-
-
-cdef void pack_segment(const segment *s, int n_products, const float *x, int K, const int *tokens,
-                       float *gathered) noexcept nogil:
-    """Packs the segment's rows of x; with `tokens` those of its tokens, which are gathered first."""
-    cdef int r, i, tile
-    x += <Py_ssize_t>s.row * K if tokens == NULL else 0
-    if tokens != NULL:
-        gathered += <Py_ssize_t>s.at * K
-        for r in range(s.n):
-            memcpy(gathered + <Py_ssize_t>r * K, x + <Py_ssize_t>tokens[s.row + r] * K, sizeof(float) * K)
-        x = gathered
-    for i in range(n_products):
-        if i > 0 and s.packed[i] == s.packed[0]:
-            continue
-        for tile in range((s.n + s.core[i].token_tile - 1) // s.core[i].token_tile):
-            s.core[i].pack_x(s.packed[i], x, s.n, K, tile)
-
-
-cdef void expert_panel(const expert_product *products, const int *first_panel, const int *rows, int panel,
-                       const segment *part, int n, int K, float **ys, float *total, const float *scale,
-                       const int *tokens, float *buffer, float *scratch) noexcept nogil:
-    """Panel `panel` of the products' panels, of all segments: columns of ys, or added to those of the total."""
-    cdef projection p
-    cdef const expert_product *product
-    cdef const segment *of
-    cdef const float *bias
-    cdef int i = 0, n0, n_rows, s
-    while panel >= first_panel[i + 1]:
-        i += 1
-    product = &products[i]
-    n0 = (panel - first_panel[i]) * rows[i]
-    n_rows = min(rows[i], product.N - n0)
-    p.row_bytes, p.type, p.N, p.residual, p.R = product.row_bytes, product.type, product.N, NULL, 0
-    for s in range(n):
-        of = &part[s]
-        p.core, p.packed = of.core[i], of.packed[i]
-        p.weight = product.weight + of.expert * product.expert_bytes
-        p.y = (ys[i] + <Py_ssize_t>of.row * p.N) if total == NULL else buffer + <Py_ssize_t>of.at * p.N
-        p.core.forward_panel(&p, p.packed, of.n, K, n0, n_rows, scratch)
-        bias = product.bias
-        if bias != NULL:
-            bias += <Py_ssize_t>of.expert * p.N + n0
-        finish_segment(p.y + n0, of, n_rows, p.N, bias, total + n0 if total != NULL else total, scale, tokens)
-
-
-cdef void finish_segment(float *y, const segment *s, int n_rows, int N, const float *bias, float *total,
-                         const float *scale, const int *tokens) noexcept nogil:
-    """Some columns of a segment's y (rows of N): adds the bias, and with `total` puts them, scaled, to their tokens."""
-    cdef int r, j
-    cdef float *out
-    for r in range(s.n):
-        if bias != NULL:
-            for j in range(n_rows):
-                y[j] += bias[j]
-        if total != NULL:
-            out = total + <Py_ssize_t>tokens[s.row + r] * N
-            for j in range(n_rows):
-                out[j] += scale[s.row + r] * y[j]
-        y += N
 
 
 def experts_backward(float[:, ::1] dx not None, list dys not None, list weights not None,
@@ -655,25 +488,25 @@ cdef int backward_experts(float *dx, int K, const float **dys, expert_product *p
     cdef Py_ssize_t packed_size = 0, thread_size = 0, gathered = 0
     for i in range(n_products):
         thread_size = max(thread_size, products[i].core.backward_scratch(TOKENS_AT_ONCE))
-    n = fill_part(part, begin, E, &expert, &row)
+    n = experts_fill_part(part, begin, E, &expert, &row)
     while n:
         for i in range(n_products):
-            packed_size = max(packed_size, place_packed_dy(part, n, &products[i], NULL))
-        gathered = max(gathered, rows_of_part(part, n))
-        n = fill_part(part, begin, E, &expert, &row)
+            packed_size = max(packed_size, experts_place_dy(part, n, &products[i], NULL))
+        gathered = max(gathered, experts_rows(part, n))
+        n = experts_fill_part(part, begin, E, &expert, &row)
     gathered = (gathered * (products[0].N if is_sum else K) + 15) // 16 * 16
     cdef float *scratch = <float *>scratch_get(sizeof(float) * (gathered + packed_size + n_threads * thread_size))
     if scratch == NULL:
         raise MemoryError("experts_backward: no memory for packed gradients")
     expert, row = 0, 0
-    n = fill_part(part, begin, E, &expert, &row)
+    n = experts_fill_part(part, begin, E, &expert, &row)
     while n:
         with nogil:
             for i in range(n_products):
-                place_packed_dy(part, n, &products[i], scratch + gathered)
+                experts_place_dy(part, n, &products[i], scratch + gathered)
                 backward_part(dx, K, dys[i], products, i, n_products, part, n, tokens, is_sum, scratch,
                               scratch + gathered + packed_size, thread_size, n_threads)
-        n = fill_part(part, begin, E, &expert, &row)
+        n = experts_fill_part(part, begin, E, &expert, &row)
     return 0
 
 
@@ -683,59 +516,15 @@ cdef void backward_part(float *dx, int K, const float *dy, const expert_product 
     """dx of one product, for all segments: slices of columns are dealt out to threads."""
     cdef const expert_product *product = &products[index]
     cdef int columns = linear_slice_columns(product.core, K, ggml_formats[product.type].block_size, n_threads)
-    cdef int chunk, chunks = (product.N + DY_COLUMNS - 1) // DY_COLUMNS, slice, s, is_first, is_last
+    cdef int chunk, chunks = linear_dy_chunks(product.N), slice, s, is_first, is_last
     for chunk in range(chunks):
         for s in prange(n, schedule="dynamic", chunksize=1, num_threads=n_threads if n > 1 else 1):
-            pack_dy_of_segment(&part[s], product, dy, tokens, is_sum, chunk, buffer)
+            experts_pack_dy(&part[s], product, dy, tokens, is_sum, chunk, buffer)
         is_first, is_last = index == 0 and chunk == 0, index == n_products - 1 and chunk == chunks - 1
         for slice in prange((K + columns - 1) // columns, schedule="dynamic", chunksize=1, num_threads=n_threads):
-            expert_slice(dx, K, dy, product, part, n, tokens, is_sum, chunk, slice * columns,
-                         min(columns, K - slice * columns), is_first, is_last, buffer,
-                         scratch + threadid() * thread_size)
-
-
-cdef void pack_dy_of_segment(const segment *s, const expert_product *product, const float *dy, const int *tokens,
-                             bint is_sum, int chunk, float *gathered) noexcept nogil:
-    cdef int n0 = chunk * DY_COLUMNS, r, tile, N = product.N
-    if is_sum:
-        gathered += <Py_ssize_t>s.at * N
-        if chunk == 0:
-            for r in range(s.n):
-                memcpy(gathered + <Py_ssize_t>r * N, dy + <Py_ssize_t>tokens[s.row + r] * N, sizeof(float) * N)
-        dy = gathered
-    else:
-        dy += <Py_ssize_t>s.row * N
-    if product.core.pack_dy != NULL:
-        for tile in range((s.n + product.core.token_tile - 1) // product.core.token_tile):
-            product.core.pack_dy(s.packed[0], dy, s.n, N, n0, min(DY_COLUMNS, N - n0), tile)
-
-
-cdef void expert_slice(float *dx, int K, const float *dy, const expert_product *product, const segment *part, int n,
-                       const int *tokens, bint is_sum, int chunk, int k0, int n_columns, bint is_first, bint is_last,
-                       float *buffer, float *scratch) noexcept nogil:
-    """Columns k0 .. of dx of all segments, from a chunk of dy: in place, or in the buffer until the last one."""
-    cdef projection p
-    cdef int s, r, j, n0 = chunk * DY_COLUMNS
-    cdef const segment *of
-    cdef float *rows
-    cdef float *out
-    p.core, p.row_bytes, p.type, p.N, p.R = product.core, product.row_bytes, product.type, product.N, 0
-    for s in range(n):
-        of = &part[s]
-        rows = dx + <Py_ssize_t>of.row * K if is_sum else buffer + <Py_ssize_t>of.at * K
-        p.weight = product.weight + of.expert * product.expert_bytes
-        p.dy = dy + <Py_ssize_t>of.row * p.N
-        if is_sum:
-            p.dy = buffer + <Py_ssize_t>of.at * p.N
-        if is_first:
-            linear_clear(rows, K, k0, n_columns, 0, of.n)
-        p.core.backward_slice(rows, K, &p, of.packed[0], of.n, n0, min(DY_COLUMNS, p.N - n0), k0, n_columns,
-                              0, of.n, scratch)
-        if is_last and not is_sum:
-            for r in range(of.n):
-                out = dx + <Py_ssize_t>tokens[of.row + r] * K
-                for j in range(k0, k0 + n_columns):
-                    out[j] += rows[<Py_ssize_t>r * K + j]
+            experts_backward_slice(dx, K, dy, product, part, n, tokens, is_sum, chunk, slice * columns,
+                                   min(columns, K - slice * columns), is_first, is_last, buffer,
+                                   scratch + threadid() * thread_size)
 
 
 def experts_scratch_bytes(int T, int K, int N, int n_experts, int n_used, int n_threads) -> int:
@@ -750,7 +539,7 @@ def experts_scratch_bytes(int T, int K, int N, int n_experts, int n_used, int n_
             core, few, packed = linear_core(type, precision), linear_forward_core(type, precision, 1), 0
             for n in range(1, rows + 1):        # rows of each expert
                 segments = min(rows // n, n_experts)
-                packed = max(packed, segments * packed_dy(core, n, N))
+                packed = max(packed, segments * linear_packed_dy(core, n, N))
                 packed = max(packed, 2 * segments * (core if n > 4 else few).packed_x(n, K))
             largest = max(largest, packed + n_threads * max(core.forward_scratch(rows), core.backward_scratch(rows)))
     return sizeof(float) * (largest + rows * max(N, K) + 16)

@@ -32,7 +32,11 @@ void expect(const char *what, const float *got, const double *exact, ptrdiff_t n
 /* The same under the name "op result". */
 void expect_named(const char *op, const char *result, const float *got, const double *exact, ptrdiff_t n, double limit);
 
-/* Memory until the end of the check, between pages that must not be touched: bytes that spell NaN, random floats between -1 and 1, or doubles that are 0. */
+/* Checks that results are the same to the bit, as they must be for any number of threads. */
+void expect_bits(const char *what, const float *got, const float *wanted, ptrdiff_t n);
+
+/* Memory until the end of the check, between pages that must not be touched: bytes that spell NaN, random floats between
+ * -1 and 1, or doubles that are 0. */
 void *take(size_t bytes);
 float *take_random(ptrdiff_t n);
 double *take_zeros(ptrdiff_t n);

@@ -10,14 +10,14 @@
 
 static int passed, failed;
 static uint32_t seed;
-/* An array between two pages that must not be touched: what is read or written beyond its end (or, in every second pass, before its
- * beginning) ends the check. A sanitizer watches its own memory to the byte. */
+/* An array between two pages that must not be touched: what is read or written beyond its end (or, in every second pass,
+ * before its beginning) ends the check. A sanitizer watches its own memory to the byte. */
 #ifdef __SANITIZE_ADDRESS__
 #define HAS_GUARDS 0
 #else
 #define HAS_GUARDS 1
 #endif
-static struct { void *memory; size_t size; } taken[4096];
+static struct { void *memory; size_t size; } taken[1 << 14];
 static int n_taken, at_begin;
 
 /* The generator of Numerical Recipes; its lowest bits hardly vary. */
@@ -81,6 +81,12 @@ void expect_named(const char *op, const char *result, const float *got, const do
     char what[64];
     snprintf(what, sizeof what, "%s %s", op, result);
     expect(what, got, exact, n, limit);
+}
+
+void expect_bits(const char *what, const float *got, const float *wanted, ptrdiff_t n) {
+    const int good = !memcmp(got, wanted, sizeof(float) * n);
+    printf("%-6s %-6s %-42s the same bits\n", good ? "ok" : "FAILED", simd_isa_name(simd_isa()), what);
+    *(good ? &passed : &failed) += 1;
 }
 
 int main(void) {

@@ -1,8 +1,9 @@
-/* y = x W^T + c v + residual and dx += dy W + c v, for every weight type: the loops of linear.pyx with one thread. */
+/* y = x W^T + c v + residual and dx += dy W + c v, for every weight type: the loops of linear.pyx without threads, over
+ * the pieces as they are cut for any number of them, and from the last to the first. */
 #include <stdio.h>
 
 #include "check.h"
-#include "linear.h"
+#include "pieces.h"
 
 /* The limits of tests/kernels/test_linear.py. */
 #define FLOAT32_LIMIT 1e-11
@@ -16,30 +17,25 @@ static double limit_of(int type, int precision) {
     return strcmp(simd_isa_name(simd_isa()), "amx") ? INT16_LIMIT : BFLOAT16_PIECES_LIMIT;
 }
 
-static void forward(projection *p, int precision, const float *x, int T, int K) {
-    const gemm_core *core = p->core = linear_forward_core(p->type, precision, T);
-    float *packed = take_floats(core->packed_x(T, K)), *scratch = take_floats(core->forward_scratch(T));
-    const int rows = linear_panel_rows(core, p->N, 1);
-    for (int tile = 0; tile < ROUND_UP(T, core->token_tile) / core->token_tile; tile++)
-        core->pack_x(packed, x, T, K, tile);
-    p->packed = packed;
-    for (int n0 = 0; n0 < p->N; n0 += rows) core->forward_panel(p, packed, T, K, n0, MIN(rows, p->N - n0), scratch);
+static void forward(projection *p, int precision, const float *x, int T, int K, int n_threads) {
+    p->core = linear_forward_core(p->type, precision, T);
+    const panel_plan plan = linear_plan_panels(p, 1, n_threads);
+    float *packed = take_floats(linear_place_x(p, 1, T, K, NULL)), *scratch = take_floats(p->core->forward_scratch(T));
+    linear_place_x(p, 1, T, K, packed);
+    for (int tile = linear_tiles(p->core, T); tile-- > 0;) p->core->pack_x(packed, x, T, K, tile);
+    for (int panel = plan.first[1]; panel-- > 0;) linear_forward_panel(p, &plan, panel, T, K, scratch);
 }
 
-static void backward(projection *p, int precision, float *dx, int T, int K) {
-    const gemm_core *core = p->core = linear_core(p->type, precision);
-    float *packed = core->pack_dy ? take_floats(core->packed_dy(T, p->N)) : NULL;
-    float *scratch = take_floats(core->backward_scratch(T));
-    const int columns = linear_slice_columns(core, K, ggml_formats[p->type].block_size, 1);
-    for (int n0 = 0; n0 < p->N; n0 += DY_COLUMNS) {
-        const int n = MIN(DY_COLUMNS, p->N - n0);
-        if (core->pack_dy)
-            for (int tile = 0; tile < ROUND_UP(T, core->token_tile) / core->token_tile; tile++)
-                core->pack_dy(packed, p->dy, T, p->N, n0, n, tile);
-        for (int k0 = 0; k0 < K; k0 += columns)
-            core->backward_slice(dx, K, p, packed, T, n0, n, k0, MIN(columns, K - k0), 0, T, scratch);
+static void backward(projection *p, int precision, float *dx, int T, int K, int n_threads) {
+    p->core = linear_core(p->type, precision);
+    const slice_plan plan = linear_plan_slices(p, T, K, n_threads);
+    float *packed = take_floats(linear_packed_dy(p->core, T, p->N)), *scratch = take_floats(p->core->backward_scratch(T));
+    for (int chunk = 0; chunk < linear_dy_chunks(p->N); chunk++) {
+        for (int tile = p->core->pack_dy ? linear_tiles(p->core, T) : 0; tile-- > 0;)
+            linear_pack_dy(packed, p, T, chunk, tile);
+        for (int piece = plan.pieces; piece-- > 0;)
+            linear_backward_piece(dx, K, p, 1, 0, &plan, piece, T, chunk, 0, packed, scratch);
     }
-    linear_add_low_rank(dx, K, p, 1, 0, K, 0, T);
 }
 
 static void check_in(int precision, int type, int T, int N, int K) {
@@ -50,7 +46,8 @@ static void check_in(int precision, int type, int T, int N, int K) {
     const float *x = take_random(T * K), *dy = take_random(T * N), *residual = take_random(T * N);
     const float *c = take_random(T * R), *v = take_random(R * N), *A = take_random(R * K);
     double *W = take_zeros(N * K), *y_exact = take_zeros(T * N), *dx_exact;
-    float *y = take_floats(T * N), *dx = take_gradient(T * K, &dx_exact);
+    float *y = take_floats(T * N), *dx = take_gradient(T * K, &dx_exact), *before = take_floats(T * K);
+    memcpy(before, dx, sizeof(float) * T * K);
 
     for (int n = 0; n < N; n++)
         for (int k = 0; k < K; k++) W[n * K + k] = block_value(type, weight + n * row_bytes, k);
@@ -72,13 +69,27 @@ static void check_in(int precision, int type, int T, int N, int K) {
                      .residual = residual, .dy = dy, .R = R, .c = c, .v = v };
     char what[96];
     const char *const in = (const char *const[]){ "float32", "int16", "int8" }[precision];
-    forward(&p, precision, x, T, K);
+    forward(&p, precision, x, T, K, 1);
     snprintf(what, sizeof what, "linear forward  %s in %s %d x %d x %d", type_names[type], in, T, N, K);
     expect(what, y, y_exact, T * N, limit_of(type, precision));
     p.v = A;
-    backward(&p, precision, dx, T, K);
+    backward(&p, precision, dx, T, K, 1);
     snprintf(what, sizeof what, "linear backward %s in %s %d x %d x %d", type_names[type], in, T, N, K);
     expect(what, dx, dx_exact, T * K, limit_of(type, precision));
+
+    /* The same bits for any number of threads. */
+    for (int n_threads = 2; n_threads <= 7; n_threads += 5) {
+        float *again = take_floats(T * MAX(N, K));
+        p.y = again, p.v = v;
+        forward(&p, precision, x, T, K, n_threads);
+        snprintf(what, sizeof what, "linear forward  %s in %s, %d threads", type_names[type], in, n_threads);
+        expect_bits(what, again, y, T * N);
+        memcpy(again, before, sizeof(float) * T * K);
+        p.v = A;
+        backward(&p, precision, again, T, K, n_threads);
+        snprintf(what, sizeof what, "linear backward %s in %s, %d threads", type_names[type], in, n_threads);
+        expect_bits(what, again, dx, T * K);
+    }
 }
 
 static void check(int type, int T, int N, int K) {
