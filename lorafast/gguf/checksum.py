@@ -22,6 +22,10 @@ CHUNK = 2**22
 """Bytes that are summed up at a time: few enough that the pages of a mapped file can go again."""
 
 
+WORTH_A_THREAD = 2**16
+"""Bytes of a piece that another thread sums up: a few take less time than handing them over."""
+
+
 class SummedFile:
     """Writes to `file` and sums up on another thread what is written, so that the disk does not wait for the processor.
 
@@ -31,16 +35,17 @@ class SummedFile:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self._pool = ThreadPoolExecutor(1)
-        self._sum: Future[int] | None = None
+        self._sum: Future[int] | int = 0
 
     def write(self, data: Buffer) -> int:
-        before = self._sum.result() if self._sum else 0         # so that no more than one piece is kept
-        self._sum = self._pool.submit(zlib.crc32, data, before)
+        before = self.crc32()                                   # so that no more than one piece is kept
+        small = memoryview(data).nbytes < WORTH_A_THREAD
+        self._sum = zlib.crc32(data, before) if small else self._pool.submit(zlib.crc32, data, before)
         return self.file.write(data)
 
     def crc32(self) -> int:
         """The checksum of all that was written."""
-        return self._sum.result() if self._sum else 0
+        return self._sum if isinstance(self._sum, int) else self._sum.result()
 
     def __enter__(self) -> SummedFile:
         return self

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
@@ -109,13 +110,22 @@ class Options:
         return cls(**given)
 
 
-def fields(cls: type[Options]) -> Iterator[tuple[dataclasses.Field, Option]]:
+@functools.cache
+def fields(cls: type[Options]) -> tuple[tuple[dataclasses.Field, Option], ...]:
     """Each field with its Option, in which `names` begins with the name that follows from the field's."""
-    for field in dataclasses.fields(cls):
+    def named(field: dataclasses.Field) -> Option:
         spec: Option = field.metadata["option"]
-        if not spec.is_argument:
-            spec = dataclasses.replace(spec, names=("--" + field.name.replace("_", "-"), *spec.names))
-        yield field, spec
+        if spec.is_argument:
+            return spec
+        return dataclasses.replace(spec, names=("--" + field.name.replace("_", "-"), *spec.names))
+
+    return tuple((field, named(field)) for field in dataclasses.fields(cls))
+
+
+@functools.cache
+def types_of(cls: type[Options]) -> dict[str, Any]:
+    """The type of each field."""
+    return get_type_hints(cls)
 
 
 def parse(cls: type[T], argv: Sequence[str]) -> T | None:
@@ -126,7 +136,7 @@ def parse(cls: type[T], argv: Sequence[str]) -> T | None:
 
 def given_in(cls: type[Options], argv: Sequence[str]) -> dict[str, Any] | None:
     """What `argv` says, by field, before defaults complete it; None when help was asked for. UsageError as above."""
-    types = get_type_hints(cls)
+    types = types_of(cls)
     takes_value, switches = _spellings(cls, types)
     places = [field.name for field, spec in fields(cls) if spec.is_argument]
     given: dict[str, Any] = {}
@@ -237,7 +247,7 @@ def to_argv(options: Options, defaults: Mapping[str, Any] | None = None) -> list
 
 def help_text(cls: type[Options], everything: bool = True) -> str:
     """Every option, or those that matter most, with its default, by group, HELP_WIDTH columns wide."""
-    types = get_type_hints(cls)
+    types = types_of(cls)
     groups: dict[str, list[str]] = {}
     for field, spec in fields(cls):
         if not everything and cls.MATTER_MOST and field.name not in cls.MATTER_MOST:

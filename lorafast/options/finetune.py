@@ -6,6 +6,7 @@ with the same default, except that `--threads` defaults to the physical cores. P
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import shlex
@@ -610,6 +611,7 @@ _ADAPTER_FIELDS = ("lora_r", "lora_alpha", "targets", "layers", "dora", "rslora"
 """What an adapter that training starts from decides itself."""
 
 
+@functools.cache
 def _covers(target: str, role: str) -> bool:
     """Whether a target (a group, a role, or a tensor name with * and ?) can mean tensors of that role."""
     name = re.sub(r"^blk\.[^.]*\.|\.weight$", "", target)      # a role may have a point in its name

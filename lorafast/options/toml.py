@@ -8,11 +8,11 @@ import json
 import os
 import sys
 from collections.abc import Collection
-from typing import Any, get_type_hints
+from typing import Any
 
 from ..errors import LoraFastError, UsageError
 from ..system.atomic import atomic_write
-from .declare import LIST, SWITCHES, Options, convert, fields, unknown
+from .declare import LIST, SWITCHES, Options, convert, fields, types_of, unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,7 +33,7 @@ def read_options(cls: type[Options], path: str) -> dict[str, Any]:
         raise LoraFastError(f"cannot read the options in {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:       # TOMLDecodeError; a number of thousands of digits; deep nesting
         raise LoraFastError(f"{path}: is no TOML file: {error}") from None
-    types = get_type_hints(cls)
+    types = types_of(cls)
     names = {spec.names[0]: field.name for field, spec in fields(cls)}
     given = {}
     for key, value in table.items():

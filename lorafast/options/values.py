@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from ..errors import UsageError
-from .declare import LIST, SWITCHES, Options, fields, unknown
+from .declare import LIST, SWITCHES, Options, fields, types_of, unknown
 
 T = TypeVar("T", bound=Options)
 
@@ -15,7 +15,7 @@ def options_of(cls: type[T], given: Mapping[str, Any]) -> T:
     """The options with these values, by field. UsageError for a name that does not exist, which names the nearest one
     that does, and for a value of another type.
     """
-    types = get_type_hints(cls)
+    types = types_of(cls)
     known = [field.name for field, _ in fields(cls)]
     for name in given:
         if name not in known:
