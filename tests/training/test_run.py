@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,30 +258,47 @@ def test_interrupt_finishes_the_step_saves_and_tells_how_to_go_on(folder, tiny, 
     assert {name: (folder / name).read_bytes() for name in expected} == expected
 
 
-@pytest.mark.parametrize("nth", [1, 3, 4, 5, 7, 9])
-def test_a_kill_during_a_save_loses_nothing(folder, tiny, train, nth):
+KILLED = """
+import os, signal, sys
+from lorafast import cli
+flush = os.fsync
+for nth in map(int, sys.argv[1].split()):
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, nth
+        continue
+    calls = iter(range(1, 99))
+    def fsync(descriptor):
+        if next(calls) == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(descriptor)
+    os.fsync = fsync
+    os.chdir(str(nth))
+    cli.main(sys.argv[2:])
+"""
+
+
+def test_a_kill_during_a_save_loses_nothing(folder, tiny, train, monkeypatch):
     """The process dies by SIGKILL at its nth flush: of the options, then of each file of its save, and of their
     folder."""
+    deaths = ("1", "3", "4", "5", "7", "9")
     run = ["--model-base", tiny, *TINY, "--save-every", 2]
+    (folder / "begun").mkdir()
+    (folder / "text.txt").rename("begun/text.txt")
+    monkeypatch.chdir(folder / "begun")
     train(*run, "--adam-iter", 2)
-    before = files(folder, "[ca]-2.*")
-    code = f"""if True:
-        import os, signal, sys
-        from lorafast import cli
-        flush, calls = os.fsync, iter(range(1, 99))
-        def fsync(descriptor):
-            if next(calls) == {nth}:
-                os.kill(os.getpid(), signal.SIGKILL)
-            flush(descriptor)
-        os.fsync = fsync
-        cli.main(sys.argv[1:])"""
-    result = subprocess.run([sys.executable, "-c", code, "finetune", *map(str, run), "--adam-iter", "2",
-                             "--checkpoint-in", "c-2.gguf"], env=environment(), capture_output=True)
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    assert files(folder, "[ca]-2.*") == before
-    assert read_checkpoint("c-LATEST.gguf").state.iteration in (2, 4)
-    train(*run, "--adam-iter", 4 - read_checkpoint("c-LATEST.gguf").state.iteration, "--checkpoint-in", "c-LATEST.gguf")
-    assert read_checkpoint("c-LATEST.gguf").state.iteration == 4
+    before = files(Path(), "[ca]-2.*")
+    for nth in deaths:
+        shutil.copytree(Path(), folder / nth)
+    subprocess.run([sys.executable, "-c", KILLED, " ".join(deaths), "finetune", *map(str, run), "--adam-iter", "2",
+                    "--checkpoint-in", "c-2.gguf"], env=environment(), cwd=folder, check=True, capture_output=True)
+    for nth in deaths:
+        monkeypatch.chdir(folder / nth)
+        assert files(Path(), "[ca]-2.*") == before, nth
+        reached = read_checkpoint("c-LATEST.gguf").state.iteration
+        assert reached in (2, 4), nth
+        train(*run, "--adam-iter", 4 - reached, "--checkpoint-in", "c-LATEST.gguf")
+        assert read_checkpoint("c-LATEST.gguf").state.iteration == 4, nth
 
 
 def test_a_loss_that_is_no_number_stops_the_run(folder, tiny, capsys):
