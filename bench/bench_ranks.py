@@ -1,78 +1,121 @@
-"""Ranks against one process, and a plan against injected delays: python bench/bench_ranks.py [--models 160m 1b]
+"""Ranks against one process, and a plan against a slow network: python bench/bench_ranks.py [--model 160m,4,128]
 
-Needs mpirun. Each row is the median step of a run of its own: one rank with one thread, two ranks with one thread each
-(the same --batch a rank), one process with two threads and two passes, and two ranks with 1 Gbit/s and 1 ms between
-them. The last is compared with what `plan` says the exchange adds.
+Needs mpirun and two idle cores. Speeds are of the fastest step of a run of its own: one rank with one thread, two ranks
+with one thread each (the same --batch a rank), two processes that know nothing of each other (what the machine gives
+to two busy cores), one process with two threads and two passes. With --network two ranks have a slow network between
+them (cable.py, as root), and their step is compared with what `plan` makes of one without.
 """
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cable import two_hosts
+from machine import describe
 from models import make_model
+from results import RESULTS, read_results, write_results
 
 from lorafast.distributed.launch import find_launcher
-from lorafast.planning.sharing import link_of
+from lorafast.planning.sharing import IN_MEMORY, link_of
 from lorafast.reporting.metrics import read_metrics
 
-WORKER = Path(__file__).parent / "rank_worker.py"
-LINK = "1G,1ms"
+ROOT = Path(__file__).parents[1]
 
 
-def median_step(model: Path, folder: Path, ranks: int, threads: int, passes: int, steps: int, ctx: int, batch: int,
-                link: str = "") -> tuple[float, float, float]:
-    """Seconds and tokens a second of the median step, and MB that each rank sent a step."""
-    (folder / "text.txt").write_text("the love of thy sweet all and not to thou that in my love with is " * 400)
-    command = [sys.executable, str(WORKER)]
+@dataclass(frozen=True)
+class Case:
+    """What is trained, in so many steps of `batch` samples of `ctx` tokens in a pass."""
+
+    model: str
+    batch: int
+    ctx: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of the fastest step: seconds, tokens a second. communicating: share of the time; sent: MB a step, by each."""
+
+    seconds: float
+    speed: float
+    communicating: float
+    sent: float
+
+
+def measured(case: Case, ranks: int, threads: int, passes: int, launcher: Sequence[str] = ()) -> Measured:
+    """A run of its own."""
+    command = [sys.executable, "-m", "lorafast"]
     if ranks > 1:
-        command = [find_launcher(), "-n", str(ranks), *command]
-    said = subprocess.run(
-        [*command, "finetune", "--model-base", str(model), "--train-data", "text.txt", "--ctx", str(ctx), "--batch",
-         str(batch), "--threads", str(threads), "--grad-acc", str(passes), "--adam-iter", str(steps), "--checkpoint-in",
-         "", "--checkpoint-out", "", "--lora-out", "a.gguf", "--lora-r", "16", "--metrics", "m.jsonl", "-s", "1"],
-        cwd=folder, env={**os.environ, "BENCH_LINK": link, "PYTHONPATH": str(WORKER.parents[1])}, check=True,
-        capture_output=True, text=True).stdout
-    rows = [event for event in read_metrics(folder / "m.jsonl") if event["event"] == "step"][1:]
-    sent = said.partition("waiting included; ")[2].partition(" MB")[0] or "0"
-    return (statistics.median(event["seconds"] for event in rows),
-            statistics.median(event["tokens"] / event["seconds"] for event in rows), float(sent))
+        command = [*(launcher or [find_launcher()]), "-n", str(ranks), *command]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "text.txt").write_text("the love of thy sweet all and not to thou that in my love with is " * 400)
+        said = subprocess.run(
+            [*command, "finetune", "--model-base", str(make_model(case.model)), "--train-data", "text.txt", "--ctx",
+             str(case.ctx), "--batch", str(case.batch), "--threads", str(threads), "--grad-acc", str(passes),
+             "--adam-iter", str(case.steps + 1), "--checkpoint-in", "", "--checkpoint-out", "", "--lora-out", "a.gguf",
+             "--lora-r", "16", "--metrics", "m.jsonl", "-s", "1"], cwd=folder, check=True, capture_output=True,
+            text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
+        rows = [event for event in read_metrics(folder / "m.jsonl") if event["event"] == "step"][1:]
+    exchanged = re.search(r"([\d.]+)% of the time went into exchanges.*; ([\d.]+) MB sent", said)
+    share, sent = map(float, exchanged.groups()) if exchanged else (0.0, 0.0)
+    return Measured(min(event["seconds"] for event in rows),
+                    max(event["tokens"] / event["seconds"] for event in rows), share / 100, sent)
 
 
-def measured(name: str, steps: int, ctx: int, batch: int) -> dict[str, float | str]:
-    """A row."""
-    model = make_model(name)
-    with tempfile.TemporaryDirectory() as folder:
-        def run(ranks: int, threads: int, passes: int, link: str = "") -> tuple[float, float, float]:
-            return median_step(model, Path(folder), ranks, threads, passes, steps, ctx, batch, link)
+def of_ranks(case: Case) -> dict[str, Any]:
+    """A row: ranks against threads."""
+    alone, ranks, threads = (measured(case, *how) for how in ((1, 1, 1), (2, 1, 2), (1, 2, 2)))
+    with ThreadPoolExecutor() as pool:
+        apart = sum(run.speed for run in pool.map(lambda _: measured(case, 1, 1, 1), range(2)))
+    return {"model": case.model, "batch": case.batch, "ctx": case.ctx, "tokens_per_second_1_rank_1_thread": alone.speed,
+            "tokens_per_second_2_ranks_1_thread": ranks.speed, "tokens_per_second_1_rank_2_threads": threads.speed,
+            "tokens_per_second_2_processes_apart": apart, "efficiency": ranks.speed / (2 * alone.speed),
+            "efficiency_of_processes_apart": apart / (2 * alone.speed),
+            "seconds": ranks.seconds, "communicating": ranks.communicating, "mb_sent": ranks.sent}
 
-        _, alone, _ = run(1, 1, 1)
-        seconds, together, sent = run(2, 1, 2)
-        _, threads, _ = run(1, 2, 2)
-        slowed, *_ = run(2, 1, 2, LINK)
-    planned = link_of(LINK).seconds(int(sent * 1e6), 2)
-    return {"model": name, "1 rank x 1 thread, tokens/s": alone, "2 ranks x 1 thread": together,
-            "1 rank x 2 threads": threads, "efficiency": together / (2 * alone), "MB sent a step": sent,
-            "a step": seconds, f"with {LINK}": slowed, "added": slowed - seconds, "added as planned": planned,
-            "step as planned, of measured": (seconds + planned) / slowed}
+
+def over(case: Case, network: str) -> dict[str, Any]:
+    """A row: two ranks with that network between them, and as it was planned from what they take without."""
+    near = measured(case, 2, 1, 2)
+    with two_hosts(network) as launcher:
+        far = measured(case, 2, 1, 2, launcher)
+    nbytes = int(1e6 * near.sent)
+    exchange = link_of(network).seconds(nbytes, 2)
+    planned = near.seconds - IN_MEMORY.seconds(nbytes, 2) + exchange
+    return {"model": case.model, "batch": case.batch, "ctx": case.ctx, "network": network, "mb_sent": near.sent,
+            "seconds_in_memory": near.seconds, "seconds": far.seconds, "planned_seconds": planned,
+            "planned_exchange": exchange, "planned_to_measured": planned / far.seconds,
+            "communicating": far.communicating}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["160m", "1b"])
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--ctx", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--model", action="append", help="name,batch,ctx (160m,4,128 and 1b,1,128)")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--network", help="such as 1G,1ms, between two ranks")
+    parser.add_argument("--out", type=Path, default=RESULTS / "ranks.json")
     options = parser.parse_args()
-    rows = [measured(name, options.steps, options.ctx, options.batch) for name in options.models]
-    for row in rows:
-        for name, value in row.items():
-            print(f"{name:<32}{value if isinstance(value, str) else f'{value:.3f}'}")
-        print()
+    rows = []
+    for text in options.model or ["160m,4,128", "1b,1,128"]:
+        model, batch, ctx = text.split(",")
+        case = Case(model, int(batch), int(ctx), options.steps)
+        rows.append(over(case, options.network) if options.network else of_ranks(case))
+        print("\n".join(f"{name:<36}{value if isinstance(value, (str, int)) else f'{value:.3f}'}"
+                        for name, value in rows[-1].items()) + "\n", flush=True)
+    key = {name: {row[name] for row in rows} for name in ("model", "batch", "ctx")} | {"network": {options.network}}
+    kept = [row for row in (read_results(options.out)["rows"] if options.out.exists() else [])
+            if not all(row.get(name) in values for name, values in key.items())]
+    write_results(options.out, "ranks", describe(2), {}, [*kept, *rows])
 
 
 if __name__ == "__main__":

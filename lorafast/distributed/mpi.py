@@ -1,8 +1,15 @@
-"""The transport of MPI, by mpi4py. It is imported only where a launcher has started several processes."""
+"""The transport of MPI, by mpi4py. It is imported only where a launcher has started several processes.
+
+What goes to another rank goes in pieces, of which some are under way at a time. Where two ranks have much to send to
+each other, whole arrays would go one after the other: MPI's word that a rank is ready for the second would wait on the
+connection behind the first.
+"""
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +17,56 @@ import numpy as np
 from ..errors import LoraFastError
 from .transport import LostRanks
 
+PIECE, UNDER_WAY = 2**20, 2**23
+"""Bytes of a piece at most, and of all that are under way in each direction."""
+
 SHORTEST_WAIT, LONGEST_WAIT = 5e-5, 1e-3
-"""Seconds between two looks at what has arrived: the first keeps the latency low; what takes long needs no more, and
-cores are left to kernels. MPI's own waiting would keep a core busy."""
+"""Seconds between two looks at what has arrived, while nothing does. MPI's own waiting would keep a core busy, which
+kernels need: those of a slower rank on this host."""
+
+FLOWING = 0.02
+"""Seconds after an arrival in which a rank looks without a pause: MPI moves bytes only when it is asked."""
+
+give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
+
+
+class Stream:
+    """Pieces that go one way, in order.
+
+    under_way  rank, bytes and request of each that has been begun
+    """
+
+    def __init__(self, begin: Callable[[list[Any], int], Any], byte: Any,
+                 pieces: Iterator[tuple[int, memoryview]]) -> None:
+        """begin: Isend or Irecv; byte: MPI's type."""
+        self.begin, self.byte, self.waiting = begin, byte, deque(pieces)
+        self.under_way: list[tuple[int, int, Any]] = []
+        self._begin_some()
+
+    def advance(self) -> bool:
+        """Whether a piece has come through since the last call."""
+        before = len(self.under_way)
+        self.under_way = [piece for piece in self.under_way if not piece[2].Test()]
+        if len(self.under_way) == before:
+            return False
+        self._begin_some()
+        return True
+
+    def _begin_some(self) -> None:
+        nbytes = sum(nbytes for _, nbytes, _ in self.under_way)
+        while self.waiting and nbytes < UNDER_WAY:
+            rank, piece = self.waiting.popleft()
+            self.under_way.append((rank, len(piece), self.begin([piece, self.byte], rank)))
+            nbytes += len(piece)
+
+
+def pieces_of(arrays: Sequence[np.ndarray], ranks: Sequence[int]) -> Iterator[tuple[int, memoryview]]:
+    """Rank and bytes of each piece, of the arrays of these ranks in this order."""
+    for rank in ranks:
+        if arrays[rank].nbytes:
+            whole = arrays[rank].data.cast("B")
+            for begin in range(0, len(whole), PIECE):
+                yield rank, whole[begin:begin + PIECE]
 
 
 class MPITransport:
@@ -34,20 +88,20 @@ class MPITransport:
 
     def exchange(self, outgoing: Sequence[np.ndarray], incoming: Sequence[np.ndarray]) -> None:
         """See Transport."""
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        receiving = {rank: self._comm.Irecv([incoming[rank], self._mpi.BYTE], rank) for rank in others
-                     if incoming[rank].nbytes}
-        sending = {rank: self._comm.Isend([outgoing[rank], self._mpi.BYTE], rank) for rank in others
-                   if outgoing[rank].nbytes}
-        last_arrival, wait = time.monotonic(), SHORTEST_WAIT
-        while receiving or sending:
-            before = len(receiving) + len(sending)
-            receiving = {rank: request for rank, request in receiving.items() if not request.Test()}
-            sending = {rank: request for rank, request in sending.items() if not request.Test()}
-            if len(receiving) + len(sending) < before:
-                last_arrival, wait = time.monotonic(), SHORTEST_WAIT
-            elif time.monotonic() - last_arrival > self.timeout:
-                raise LostRanks(sorted({*receiving, *sending}), self.timeout)
+        after = [(self.rank + i) % self.size for i in range(1, self.size)]      # each sends to another one first
+        arriving = Stream(self._comm.Irecv, self._mpi.BYTE, pieces_of(incoming, after[::-1]))
+        leaving = Stream(self._comm.Isend, self._mpi.BYTE, pieces_of(outgoing, after))
+        began = last = time.monotonic()
+        wait = SHORTEST_WAIT
+        while arriving.under_way or leaving.under_way:
+            some = arriving.advance() | leaving.advance()
+            now = time.monotonic()
+            if some:
+                last, wait = now, SHORTEST_WAIT
+            elif now - last > self.timeout:
+                raise LostRanks(sorted({rank for rank, *_ in arriving.under_way + leaving.under_way}), self.timeout)
+            elif began < last and now - last < FLOWING:
+                give_way()
             else:
                 time.sleep(wait)
                 wait = min(1.1 * wait, LONGEST_WAIT)

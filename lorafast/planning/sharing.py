@@ -1,7 +1,8 @@
 """What several ranks do to a plan: they share a host's memory, or the passes of a step over a network.
 
 The exchange of gradients (distributed/reduction.py) takes two rounds, in each of which every rank sends and receives
-(N - 1) / N of the gradients, and two more of few bytes, in which ranks tell losses and what was asked of them.
+(N - 1) / N of the gradients, and two more of few bytes, in which ranks tell losses and what was asked of them. A large
+message is announced, asked for and sent, and so takes three latencies.
 """
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ PAYLOAD = 0.94
 LATENCIES = ((2.0, 1e-4), (20.0, 5e-5), (float("inf"), 3e-5))
 """Seconds that a message takes besides its bytes, on Ethernet of up to so many Gbit/s."""
 
-ROUNDS = 4
-"""Of messages in a step."""
+LATENCIES_A_STEP = 2 * 1 + 2 * 3
+"""Of the rounds of few bytes, and of those of gradients."""
 
-WAKING = 5e-4
-"""Seconds until a rank that waits looks again, in the mean: see distributed/mpi.py."""
+WAKING = 1e-3
+"""Seconds a step until a rank that waits looks again: twice half of LONGEST_WAIT in distributed/mpi.py."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Link:
         """To sum so many bytes of gradients over ranks, on every rank."""
         if n_ranks == 1:
             return 0.0
-        return 2 * (n_ranks - 1) / n_ranks * nbytes / self.rate + ROUNDS * (self.latency + WAKING)
+        return 2 * (n_ranks - 1) / n_ranks * nbytes / self.rate + LATENCIES_A_STEP * self.latency + WAKING
 
 
 IN_MEMORY = Link(2e9, 1e-5, "memory")
