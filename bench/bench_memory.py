@@ -10,7 +10,7 @@ system's cache first (pages that somebody else has read are not charged to a cgr
     160m    batch 4, ctx 64, under budgets from the least on up
     1b      the same at 350 MB and more; batch 1, ctx 2048 at 1.5 GB (--full)
     7b      batch 4, ctx 64 at 1.5 GB (--full; needs 8 GB of disk, and of memory for the run without a limit)
-    30b-a3b   128 experts in each of 48 blocks, batch 1, ctx 64 at 4 GB (--only 30b-a3b; needs 17 GB of disk, and 20 of
+    30b-a3b   128 experts in each of 48 blocks, batch 1, ctx 32 at 4 GB (--only 30b-a3b; needs 17 GB of disk, and 20 of
             memory for the run without a limit). 30b-a3b-4, its lowest four blocks, at 700 MB
 
 The rows of the tightest runs keep what the process held through two steps; plots.py draws them. Status 1 if a limit was
@@ -71,8 +71,8 @@ class Case:
 QUICK = [Case("160m", 4, 64, limit) for limit in (None, 160, 180, 210, 250)]
 FULL = [*(Case("1b", 4, 64, limit) for limit in (None, 350, 500, 800)), Case("1b", 1, 2048, 1536),
         *(Case("7b", 4, 64, limit) for limit in (None, 1536, 2560))]
-EXPERTS = [Case("30b-a3b", 1, 64, limit) for limit in (None, 4096)]
-EXPERTS += [Case("30b-a3b-4", 1, 64, limit) for limit in (None, 700)]
+EXPERTS = [Case("30b-a3b", 1, 32, limit) for limit in (None, 4096)]
+EXPERTS += [Case("30b-a3b-4", 1, 32, limit) for limit in (None, 700)]
 
 
 def evict(path: Path) -> None:

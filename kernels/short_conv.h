@@ -7,7 +7,8 @@
 
 #include "simd.h"
 
-#define CONV_COLUMNS 128         /* that a thread owns at a time: 512 bytes of every row */
+#define CONV_COLUMNS 1024        /* that a thread owns at a time, at most: a page of every row */
+#define CONV_FEWEST 128          /* at least, where many threads share a sequence */
 #define CONV_AHEAD 8             /* rows from asking for one to its use */
 #define CONV_MAX_WIDTH 16        /* taps; 3 and 4 in the models that have such convolutions */
 

@@ -24,11 +24,19 @@ ctypedef void (*silu_backward_type)(float *dx, const float *dy, const float *x, 
 
 cdef extern from "short_conv.h":
     const Py_ssize_t COLUMNS "CONV_COLUMNS"
+    const Py_ssize_t FEWEST "CONV_FEWEST"
     const int MAX_WIDTH "CONV_MAX_WIDTH"
     gated_type gated_columns "DISPATCH(gated_conv_columns)"
     gated_backward_type gated_backward_columns "DISPATCH(gated_conv_backward_columns)"
     silu_type silu_columns "DISPATCH(silu_conv_columns)"
     silu_backward_type silu_backward_columns "DISPATCH(silu_conv_backward_columns)"
+
+
+cdef Py_ssize_t columns_at_a_time(Py_ssize_t C, int threads):
+    """Long pieces of rows are read quickest; but each thread should have some of a sequence. The results do not depend
+    on it."""
+    cdef Py_ssize_t share = (C + threads - 1) // threads
+    return min(COLUMNS, max(FEWEST, (share + FEWEST - 1) // FEWEST * FEWEST))
 
 
 cdef int check(const char *op, const float[:, ::1] x, const float[:, ::1] taps, const int[::1] begin) except -1:
@@ -57,7 +65,7 @@ def gated_conv_forward(float[:, ::1] y not None, const float[:, ::1] b not None,
     begin    int32 (n_seq + 1,): where each sequence begins, from 0 to T
     Raises ValueError for a shape that does not fit. Twin: lorafast.reference.short_conv.
     """
-    cdef Py_ssize_t T = x.shape[0], C = x.shape[1], n_blocks = (C + COLUMNS - 1) // COLUMNS, i, at, column
+    cdef Py_ssize_t T = x.shape[0], C = x.shape[1], i, at, column
     check("gated_conv_forward", x, taps, begin)
     require_2d("gated_conv_forward", "y", y.shape, T, C)
     require_2d("gated_conv_forward", "b", b.shape, T, C)
@@ -66,10 +74,11 @@ def gated_conv_forward(float[:, ::1] y not None, const float[:, ::1] b not None,
         return
     cdef gated_type columns = gated_columns
     cdef int threads = threads_for(4 * T * C, n_threads), K = taps.shape[0]
+    cdef Py_ssize_t wide = columns_at_a_time(C, threads), n_blocks = (C + wide - 1) // wide
     for i in prange((begin.shape[0] - 1) * n_blocks, nogil=True, num_threads=threads, schedule="static"):
-        at, column = begin[i // n_blocks] * C + i % n_blocks * COLUMNS, i % n_blocks * COLUMNS
+        at, column = begin[i // n_blocks] * C + i % n_blocks * wide, i % n_blocks * wide
         columns(&y[0, 0] + at, &b[0, 0] + at, &c[0, 0] + at, &x[0, 0] + at, &taps[0, column],
-                begin[i // n_blocks + 1] - begin[i // n_blocks], C, min(COLUMNS, C - column), K)
+                begin[i // n_blocks + 1] - begin[i // n_blocks], C, min(wide, C - column), K)
 
 
 def gated_conv_backward(float[:, ::1] db not None, float[:, ::1] dc not None, float[:, ::1] dx not None,
@@ -86,7 +95,7 @@ def gated_conv_backward(float[:, ::1] db not None, float[:, ::1] dc not None, fl
     b, c, x, taps, begin  as in forward
     Raises ValueError for a shape that does not fit. Twin: lorafast.reference.short_conv.
     """
-    cdef Py_ssize_t T = x.shape[0], C = x.shape[1], n_blocks = (C + COLUMNS - 1) // COLUMNS, i, at, column
+    cdef Py_ssize_t T = x.shape[0], C = x.shape[1], i, at, column
     check("gated_conv_backward", x, taps, begin)
     require_2d("gated_conv_backward", "db", db.shape, T, C)
     require_2d("gated_conv_backward", "dc", dc.shape, T, C)
@@ -98,11 +107,12 @@ def gated_conv_backward(float[:, ::1] db not None, float[:, ::1] dc not None, fl
         return
     cdef gated_backward_type columns = gated_backward_columns
     cdef int threads = threads_for(7 * T * C, n_threads), K = taps.shape[0]
+    cdef Py_ssize_t wide = columns_at_a_time(C, threads), n_blocks = (C + wide - 1) // wide
     for i in prange((begin.shape[0] - 1) * n_blocks, nogil=True, num_threads=threads, schedule="static"):
-        at, column = begin[i // n_blocks] * C + i % n_blocks * COLUMNS, i % n_blocks * COLUMNS
+        at, column = begin[i // n_blocks] * C + i % n_blocks * wide, i % n_blocks * wide
         columns(&db[0, 0] + at, &dc[0, 0] + at, &dx[0, 0] + at, &dy[0, 0] + at, &b[0, 0] + at, &c[0, 0] + at,
                 &x[0, 0] + at, &taps[0, column], begin[i // n_blocks + 1] - begin[i // n_blocks], C,
-                min(COLUMNS, C - column), K)
+                min(wide, C - column), K)
 
 
 def silu_conv_forward(float[:, ::1] y not None, const float[:, ::1] x not None, const float[:, ::1] taps not None,
@@ -114,17 +124,18 @@ def silu_conv_forward(float[:, ::1] y not None, const float[:, ::1] x not None, 
     taps, begin  as in gated_conv_forward
     Raises ValueError for a shape that does not fit. Twin: lorafast.reference.short_conv.
     """
-    cdef Py_ssize_t T = x.shape[0], C = x.shape[1], n_blocks = (C + COLUMNS - 1) // COLUMNS, i, at, column
+    cdef Py_ssize_t T = x.shape[0], C = x.shape[1], i, at, column
     check("silu_conv_forward", x, taps, begin)
     require_2d("silu_conv_forward", "y", y.shape, T, C)
     if not T * C:
         return
     cdef silu_type columns = silu_columns
     cdef int threads = threads_for(2 * T * C, n_threads), K = taps.shape[0]
+    cdef Py_ssize_t wide = columns_at_a_time(C, threads), n_blocks = (C + wide - 1) // wide
     for i in prange((begin.shape[0] - 1) * n_blocks, nogil=True, num_threads=threads, schedule="static"):
-        at, column = begin[i // n_blocks] * C + i % n_blocks * COLUMNS, i % n_blocks * COLUMNS
+        at, column = begin[i // n_blocks] * C + i % n_blocks * wide, i % n_blocks * wide
         columns(&y[0, 0] + at, &x[0, 0] + at, &taps[0, column], begin[i // n_blocks + 1] - begin[i // n_blocks], C,
-                min(COLUMNS, C - column), K)
+                min(wide, C - column), K)
 
 
 def silu_conv_backward(float[:, ::1] dx not None, const float[:, ::1] dy not None, const float[:, ::1] x not None,
@@ -138,7 +149,7 @@ def silu_conv_backward(float[:, ::1] dx not None, const float[:, ::1] dy not Non
     x, taps, begin  as in forward
     Raises ValueError for a shape that does not fit. Twin: lorafast.reference.short_conv.
     """
-    cdef Py_ssize_t T = x.shape[0], C = x.shape[1], n_blocks = (C + COLUMNS - 1) // COLUMNS, i, at, column
+    cdef Py_ssize_t T = x.shape[0], C = x.shape[1], i, at, column
     check("silu_conv_backward", x, taps, begin)
     require_2d("silu_conv_backward", "dx", dx.shape, T, C)
     require_2d("silu_conv_backward", "dy", dy.shape, T, C)
@@ -146,7 +157,8 @@ def silu_conv_backward(float[:, ::1] dx not None, const float[:, ::1] dy not Non
         return
     cdef silu_backward_type columns = silu_backward_columns
     cdef int threads = threads_for(3 * T * C, n_threads), K = taps.shape[0]
+    cdef Py_ssize_t wide = columns_at_a_time(C, threads), n_blocks = (C + wide - 1) // wide
     for i in prange((begin.shape[0] - 1) * n_blocks, nogil=True, num_threads=threads, schedule="static"):
-        at, column = begin[i // n_blocks] * C + i % n_blocks * COLUMNS, i % n_blocks * COLUMNS
+        at, column = begin[i // n_blocks] * C + i % n_blocks * wide, i % n_blocks * wide
         columns(&dx[0, 0] + at, &dy[0, 0] + at, &x[0, 0] + at, &taps[0, column],
-                begin[i // n_blocks + 1] - begin[i // n_blocks], C, min(COLUMNS, C - column), K)
+                begin[i // n_blocks + 1] - begin[i // n_blocks], C, min(wide, C - column), K)

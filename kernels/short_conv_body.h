@@ -2,6 +2,9 @@
  * taps (K, C), oldest first: v[t] = sum_j taps[K - 1 - j] u[t - j], u being 0 before the sequence. Rings hold the K
  * newest rows: row t stands at t mod K. */
 
+/* n columns, and what fills up the last vector */
+VF_INLINE ptrdiff_t FN(conv_whole)(ptrdiff_t n) { return (n + VF_WIDTH - 1) / VF_WIDTH * VF_WIDTH; }
+
 VF_INLINE vf FN(conv_sigmoid)(vf z) { return 1 / (1 + vf_exp(-z)); }
 
 /* Rows lie in pages of their own, of which a processor does not know the next: they are asked for a few rows ahead. */
@@ -12,7 +15,7 @@ VF_INLINE void FN(conv_fetch)(const float *row, ptrdiff_t n) {
 /* v = sum_j taps[K - 1 - j] ring[t - j] */
 static void FN(conv_of_ring)(float *restrict v, float (*ring)[CONV_COLUMNS], const float *restrict taps, ptrdiff_t t,
                              ptrdiff_t C, ptrdiff_t n, int K) {
-    memset(v, 0, CONV_COLUMNS * sizeof *v);
+    memset(v, 0, FN(conv_whole)(n) * sizeof *v);
     for (int j = 0; j < K && j <= t; j++) {
         const float *restrict u = ring[(t - j) % K], *restrict tap = taps + (K - 1 - j) * C;
         for (ptrdiff_t i = 0; i < n; i++) v[i] += tap[i] * u[i];
@@ -22,7 +25,7 @@ static void FN(conv_of_ring)(float *restrict v, float (*ring)[CONV_COLUMNS], con
 /* du[t] = sum_j taps[K - 1 - j] dv[t + j], in a sequence of T rows */
 static void FN(conv_backward_of_ring)(float *restrict du, float (*ring)[CONV_COLUMNS], const float *restrict taps,
                                       ptrdiff_t t, ptrdiff_t T, ptrdiff_t C, ptrdiff_t n, int K) {
-    memset(du, 0, CONV_COLUMNS * sizeof *du);
+    memset(du, 0, FN(conv_whole)(n) * sizeof *du);
     for (int j = 0; j < K && t + j < T; j++) {
         const float *restrict dv = ring[(t + j) % K], *restrict tap = taps + (K - 1 - j) * C;
         for (ptrdiff_t i = 0; i < n; i++) du[i] += tap[i] * dv[i];
@@ -60,7 +63,7 @@ static void FN(gated_conv_backward_columns)(float *db, float *dc, float *dx, con
             FN(conv_fetch)(c + ahead, n);
             FN(conv_fetch)(dy + ahead, n);
         }
-        memset(v, 0, sizeof v);
+        memset(v, 0, FN(conv_whole)(n) * sizeof *v);
         for (int j = 0; j < K && j <= t; j++) {
             const ptrdiff_t earlier = at - j * C;
             const float *restrict tap = taps + (K - 1 - j) * C;
@@ -104,12 +107,12 @@ static void FN(silu_conv_backward_columns)(float *dx, const float *dy, const flo
             FN(conv_fetch)(x + (t - CONV_AHEAD) * C, n);
             FN(conv_fetch)(dy + (t - CONV_AHEAD) * C, n);
         }
-        memset(v, 0, sizeof v);
+        memset(v, 0, FN(conv_whole)(n) * sizeof *v);
         for (int j = 0; j < K && j <= t; j++) {
             const float *restrict tap = taps + (K - 1 - j) * C, *restrict u = x + (t - j) * C;
             for (ptrdiff_t i = 0; i < n; i++) v[i] += tap[i] * u[i];
         }
-        memset(d, 0, sizeof dv[0]);
+        memset(d, 0, FN(conv_whole)(n) * sizeof *d);
         memcpy(d, dy + t * C, n * sizeof *dy);
         for (ptrdiff_t i = 0; i < n; i += VF_WIDTH) {
             const vf z = vf_load(v + i), s = FN(conv_sigmoid)(z);

@@ -248,6 +248,16 @@ ROWS = (
 ARCHITECTURES = {row.name: row for row in ROWS}
 """By the value of `general.architecture`."""
 
+FOREIGN = {
+    **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "granitehybrid", "nemotron_h", "nemotron_h_moe",
+                     "plamo2"), "blocks of Mamba"),
+    **dict.fromkeys(("deepseek2", "minicpm3", "plm", "kimi-linear"), "keys and values of low rank"),
+    **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"), "blocks of RWKV"),
+    "qwen3next": "delta nets whose heads lie in another order than those of Qwen 3.5",
+    "gemma3n": "several residual streams",
+}
+"""What stands in the way of architectures that people ask for."""
+
 
 def architecture_of(name: str) -> Architecture:
     """The row of an architecture. One that lorafast cannot train has llama's names and no permutation: its adapters can

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import FormatError
 from ..gguf.reader import GGUFFile
-from .architectures import ALL_LOCAL, ARCHITECTURES, Architecture
+from .architectures import ALL_LOCAL, ARCHITECTURES, FOREIGN, Architecture
 from .block_params import BlockParams, DeltaHeads, ExpertParams
 from .keys import Keys
 from .mixture import read_experts
@@ -175,7 +175,9 @@ def _architecture(keys: Keys) -> Architecture:
     if not name:
         raise FormatError(f"{path}: no key 'general.architecture'; is this a model?")
     if name not in ARCHITECTURES:
-        raise FormatError(f"{path}: architecture '{name}' is not supported; lorafast trains {', '.join(ARCHITECTURES)}")
+        reason = f" (it has {FOREIGN[name]})" if name in FOREIGN else ""
+        raise FormatError(f"{path}: architecture '{name}' is not supported{reason}; lorafast trains "
+                          f"{', '.join(ARCHITECTURES)}")
     if metadata.get(f"{name}.expert_count", 0) and ARCHITECTURES[name].mixture is None:
         raise FormatError(f"{path}: a mixture of {metadata[f'{name}.expert_count']} experts, which lorafast does not "
                           f"know in architecture '{name}'")

@@ -1,81 +1,96 @@
-"""How many experts a pass over the data needs, by a look at what the lowest router makes of the data's beginning.
+"""How many experts a pass over the data needs, by a look at what the lowest routers make of the data's beginning.
 
-Routers go by the token more than by what stands around it: a text that repeats itself needs fewer experts than one that
-does not, in each block alike.
+A text that repeats itself needs fewer experts than one that does not.
 """
 from __future__ import annotations
 
-import copy
+import time
+from collections.abc import Mapping
 
 import numpy as np
 
-from ..network.experts import ExpertGroup, Experts, ExpertsSaved
+from ..network.experts import ExpertGroup, ExpertsSaved
 from ..network.linear import Group
 from ..network.lora import Adapter
 from ..network.network import Network
 from ..network.passes import Pass, Rows
 from ..network.residency import ModelFiles, Residency, least_capacity
 from ..network.trainer import Strategy, Trainer
+from ..network.weights import MAPPED
 
 UNPACKING_TOKENS = 32
 """Unpacking weights costs about as much as computing with so many tokens: in a pass of few tokens, each costs more."""
 
-MOST_TOKENS = 512
-"""Of the data, whose experts are looked at."""
+MOST_TOKENS, MOST_SECONDS = 512, 3.0
+"""Of the data, whose experts are looked at; and how long, at most, beyond the lowest router."""
 
 
 class Routing:
-    """chosen  int (n, k), experts of tokens that follow each other in the data; None where that is not known: then they
-    are taken to be chosen evenly"""
+    """chosen  int (n, k) by group, experts of tokens that follow each other in the data, in blocks from the lowest one
+    up: those above are taken to choose as the uppermost of these. Of none, experts are taken to be chosen evenly"""
 
-    def __init__(self, chosen: np.ndarray | None = None) -> None:
-        self.chosen = chosen
-        self._known: dict[tuple[int, int], float] = {}
+    def __init__(self, chosen: Mapping[Group, np.ndarray] | None = None) -> None:
+        self.chosen = dict(chosen or {})
+        self.uppermost = next(reversed(self.chosen.values()), None)
+        self._known: dict[tuple[Group, int], float] = {}
 
     def share(self, group: Group, T: int) -> float:
         """Of a group's matrices, what a pass of T tokens needs."""
         if not isinstance(group, ExpertGroup):
             return 1.0
-        if (group.n_parts, T) not in self._known:
-            n, of_n = 1, group.n_used / group.n_parts
-            if self.chosen is not None:
-                n = min(T, len(self.chosen))
-                pieces = self.chosen[:len(self.chosen) // n * n].reshape(-1, n * self.chosen.shape[1])
-                of_n = float(np.mean([len(np.unique(piece)) for piece in pieces])) / group.n_parts
-            self._known[group.n_parts, T] = 1 - (1 - of_n) ** (T / n)
-        return self._known[group.n_parts, T]
+        if (group, T) not in self._known:
+            n, of_n, chosen = 1, group.n_used / group.n_parts, self.chosen.get(group, self.uppermost)
+            if chosen is not None:
+                n = min(T, len(chosen))
+                pieces = chosen[:len(chosen) // n * n].reshape(-1, n * chosen.shape[1])
+                of_n = float(np.mean([share_of(piece, group.n_parts) for piece in pieces]))
+            self._known[group, T] = 1 - (1 - of_n) ** (T / n)
+        return self._known[group, T]
 
-    def work(self, group: Group, T: int) -> float:
-        """Of computing with a group in a pass of T tokens, in a unit of its own."""
+    def work(self, group: Group, T: int, share: float | None = None) -> float:
+        """Of computing with a group in a pass of T tokens, in a unit of its own. share: what the pass needs, where that
+        is known."""
         rows = T * group.n_used / group.n_parts if isinstance(group, ExpertGroup) else T
-        return group.n_values * (rows + UNPACKING_TOKENS * self.share(group, T))
+        return group.n_values * (rows + UNPACKING_TOKENS * (self.share(group, T) if share is None else share))
+
+
+def share_of(chosen: np.ndarray, n_experts: int) -> float:
+    """Of experts, those that are among the chosen."""
+    return len(np.unique(chosen)) / n_experts
 
 
 EVEN = Routing()
 
 
-def measure_routing(network: Network, tokens: np.ndarray, ctx: int, n_threads: int, files: ModelFiles) -> Routing:
-    """Runs the blocks up to the lowest one with experts. tokens: int32, of the data."""
-    lowest = next((layer for layer, block in enumerate(network.blocks)
-                   if any(isinstance(branch, Experts) for branch in block.branches)), None)
+def measure_routing(network: Network, tokens: np.ndarray, ctx: int, n_threads: int,
+                    files: ModelFiles | None = None) -> Routing:
+    """Runs the blocks from the lowest one up, for a while. tokens: int32, of the data.
+
+    With `files` no more of the weights is in memory at a time than must be.
+    """
+    has_experts = any(group.n_parts for group in network.groups)
     length = min(ctx, MOST_TOKENS, len(tokens))
-    if lowest is None or length == 0:
+    if not has_experts or length == 0:
         return EVEN
-    T = min(len(tokens), MOST_TOKENS) // length * length
-    below, none = copy.copy(network), Adapter([], 1, 1)
-    below.blocks = network.blocks[:lowest + 1]
-    order = [group for block in below.blocks for group in block.groups]
-    residency = Residency(files, order, least_capacity(order))
+    T, none, chosen = min(len(tokens), MOST_TOKENS) // length * length, Adapter([], 1, 1), dict[Group, np.ndarray]()
+    order = [group for block in network.blocks for group in block.groups]
+    residency = Residency(files, order, least_capacity(order)) if files else None
     try:
-        trainer = Trainer(below, none, T, Strategy(n_kept=1, head_tokens=1), n_threads, weights=residency)
+        strategy, weights = Strategy(n_kept=1, head_tokens=1), residency or MAPPED
+        trainer = Trainer(network, none, T, strategy, n_threads, weights=weights)
         begin = np.arange(0, T + 1, length, dtype=np.int32)
-        pass_ = Pass(tokens[:T], Rows.of(begin), none, trainer.scratch, n_threads, None, residency,
+        pass_ = Pass(tokens[:T], Rows.of(begin), none, trainer.scratch, n_threads, None, weights,
                      *trainer.buffers.beside(T))
         x, saved_of = trainer.buffers.input, trainer.buffers.saved_of
-        below.embed(x(0), pass_)
-        for layer, block in enumerate(below.blocks):
+        network.embed(x(0), pass_)
+        end = time.perf_counter() + MOST_SECONDS
+        for layer, block in enumerate(network.blocks):
+            if chosen and time.perf_counter() > end:
+                break
             block.forward(x(layer + 1), x(layer), saved_of(layer), pass_)
+            chosen |= {group: saved.router.chosen.copy() for saved in saved_of(layer).branches
+                       if isinstance(saved, ExpertsSaved) for group in block.groups if group.n_parts}
     finally:
-        residency.close()
-    saved = next(saved for saved in saved_of(lowest).branches if isinstance(saved, ExpertsSaved))
-    return Routing(saved.router.chosen.copy())
+        if residency:
+            residency.close()
+    return Routing(chosen)

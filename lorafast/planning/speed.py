@@ -10,8 +10,9 @@ from statistics import median
 import numpy as np
 
 from ..kernels.adam import adam_step
-from ..network.block import Block
+from ..network.block import Block, BlockSaved
 from ..network.buffers import sized
+from ..network.experts import ExpertsSaved
 from ..network.linear import Group
 from ..network.lora import Adapter, Gradients
 from ..network.network import Network
@@ -19,7 +20,7 @@ from ..network.passes import Pass, Rows
 from ..network.residency import ModelFiles, Residency, Window, least_capacity
 from ..network.trainer import Activations, Strategy, Trainer, weight_order
 from ..network.weights import MAPPED
-from .routing import EVEN, Routing
+from .routing import EVEN, Routing, share_of
 
 MEASURED_TOKENS = 512
 """A measurement takes as many sequences as fit in this, or so much of one; the rest is in proportion, attention's
@@ -86,17 +87,15 @@ def measure_speed(network: Network, adapter: Adapter, T: int, ctx: int, head_tok
     trainer = Trainer(small, part, len(tokens), strategy, n_threads, weights=residency or MAPPED)
     pass_ = Pass(tokens, Rows.of(begin), part, trainer.scratch, n_threads, Gradients(part), trainer.weights,
                  *trainer.buffers.beside(len(tokens)))
-    per_pass = T / len(tokens)
-    blocks = {block.shape: _measure_block(block, trainer.buffers, layer, ctx, length, _growth(block, len(tokens), T,
-                                                                                              routing),
-                                          pass_, small, residency) for layer, block in enumerate(small.blocks)}
+    blocks = {block.shape: _measure_block(block, trainer.buffers, layer, ctx, length, T, pass_, small, residency,
+                                          routing) for layer, block in enumerate(small.blocks)}
     x, weights = trainer.buffers.output, np.full(len(tokens), 1e-6, np.float32)
 
     def output() -> None:
         small.refresh(part)
         trainer.head_losses(x, tokens, weights, True, pass_)
 
-    head = per_pass * _usual_time(output, residency)
+    head = T / len(tokens) * _usual_time(output, residency)
     if residency:
         residency.close()
     return Speed(T, head_tokens, blocks, head, head_pieces)
@@ -109,18 +108,19 @@ def _one_of_each_shape(network: Network) -> list[Block]:
     return [blocks[len(blocks) // 2] for blocks in of_shape.values()]
 
 
-def _growth(block: Block, measured: int, T: int, routing: Routing) -> float:
-    """Of a pass's time from so many tokens to T. Experts see few of those that are measured, and unpacking their
-    weights takes its part."""
-    if not any(group.n_parts for group in block.groups):
+def _growth(block: Block, saved: BlockSaved, measured: int, T: int, routing: Routing) -> float:
+    """Of a pass's time from so many tokens to T. Experts see few of those that are measured, so that unpacking their
+    weights takes its part; and how many of them see some depends on the block and its input."""
+    shares = [share_of(s.router.chosen, s.router.p.shape[1]) for s in saved.branches if isinstance(s, ExpertsSaved)]
+    if not shares:
         return T / measured
-    few, many = (sum(routing.work(group, n) for group in block.groups) for n in (measured, T))
-    return many / few
+    few = sum(routing.work(group, measured, shares[0] if group.n_parts else None) for group in block.groups)
+    return sum(routing.work(group, T) for group in block.groups) / few
 
 
-def _measure_block(block: Block, buffers: Activations, layer: int, ctx: int, length: int, per_pass: float, pass_: Pass,
-                   network: Network, residency: Residency | None) -> BlockSpeed:
-    """Of one block, on sequences of `length` tokens for those of `ctx`."""
+def _measure_block(block: Block, buffers: Activations, layer: int, ctx: int, length: int, T: int, pass_: Pass,
+                   network: Network, residency: Residency | None, routing: Routing) -> BlockSpeed:
+    """Of one block in a pass of T tokens, on sequences of `length` tokens for those of `ctx`."""
     x, out, saved = buffers.input(buffers.lowest), buffers.output, buffers.saved_of(layer)
     network.embed(x, pass_)
 
@@ -133,6 +133,7 @@ def _measure_block(block: Block, buffers: Activations, layer: int, ctx: int, len
             branch.recompute_cheap(s, pass_)
 
     forward()                                       # once before, so that the weights are there
+    per_pass = _growth(block, saved, len(pass_.tokens), T, routing)
     seconds = [per_pass * _usual_time(run, residency) for run in (
         forward,
         lambda: block.forward(None, x, saved, pass_),

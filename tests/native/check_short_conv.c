@@ -31,10 +31,10 @@ static void check_gated(int T, int C, int K) {
         y_exact[i] = c[i] * v[i], dc_exact[i] = dy[i] * v[i];
         db_exact[i] = du[i] * x[i], dx_exact[i] = du[i] * b[i];
     }
-    for (int i = 0; i < C; i += CONV_COLUMNS) {
-        DISPATCH(gated_conv_columns)(y + i, b + i, c + i, x + i, taps + i, T, C, MIN(CONV_COLUMNS, C - i), K);
+    for (int i = 0; i < C; i += CONV_FEWEST) {
+        DISPATCH(gated_conv_columns)(y + i, b + i, c + i, x + i, taps + i, T, C, MIN(CONV_FEWEST, C - i), K);
         DISPATCH(gated_conv_backward_columns)(db + i, dc + i, dx + i, dy + i, b + i, c + i, x + i, taps + i, T, C,
-                                              MIN(CONV_COLUMNS, C - i), K);
+                                              MIN(CONV_FEWEST, C - i), K);
     }
     expect("gated_conv y", y, y_exact, n, SHORT_CONV_LIMIT);
     expect("gated_conv db", db, db_exact, n, SHORT_CONV_LIMIT);
@@ -56,9 +56,9 @@ static void check_silu(int T, int C, int K) {
         dv[i] = dy[i] * sigmoid * (1 + v[i] * (1 - sigmoid));
     }
     convolve(dx_exact, dv, taps, T, C, K, 1);
-    for (int i = 0; i < C; i += CONV_COLUMNS) {
-        DISPATCH(silu_conv_columns)(y + i, x + i, taps + i, T, C, MIN(CONV_COLUMNS, C - i), K);
-        DISPATCH(silu_conv_backward_columns)(dx + i, dy + i, x + i, taps + i, T, C, MIN(CONV_COLUMNS, C - i), K);
+    for (int i = 0; i < C; i += CONV_FEWEST) {
+        DISPATCH(silu_conv_columns)(y + i, x + i, taps + i, T, C, MIN(CONV_FEWEST, C - i), K);
+        DISPATCH(silu_conv_backward_columns)(dx + i, dy + i, x + i, taps + i, T, C, MIN(CONV_FEWEST, C - i), K);
     }
     expect("silu_conv y", y, y_exact, n, SHORT_CONV_LIMIT);
     expect("silu_conv dx", dx, dx_exact, n, SHORT_CONV_LIMIT);

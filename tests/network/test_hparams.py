@@ -54,3 +54,9 @@ def test_more_blocks_than_the_key_counts(tmp_path):
     assert read_hparams(open_model(ahead)).n_layer == 2
     named = rewritten(model, tmp_path / "names.gguf", **{"blk.3.nextn.eh_proj": np.ones((2, 4), np.float32)})
     assert read_hparams(named).n_layer == 3
+
+
+@pytest.mark.parametrize("name, reason", [("granitehybrid", r" \(it has blocks of Mamba\)"), ("gptj", "")])
+def test_other_architectures_are_refused_by_name(tmp_path, name, reason):
+    with pytest.raises(FormatError, match=f"architecture '{name}' is not supported{reason}; lorafast trains llama, "):
+        read_hparams(open_model(make_tiny(tmp_path / "model.gguf", architecture=name)))

@@ -29,12 +29,14 @@ def test_even_where_nothing_is_known(opened):
 
 
 def test_in_the_mean_over_the_data_and_beyond_it(opened):
-    _, _, experts = opened
-    routing = Routing(np.array([[0, 1], [0, 1], [2, 3], [4, 5]]))
+    network, _, experts = opened
+    routing = Routing({experts: np.array([[0, 1], [0, 1], [2, 3], [4, 5]])})
     assert routing.share(experts, 1) == 2 / E
     assert routing.share(experts, 2) == np.mean([2, 4]) / E
     assert routing.share(experts, 4) == 6 / E
     assert routing.share(experts, 8) == pytest.approx(1 - (1 - 6 / E) ** 2)
+    above = next(group for group in network.blocks[1].groups if isinstance(group, ExpertGroup))
+    assert routing.share(above, 2) == routing.share(experts, 2)
 
 
 def test_a_text_that_repeats_itself_needs_fewer(opened):
@@ -43,6 +45,7 @@ def test_a_text_that_repeats_itself_needs_fewer(opened):
     repeated = np.full(4 * CTX, varied[0], np.int32)
     shares = [measure_routing(network, tokens, CTX, 1, files).share(experts, CTX) for tokens in (varied, repeated)]
     assert shares[0] > 0.8 > 0.4 > shares[1] >= K / E
+    assert measure_routing(network, varied, CTX, 1).share(experts, CTX) == shares[0], "where all is in memory"
 
 
 def test_work_of_experts_against_dense(opened):
@@ -60,4 +63,4 @@ def test_without_experts_or_data(opened, tmp_path):
     assert measure_routing(network, np.zeros(0, np.int32), CTX, 1, files) is EVEN
     gguf = open_model(make_tiny(tmp_path / "dense.gguf"))
     dense = Network(gguf, read_hparams(gguf), CTX)
-    assert measure_routing(dense, np.ones(9, np.int32), CTX, 1, ModelFiles(gguf)) is EVEN
+    assert measure_routing(dense, np.ones(9, np.int32), CTX, 1) is EVEN
