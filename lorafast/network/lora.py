@@ -65,7 +65,8 @@ def specs_for(shapes: Mapping[str, Sequence[int]], ranks: Mapping[str, int],
              tied) is simply not adapted
     ranks    rank by role; 0 leaves the role out
     targets  None for every tensor that can be adapted, or groups (`attn`), roles (`attn_q`) and tensor names, `*` and
-             `?` allowed in the latter (`blk.1?.ffn_*`), `.weight` optional
+             `?` allowed in the latter (`blk.1?.ffn_*`), `.weight` optional. A group may be empty beside others: where
+             all feed-forward matrices are experts', `attn,ffn` means attention
     dora     with magnitudes for every matrix
 
     Raises UsageError for a target that fits no tensor, a negative rank, or nothing left to train.
@@ -74,7 +75,8 @@ def specs_for(shapes: Mapping[str, Sequence[int]], ranks: Mapping[str, int],
     if targets is not None:
         targets = tuple(targets)
         for target in targets:
-            if not any(_fits(target, name) for name in names):
+            is_one_of_several = target in GROUPS and len(targets) > 1
+            if not is_one_of_several and not any(_fits(target, name) for name in names):
                 raise UsageError(_no_such_target(target, names))
         names = [name for name in names if any(_fits(target, name) for target in targets)]
     for role, rank in ranks.items():
@@ -94,7 +96,7 @@ def _fits(target: str, name: str) -> bool:
 
 
 def _no_such_target(target: str, names: Sequence[str]) -> str:
-    if is_of_experts(target):
+    if is_of_experts(target) or target in GROUPS:        # the feed-forward's, all of whose matrices are experts'
         return f"target '{target}': {EXPERTS_ARE_FROZEN}"
     if target.removesuffix(".weight") == "output":
         return "target 'output': this model has no output.weight (its embedding is tied); leave the target out"

@@ -111,6 +111,14 @@ def test_experts_as_targets_are_refused_with_the_reason(tmp_path):
         specs_for(shapes, default_ranks(2), ["attn_q", "ffn_up_exps"])
 
 
+def test_the_modern_targets_mean_attention_where_all_else_is_experts(tmp_path):
+    shapes = read_hparams(open_model(make_tiny(tmp_path / "model.gguf", experts=4))).tensor_shapes()
+    attention, both = (specs_for(shapes, default_ranks(2), targets) for targets in (["attn"], ["attn", "ffn"]))
+    assert both == attention and len(both) == 8
+    with pytest.raises(UsageError, match=r"target 'ffn': experts are frozen"):
+        specs_for(shapes, default_ranks(2), ["ffn"])
+
+
 def test_adapters_of_experts_are_refused_with_the_reason(tmp_path):
     text = GGUFValueType.STRING
     keys = [("general.type", text, "adapter"), ("adapter.type", text, "lora"), ("general.architecture", text, "llama")]
