@@ -21,7 +21,7 @@ from ..network.weights import MAPPED
 UNPACKING_TOKENS = 32
 """Unpacking weights costs about as much as computing with so many tokens: in a pass of few tokens, each costs more."""
 
-MOST_TOKENS, MOST_SECONDS = 512, 3.0
+MOST_TOKENS, MOST_SECONDS = 512, 10.0
 """Of the data, whose experts are looked at; and how long, at most, beyond the lowest router."""
 
 
