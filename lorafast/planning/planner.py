@@ -409,7 +409,8 @@ class Planner:
             sizes = [math.ceil(nbytes(group) * routing.share(group, T)) for group in groups]
             partial = [unit for unit, group in enumerate(groups) if group.n_parts]
             window = Window(sizes, [groups.index(group) for group in order], capacity, partial)
-            seconds, read = follow(window, [compute * part / sum(work) for part in work], disk)
+            again = {unit: routing.needed_again(groups[unit], T) for unit in partial}
+            seconds, read = follow(window, [compute * part / sum(work) for part in work], disk, again)
             most_held = window.most_held
         passes, sharing = self._parts(strategy) * self.job.own_passes, self.job.sharing
         exchange = sharing.link.seconds(self.adapter.n_params * sharing.itemsize, sharing.n_ranks)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -32,19 +33,28 @@ class Routing:
     def __init__(self, chosen: Mapping[Group, np.ndarray] | None = None) -> None:
         self.chosen = dict(chosen or {})
         self.uppermost = next(reversed(self.chosen.values()), None)
-        self._known: dict[tuple[Group, int], float] = {}
+        self._known: dict[tuple[Group, int], tuple[float, float]] = {}
 
     def share(self, group: Group, T: int) -> float:
         """Of a group's matrices, what a pass of T tokens needs."""
+        return self._shares(group, T)[0]
+
+    def needed_again(self, group: Group, T: int) -> float:
+        """Of what a pass needs, what the next one needs too."""
+        return self._shares(group, T)[1]
+
+    def _shares(self, group: Group, T: int) -> tuple[float, float]:
         if not isinstance(group, ExpertGroup):
-            return 1.0
+            return 1.0, 1.0
         if (group, T) not in self._known:
-            n, of_n, chosen = 1, group.n_used / group.n_parts, self.chosen.get(group, self.uppermost)
+            n, sets, chosen = 1, list[set[int]](), self.chosen.get(group, self.uppermost)
             if chosen is not None:
                 n = min(T, len(chosen))
-                pieces = chosen[:len(chosen) // n * n].reshape(-1, n * chosen.shape[1])
-                of_n = float(np.mean([share_of(piece, group.n_parts) for piece in pieces]))
-            self._known[group, T] = 1 - (1 - of_n) ** (T / n)
+                sets = [set(piece.flat) for piece in np.split(chosen, range(n, len(chosen), n)) if len(piece) == n]
+            of_n = float(np.mean([len(each) for each in sets] or [group.n_used])) / group.n_parts
+            share = 1 - (1 - of_n) ** (T / n)
+            again = [len(before & after) / len(after) for before, after in pairwise(sets)]
+            self._known[group, T] = share, float(np.mean(again)) if again else share
         return self._known[group, T]
 
     def work(self, group: Group, T: int, share: float | None = None) -> float:

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from types import MappingProxyType
 
 import numpy as np
 
@@ -32,7 +33,7 @@ FEWEST, ENOUGH, LONG = 4, 0.1, 0.3
 BACKWARD_OF_ATTENTION = 2.5
 """Products in attention's backward pass, of those in its forward pass."""
 
-NO_TOKENS = np.zeros(0, np.int32)
+NO_TOKENS, NOTHING = np.zeros(0, np.int32), MappingProxyType[int, float]({})
 
 MEASURED_BYTES, MEASURED_SECONDS = 256 << 20, 0.5
 """What is read at most to learn how fast the disk is."""
@@ -184,12 +185,14 @@ def _usual_time(run: Callable[[], object], residency: Residency | None = None) -
     return median(seconds[1:] or seconds)
 
 
-def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float, int]:
+def follow(window: Window, compute: Sequence[float], rate: float,
+           again: Mapping[int, float] = NOTHING) -> tuple[float, int]:
     """Seconds and bytes read of the second of two passes, in which kernels wait for what the reader has not read yet.
 
     window    a new one; afterwards it knows the most that it has held
     compute   seconds at each place of the window's order
     rate      bytes a second that the reader reads
+    again     of partial units, the share of what a pass needs that the next one needs too
     """
     clock = reader = 0.0                # when the kernels, and when the reader, are done with what they do
     ready: dict[int, float] = {}        # when each unit has been read
@@ -200,18 +203,21 @@ def follow(window: Window, compute: Sequence[float], rate: float) -> tuple[float
         for place, unit in enumerate(window.order):
             window.now = place
             for soon in window.order[place:place + 2]:      # a router has named what its experts use after it
-                if soon in window.partial:
-                    window.learn(soon, window.sizes[soon])
+                if soon in window.partial and soon not in window.known:
+                    is_held, size = soon in window.held, window.sizes[soon]
+                    window.learn(soon, size, int(size * again.get(soon, 1)) if is_held and soon in again else None)
             reader = max(reader, clock)
             end: float | None = max(clock, ready[unit]) + compute[place] if unit in window.held else None
             while end is None or reader < end:
+                there = dict(window.remains)
                 fetch = window.next_fetch()
                 if not fetch:
                     break
                 fetched, _ = fetch
-                reader += window.sizes[fetched] / rate
+                nbytes = window.sizes[fetched] - there.get(fetched, 0)
+                reader += nbytes / rate
                 ready[fetched] = reader
-                read += window.sizes[fetched]
+                read += nbytes
                 if end is None and fetched == unit:
                     end = reader + compute[place]
             assert end is not None, "a unit that is used is read"

@@ -7,8 +7,9 @@ from lorafast.gguf.reader import open_model
 from lorafast.network.experts import ExpertGroup
 from lorafast.network.hparams import read_hparams
 from lorafast.network.network import Network
-from lorafast.network.residency import ModelFiles
+from lorafast.network.residency import ModelFiles, Window
 from lorafast.planning.routing import EVEN, Routing, measure_routing
+from lorafast.planning.speed import follow
 
 E, K, CTX = 16, 2, 24
 
@@ -35,8 +36,17 @@ def test_in_the_mean_over_the_data_and_beyond_it(opened):
     assert routing.share(experts, 2) == np.mean([2, 4]) / E
     assert routing.share(experts, 4) == 6 / E
     assert routing.share(experts, 8) == pytest.approx(1 - (1 - 6 / E) ** 2)
+    assert routing.needed_again(experts, 1) == pytest.approx(np.mean([1, 0, 0]))
+    assert routing.needed_again(experts, 4) == routing.share(experts, 4), "of a single pass nothing else is known"
     above = next(group for group in network.blocks[1].groups if isinstance(group, ExpertGroup))
     assert routing.share(above, 2) == routing.share(experts, 2)
+
+
+def test_a_step_reads_what_the_one_before_it_did_not_need():
+    """Two units that fit into memory, one of experts, half of whose parts the next pass needs again."""
+    order = [0, 1, 1, 0]
+    assert follow(Window([10, 10], order, 20, [1]), [1.0] * 4, 5.0)[1] == 0
+    assert follow(Window([10, 10], order, 20, [1]), [1.0] * 4, 5.0, {1: 0.5})[1] == 5
 
 
 def test_a_text_that_repeats_itself_needs_fewer(opened):
