@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from .training.run import Result
 
 MOST_POSITIONS = 8192
-"""Of a context whose length was not given: longer ones take memory that few need."""
+"""Tokens of a context whose length was not given: a longer one takes memory that few need."""
 
 Lora = str | os.PathLike | tuple[str | os.PathLike, float]
 """An adapter or checkpoint of any form; text may end in `:SCALE`."""

@@ -43,14 +43,14 @@ class Command:
 
 COMMANDS = {
     "finetune": Command("train a LoRA adapter for a GGUF model", FinetuneConfig),
-    "plan": Command("tell what a run of finetune with these options would take", FinetuneConfig),
+    "plan": Command("tell the memory and time that a run of finetune would take", FinetuneConfig),
     "generate": Command("continue a text with a model and adapters", GenerateConfig),
     "eval": Command("score how a model and its adapters answer records", EvalConfig),
-    "perplexity": Command("tell how well a model predicts a text", PerplexityConfig),
+    "perplexity": Command("measure how well a model predicts a text", PerplexityConfig),
     "inspect": Command("show a model, adapter, checkpoint, or data as the trainer sees it", InspectOptions),
-    "logits": Command("write what a teacher says of data, for finetune --distill", LogitsConfig),
-    "report": Command("show how a run went: a page of plots and samples", ReportOptions),
-    "convert": Command("bring an adapter or a checkpoint into another form", ConvertOptions),
+    "logits": Command("write a teacher's likeliest tokens, for finetune --distill", LogitsConfig),
+    "report": Command("write a page of plots and samples that shows how a run went", ReportOptions),
+    "convert": Command("convert an adapter or a checkpoint into another form", ConvertOptions),
     "merge": Command("write a model with its adapters merged in", MergeOptions),
     "check": Command("tell whether llama.cpp will load an adapter, and if not, why", CheckOptions),
 }
@@ -91,6 +91,8 @@ def fail(message: str, exit_status: int = 1) -> int:
 
 def run(argv: Sequence[str]) -> int:
     name, *rest = argv or ("--help",)
+    if name == "help":
+        return run([*rest[:1], "--help"])
     if name in ("-h", "--help"):
         print(overview())
     elif name == "--version":
@@ -125,7 +127,7 @@ def overview() -> str:
             "The first steps:\n"
             "  lorafast finetune --run NAME --model-base MODEL.gguf --train-data chats.jsonl\n"
             "  lorafast generate --model-base MODEL.gguf --lora NAME/adapter.gguf --chat -i\n\n"
-            "lorafast COMMAND --help shows its options; lorafast --version tells the version;\n"
+            "lorafast COMMAND --help shows its options, lorafast --version the version;\n"
             "lorafast --completion bash (or zsh, fish) prints the completion for that shell.")
 
 

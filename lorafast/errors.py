@@ -18,4 +18,4 @@ class FormatError(LoraFastError):
 
 
 class TemplateRefusal(LoraFastError):
-    """A chat template cannot render these messages: it says so itself, or it uses something that they don't have."""
+    """A chat template cannot render these messages: it says so itself, or it uses something that they do not have."""

@@ -1,7 +1,8 @@
 """Random numbers equal, bit for bit, to those of a C++ program built with GCC's library (libstdc++).
 
-The original seeds a `std::mt19937` and draws from it the initial A matrices (through `std::normal_distribution<float>`)
-and the order of the training samples. With the same generator the same seed starts the same run.
+llama-finetune seeds a `std::mt19937` and draws from it the initial A matrices (through
+`std::normal_distribution<float>`) and the order of the training samples. With the same generator the same seed starts
+the same run.
 
 Sources: Matsumoto and Nishimura, "Mersenne Twister" (1998); Marsaglia and Bray, "A convenient method for generating
 normal variables" (1964), in the form libstdc++ gives it.

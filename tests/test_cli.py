@@ -41,6 +41,12 @@ def raising(error):
     (["finetune"], 2, "--model-base is missing"),
     (["finetune", "--ctx", "12abc"], 2, "--ctx 12abc"),
     (["finetune", "--modelbase", "x"], 2, "did you mean --model-base?"),
+    (["finetune", "m.gguf"], 2, "each value follows the name of its option"),
+    (["finetune", "--model-base", "org/name"], 1, "(from Hugging Face: hf:org/name)"),
+    (["finetune", "--model-base", __file__], 1, "name your data with --train-data"),
+    (["finetune", "--model-base", "x", "--targets", "q_prj"], 2, "did you mean q_proj?"),
+    (["help", "nonsense"], 2, "unknown command nonsense"),
+    (["inspect", __file__], 1, "To show training data, add --model-base"),
 ])
 def test_usage_errors(capsys, argv, status, shown):
     assert cli.main(argv) == status
@@ -93,7 +99,7 @@ def test_generated_text_appears_as_it_comes(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], *([name, "--help"] for name in cli.COMMANDS), ["generate", "-h"],
-                                  ["finetune", "--help-all"]])
+                                  ["finetune", "--help-all"], ["help"], ["help", "plan"]])
 def test_help_is_on_stdout_in_80_columns(argv, capsys):
     assert cli.main(argv) == 0
     out, err = capsys.readouterr()

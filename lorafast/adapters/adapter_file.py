@@ -45,7 +45,7 @@ class BaseModel:
             architecture = metadata["general.architecture"]
             n_layer, n_head = (metadata[f"{architecture}.{key}"] for key in ("block_count", "attention.head_count"))
         except KeyError as error:
-            raise FormatError(f"{model.path}: lacks the key {error.args[0]}, so it is no base model") from None
+            raise FormatError(f"{model.path}: lacks the key {error.args[0]}, so it is not a base model") from None
         n_head_kv = metadata.get(f"{architecture}.attention.head_count_kv", n_head)
         n_head, n_head_kv = (_most(model, n) for n in (n_head, n_head_kv))
         if not isinstance(n_layer, int):
@@ -90,7 +90,7 @@ class AdapterFile:
         return [*self.pairs[name], *([self.magnitudes[name]] if name in self.magnitudes else [])]
 
     def ordered(self) -> list[tuple[str, Pair]]:
-        """The pairs in the original's order of tensors."""
+        """The pairs in llama-finetune's order of tensors."""
         return sorted(self.pairs.items(), key=lambda item: file_order(item[0]))
 
     def with_runtime_alpha(self) -> tuple[float, int, list[tuple[str, Pair]]]:
@@ -131,7 +131,7 @@ class AdapterFile:
 
 
 def _delta_heads(metadata: Mapping[str, Any], architecture: str) -> DeltaHeads | None:
-    """As far as the file tells them all."""
+    """The heads of gated delta nets; None unless the file tells all of their sizes."""
     if architecture_of(architecture).mixer != "delta_net":
         return None
     stored = [metadata.get(f"{architecture}.ssm.{key}")
@@ -143,7 +143,7 @@ def _delta_heads(metadata: Mapping[str, Any], architecture: str) -> DeltaHeads |
 
 
 def _most(model: GGUFFile, heads: Any) -> int:
-    """Of a number of heads, or of an array where blocks differ, the largest."""
+    """The number of heads; where blocks differ it is an array, and this is the largest."""
     if not isinstance(heads, (int, np.ndarray)) or not np.issubdtype(np.asarray(heads).dtype, np.integer) \
             or not np.size(heads):
         raise FormatError(f"{model.path}: a number of heads is {heads!r:.40}, but should be a whole number")

@@ -1,13 +1,13 @@
 """Checkpoints: the adapter, the optimiser's state and the position in the data, so that a run goes on where it stopped.
 
-The file is the original's, byte for byte: GGUF v3 with the keys of `_metadata` and the float32 tensors of `_tensors`.
-Keys `lorafast.*` may follow, which the original ignores; they hold what it expected on the command line again (alpha
+The file is llama-finetune's, byte for byte: GGUF v3 with the keys of `_metadata` and the float32 tensors of `_tensors`.
+Keys `lorafast.*` may follow, which llama-finetune ignores; they hold what it expected on the command line again (alpha
 and r), the element order of the moments (moments.py), and whatever else an exact resume needs. With DoRA the key
 `lorafast.dora` is among them, a tensor `<base>.lora_magnitude` follows each pair, and the magnitudes' moments those of
-all pairs; the original could not go on from that.
+all pairs; llama-finetune could not go on from that.
 
-Where an adapter is not the original's full set, the tensors that are not adapted are absent, and a role that is adapted
-nowhere has rank 0.
+Where an adapter is not llama-finetune's full set, the tensors that are not adapted are absent, and a role that is
+adapted nowhere has rank 0.
 """
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ _GEOMETRY_KEYS = {
     "n_rot": ("rope.dimension_count", U32),
     "norm_rms_eps": ("attention.layer_norm_rms_epsilon", F32),
     "rope_freq_base": ("rope.freq_base", F32),
-    # The original stores freq_scale here, the reciprocal of what the key means elsewhere, and never reads it back.
+    # llama-finetune stores freq_scale here, the reciprocal of what the key means elsewhere, and never reads it back.
     "rope_freq_scale": ("rope.scale_linear", F32),
 }
 _GEOMETRY_OF_THE_MODEL = ("architecture", "n_embd", "n_ff", "n_head", "n_head_kv", "n_layer")
-"""What must equal the base model's; the rest is not read again, as in the original."""
+"""What must equal the base model's; the rest is not read again, as in llama-finetune."""
 
 
 @dataclass
@@ -112,7 +112,7 @@ def write_checkpoint(path: str | os.PathLike, geometry: Geometry, adapter: Adapt
     adam    the moments
     extras  more values to keep: int, float, bool, str, list of str or array of numbers, stored as `lorafast.<key>`
             after alpha, r and the moments' order. With None no `lorafast.*` key is written at all, and the file equals
-            the original's to the byte.
+            llama-finetune's to the byte.
     """
     write_gguf(path, _metadata(geometry, adapter, state, extras), _tensors(adapter, adam, state),
                summed=extras is not None)
@@ -222,7 +222,7 @@ class Checkpoint:
     pairs    A (r, K) and B (r, N) by base tensor, in the file's order
     magnitudes  DoRA's by base tensor, in the same order; empty without
     ranks    rank by role, as recorded
-    alpha, r   None in a file of the original, which trained with scale 1
+    alpha, r   None in a file of llama-finetune, which trained with scale 1
     state    None if the file holds no training state; then neither does it hold m and v
     m, v     (n_params,) in the file's order, `state.moments_order`
     moments_evidence  how that order is known, for the log
@@ -244,7 +244,7 @@ class Checkpoint:
 
     @property
     def is_originals(self) -> bool:
-        """Written by the original, or without the `lorafast.*` keys."""
+        """Written by llama-finetune, or without the `lorafast.*` keys."""
         return self.alpha is None
 
     def load_adapter(self, adapter: Adapter, geometry: Geometry) -> None:
@@ -256,7 +256,7 @@ class Checkpoint:
         self._check_tensors(adapter)
         self._check_magnitudes(adapter)
         if self.alpha is None and adapter.scale != 1:
-            raise LoraFastError(f"{self.path}: was trained with scale 1, as the original always did, this run has "
+            raise LoraFastError(f"{self.path}: was trained with scale 1, as llama-finetune always did, this run has "
                                 f"{adapter.alpha:g} / {adapter.r}; pass --lora-alpha {adapter.r}")
         if self.alpha is not None and self.r is not None and self.alpha / self.r != adapter.scale:
             raise LoraFastError(f"{self.path}: was trained with alpha {self.alpha:.9g} and r {self.r}, this run has "
@@ -338,7 +338,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Reads a checkpoint of the original or of this package.
+    """Reads a checkpoint of llama-finetune or of this package.
 
     Raises FormatError for a file that is broken, of another kind, or of a version or optimiser this package does not
     know, and LoraFastError for one that cannot be read.
@@ -401,7 +401,7 @@ class _Keys:
     def get(self, key: str, type: type, default: Any = _REQUIRED) -> Any:
         value = self.file.metadata.get(key, default)
         if value is _REQUIRED:
-            raise FormatError(f"{self.file.path}: lacks the key {key}; it is no complete checkpoint")
+            raise FormatError(f"{self.file.path}: lacks the key {key}; it is not a complete checkpoint")
         if value is not default and not isinstance(value, type):
             raise FormatError(f"{self.file.path}: {key} is {value!r:.40}, but should be of type {type.__name__}")
         return value
@@ -430,14 +430,14 @@ def _read_pairs(file: GGUFFile, ranks: Mapping[str, int]) -> tuple[dict[str, Pai
     for base, pair in parts.items():
         if len(pair) != 2:
             missing = "lora_b" if "lora_a" in pair else "lora_a"
-            raise FormatError(f"{file.path}: lacks tensor '{base}.{missing}'; it is no complete checkpoint")
+            raise FormatError(f"{file.path}: lacks tensor '{base}.{missing}'; it is not a complete checkpoint")
     present = {split_name(name)[1] for name in parts}
     for role, rank in ranks.items():
         if rank and role not in present:
             raise FormatError(f"{file.path}: training.lora.rank.{role} is {rank}, but there is no such tensor; "
-                              "it is no complete checkpoint")
+                              "it is not a complete checkpoint")
     if not parts:
-        raise FormatError(f"{file.path}: holds no adapter tensors; it is no complete checkpoint")
+        raise FormatError(f"{file.path}: holds no adapter tensors; it is not a complete checkpoint")
     names = sorted(parts, key=file_order)
     dora = bool(file.metadata.get("lorafast.dora"))
     for base in parts.keys() | magnitudes.keys():
@@ -507,7 +507,7 @@ def _read_state(keys: _Keys, n_params: int) -> tuple[TrainState, np.ndarray, np.
 
 def _read_vector(file: GGUFFile, name: str, size: int) -> np.ndarray:
     if name not in file.tensors:
-        raise FormatError(f"{file.path}: lacks tensor '{name}'; it is no complete checkpoint")
+        raise FormatError(f"{file.path}: lacks tensor '{name}'; it is not a complete checkpoint")
     values = _float32(file.path, file.tensors[name])
     if values.shape != (size,):
         raise FormatError(f"{file.path}: tensor '{name}' has shape {values.shape}, but {size} values were expected")

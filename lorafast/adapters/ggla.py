@@ -1,4 +1,4 @@
-"""The original's own adapter files, magic "ggla", usually `.bin`.
+"""llama-finetune's own adapter files, magic "ggla", usually `.bin`.
 
     u32 magic 0x67676C61, u32 version 1, u32 r, u32 alpha
     per tensor: u32 n_dims, u32 length of the name, u32 type, u32 ne[n_dims], the name, zeros up to a multiple of 32,
@@ -75,7 +75,7 @@ def read_ggla(path: str | os.PathLike) -> AdapterFile:
         raise LoraFastError(f"cannot read {path}: {error}") from error
     magic, version, r, alpha = _unpack(path, data, "<4I", 0)
     if magic != MAGIC:
-        raise FormatError(f"{path}: is no ggla adapter: it begins with {bytes(data[:4])!r}")
+        raise FormatError(f"{path}: is not a ggla adapter: it begins with {bytes(data[:4])!r}")
     if version != VERSION:
         raise FormatError(f"{path}: ggla version {version}, but only {VERSION} is known (byte 4)")
     if r == 0:
@@ -84,7 +84,7 @@ def read_ggla(path: str | os.PathLike) -> AdapterFile:
     for position, name, values in _tensors(path, data):
         base, _, suffix = name.rpartition(".")
         if suffix not in ("loraA", "loraB") or not split_name(base)[1]:
-            raise FormatError(f"{path}: tensor {name!r} (byte {position}) is no part of an adapter that lorafast knows")
+            raise FormatError(f"{path}: tensor {name!r} (byte {position}) is not one that lorafast knows")
         parts.setdefault(base, {})[suffix] = values
     return AdapterFile({base: _pair(path, base, pair) for base, pair in parts.items()}, float(alpha), r)
 

@@ -91,7 +91,7 @@ def read_gguf_adapter(path: str | os.PathLike) -> AdapterFile:
         elif is_of_experts(base):
             raise FormatError(f"{path}: tensor '{name}': {EXPERTS_ARE_FROZEN}")
         elif suffix not in ("lora_a", "lora_b") or not role or len(tensor.shape) != 2:
-            raise FormatError(f"{path}: tensor {name!r} is no part of an adapter that lorafast knows")
+            raise FormatError(f"{path}: tensor {name!r} does not belong to an adapter that lorafast knows")
         else:
             parts.setdefault(base, {})[suffix] = _values(tensor)
     pairs = {}

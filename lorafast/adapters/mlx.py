@@ -44,7 +44,7 @@ def read_mlx(path: str | os.PathLike, base: BaseModel | None = None) -> AdapterF
         module, _, part = key.rpartition(".")
         name = base_tensor(module, architecture_for(base))
         if name is None or part not in PARTS or values.ndim != (1 if part == "m" else 2):
-            raise FormatError(f"{folder}: tensor {key!r} of shape {values.shape} is no part of an adapter that "
+            raise FormatError(f"{folder}: tensor {key!r} of shape {values.shape} does not belong to an adapter that "
                               "lorafast knows")
         parts.setdefault(name, {})[part] = values
     if not parts:
@@ -88,8 +88,8 @@ def _read_config(path: Path) -> tuple[str, float]:
     config = config if isinstance(config, dict) else {}
     kind = config.get("fine_tune_type", "lora")
     if kind not in KINDS:
-        raise FormatError(f"{path}: fine_tune_type is {kind!r}, which is no adapter but a changed model; convert the "
-                          f"whole model (mlx_lm.fuse, then convert_hf_to_gguf.py of llama.cpp)")
+        raise FormatError(f"{path}: fine_tune_type is {kind!r}, which is not an adapter but a changed model; convert "
+                          f"the whole model (mlx_lm.fuse, then convert_hf_to_gguf.py of llama.cpp)")
     parameters = config.get("lora_parameters")
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < np.inf:

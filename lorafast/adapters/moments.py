@@ -1,8 +1,8 @@
-"""The element order of Adam's moments in a checkpoint of the original.
+"""The element order of Adam's moments in a checkpoint of llama-finetune.
 
-m and v are stored as one flat vector each, in the order in which the original's graph happened to visit the parameters:
-from the loss back, of the two operands of each operation either the left or the right first, whichever needed less
-memory. The file does not say which. So the order is recognised from the data.
+m and v are stored as one flat vector each, in the order in which llama-finetune's graph happened to visit the
+parameters: from the loss back, of the two operands of each operation either the left or the right first, whichever
+needed less memory. The file does not say which. So the order is recognised from the data.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..network.lora import Pair
 RIGHT_TO_LEFT = "RIGHT_TO_LEFT"
 LEFT_TO_RIGHT = "LEFT_TO_RIGHT"
 ORDERS = (RIGHT_TO_LEFT, LEFT_TO_RIGHT)
-"""The names that the original prints as "evaluation order". A fresh run writes the first: it is what the original
+"""The names that llama-finetune prints as "evaluation order". A fresh run writes the first: it is what llama-finetune
 itself chooses for models of practical size with gradient checkpointing, its default, and so expects on resuming."""
 
 

@@ -135,7 +135,7 @@ class _Parser:
             inside += char
         low, comma, high = inside.partition(",")
         if len(inside) > 8 or not all(number.isdecimal() or not number for number in (low, high)) or not (low or high):
-            raise ValueError(f"{{{inside:.20}}} is no number of repetitions")
+            raise ValueError(f"{{{inside:.20}}} is not a number of repetitions")
         bounds = int(low or 0), (int(high) if high else None) if comma else int(low)
         if max(bounds[0], bounds[1] or 0) > MAX_REPEATS:
             raise ValueError(f"{{{inside}}} is more than {MAX_REPEATS} repetitions")

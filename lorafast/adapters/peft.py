@@ -95,7 +95,8 @@ def write_peft(path: str | os.PathLike, adapter: AdapterFile, base: BaseModel) -
 
 
 def _checksum(config: Mapping[str, Any]) -> str:
-    """Of what the config says about the tensors; people may name another base model in it."""
+    """A checksum of what the config says about the tensors. The base model's name is no part of it, for people change
+    that."""
     said = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision")}
     return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
 
@@ -150,7 +151,7 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
             magnitudes[name] = values
             continue
         if name is None or not part.startswith("lora_") or values.ndim != 2:
-            raise FormatError(f"{folder}: tensor {key!r} of shape {values.shape} is no part of an adapter that "
+            raise FormatError(f"{folder}: tensor {key!r} of shape {values.shape} does not belong to an adapter that "
                               "lorafast knows")
         parts.setdefault(name, {})[part] = values
     pairs = {name: _pair(folder, name, pair, base) for name, pair in parts.items()}

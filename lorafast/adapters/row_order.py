@@ -46,7 +46,7 @@ def columns_to_gguf(columns: np.ndarray, role: str, base: BaseModel | None) -> n
 
 
 def _order_of_rows(n: int, role: str, base: BaseModel | None) -> np.ndarray | None:
-    """For each row at Hugging Face the one in GGUF; None where the two orders are the same."""
+    """The number in GGUF of each row at Hugging Face; None where the two orders are the same."""
     if base is None:
         return None
     arch = architecture_of(base.architecture)
@@ -62,7 +62,7 @@ def _order_of_columns(n: int, role: str, base: BaseModel | None) -> np.ndarray |
 
 
 def _order_of_values(n: int, base: BaseModel) -> np.ndarray:
-    """Of n rows or columns; where there are more than the heads have values, the first ones stay."""
+    """The order of n rows or columns; where there are more than the heads have values, the first ones stay."""
     if base.delta is None:
         raise LoraFastError(f"GGUF and Hugging Face order the value heads of '{base.architecture}' differently; name "
                             "the base model as well (--model-base)")

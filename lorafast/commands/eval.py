@@ -99,7 +99,7 @@ def questions_for(config: EvalConfig, model: Model) -> list[Question]:
         source = open_source(path)
         form = recognise(source, "auto", names)
         if form is None:
-            raise LoraFastError(f"{path} is text; records are scored, such as finetune takes (docs/methods.md)")
+            raise LoraFastError(f"{path} is text, but only records can be scored (docs/methods.md)")
         questions += read_questions(form, source, names, encoder, model.tokenizer, config.pattern)
     if not questions:
         raise LoraFastError(f"{', '.join(config.data)}: no records")

@@ -10,7 +10,7 @@ from ..api import Model
 from ..errors import LoraFastError, UsageError
 from ..network.next_token import Sampling
 from ..options.use import GenerateConfig
-from ..words import visible
+from ..words import count, visible
 
 Write = Callable[[str], None]
 Read = Callable[[], str]
@@ -56,8 +56,8 @@ class Completion:
     def answer(self, prompt: str) -> Iterator[str]:
         tokens = self.model.prompt_tokens(prompt)
         if self.must_fit and len(tokens) + self.n_predict > self.model.n_ctx:
-            raise UsageError(f"the prompt's {len(tokens)} tokens and --n-predict {self.n_predict} do not fit --ctx "
-                             f"{self.model.n_ctx}")
+            raise UsageError(f"the prompt's {count(len(tokens), 'token')} and --n-predict {self.n_predict} do not fit "
+                             f"into --ctx {self.model.n_ctx}")
         yield prompt
         yield from self.model.generate(tokens, **self.options)
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import sys
 
+from ..errors import FormatError
+from ..gguf.recognise import is_data
 from ..options.tools import InspectOptions
 from ..system.output import show
 from .inspect_data import show_data
@@ -14,6 +16,12 @@ def run(options: InspectOptions) -> int:
     if options.model_base:
         show_data(options, sys.stdout)
     else:
-        for line in inspect_file(options.file, everything=options.all):
+        try:
+            lines = list(inspect_file(options.file, everything=options.all))
+        except FormatError as error:
+            if is_data(options.file):
+                raise FormatError(f"{error}. To show training data, add --model-base MODEL.gguf") from None
+            raise
+        for line in lines:
             show(line)
     return 0

@@ -98,7 +98,7 @@ def histogram(samples: Samples, width: int) -> list[str]:
     """The lengths of the samples: in figures, and as bars."""
     size = np.asarray(samples.size)
     low, median, high, most = np.percentile(size, [0, 50, 95, 100]).astype(int)
-    lines = [f"tokens in a sample: {low} at least, {median} in the middle one, {high} at 95 %, {most} at most"]
+    lines = [f"tokens in a sample: minimum {low}, median {median}, 95 % at most {high}, maximum {most}"]
     if low == most:
         return lines
     step = -(-(most - low + 1) // N_BARS)

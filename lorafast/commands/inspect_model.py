@@ -76,7 +76,7 @@ def metadata_lines(file: GGUFFile, everything: bool) -> Iterator[str]:
 
 
 def column_width(names: Iterable[str]) -> int:
-    """Of a column with these names. In files of strangers one may be as long as the file."""
+    """The width of a column with these names. A name in a stranger's file may be as long as the file."""
     return min(max(map(len, names), default=0), NAME_WIDTH)
 
 

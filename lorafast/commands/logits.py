@@ -33,16 +33,16 @@ def run(config: LogitsConfig) -> int:
         data = open_training_data(opened.config, log, opened.tokenizer, opened.network, opened.gguf)
         samples = data.train
         if not isinstance(samples, Sequences):
-            raise UsageError(f"{config.data[0]} is text; a teacher is asked about records")
+            raise UsageError(f"{config.data[0]} is text, but a teacher answers records")
         if config.top_k >= opened.hparams.n_vocab:
             raise UsageError(f"--top-k {config.top_k}: the vocabulary has {opened.hparams.n_vocab} tokens")
         trainer = open_trainer(opened, longest_row(opened.config, data), stack)
         description = {"model": config.model_base, "vocabulary": vocabulary_digest(opened.gguf.metadata),
                        "k": config.top_k}
-        meter = stack.enter_context(Meter("asking the teacher", len(samples), show_live))
+        meter = stack.enter_context(Meter("computing the teacher's answers", len(samples), show_live))
         batches = evaluation_batches(samples, trainer.max_tokens, bos_id=0, n_vocab=opened.hparams.n_vocab)
         write_teacher_file(config.output, samples, description, asked(trainer, batches, config.top_k, meter))
-        show(f"{config.output}: the {config.top_k} likeliest tokens at each answer token of "
+        show(f"{config.output}: the {config.top_k} likeliest tokens at each token of the answers in "
              f"{count(len(samples), 'sample')}")
     return 0
 

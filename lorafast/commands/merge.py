@@ -42,7 +42,7 @@ CHUNK = 2**18
 """Values of a matrix that a thread works on at a time (1 MB in float32)."""
 
 LITTLE = 0.9
-"""Below this share of the change that survives, the report warns."""
+"""The share of the change that must survive; the report warns of less."""
 
 TOKEN_EMBD, OUTPUT = "token_embd.weight", "output.weight"
 
@@ -167,7 +167,7 @@ class _Plan:
 
 def _changes_by_tensor(model: GGUFFile,
                        adapters: Sequence[tuple[AdapterFile, float]]) -> Mapping[str, Sequence[ChangeOfRows]]:
-    """For each tensor the changes that the adapters make, each times its factor."""
+    """The changes that the adapters make to each tensor, each times its factor."""
     tied = OUTPUT not in model.tensors
     changes: dict[str, list[ChangeOfRows]] = {}
     for adapter, factor in adapters:
@@ -237,8 +237,8 @@ def _plan(model: GGUFFile, changes: Mapping[str, Sequence[ChangeOfRows]], type: 
     unfit = [plan for plan in plans if type is not None and len(plan.source.shape) > 1 and plan.type is not type]
     if type is not None and unfit:
         instead = ", ".join(sorted({plan.type.label for plan in unfit}))
-        notes.append(f"the rows of {len(unfit)} tensors are no multiple of the {type.block_size} values in a block of "
-                     f"{type.label}; they are stored as {instead}")
+        notes.append(f"the rows of {len(unfit)} tensors are not a multiple of the {type.block_size} values in a block "
+                     f"of {type.label}; they are stored as {instead}")
     return plans
 
 
@@ -354,6 +354,8 @@ def report_lines(report: Report) -> list[str]:
         rows.append(("all", report.total))
     for label, change in rows:
         lines.append(f"{label:<8}{change.tensors:>9}{change.size:>16.2e}{change.survived:>10.1%}{change.nmse:>14.2e}")
+    lines.append("change/weights: size of the adapters' change; survived: share of it that is in the file; "
+                 "error/change: squared rounding error over squared change")
     for type, change in sorted(report.changes.items()):
         if change.survived < LITTLE:
             larger = " or ".join(f"--type {other.label}" for other in (GGMLType.Q8_0, GGMLType.F16)

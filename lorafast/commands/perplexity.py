@@ -41,12 +41,13 @@ class Perplexity:
 
     @property
     def standard_error(self) -> float:
-        """Of the value, from the spread of the losses, as if tokens were independent of each other."""
+        """The standard error of the value, from the spread of the losses, as if tokens were independent of each
+        other."""
         return self.value * standard_error(self.losses)
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of their mean."""
+    """The standard error of the mean of these values."""
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
@@ -112,7 +113,8 @@ def _show_progress(name: str, done: int, of: int, value: float) -> None:
 
 
 def measured(config: PerplexityConfig, write: Callable[[str], None] = lambda line: None) -> list[Perplexity]:
-    """Of the base model and of the adapted one, as far as they are asked for; a line for each to `write`."""
+    """The perplexities of the base model and of the adapted one, as far as they are asked for; `write` gets a line
+    each."""
     try:
         with open(config.file, "rb") as file:
             text = file.read()

@@ -19,7 +19,7 @@ from .samples import Identity, Row, Samples, Sequences, plain, targets_of
 class SamplerState:
     """A position in the data: with the same samples and options, all further batches follow from it alone.
 
-    The first four are the original's `training.shuffle.*`, the others its `training.epoch_count` and `.sample_count`.
+    The first four are llama-finetune's `training.shuffle.*`, the others its `training.epoch_count` and `.sample_count`.
 
     samples_hash   of the data that the position belongs to; 0 in a run that has seen none
     rng_state      text of the generator's state *before* the shuffle of this epoch; empty when there was none
@@ -27,7 +27,7 @@ class SamplerState:
     next_sample    place in the shuffled order of the first sample of the next batch
     epochs         completed, in all runs
     samples_used   drawn, in all runs
-    data           of which contents the position is; empty in a checkpoint that llama-finetune wrote
+    data           what identifies the data that the position belongs to; empty in a checkpoint of llama-finetune
     """
 
     samples_hash: int = 0
@@ -162,7 +162,7 @@ class ShuffledEpochs:
 
 
 class Sampler(ShuffledEpochs):
-    """Batches of text as the original makes them: rows of `ctx` tokens, each beginning with BOS."""
+    """Batches of text as llama-finetune makes them: rows of `ctx` tokens, each beginning with BOS."""
 
     def __init__(
         self,

@@ -99,11 +99,11 @@ def _listed(value: Any) -> list[Any]:
     """What a filter such as `map` yields."""
     if isinstance(value, Iterator):
         return list(value)
-    raise TypeError(f"{type(value).__name__} is no value of JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def raise_exception(message: str) -> None:
-    """By this function a template refuses messages that it cannot express."""
+    """Templates call this function to refuse messages that they cannot express."""
     raise jinja2.TemplateError(message)
 
 

@@ -31,13 +31,12 @@ class Template(Protocol):
 
 SPLIT = ("chats of which each answer became a sample of its own, as the chat template shows earlier turns differently "
          "once others follow")
-UNTRAINED = "answers that begin a chat, after no message, and are not trained on"
+UNTRAINED = "answers that begin a chat, with no message before them, and are not trained on"
 ENDLESS = "answers that are not trained to end, as the chat template puts no end-of-turn token after them"
-MERGED = ("prompts that are tokenised otherwise when their completion follows (better end them before a space than "
-          "after it)")
-SPECIALS = "texts in which special tokens are spelt out, and are read as such"
+MERGED = ("prompts whose tokens change when their completion follows (let a prompt end before a space, not after it)")
+SPECIALS = "texts that spell out special tokens, which are read as special tokens"
 AS_CHATS = "pairs rendered as chats by the chat template (--raw-pairs trains on them as they are)"
-SYSTEM = "chats whose system message stands in the first user's, as the chat template has no place for it"
+SYSTEM = "chats whose system message was put into the first user message, as the chat template has no place for it"
 HIDDEN = "chats with '{}', which the chat template does not show"
 EMPTY = "answers that are not trained on, as the chat template shows nothing of them"
 WEIGHTS = "records with weights other than 0 and 1, which multiply their losses"
@@ -73,7 +72,7 @@ class SequenceEncoder:
 
     @cached_property
     def _is_control(self) -> np.ndarray:
-        """Of each token, bool (n_vocab,)."""
+        """Whether each token is a control token, bool (n_vocab,)."""
         return np.array([self.tokenizer.is_control(token) for token in range(self.tokenizer.n_vocab)], bool)
 
     @cached_property
@@ -100,7 +99,7 @@ class SequenceEncoder:
         if any(weight not in (0, 1) for weight in weights_of(record)):
             self.notes[WEIGHTS] += 1
         if min(len(row.stored) for row in rows) < 2:
-            raise BadRecord("it is a single token, which follows nothing")
+            raise BadRecord("it is a single token: nothing precedes it from which it could be predicted")
         return rows
 
     def _rows(self, record: Record) -> list[Row]:
@@ -128,7 +127,7 @@ class SequenceEncoder:
     # ----------------------------------------------------------------------------------------------- texts and pairs
 
     def _special(self, rendered: Rendered) -> Rendered:
-        """The same, counted where it spells out special tokens."""
+        """The same text, counted where it spells out special tokens."""
         self.notes[SPECIALS] += bool(self._is_control[rendered.tokens].any())
         return rendered
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from ..errors import LoraFastError, UsageError
+from ..options.finetune import DEFAULT_DATA
 from .forms.arrow import dataset_splits, is_dataset
 from .source import unreadable
 
@@ -16,7 +17,7 @@ _ROLE = re.compile(r"(train|valid|validation|val|dev|test)([-_.][^/]*)?"
 _VALID_NAMES = ("valid", "validation", "val", "dev")
 
 Files = tuple[list[str], list[str], list[str]]
-"""Of training, evaluation, and test. A folder that holds a data set counts as a file."""
+"""Files to train on, to evaluate on, and to test on. A folder that holds a data set counts as a file."""
 
 
 def data_files(train: Sequence[str], valid: Sequence[str] = (), valid_split: float = 0.0) -> Files:
@@ -42,13 +43,14 @@ def check_files(files: Files) -> None:
         try:
             os.stat(name)
         except OSError as error:
-            raise unreadable(name, error) from None
+            given = "" if name != DEFAULT_DATA else " (this is the default; name your data with --train-data)"
+            raise LoraFastError(f"{unreadable(name, error)}{given}") from None
         if not os.access(name, os.R_OK):
             raise unreadable(name, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def _folder(folder: str) -> Files:
-    """By the names of files, or of the splits of a data set."""
+    """The files of a folder, told apart by their names, or by those of the splits of a data set."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:

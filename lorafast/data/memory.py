@@ -29,14 +29,14 @@ LOOKED_AT = 512
 """Tokens that are kept of it."""
 
 BYTES_PER_CUT_SAMPLE = 56
-"""Of a sample with a size of its own, a record or what follows a sample start: place, size, line, source; and
+"""Bytes for a sample with a size of its own, a record or what follows a sample start: place, size, line, source; and
 shuffling."""
 
 BYTES_PER_PREFERENCE = BYTES_PER_CUT_SAMPLE + 49
 """With the other row's place and size, what it shares, the label, and two log-probabilities under the reference."""
 
 SHORTEST_RECORD = 24
-"""Bytes; to reckon with where the beginning of a file does not tell."""
+"""Bytes of a record that are assumed where the beginning of a file does not show how long records are."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def preference_rows(record: Record, method: str, encode: Encode) -> list[Row]:
     needed = METHODS[method].takes
     if not isinstance(record, Preference):
         keys = {"pairs": "'chosen' and 'rejected'", "judged": "'prompt', 'completion' and a 'label', true or false"}
-        raise BadRecord(f"it is no preference: --method {method} needs {keys[needed]}")
+        raise BadRecord(f"it is not a preference: --method {method} needs {keys[needed]}")
     if needed == "pairs" and None in (record.chosen, record.rejected):
         raise BadRecord(f"it has one answer and a label, which --method kto takes; --method {method} needs 'chosen' "
                         "and 'rejected'")
@@ -69,7 +69,8 @@ class Preferences(Sequences):
 
     @property
     def n_inputs(self) -> np.ndarray:
-        """Of judged answers those of the longer row, for the two are passed one after the other."""
+        """Tokens that each sample is computed with; of judged answers those of the longer row, as the rows take
+        turns."""
         other = self.shared + self.other_size - 1
         return np.maximum(self.size - 1, other) if self.is_judged else self.size - 1 + other
 

@@ -50,13 +50,14 @@ class Question:
 
     @property
     def n_tokens(self) -> int:
-        """Of the prompt with the longest choice, or a first token of the answer."""
+        """Tokens of the prompt with the longest choice, or with a first token of the answer."""
         return len(self.prompt) + max([1, *map(len, self.choices)])
 
 
 def question_of_rows(rows: list[np.ndarray], tokenizer: Tokenizer, where: str = "", right: int = 0,
                      pattern: str = "") -> Question:
-    """From sequences as they are stored: with one, its last answer is expected; of several one is to be chosen."""
+    """A question made of sequences as they are stored: of one the last answer is expected, of several one is to be
+    chosen."""
     prompt, answers = None, []
     for stored in rows:
         begin = _last_answer(stored)
@@ -160,5 +161,5 @@ def _pattern(given: Any, default: str) -> str:
     try:
         re.compile(given)
     except (re.error, TypeError, RecursionError) as error:
-        raise BadRecord(f"'pattern' is no regular expression: {error}") from None
+        raise BadRecord(f"'pattern' is not a regular expression: {error}") from None
     return str(given)

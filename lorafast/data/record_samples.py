@@ -93,7 +93,7 @@ def truncated(samples: Sequences, ctx: int) -> Sequences:
     if empty:
         cut.warnings.append(f"{len(empty)} of these are left out: nothing that counts in the loss remains of them")
     if len(empty) == len(samples):
-        raise LoraFastError(f"{samples.name}: in no sample anything that counts in the loss is within the context of "
+        raise LoraFastError(f"{samples.name}: no sample has anything that counts in the loss within the context of "
                             f"{ctx} tokens; give a larger --ctx")
     return cut.subset(np.delete(np.arange(len(samples)), empty)) if empty else cut
 

@@ -17,7 +17,7 @@ S = TypeVar("S", bound="Samples")
 
 @dataclass(frozen=True)
 class Identity:
-    """By what data is known again, under whatever name; empty where that is not known.
+    """What data is recognised by, under whatever name; fields are empty where they are not known.
 
     tokens   16 hexadecimal digits of all tokens, which follow from the files, the tokenizer and the template, and of
              their weights
@@ -97,7 +97,7 @@ class TokenWeights:
     weight: np.ndarray
 
     def of(self, begin: int, size: int) -> np.ndarray:
-        """Of `size` tokens from token `begin` on, float32 (size,)."""
+        """The factors of `size` tokens from token `begin` on, float32 (size,)."""
         run = np.searchsorted(self.begin, np.arange(begin, begin + size), side="right") - 1
         return np.where(run >= 0, self.weight[run], np.float32(1))
 

@@ -18,7 +18,7 @@ from ..errors import FormatError, LoraFastError
 
 GZIP = b"\x1f\x8b"
 HEAD_BYTES = 1 << 16
-"""By so much of its beginning a file is recognised."""
+"""Bytes at the beginning of a file by which its form is recognised."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def open_source(name: str) -> Source:
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int]:
-    """By what a change of a file shows."""
+    """What shows that a file was changed: its size and its time of writing."""
     return status.st_size, status.st_mtime_ns
 
 

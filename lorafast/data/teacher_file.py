@@ -1,4 +1,4 @@
-"""What a teacher says of the tokens that count in some data: a file that `lorafast logits` streams to disk.
+"""A teacher's likeliest tokens at each target that counts in some data: a file that `lorafast logits` streams to disk.
 
 MAGIC, the length of a JSON description as uint64 and the description; then for each of n tokens k ids int32, for each k
 log-probabilities float16; then of each sample where it begins in the data, int64, and its first token's number, int64.
@@ -21,13 +21,13 @@ MAGIC = b"lorafast teacher\n"
 
 
 def vocabulary_digest(metadata: Mapping[str, Any]) -> str:
-    """Of a model's tokens: two models with the same can learn from each other."""
+    """A hash of a model's tokens: models with the same vocabulary can learn from each other."""
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     return hashlib.sha256("\0".join(map(str, tokens)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def counted(samples: Sequences) -> np.ndarray:
-    """Targets that count, of each sample, int64 (S,)."""
+    """The number of targets that count in each sample, int64 (S,)."""
     return np.array([np.count_nonzero(targets_of(samples.stored(i)[1:]) >= 0) for i in range(len(samples))], np.int64)
 
 
@@ -72,7 +72,7 @@ class TeacherFile:
         try:
             with open(self.path, "rb") as file:
                 if file.read(len(MAGIC)) != MAGIC:
-                    raise FormatError(f"{self.path}: is no file of lorafast logits")
+                    raise FormatError(f"{self.path}: was not written by lorafast logits")
                 size = int.from_bytes(file.read(8), "little")
                 description = json.loads(file.read(min(size, 1 << 20)))
                 at, end = file.tell(), file.seek(0, 2)

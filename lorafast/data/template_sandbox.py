@@ -20,13 +20,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 SECONDS = 1.0
-"""Of a rendering. When they are over it may use as much of the processor again: the machine may have been busy."""
+"""Time that a rendering may take. After it, it may still use as much processor time: the machine may have been busy."""
 
 UNITS = 12 << 20
-"""A rendering may make so many characters, an item of a list counting as some, ..."""
+"""Characters that a rendering may make, an item of a list counting as some, ..."""
 
 UNITS_PER_INPUT = 16
-"""... and so many more for each of what it is given."""
+"""... and how many more for each character of what it is given."""
 
 LONGEST_SOURCE = 1 << 18    # characters of a template
 WIDEST = 10_000             # of padding and indentation
@@ -43,7 +43,7 @@ FILTERS = frozenset("""
     items join last length list lower map max min reject rejectattr replace reverse round safe select selectattr sort
     string sum title tojson trim truncate unique upper wordcount
 """.split())
-"""Those of jinja2 that templates may use; the others are for web pages, or random."""
+"""jinja2's filters that templates may use; the others are for web pages, or random."""
 
 STR_METHODS = frozenset("""
     capitalize casefold center count endswith find format format_map index isalnum isalpha isascii isdecimal isdigit

@@ -1,6 +1,6 @@
 """From a text file to samples: one array of token ids, and where in it each training sample begins and ends.
 
-Two ways to cut a text, as in the original. Without a sample start a sample begins at every token (or, new, every
+Two ways to cut a text, as in llama-finetune. Without a sample start a sample begins at every token (or, new, every
 `stride` tokens) and is `ctx` long. With one, samples are the stretches of text after each occurrence of a given string
 (`<s>`, a heading, ...), each tokenised by itself.
 """
@@ -26,7 +26,7 @@ from .token_store import StoredTokens, TokenWriter, store_tokens
 _MAX_INVALID_SHARE = 0.25
 
 BYTES_PER_SAMPLE = 20
-"""Memory, while they are shuffled: place, a random number with the index, order."""
+"""Bytes of memory for each sample while samples are shuffled: place, a random number with the index, order."""
 
 _PIECE = 1 << 20    # bytes
 
@@ -156,7 +156,7 @@ def _windows(path: str, first: int, n_tokens: int, ctx: int, stride: int) -> np.
     if n_tokens < ctx:
         raise LoraFastError(f"'{path}' is too short: {n_tokens} tokens, and a sample takes {ctx}; "
                             f"give more text or a smaller --ctx (at most {n_tokens})")
-    # With stride 1 the window that ends with the last token is left out, as in the original, unless it is the only one.
+    # With stride 1 the window that ends with the last token is left out, unless it is the only one: as llama-finetune.
     end = max(1, n_tokens - ctx + (stride > 1))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if end // stride * BYTES_PER_SAMPLE > memory:
@@ -231,7 +231,7 @@ def _cut(
         shown = start.decode("utf-8", "replace")
         warnings.append(f"--sample-start {shown!r} does not occur: the whole text is one sample")
         occurrences = [0]
-    skipped = 0 if include_start else len(start)   # also skipped where it was not found, as in the original
+    skipped = 0 if include_start else len(start)   # also skipped where it was not found, as in llama-finetune
     pieces = []
     for occurrence, following in zip(occurrences, [*occurrences[1:], len(text)]):
         begin = min(occurrence + skipped, len(text))

@@ -45,7 +45,7 @@ def find_launcher() -> str:
 
 
 def _options_of(launcher: str) -> list[str]:
-    """Of Open MPI, which would hold each rank on one core, and refuses more ranks than cores and to run as root."""
+    """Options that Open MPI needs: it would bind each rank to one core, and refuses more ranks than cores, and root."""
     said = subprocess.run([launcher, "--version"], capture_output=True, text=True).stdout
     if "Open MPI" not in said and "OpenRTE" not in said:
         return []

@@ -70,5 +70,5 @@ def _joined(arrays: list[np.ndarray], wire: Wire) -> np.ndarray:
 
 
 def bytes_sent(n_params: int, n_ranks: int, itemsize: int = 4) -> float:
-    """By each rank for a step, where each sums its passes to one part of the tree."""
+    """Bytes that each rank sends for a step, where each sums its passes to one part of the tree."""
     return 2 * (n_ranks - 1) / n_ranks * n_params * itemsize

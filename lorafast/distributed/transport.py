@@ -21,7 +21,7 @@ class LostRanks(LoraFastError):
 
 
 class Transport(Protocol):
-    """Of this rank.
+    """What connects this rank to the others.
 
     rank, size  its number, and how many there are
     timeout     seconds without any byte after which a rank counts as lost

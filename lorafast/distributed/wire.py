@@ -26,7 +26,7 @@ class Wire(Protocol):
 
 
 class Float32:
-    """As they are."""
+    """Gradients are sent as they are."""
 
     itemsize = 4
 

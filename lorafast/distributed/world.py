@@ -34,7 +34,7 @@ class AgreedError(LoraFastError):
 
 
 class AgreedUsageError(AgreedError, UsageError):
-    """The same where the command line is wrong."""
+    """An error that all ranks agree on: the command line is wrong."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class World:
         return [each for each in values if not isinstance(each, Failure)]
 
     def _gathered(self, value: Any) -> list[Any]:
-        """By pickles: they come from this program's other processes."""
+        """The values of all ranks. They travel as pickles, which is safe: all ranks are processes of this program."""
         data = pickle.dumps(value)
         head = np.zeros(8 + SHORT, np.uint8)
         head[:8] = np.array([len(data)], "<u8").view(np.uint8)

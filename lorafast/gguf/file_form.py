@@ -31,7 +31,7 @@ class FileForm(Enum):
 
     @property
     def phrase(self) -> str:
-        """It with its article, to complete "this is ..."."""
+        """The form's name with its article, to complete "this is ..."."""
         return f"{'an' if self is FileForm.MLX else 'a'} {self.value}"
 
 

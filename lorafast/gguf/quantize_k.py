@@ -187,7 +187,7 @@ _IQ4_NEAREST = IQ4_VALUES.astype(np.float32)[_IQ4_INDEX]
 
 
 def _nearest_iq4(y: np.ndarray, table: np.ndarray = _IQ4_INDEX) -> np.ndarray:
-    """For each y the entry of `table` for the level in IQ4_VALUES that is nearest to it: its index, or the level."""
+    """The entry of `table` for the level in IQ4_VALUES that is nearest to each y: its index, or the level."""
     half_steps = y + y
     half_steps += np.float32(256)
     return np.take(table, half_steps.astype(np.intp), mode="clip")

@@ -253,14 +253,14 @@ def refuse_folder(path: str | os.PathLike) -> None:
     folder = given.parent if given.suffix == ".safetensors" or given.name == "config.json" else given
     if folder.is_dir() and (folder is not given or (given / "config.json").exists()
                             or any(given.glob("*.safetensors"))):
-        raise FormatError(f"{given}: is a model in Hugging Face's form, no GGUF file. {how_to_convert(folder)}")
+        raise FormatError(f"{given}: is a model in Hugging Face's form, not a GGUF file. {how_to_convert(folder)}")
     if given.is_dir():
         raise FormatError(f"{given}: is a folder; name the GGUF file of the model")
 
 
 def how_to_convert(folder: str | os.PathLike) -> str:
     """The command of llama.cpp that makes a GGUF file of a model in Hugging Face's form."""
-    return f"Make it one: python convert_hf_to_gguf.py {folder} --outfile model.gguf (of llama.cpp)"
+    return f"Convert it with llama.cpp: python convert_hf_to_gguf.py {folder} --outfile model.gguf"
 
 
 def _map(path: Path) -> mmap.mmap:

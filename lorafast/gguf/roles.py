@@ -60,7 +60,7 @@ ROLES = {role.name: role for role in (
     Role("ffn_down_shexp", "linear", "ffn"),
     Role("ffn_up_shexp", "linear", "ffn"),
 )}
-"""By name."""
+"""The roles by name."""
 
 LLAMA_FINETUNE_ROLES = tuple(role for role in ROLES.values() if role.rank_field)
 LLAMA_FINETUNE_NAMES = tuple(role.name for role in LLAMA_FINETUNE_ROLES)

@@ -72,7 +72,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
                 raise ValueError(f"shape {shape} at bytes {begin} to {end}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"{path}: its header is no safetensors header ({error}); it is broken") from error
+        raise FormatError(f"{path}: its header is not a safetensors header ({error}); it is broken") from error
     _refuse_damage(path, data, header, start)
     return {name: _values(path, name, data[start:], *info) for name, info in infos.items()}
 
@@ -97,9 +97,9 @@ def _open(path: Path) -> tuple[np.ndarray, dict[str, Any], int]:
     try:
         header = json.loads(bytes(data[8:start]))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: its header is no safetensors header ({error}); it is broken") from error
+        raise FormatError(f"{path}: its header is not a safetensors header ({error}); it is broken") from error
     if not isinstance(header, dict):
-        raise FormatError(f"{path}: its header is no safetensors header; it is broken")
+        raise FormatError(f"{path}: its header is not a safetensors header; it is broken")
     return data, header, start
 
 

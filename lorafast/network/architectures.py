@@ -246,7 +246,7 @@ ROWS = (
     Architecture("stablelm", norm="layer", parallel="without ffn_norm", qk_norm="heads", tied="never"),
 )
 ARCHITECTURES = {row.name: row for row in ROWS}
-"""By the value of `general.architecture`."""
+"""The rows by the value of `general.architecture`."""
 
 FOREIGN = {
     **dict.fromkeys(("mamba", "mamba2", "jamba", "falcon-h1", "granitehybrid", "nemotron_h", "nemotron_h_moe",

@@ -30,7 +30,7 @@ Part = TypeVar("Part")
 
 
 def there(part: Part | None) -> Part:
-    """Of a tensor that the file has: the table of tensors has been checked against it."""
+    """The part, which is there: the file's tensors have been checked against the table."""
     assert part is not None
     return part
 
@@ -46,7 +46,7 @@ def norm_of(gguf: GGUFFile, hparams: HParams, name: str) -> Norm | None:
 
 
 def per_layer_embedding(gguf: GGUFFile, hparams: HParams, precision: str) -> PerLayerEmbedding | None:
-    """None where blocks have no embeddings of their own."""
+    """The embedding of each block; None where blocks have none of their own."""
     if not hparams.n_embd_per_layer:
         return None
     table, projection = (gguf.tensors[f"per_layer_{name}.weight"] for name in ("token_embd", "model_proj"))
@@ -81,7 +81,7 @@ class _Assembly:
 
     @property
     def prefix(self) -> str:
-        """Of its tensors' names."""
+        """The beginning of the names of the block's tensors."""
         return f"blk.{self.layer}."
 
     def block(self) -> Block:

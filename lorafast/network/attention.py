@@ -33,7 +33,7 @@ class Heads:
 
     @property
     def widths(self) -> tuple[int, int, int, int]:
-        """Of q, k, v and the output."""
+        """Widths of q, k, v and the output."""
         return self.n_head * self.D, self.n_head_kv * self.D, self.n_head_kv * self.DV, self.n_head * self.DV
 
 
@@ -65,7 +65,7 @@ class AttentionSaved(Saved):
 
 
 class AttentionOutputs(Buffers):
-    """Of each head: what it puts out, and the logarithm of its sum."""
+    """The output of each head, and the logarithm of its sum."""
 
     def __init__(self, heads: Heads, T: int, new: New) -> None:
         self.o, self.lse = new(T, heads.widths[3]), new(T, heads.n_head)
@@ -165,7 +165,7 @@ class Attention:
         return s.cheap.o
 
     def _put_out_backward(self, do: np.ndarray, s: Any, spare: list[np.ndarray], pass_: Pass) -> None:
-        """From the gradient of _put_out to that of s.cheap.o, in place."""
+        """Turns the gradient of _put_out into that of s.cheap.o, in place."""
 
     def _values(self, s: Any, spare: list[np.ndarray], pass_: Pass) -> np.ndarray:
         """v as attention takes it."""
@@ -176,7 +176,7 @@ class Attention:
         return (k, v) if cache is None else cache.append(k, v)
 
     def _seen_backward(self, dk: np.ndarray, dv: np.ndarray, pass_: Pass) -> None:
-        """From the gradients of _seen to those of k and v, in place."""
+        """Turns the gradients of _seen into those of k and v, in place."""
 
     def recompute_cheap(self, s: AttentionSaved, pass_: Pass) -> None:
         _, q, k, *spare = pass_.scratch.arrays(len(s.q), self.output.N, *self._turned_widths(), *self.output.widths(),

@@ -32,8 +32,8 @@ class ExpertParams:
 
 @dataclass(frozen=True)
 class DeltaHeads:
-    """Of a gated delta net: n_k heads of queries and keys of size D, and n_v, a multiple of n_k, of values of size DV.
-    Head p of values goes with head p mod n_k of keys."""
+    """The heads of a gated delta net: n_k heads of queries and keys of size D, and n_v, a multiple of n_k, of values of
+    size DV. Head p of values goes with head p mod n_k of keys."""
 
     n_k: int
     n_v: int

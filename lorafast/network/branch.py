@@ -46,7 +46,7 @@ class Branch(Protocol):
         """Floats of Scratch that forward and backward use."""
 
     def kernel_bytes(self, T: int, n_threads: int) -> int:
-        """Of working memory that its kernels take, but for products."""
+        """Bytes of working memory that its kernels take, without those of products."""
 
     def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: Any, pass_: Pass,
                 cache: Any = None) -> None:
@@ -57,7 +57,7 @@ class Branch(Protocol):
         """Fills s.cheap from the rest of s."""
 
     def cheap_growth(self, length: int, ctx: int) -> float:
-        """By how much of itself what is cheap grows for a token, from sequences of one length to a longer one."""
+        """The share by which the cheap part's time for a token grows, from sequences of one length to a longer one."""
 
     def backward(self, dx: np.ndarray, d_out: np.ndarray, x: np.ndarray, s: Any, pass_: Pass, need_dx: bool) -> None:
         """Adds the gradient of f(x) to dx, which may be d_out itself, and to those of the adapter. Without `need_dx`
@@ -150,7 +150,7 @@ class BranchOutput:
 
     def forward(self, out: np.ndarray | None, residual: np.ndarray, x: np.ndarray, s: OutputSaved,
                 spare: list[np.ndarray], pass_: Pass) -> None:
-        """Without `out`: what backward needs only."""
+        """Computes the output; without `out`, only what backward needs."""
         if self.pre_norm:
             self.pre_norm.forward(spare[1], s.pre, x, pass_)
             x = spare[1]
@@ -212,5 +212,5 @@ class OutputSaved(Buffers):
 
 
 def given(*norms: Norm | None) -> tuple[Norm, ...]:
-    """Those that are there."""
+    """The norms that are there."""
     return tuple(norm for norm in norms if norm is not None)

@@ -41,7 +41,7 @@ class Buffers:
     numbers."""
 
     def first(self: Some, T: int) -> Some:
-        """The same memory, but only the first T rows of every array."""
+        """These buffers in the same memory, but only the first T rows of every array."""
         view = copy.copy(self)
         for name, value in vars(self).items():
             setattr(view, name, _first(value, T))

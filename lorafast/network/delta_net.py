@@ -67,7 +67,7 @@ class DeltaNetSaved(Saved):
 
     @property
     def projected(self) -> list[np.ndarray]:
-        """In the order of the projections."""
+        """The projected values, in the order of the projections."""
         return [*self.qkv, self.z, self.beta, self.alpha]
 
 

@@ -29,10 +29,10 @@ from .passes import Pass
 from .weights import Weights
 
 VALUES = 1 << 18
-"""Of weights in float32, or of P, at a time (1 MB)."""
+"""Values of the weights in float32, or of P, that are worked on at a time (1 MB)."""
 
 TABLE_VALUES = 1 << 21
-"""Of an embedding, whose rows may have to be read from the file, as stored at a time."""
+"""Values of an embedding, whose rows may have to be read from the file, that are read at a time."""
 
 class Gain:
     """g of one matrix, for an adapter's present values: computed when it is first asked for after `forget`.
@@ -48,7 +48,7 @@ class Gain:
         self.forget()
 
     def forget(self) -> None:
-        """To be called after each change of the parameters."""
+        """Drops the gain; to be called after each change of the parameters."""
         self.value: np.ndarray | None = None
 
     def of(self, name: str, pass_: Pass) -> np.ndarray | None:

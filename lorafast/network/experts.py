@@ -95,7 +95,7 @@ class Experts:
         return ExpertsSaved(self, T, new, ranks)
 
     def _widths(self) -> tuple[int, ...]:
-        """Of scratch: norm(x), two of (T, C), act and its gradient."""
+        """Widths of the scratch arrays: norm(x), two of (T, C), act and its gradient."""
         return self.C, self.C, self.C, self.row_width, self.row_width
 
     def scratch(self, T: int, adapter: Adapter) -> int:

@@ -23,7 +23,7 @@ def chooser(sampling: Sampling, seed: int) -> Choose:
 
 @dataclass
 class Speed:
-    """Of one continuation: tokens of the prompt that were read (others were in the cache), tokens made, and the
+    """What one continuation took: tokens of the prompt that were read (others were in the cache), tokens made, and the
     seconds."""
 
     prompt_tokens: int = 0
@@ -49,8 +49,8 @@ class Session:
 
     def continuation(self, prompt: np.ndarray, n_predict: int, choose: Choose,
                      ends: Collection[int] = ()) -> Iterator[int]:
-        """Up to `n_predict` tokens after `prompt` (int32 (n,), n >= 1); fewer if one of `ends` comes or the context is
-        full.
+        """Yields up to `n_predict` tokens after `prompt` (int32 (n,), n >= 1); fewer if one of `ends` comes or the
+        context is full.
 
         Raises ValueError when the prompt does not fit the context. May be left at any point: the session stays usable.
         """

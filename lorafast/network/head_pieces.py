@@ -112,7 +112,7 @@ class PiecewiseLosses:
         return np.take(self.x, chunk.index, axis=0, out=chunk.of(self.x_head, self.head.C))
 
     def _logits(self) -> Iterator[tuple[_Chunk, np.ndarray, Group, np.ndarray]]:
-        """Of each piece, each chunk's logits (n, rows), and its targets counted from the first of these rows."""
+        """Yields for each piece each chunk's logits (n, rows), and its targets counted from the first of these rows."""
         begin = 0
         for piece in self.head.pieces:
             rows = piece.weights[0].N

@@ -20,7 +20,7 @@ from .rope import RopeParams, Yarn
 from .tensors import check_tensors, expected_tensors
 
 MAX_CONV_WIDTH = 16
-"""Of kernels/short_conv.h."""
+"""The greatest width that kernels/short_conv.h takes."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class HParams:
 
     @property
     def shared_widths(self) -> list[tuple[int, int]]:
-        """Of the keys and of the values of these."""
+        """Widths of the keys and values that several blocks attend to."""
         sizes = [self.blocks[source].sizes for source in self.key_sources]
         return [(of_block["HKV*D"], of_block["HKV*DV"]) for of_block in sizes]
 
     @property
     def experts(self) -> ExpertParams | None:
-        """Of the first block that has any."""
+        """The experts of the first block that has any."""
         return next((block.experts for block in self.blocks if block.experts), None)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -97,8 +97,8 @@ class HParams:
 
     def with_overrides(self, *, n_ctx: int | None = None, norm_rms_eps: float | None = None,
                        rope_freq_base: float | None = None, rope_freq_scale: float | None = None) -> HParams:
-        """The same with the values that an option gave (None: not given). Those of RoPE hold for the blocks that had
-        the model's own."""
+        """These hyper-parameters with the values that an option gave (None: not given). Those of RoPE hold for the
+        blocks that had the model's own."""
         given: dict[str, Any] = {"n_ctx": n_ctx, "norm_rms_eps": norm_rms_eps, "rope_freq_base": rope_freq_base,
                  "rope_freq_scale": rope_freq_scale}
         return replace(self, blocks=tuple(self._overridden(block, rope_freq_base, rope_freq_scale)
@@ -256,10 +256,11 @@ def _delta_nets(keys: Keys, arch: Architecture, n_layer: int) -> list[DeltaHeads
     has_one = keys.flags("attention.recurrent_layers", n_layer, keys.count("full_attention_interval", 4))
     n_k, n_v = keys.count("ssm.group_count"), keys.count("ssm.time_step_rank")
     if n_v % n_k:
-        raise keys.error("ssm.time_step_rank", f"is {n_v}, no multiple of {n_k} heads of keys (ssm.group_count)")
+        raise keys.error("ssm.time_step_rank", f"is {n_v}, not a multiple of the {n_k} heads of keys (ssm.group_count)")
     inner = keys.count("ssm.inner_size")
     if inner % n_v:
-        raise keys.error("ssm.inner_size", f"is {inner}, no multiple of {n_v} heads of values (ssm.time_step_rank)")
+        raise keys.error("ssm.inner_size", f"is {inner}, not a multiple of the {n_v} heads of values "
+                                           "(ssm.time_step_rank)")
     heads = DeltaHeads(n_k, n_v, keys.count("ssm.state_size"), inner // n_v)
     return [heads if flag else None for flag in has_one]
 
@@ -363,4 +364,4 @@ DEFAULT_SCALES = {
         "logit_scale": lambda n_embd, n_layer: 256 / n_embd,
     },
 }
-"""Of files without these keys, by Architecture.default_scales."""
+"""Scales of files without these keys, by Architecture.default_scales."""

@@ -18,7 +18,7 @@ class Keys:
         self.gguf = gguf
         name = gguf.metadata.get("general.architecture", "")
         if not isinstance(name, str):
-            raise FormatError(f"{gguf.path}: key 'general.architecture' is no text; the file is broken")
+            raise FormatError(f"{gguf.path}: key 'general.architecture' is not text; the file is broken")
         self.prefix = name
 
     def error(self, name: str, what: str) -> FormatError:

@@ -42,7 +42,7 @@ class Linear:
         self.bias = None if bias is None else np.ascontiguousarray(bias.to_float32()[rows or slice(None)])
 
     def B(self, adapter: Adapter) -> np.ndarray:
-        """Of the pair, what belongs to these rows: (r, N), contiguous."""
+        """The part of the pair's B that belongs to these rows: (r, N), contiguous."""
         B = adapter.B(self.name)
         return B if self.rows is None else np.ascontiguousarray(B[:, self.rows])
 
@@ -91,7 +91,7 @@ class Group:
 
     @property
     def nbytes(self) -> int:
-        """Of the matrices, as stored."""
+        """Bytes of the matrices, as stored."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
@@ -101,7 +101,7 @@ class Group:
 
     @property
     def n_values(self) -> int:
-        """Of the matrices."""
+        """Values of the matrices."""
         return sum(weight.N * weight.K for weight in self.weights)
 
     def saved(self, T: int, new: New, ranks: Ranks) -> list[np.ndarray]:
@@ -119,7 +119,7 @@ class Group:
         return [linear.weight.N if linear.name in adapter.magnitudes else 0 for linear in self.linears]
 
     def refresh(self) -> None:
-        """To be called after each change of the parameters."""
+        """Brings up to date what follows from the adapter; to be called after each change of its parameters."""
         for linear in self.linears:
             linear.gain.forget()
 

@@ -10,8 +10,8 @@ vectors. With s = alpha / r:
 With DoRA a pair of a matrix has a third part, the magnitude m: see dora.py.
 
 Source: Hu et al., LoRA (2021). Tensor set, order and initialisation are those of llama.cpp's llama-finetune of July
-2024 ("the original" in this package). It trained with s = 1 whatever alpha was, so that alpha != r trained one model
-and deployed another; here alpha / r holds in training too, the same for every pair whatever the pair's own rank.
+2024. It trained with s = 1 whatever alpha was, so that alpha != r trained one model and deployed another; here alpha
+/ r holds in training too, the same for every pair whatever the pair's own rank.
 """
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from .block_params import ExpertParams, Gating, GatingFunction
 from .keys import Keys
 
 GATING_FUNCTIONS: dict[int, GatingFunction] = {1: "softmax", 2: "sigmoid", 3: "softmax of chosen"}
-"""By the number that the key `expert_gating_func` holds."""
+"""Gating functions by the number that the key `expert_gating_func` holds."""
 
 
 def read_experts(keys: Keys, arch: Architecture, n_layer: int) -> list[ExpertParams | None]:
-    """Of each block; None for one without experts."""
+    """The experts of each block; None for one without experts."""
     if arch.mixture is None or not keys.count("expert_count", 0):
         return [None] * n_layer
     first, step = keys.count("leading_dense_block_count", 0), keys.count("interleave_moe_layer_step", 1)

@@ -32,7 +32,7 @@ class Network:
                          precision)
 
         self.shared_widths = hparams.shared_widths
-        """Of keys and values that several blocks attend to, in the order of Pass.shared."""
+        """Widths of keys and values that several blocks attend to, in the order of Pass.shared."""
         self.per_layer = per_layer_embedding(gguf, hparams, precision)
 
     @property
@@ -49,7 +49,7 @@ class Network:
 
     @property
     def groups_below(self) -> list[Group]:
-        """Those that are used before the first block."""
+        """The groups that are used before the first block."""
         return [self.per_layer.group] if self.per_layer else []
 
     def embed(self, x: np.ndarray, pass_: Pass) -> None:
@@ -79,7 +79,7 @@ class Network:
         self.head.refresh(adapter)
 
     def dora_gains(self) -> dict[str, Gain]:
-        """Of every matrix, by the name under which it is adapted."""
+        """DoRA's gain of every matrix, by the name under which it is adapted."""
         gains = {linear.name: linear.gain for group in self.groups for linear in group.linears}
         return {self.embedding.name: self.embedding.gain, **gains}
 

@@ -11,7 +11,7 @@ from .lora import Adapter
 from .passes import Pass
 
 Statistics = list[np.ndarray]
-"""Of each row, float32 (T,), saved for backward."""
+"""Statistics of each row, float32 (T,), saved for backward."""
 
 
 class Norm:
@@ -102,7 +102,7 @@ class HeadNorm:
         self.width = len(norm.gain)
 
     def saved(self, T: int, width: int, new: New) -> Statistics:
-        """Of T rows of that many values."""
+        """Arrays for the statistics of T rows of that many values."""
         return [new(T, width // self.width) for _ in self.norm.saved(0, new)]
 
     def forward(self, y: np.ndarray, saved: Statistics, x: np.ndarray, pass_: Pass) -> None:

@@ -52,7 +52,7 @@ class TokenSum:
         return weights if batch.weights is None else weights * batch.weights
 
     def value(self, batch: Batch, losses: np.ndarray, at_a_time: int) -> float:
-        """Without the factor."""
+        """The sum of these losses, without the factor."""
         if batch.weights is not None:
             losses = losses * batch.weights[batch.targets >= 0]
         return sum_of(losses, at_a_time)

@@ -10,7 +10,8 @@ from .weights import Matrices
 
 
 class Parts:
-    """Of a group whose tensors consist of n_parts equal parts each, one behind the other.
+    """Which parts of a group are wanted and there. Its tensors consist of n_parts equal parts each, one behind the
+    other.
 
     wanted, there  bool (n_parts,); another array after each change
     """

@@ -63,5 +63,5 @@ class Pass:
         return self.gradients
 
     def with_scratch(self, begin: int) -> Pass:
-        """The same, whose scratch begins behind so many floats of this one's."""
+        """This pass with scratch that begins behind so many floats of this one's."""
         return replace(self, scratch=self.scratch.behind(begin))

@@ -65,7 +65,7 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """Of the file."""
+        """Bytes of the file."""
         return int(self.begin[-1])
 
     def holds(self, rows: np.ndarray) -> bool:

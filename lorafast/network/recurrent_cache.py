@@ -45,7 +45,8 @@ class RowsCache:
 
 
 class DeltaCache:
-    """Of a gated delta net: the newest rows of q, k and v before their convolution, and the state of each head.
+    """The cache of a gated delta net: the newest rows of q, k and v before their convolution, and the state of each
+    head.
 
     n_rows, chunk  as of RowsCache
     state   float32 (n_v, D, DV)
@@ -61,7 +62,7 @@ class DeltaCache:
         return self.rows.nbytes + self.state.nbytes
 
     def append(self, added: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """As RowsCache. Before the first rows the state is 0."""
+        """Appends rows, as RowsCache does. Before the first rows the state is 0."""
         if self.is_new:
             self.state.fill(0)
             self.is_new = False

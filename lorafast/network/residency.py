@@ -40,7 +40,7 @@ READ_AHEAD = 4 << 20
 
 
 def if_cut_short(name: str) -> None:
-    """From now on the process ends with a line about the file `name` if a mapped page can no longer be read."""
+    """Has the process end, from now on, with a line about the file `name` if a mapped page can no longer be read."""
     on_bus_error(f"lorafast: error: {name[:200]} was cut short or cannot be read any more, in the middle of the run; "
                  "what was saved is good: restore the file and resume\n".encode(errors="surrogateescape"))
 
@@ -108,7 +108,7 @@ class ModelFiles:
             self.drop(path, 0, len(mapping))
 
     def read_rows(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
-        """Those rows of a matrix, as stored, copied from the file: uint8 (len(rows), bytes a row)."""
+        """These rows of a matrix, as stored, copied from the file: uint8 (len(rows), bytes a row)."""
         row_bytes = tensor.data.shape[1]
         copy = np.empty((len(rows), row_bytes), np.uint8)
         begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()    # where others than the next row begin
@@ -166,7 +166,7 @@ class Window:
             raise ValueError(f"a window of {capacity} bytes cannot hold a unit of {max(sizes)}")
         self.sizes, self.order, self.capacity, self.partial = list(sizes), order, capacity, frozenset(partial)
         self.known: set[int] = set()
-        """Of the partial ones, those whose parts this pass has named."""
+        """The partial units whose parts this pass has named."""
         self.remains: dict[int, int] = {}
         """Bytes in memory of partial units that have to be fetched, since more parts are needed now."""
         self.uses = [[place for place, used in enumerate(order) if used == unit] for unit in range(len(sizes))]
@@ -183,7 +183,7 @@ class Window:
             self.move(self.now + self.distance(unit))
 
     def move(self, place: int) -> None:
-        """On to a place in the order; beyond its end a new pass begins, whose parts are not known."""
+        """Moves on to a place in the order; beyond its end a new pass begins, whose parts are not known."""
         if place >= len(self.order):
             self.known.clear()
         self.now = place % len(self.order)
@@ -256,7 +256,7 @@ class Residency(RowsFromFile):
         self.unit_of = {group: unit for unit, group in enumerate(self.groups)}
         sizes = [nbytes(group) for group in self.groups]
         self.parts = {unit: Parts(group) for unit, group in enumerate(self.groups) if group.n_parts}
-        """Of the partial units: what is wanted of them, and what is there."""
+        """The parts that are wanted, and those that are there, of each partial unit."""
         self.window = Window(sizes, [self.unit_of[group] for group in order], capacity, self.parts)
         self.there: set[int] = set()
         self.not_wanted: set[int] = set()
@@ -392,7 +392,8 @@ class Residency(RowsFromFile):
             self.files.let_go(tensor.path, tensor.offset + begin, tensor.offset + end)
 
     def _free_around(self, tensor: Tensor) -> tuple[int, int]:
-        """Around a tensor, from where to where nothing else is held, as far as reading the tensor may have mapped."""
+        """The range around a tensor in which nothing else is held, as far as reading the tensor may have mapped
+        pages."""
         places = self.places[tensor.path]
         at = bisect_left(places, (tensor.offset,))
         begin, end = max(0, tensor.offset - MAPPED_AROUND), tensor.offset + tensor.nbytes + MAPPED_AROUND

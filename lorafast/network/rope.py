@@ -83,7 +83,7 @@ class Rope:
             self.of_queries = self._times(params.temperature, params.n_ctx_orig)
 
     def _times(self, temperature: float, n_ctx_orig: int) -> Rope:
-        """The same with cos and sin multiplied by the temperature of each position."""
+        """This table with cos and sin multiplied by the temperature of each position."""
         steps = np.arange(len(self.cos)) // n_ctx_orig
         t = (1 + temperature * np.log(steps + 1)).astype(np.float32)[:, None]
         scaled = object.__new__(Rope)

@@ -57,7 +57,7 @@ class Routes:
 
     @property
     def experts(self) -> np.ndarray:
-        """Those that have rows."""
+        """The experts that have rows."""
         return np.flatnonzero(np.diff(self.begin))
 
 
@@ -91,7 +91,7 @@ class Router:
         return Routes.of(s.chosen, self.n_experts)
 
     def routes(self, s: RouterSaved) -> Routes:
-        """As forward returned them."""
+        """The routes that forward returned."""
         return Routes.of(s.chosen, self.n_experts)
 
     def backward(self, dx: np.ndarray, dw: np.ndarray, s: RouterSaved, pass_: Pass) -> None:
@@ -113,7 +113,7 @@ class Router:
 
 
 def _softmax(z: np.ndarray) -> None:
-    """Of each row, in place."""
+    """Replaces each row by its softmax."""
     z -= z.max(axis=1, keepdims=True)
     np.exp(z, out=z)
     z /= z.sum(axis=1, keepdims=True)

@@ -27,7 +27,7 @@ class SharedAttentionSaved(AttentionSaved):
 
 
 class SharedAttention(Attention):
-    """As Attention, with norms of q and k and:
+    """Attention with norms of q and k and:
 
     v_norm  of the heads of values, which are keys before their norm where there is no matrix for them; None where keys
             and values are those of another block

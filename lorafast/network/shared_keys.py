@@ -9,8 +9,8 @@ from .buffers import Buffers, New
 
 
 class SharedKeys(Protocol):
-    """Of the block that makes them, as attention takes them: k and v (S, width). dk, dv: sums of their gradients over
-    the other blocks that attend to them."""
+    """Keys and values of the block that makes them, as attention takes them: k and v (S, width). dk, dv: sums of their
+    gradients over the other blocks that attend to them."""
 
     k: np.ndarray
     v: np.ndarray
@@ -37,7 +37,7 @@ class KeptKeys(Buffers):
 
 
 class CachedKeys:
-    """Those that stand in the cache of a Decoder; there is no way back."""
+    """Keys and values in the cache of a Decoder; they have no backward pass."""
 
     k: np.ndarray
     v: np.ndarray

@@ -88,7 +88,7 @@ def _block_tensors(arch: Architecture, block: BlockParams, present: set[str],
 
 
 def _mixing_matrices(arch: Architecture, block: BlockParams, present: set[str]) -> dict[str, tuple[str, ...]]:
-    """Those of attention, or of what stands in its place."""
+    """The tensors of attention, or of what stands in its place."""
     if block.delta:
         return {"attn_qkv": ("DeltaQKV", "C"), "attn_gate": ("DeltaV", "C"), "ssm_beta": ("n_v", "C"),
                 "ssm_alpha": ("n_v", "C"), "ssm_out": ("C", "DeltaV")}
@@ -150,7 +150,7 @@ def check_tensors(gguf: GGUFFile, arch: Architecture, shapes: Mapping[str, tuple
         if layer < n_layer:
             is_expert = re.search(r"_exps?\b|gate_inp", name)
             detail = " (a bias)" if name.endswith(".bias") else " (experts)" if is_expert else ""
-            raise FormatError(f"{gguf.path}: tensor '{name}'{detail} is no part of architecture '{arch.name}' as "
+            raise FormatError(f"{gguf.path}: tensor '{name}'{detail} does not belong to architecture '{arch.name}' as "
                               "lorafast knows it; such a model is not supported")
 
 

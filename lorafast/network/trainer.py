@@ -33,7 +33,7 @@ class Strategy:
     input_every  of those, each so-many-th keeps its input; between them even the inputs are computed again. Above 1,
                  n_kept is 1
     keeps_cheap  of what is kept, also what is cheap to compute again (attention's outputs, for short sequences)
-    head_tokens  tokens whose logits exist at a time
+    head_tokens  tokens whose logits are in memory at a time
     micro_batch  long sequences of a batch that are worked on at a time, or more that are shorter; None: all
     head_pieces  logits exist of a piece of the vocabulary at a time, and the output matrix is used by pieces, twice
                  (head_pieces.py): of a head that `has_pieces`
@@ -52,14 +52,15 @@ class Strategy:
 
 
 LLAMA_FINETUNE_FLOOR = 1e-9
-"""Under the probabilities in llama-finetune's loss, -ln(p (1 - floor) + floor): no token's loss is above 20.72."""
+"""The floor under probabilities in llama-finetune's loss, -ln(p (1 - floor) + floor): no token's loss is above
+20.72."""
 
 
 class Teacher(Protocol):
     """A teacher's word on the rows of the data to train on."""
 
     def targets(self, batch: Batch) -> Targets:
-        """On the targets of a batch that count."""
+        """The teacher's probabilities at the targets of a batch that count."""
 
 
 class Trainer:
@@ -155,7 +156,7 @@ class Trainer:
         return objective.value(batch, losses, self.strategy.head_tokens)
 
     def _backward(self, buffers: Activations, pass_: Pass) -> None:
-        """From the gradient of the last block's output, which the head left in its place."""
+        """Runs backward from the gradient of the last block's output, which the head left in its place."""
         network = self.network
         for keys in buffers.shared:
             keys.clear_gradients()
@@ -195,7 +196,7 @@ class Trainer:
         return buffers
 
     def _run_blocks(self, buffers: Activations, first: int, end: int, pass_: Pass) -> None:
-        """Those from `first` to before `end`; 0 begins with the embedding."""
+        """Runs the blocks from `first` to before `end`; 0 begins with the embedding."""
         x, saved = buffers.input, buffers.saved_of
         if first == 0:
             self.network.embed(x(0), pass_)
@@ -265,7 +266,7 @@ class Activations(Buffers):
 
     @property
     def saved_nbytes(self) -> int:
-        """Of `nbytes`, what is kept of the blocks' forward passes."""
+        """The part of `nbytes` that is kept of the blocks' forward passes."""
         return nbytes_of(self.saved)
 
     def input(self, layer: int) -> np.ndarray:

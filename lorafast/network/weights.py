@@ -14,7 +14,7 @@ class Matrices(Protocol):
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        """In the order in which they are used."""
+        """The tensors in the order in which they are used."""
 
     @property
     def n_parts(self) -> int:

@@ -27,4 +27,4 @@ def _value(name: str, text: str) -> Any:
     except json.JSONDecodeError:
         return text
     except (ValueError, RecursionError):        # a number of too many digits, too deep a nesting
-        raise UsageError(f"{name}: {text[:20]}... is no value that can be read") from None
+        raise UsageError(f"{name}: {text[:20]}... is not a value that can be read") from None

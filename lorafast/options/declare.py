@@ -6,7 +6,7 @@ llama-finetune, with its traps removed:
 
 - `-` and `_` are the same in an option's name; names are never abbreviated; a later option overrides an earlier one.
 - A value is always the next argument, even if it begins with `-`. `--name=value` works too.
-- A number must be a number to its last character (the original read `12abc` as 12).
+- A number must be a number to its last character (llama-finetune read `12abc` as 12).
 """
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def unknown(name: str, known: Sequence[str], what: str = "option") -> str:
     if what == "command" and name in COMMANDS:
         return f"unknown command {name} (did you mean {COMMANDS[name]}?)"
     if what == "option" and not name.startswith("-"):
-        return f"unexpected argument {name!r} (every value follows its option)"
+        return f"unexpected argument {name!r}: each value follows the name of its option (--help lists them)"
     near = difflib.get_close_matches(name, known, n=1)
     listed = f"--help lists every {what}" if what in ("option", "command") else f"known are {', '.join(known)}"
     return f"unknown {what} {name} ({f'did you mean {near[0]}?' if near else listed})"

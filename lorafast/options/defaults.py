@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     MODERN: dict(targets="attn,ffn", lora_r=16, ctx=512, adam_alpha=2e-4, adam_decay=0.01, schedule="cosine",
                  warmup_ratio=0.03),
 }
-"""Defaults other than the original's, by name: `modern` is what trainers of 2024 and later start from."""
+"""Defaults other than llama-finetune's, by name: `modern` is what trainers of 2024 and later start from."""
 
 EPOCHS = 3
 """Times that a run of the preset `modern` goes through records, where nothing says how long it is."""

@@ -1,6 +1,6 @@
 """Every option of every command, once: name (the field's), default, help and allowed values.
 
-Where llama.cpp's llama-finetune of July 2024 ("the original") had an option, `finetune` has it under the same names and
+Where llama.cpp's llama-finetune of July 2024 had an option, `finetune` has it under the same names and
 with the same default, except that `--threads` defaults to the physical cores. PRESETS are sets of other defaults.
 """
 from __future__ import annotations
@@ -57,13 +57,16 @@ PRECISIONS = ("auto", "float32", "int16", "int8")
 """What activations and gradients can be rounded to before they meet quantised weights."""
 
 MOST_TOKENS = 2**31 - 1
-"""Of a pass: kernels count tokens in 32 bits."""
+"""The most tokens of a pass: kernels count them in 32 bits."""
+
+DEFAULT_DATA = "shakespeare.txt"
+"""The name of the training data if none is given, as in llama-finetune."""
 
 ITERATIONS = 256
-"""Of a run, where neither iterations nor epochs are given."""
+"""Iterations of a run, where neither iterations nor epochs are given."""
 
 EVALUATIONS = 5
-"""At least so many after the first, in a run that is too short for them by --save-every."""
+"""The least number of evaluations after the first, in a run that --save-every alone would give fewer."""
 
 FILES, RUN, METHOD, DATA, EVALUATION, SEEING, ADAPTER, OPTIMISER, STOPPING, MODEL = (
     "Files", "Run", "Method", "Data", "Evaluation", "Seeing how it goes", "Adapter", "Optimiser", "Stopping early",
@@ -125,13 +128,13 @@ class FinetuneConfig(ModelOptions):
 
     model_base: str = option("", FILES, "FILE", "base model: a GGUF file, or hf:org/name (required)")
     train_data: tuple[str, ...] = option(
-        ("shakespeare.txt",), FILES, "FILE",
+        (DEFAULT_DATA,), FILES, "FILE",
         "data to train on: text, or records (chats, pairs, texts in JSONL, CSV, Parquet). May be given several times, "
         "or be a folder with train.jsonl (or .txt) and, if there are any, valid and test")
     lora_out: tuple[str, ...] = option(
         ("ggml-lora-ITERATION-f32.gguf",), FILES, "NAME",
-        "adapter to write. The name decides the form: NAME.gguf for llama.cpp and its kin, NAME/ is a folder for PEFT, "
-        "NAME.bin is the original's ggla. May be given several times; empty: none")
+        "adapter to write. The name decides the form: NAME.gguf for llama.cpp and Ollama, NAME/ is a folder for PEFT, "
+        "NAME.bin the ggla file of llama-finetune. May be given several times; empty: none")
     init_lora: str = option("", FILES, "FILE", "adapter of any form to start from, instead of a random one; its "
                             "tensors, ranks and scale are used")
     checkpoint_in: str = option("checkpoint.gguf", FILES, "FILE", "checkpoint to go on from; starts afresh if missing")
@@ -144,14 +147,14 @@ class FinetuneConfig(ModelOptions):
     force: bool = option(False, FILES, "", "replace files of another kind than the output, and the results of another "
                                            "run; go on from a checkpoint in another --precision, with other data, "
                                            "or on another base model")
-    only_write_lora: bool = option(False, FILES, "", "no training: write the adapter of --checkpoint-in and end")
+    only_write_lora: bool = option(False, FILES, "", "do not train: write the adapter of --checkpoint-in and end")
     save_every: int = option(10, FILES, "N", "iterations between two saves; 0: save at the end only")
     keep_best: bool = option(True, FILES, "", "with evaluation: keep a copy of the files of the lowest loss, BEST in "
                              "place of the iteration's number", off=["--no-keep-best"])
     keep: int = option(0, FILES, "N", "numbered checkpoints to keep, the newest; 0: all", allowed=AT_LEAST_0)
     pattern_fn_it: str = option("ITERATION", FILES, "TEXT", "part of output names that the iteration's number replaces",
                                 allowed=NOT_EMPTY)
-    fn_latest: str = option("LATEST", FILES, "TEXT", "what replaces it in the second copy, which is always the newest",
+    fn_latest: str = option("LATEST", FILES, "TEXT", "text that replaces it in the name of the newest copy",
                             allowed=NOT_EMPTY)
     config: str = option("", FILES, "FILE", "TOML file of options, `ctx = 64` for --ctx 64; the command line overrides "
                          "it. Every run writes such a file beside its results")
@@ -170,22 +173,22 @@ class FinetuneConfig(ModelOptions):
                             "not at all, for comparing. auto: int16, or what the checkpoint was computed in",
                             allowed=one_of(*PRECISIONS))
     batch: int = option(8, RUN, "N", "samples in a pass", names=["-b"], allowed=AT_LEAST_1)
-    grad_acc: int | None = option(None, RUN, "N", "passes whose gradients make one iteration; less than 1 is 1",
+    grad_acc: int | None = option(None, RUN, "N", "passes whose gradients make one iteration; less than 1 means 1",
                                   shown_default="as the checkpoint, else 1, or one a rank")
-    ranks: int = option(1, RUN, "N", "start so many processes that share the passes of a step, by mpirun, each with "
-                        "its share of this machine's cores; for plan: so many machines, with --network",
+    ranks: int = option(1, RUN, "N", "start N processes by mpirun, which share the passes of a step, each with "
+                        "its share of this machine's cores; for plan: N machines, with --network",
                         allowed=AT_LEAST_1)
     rank_timeout: float = option(600.0, RUN, "SECONDS", "under mpirun: a rank that does not answer for so long ends "
                                  "the run", allowed=POSITIVE)
-    exchange: str = option("float32", RUN, "TYPE", "in which gradients go between ranks: float32, exact; or bfloat16, "
-                           "half the bytes, but what is computed then depends on the number of ranks",
+    exchange: str = option("float32", RUN, "TYPE", "type in which gradients are sent between ranks: float32, exact; "
+                           "or bfloat16, half the bytes, but results then depend on the number of ranks",
                            allowed=one_of("float32", "bfloat16"))
-    network: str = option("", RUN, "SPEED", "for plan: what connects --ranks machines, 1G, 10G, 25G bits a second, or "
-                          "with a latency 1G,0.5ms", shown_default="one machine's memory")
+    network: str = option("", RUN, "SPEED", "for plan: speed of the network between --ranks machines, 1G, 10G, 25G "
+                          "bits a second, or with a latency 1G,0.5ms", shown_default="one machine's memory")
     adam_iter: int | None = option(None, RUN, "N", "iterations of this run", allowed=AT_LEAST_0,
                                    shown_default=f"{ITERATIONS}; if --epochs is given, as many as these take")
     epochs: int = option(-1, RUN, "N", "end after N times through the data; 0 or less: no limit")
-    max_minutes: float = option(0.0, RUN, "X", "end after so many minutes, with the command that goes on; 0: no limit",
+    max_minutes: float = option(0.0, RUN, "X", "end after X minutes, and print the command that resumes; 0: no limit",
                                 allowed=AT_LEAST_0)
     mem_limit: str = option("", RUN, "SIZE", "memory that the run may take, pages of the model included: 1.5G, 800M, "
                             "50%. A model that is larger is read as it is needed", shown_default="what is available")
@@ -193,42 +196,45 @@ class FinetuneConfig(ModelOptions):
         None, RUN, "", "recompute activations in the backward pass instead of keeping them: less memory, more time",
         off=["--no-checkpointing"], shown_default="as far as memory needs it")
     checkpoint_every: int | None = option(
-        None, RUN, "N", "of N blocks one keeps its input, and the others recompute even that: still less memory, more "
+        None, RUN, "N", "only one in N blocks keeps its input, and the others recompute it: still less memory, more "
         "time", allowed=AT_LEAST_1, shown_default="1, unless memory needs more")
-    head_tokens: int | None = option(None, RUN, "N", "tokens whose logits exist at a time", allowed=AT_LEAST_1,
+    head_tokens: int | None = option(None, RUN, "N", "tokens whose logits are in memory at a time", allowed=AT_LEAST_1,
                                      shown_default="128, or fewer if memory needs it")
     micro_batch: int | None = option(
-        None, RUN, "N", "samples of a pass that are worked on at a time, or more that are shorter than --ctx",
+        None, RUN, "N", "samples of --ctx tokens that are computed at a time, or more that are shorter",
         allowed=AT_LEAST_1, shown_default="all, or fewer if memory needs it")
     use_flash: bool = option(False, RUN, "", "accepted, without effect: attention is always fused", off=["--no-flash"])
     n_gpu_layers: int = option(0, RUN, "N", "accepted, without effect: there is no GPU path",
                                names=["-ngl", "--gpu-layers"])
 
-    method: str = option("sft", METHOD, "NAME", "what is trained by: sft, texts and answers as they are; dpo, ipo, "
+    method: str = option("sft", METHOD, "NAME", "training method: sft, texts and answers as they are; dpo, ipo, "
                          "orpo, simpo or cpo, pairs of a better and a worse answer; kto, answers that are good or bad",
                          allowed=one_of(*METHODS))
-    beta: float | None = option(None, METHOD, "X", "how much the reference, or a difference, weighs", allowed=POSITIVE,
+    beta: float | None = option(None, METHOD, "X", "beta of the method: how strongly the reference, or a difference "
+                                                   "of rewards, counts", allowed=POSITIVE,
                                 shown_default="2 with simpo, else 0.1")
     label_smoothing: float | None = option(
-        None, METHOD, "X", "dpo, cpo, simpo: share of the pairs that may be the wrong way round",
+        None, METHOD, "X", "dpo, cpo, simpo: share of the pairs assumed to be labelled the wrong way round",
         allowed=Allowed("between 0 and 0.5", lambda x: 0 <= x <= 0.5), shown_default="0")
     gamma: float | None = option(None, METHOD, "X", "simpo: margin between the two answers", allowed=AT_LEAST_0,
                                  shown_default="1")
-    sft_weight: float | None = option(None, METHOD, "X", "pairs: factor of the mean loss of the better answers, which "
-                                      "is added", allowed=AT_LEAST_0, shown_default="1 with orpo and cpo, else 0")
-    distill: str = option("", METHOD, "FILE", "learn from a teacher, too: what lorafast logits wrote for this data",
-                          shown_default="none")
+    sft_weight: float | None = option(None, METHOD, "X", "methods with pairs: factor of the mean loss of the better "
+                                      "answers, which is added", allowed=AT_LEAST_0,
+                                      shown_default="1 with orpo and cpo, else 0")
+    distill: str = option("", METHOD, "FILE", "also learn from a teacher: the file that lorafast logits wrote for "
+                          "this data", shown_default="none")
     distill_weight: float = option(1.0, METHOD, "X", "factor of the divergence from the teacher, which is added to the "
                                    "loss", allowed=POSITIVE)
-    temperature: float = option(1.0, METHOD, "T", "of that divergence: above 1, unlikely tokens count more",
+    temperature: float = option(1.0, METHOD, "T", "temperature of that divergence: above 1, unlikely tokens count more",
                                 allowed=POSITIVE)
     ref_lora: str = option("", METHOD, "FILE", "dpo, ipo, kto: the reference is the model with this adapter",
                            shown_default="without any")
 
-    prefix_cache: str = option("", RUN, "FOLDER", "with records and --layers: keep here what the untrained blocks make "
-                               "of each row; later epochs start there", shown_default="none")
-    prefix_cache_type: str = option("float32", RUN, "TYPE", "of these numbers: float32, the same bits as without; or "
-                                    "float16, half the disk", allowed=one_of("float32", "float16"))
+    prefix_cache: str = option("", RUN, "FOLDER", "with records and --layers: keep the output of the untrained blocks "
+                               "for each row here; later epochs start from it", shown_default="none")
+    prefix_cache_type: str = option("float32", RUN, "TYPE", "type of these numbers: float32, with the same results as "
+                                    "without the cache; or float16, half the disk",
+                                    allowed=one_of("float32", "float16"))
 
     data_format: str = option("auto", DATA, "FORMAT", "text, jsonl (any JSON), csv, tsv, or auto: by what is in the "
                                                       "files",
@@ -262,8 +268,8 @@ class FinetuneConfig(ModelOptions):
     force_reshuffle: bool = option(False, DATA, "", "shuffle anew from --seed, wherever the checkpoint was")
 
     valid_data: tuple[str, ...] = option((), EVALUATION, "FILE", "data to evaluate on; may be given several times")
-    valid_split: float = option(0.0, EVALUATION, "X", "evaluate on this share of the training data, which is then not "
-                                "trained on", allowed=BELOW_1)
+    valid_split: float = option(0.0, EVALUATION, "X", "hold out this share of the training data to evaluate on",
+                                allowed=BELOW_1)
     eval_every: int | None = option(None, EVALUATION, "N", "iterations between two evaluations; 0: at the end only",
                                     allowed=AT_LEAST_0, shown_default="--save-every")
     eval_batches: int = option(0, EVALUATION, "N", "evaluate on the first N batches only; 0: on all",
@@ -275,15 +281,15 @@ class FinetuneConfig(ModelOptions):
     eval_pattern: str = option("", EVALUATION, "REGEX", "regular expression for --eval-score regex",
                                shown_default="none", allowed=Allowed("a regular expression", is_regex))
     sample_prompt: tuple[str, ...] = option((), EVALUATION, "TEXT",
-                                            "show at each evaluation how this text goes on; may be "
+                                            "show at each evaluation how the model continues this text; may be "
                                             "given several times")
     sample_tokens: int = option(64, EVALUATION, "N", "tokens that are generated for it", allowed=AT_LEAST_1)
 
     metrics: str = option("", SEEING, "FILE", "write loss, learning rate, gradient norm and speed of each iteration "
                           "here, a line of JSON each", shown_default="none")
     tensorboard: str = option("", SEEING, "FOLDER", "write them here for TensorBoard", shown_default="none")
-    log_to: tuple[str, ...] = option((), SEEING, "NAME", "tell trackio, wandb or mlflow as well; may be given several "
-                                     "times", allowed=Allowed(f"of {', '.join(TRACKERS)}", set(TRACKERS).issuperset),
+    log_to: tuple[str, ...] = option((), SEEING, "NAME", "also log to trackio, wandb or mlflow; may be given several "
+                                     "times", allowed=Allowed(" or ".join(TRACKERS), set(TRACKERS).issuperset),
                                      shown_default="none")
     report: str = option("", SEEING, "FILE", "at the end, write a page of plots and samples here", shown_default="none")
 
@@ -296,7 +302,7 @@ class FinetuneConfig(ModelOptions):
     lora_alpha: int | None = option(None, ADAPTER, "N", "the adapter's effect is scaled by alpha / --lora-r",
                                     allowed=AT_LEAST_1, shown_default="--lora-r")
     targets: str = option(
-        "", ADAPTER, "LIST", f"tensors to adapt, with commas between: the groups {', '.join(GROUPS)}, "
+        "", ADAPTER, "LIST", f"tensors to adapt, separated by commas: the groups {', '.join(GROUPS)}, "
         "tensors as lorafast inspect names them (attn_q, ffn_down, output), or patterns such as blk.1?.ffn_*",
         shown_default="attn,ffn; all if only .bin is written")
     layers: int = option(0, ADAPTER, "N", "adapt only the last N blocks and what follows them; 0: all",
@@ -333,10 +339,10 @@ class FinetuneConfig(ModelOptions):
                               "the learning rate of B is X times that of A (LoRA+, Hayou et al., 2024)",
                               allowed=POSITIVE)
     schedule: str = option("original", OPTIMISER, "NAME",
-                           "course of the learning rate: after the warm-up it is constant, or "
+                           "schedule of the learning rate: after the warm-up it is constant, or "
                            "falls (linear, cosine) to --adam-min-alpha when the run ends, or (original) along a cosine "
                            "of given length", allowed=one_of(*SCHEDULES))
-    decay_iter: int = option(0, OPTIMISER, "N", "linear and cosine end at iteration N, in all runs; 0: with the run",
+    decay_iter: int = option(0, OPTIMISER, "N", "linear and cosine end at iteration N of all runs; 0: with the run",
                              allowed=AT_LEAST_0)
     warmup_ratio: float | None = option(None, OPTIMISER, "X", "the warm-up as a share of the run", allowed=BELOW_1,
                                         shown_default="see --warmup")
@@ -344,7 +350,7 @@ class FinetuneConfig(ModelOptions):
     cos_decay_steps: int = option(1000, OPTIMISER, "N", "original: iterations in which it falls",
                                   allowed=AT_LEAST_1)
     cos_decay_min: float = option(0.1, OPTIMISER, "X", "original: the share of it that remains", allowed=SHARE)
-    enable_restart: bool = option(False, OPTIMISER, "", "original: begin again when the cosine ends",
+    enable_restart: bool = option(False, OPTIMISER, "", "original: restart when the cosine ends",
                                   off=["--disable-restart"])
     cos_decay_restart: float = option(1.1, OPTIMISER, "X", "original: each time, its length grows by this factor",
                                       allowed=Allowed("at least 1", lambda x: x >= 1))
@@ -358,7 +364,7 @@ class FinetuneConfig(ModelOptions):
     opt_max_no_improvement: int = option(0, STOPPING, "N", "stop after N iterations without a new lowest loss",
                                          allowed=AT_LEAST_0)
 
-    norm_rms_eps: float | None = option(None, MODEL, "X", "epsilon of the norms", allowed=POSITIVE,
+    norm_rms_eps: float | None = option(None, MODEL, "X", "epsilon of the RMS norms", allowed=POSITIVE,
                                         shown_default="the model's")
     rope_freq_base: float | None = option(None, MODEL, "X", "base of the rotary frequencies", allowed=POSITIVE,
                                           shown_default="the model's")
@@ -426,7 +432,7 @@ class FinetuneConfig(ModelOptions):
         if self.dora:
             norm = next((role for role in NORMS if ranks[role]), None)
             if norm:
-                raise UsageError(f"--dora: {norm} is no matrix, it has no directions to adapt apart from lengths; "
+                raise UsageError(f"--dora: {norm} is not a matrix: it has no directions and lengths to adapt; "
                                  "leave norms out")
             self._check_dora_outputs("--dora")
         defaults = PRESETS[self.preset]
@@ -540,12 +546,12 @@ class FinetuneConfig(ModelOptions):
         for name in filter(None, ",".join(spelled).split(",")):
             if not any(_covers(name, role) for role in ROLES):
                 raise UsageError(f"--targets: {name}: {EXPERTS_ARE_FROZEN}" if is_of_experts(name)
-                                 else "--targets: " + unknown(name, [*ROLES, *GROUPS], "tensor"))
+                                 else "--targets: " + unknown(name, [*ROLES, *GROUPS, *MODULES], "tensor"))
             targets.append(name)
         return tuple(targets)
 
     def ranks_by_role(self) -> dict[str, int]:
-        """Rank of every role, in the original's order; 0 for those that are left out.
+        """Rank of every role, in llama-finetune's order; 0 for those that are left out.
 
         Adapted are the roles of --targets; else all twelve if every adapter asked for is a ggla file, as in the
         original, and there is no --dora; else the seven matrices of a block, which every runtime applies. A rank given
@@ -634,7 +640,7 @@ def _cannot_carry(form: FileForm, role: str, tied: bool) -> str:
 
 
 def decode_escapes(text: str) -> str:
-    r"""`text` with \n \r \t \' \" \\ and \xHH decoded, as the original does; any other backslash stays as it is.
+    r"""`text` with \n \r \t \' \" \\ and \xHH decoded, as llama-finetune does; any other backslash stays as it is.
 
     Bytes that are not UTF-8 become surrogate escapes, as in file names and arguments.
     """

@@ -31,7 +31,7 @@ METHODS = {
     "cpo": MethodFacts("pairs", False, {"beta": 0.1, "label_smoothing": 0.0, "sft_weight": 1.0}, "Xu et al., 2024"),
     "kto": MethodFacts("judged", True, {"beta": 0.1}, "Ethayarajh et al., 2024"),
 }
-"""By the name that --method has for it."""
+"""The facts of each method, by the name that --method has for it."""
 
 METHOD_OPTIONS = ("beta", "label_smoothing", "gamma", "sft_weight")
 """Fields that only some methods take."""

@@ -41,10 +41,10 @@ ALIASES = {
 
 HINTS = {
     "--train": "lorafast finetune always trains",
-    "--test": "a folder given to --train-data may hold test.jsonl; its loss is told at the end",
+    "--test": "a folder given to --train-data may hold test.jsonl; its loss is reported at the end",
     "--mask-prompt": "prompts do not count in the loss, unless --train-on-prompt is given",
     "--train-on-responses-only": "this is what happens, unless --train-on-prompt is given",
-    "--fine-tune-type": "adapters of LoRA are trained, and with --dora of DoRA",
+    "--fine-tune-type": "LoRA adapters are trained, and with --dora DoRA adapters",
     "--save-path": "--run FOLDER keeps everything of a run",
     "--output-dir": "--run FOLDER keeps everything of a run",
     "--load-in-4bit": "take a quantised GGUF file of the model for --model-base",
@@ -52,14 +52,15 @@ HINTS = {
     "--quantization-bit": "take a quantised GGUF file of the model for --model-base",
     "--optim": "AdamW is the optimiser",
     "--optimizer": "AdamW is the optimiser",
-    "--bf16": "weights are used as the file has them, sums are of 32 bits",
-    "--fp16": "weights are used as the file has them, sums are of 32 bits",
-    "--device": "the CPU computes; --threads says with how many threads",
+    "--bf16": "weights stay as the file has them; --precision says what activations are rounded to",
+    "--fp16": "weights stay as the file has them; --precision says what activations are rounded to",
+    "--device": "lorafast runs on the CPU; --threads sets the number of threads",
     "--logging-steps": "every iteration is logged; --metrics writes them to a file",
     "--resume-from-checkpoint": "--resume goes on from the newest checkpoint, --checkpoint-in from that one",
     "--gpu": "there is no GPU path",
-    "--val-batches": "--eval-batches says how many batches are evaluated on",
-    "--export-lora": "lorafast convert brings an adapter into another form, lorafast merge merges it",
+    "--gpus": "there is no GPU path",
+    "--val-batches": "--eval-batches sets the number of batches to evaluate on",
+    "--export-lora": "lorafast convert converts an adapter into another form, lorafast merge merges it",
 }
 """What to say to a name that stands for something else here."""
 

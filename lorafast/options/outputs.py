@@ -161,5 +161,5 @@ def _size(path: str | Path) -> int:
 
 
 def megabytes(n: int) -> str:
-    """`n` bytes in MB of 2^20, as the original prints sizes."""
+    """`n` bytes in MB of 2^20, as llama-finetune prints sizes."""
     return f"{n / 2**20:.1f} MB"

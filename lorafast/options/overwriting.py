@@ -58,7 +58,7 @@ def check_overwriting(targets: Iterable[Target], inputs: Mapping[str, str], *, f
             if os.path.exists(source) and os.path.samefile(path, source):
                 raise UsageError(f"{target.option} {path}: would overwrite {what}, {source}")
         if not force and not _may_replace(path, target.form):
-            raise UsageError(f"{target.option} {path}: exists and is no {target.form.value}; give another name, move "
+            raise UsageError(f"{target.option} {path}: exists and is not {target.form.phrase}; give another name, move "
                              "it away, or replace it with --force")
 
 

@@ -22,15 +22,15 @@ AT_LEAST_1 = Allowed("at least 1", lambda n: n >= 1)
 class ConvertOptions(Options):
     """The options of `lorafast convert`."""
 
-    source: str = argument("IN", "adapter or checkpoint, of any form; what it is, its content tells")
-    target: str = argument("OUT", "file or folder to write: NAME.gguf for llama.cpp and its kin, NAME/ a folder for "
-                           "PEFT, NAME.bin the original's ggla")
+    source: str = argument("IN", "adapter or checkpoint of any form, which is recognised by its content")
+    target: str = argument("OUT", "file or folder to write: NAME.gguf for llama.cpp and Ollama, NAME/ a folder for "
+                           "PEFT, NAME.bin the ggla file of llama-finetune")
     to: str = option("", OPTIONS, "FORM", f"form of OUT: {', '.join(WRITTEN_FORMS)}", shown_default="by the end of its "
                                                                                                     "name",
                      allowed=Allowed(f"one of {', '.join(WRITTEN_FORMS)}",
                                      lambda form: not form or form in WRITTEN_FORMS))
     model_base: str = option("", OPTIONS, "FILE", "base model, where the conversion depends on it", names=["-m"])
-    drop: str = option("", OPTIONS, "LIST", "pairs to leave out, with commas between: roles such as token_embd, names "
+    drop: str = option("", OPTIONS, "LIST", "pairs to leave out, separated by commas: roles such as token_embd, names "
                        "with * and ?, or the groups norms, attn, ffn")
     base_name: str = option("", OPTIONS, "NAME", "repository or folder of the model that PEFT loads",
                             shown_default="the GGUF's general.repo_url")
@@ -61,12 +61,12 @@ class InspectOptions(Options):
     """The options of `lorafast inspect`. With --model-base it shows data; those options are the same as in
     `finetune`."""
 
-    file: str = argument("FILE", "model, adapter or checkpoint; what it is, its content tells. With --model-base: "
+    file: str = argument("FILE", "model, adapter or checkpoint, which is recognised by its content. With --model-base: "
                          "data to train on, a file or a folder")
     all: bool = option(False, OPTIONS, "", "list each tensor, and the whole of long values")
     model_base: str = option("", DATA, "FILE", "the model that the data is for", names=["-m"])
-    samples: str = option("1,2,3", DATA, "LIST", "samples to show, with commas between",
-                          allowed=Allowed("numbers with commas between",
+    samples: str = option("1,2,3", DATA, "LIST", "samples to show, separated by commas",
+                          allowed=Allowed("numbers separated by commas",
                                           lambda text: bool(re.fullmatch(r"\d+(,\d+)*", text))))
     method: str = same_as(FinetuneConfig, "method", DATA)
     ctx: int = same_as(FinetuneConfig, "ctx", DATA)
@@ -131,7 +131,7 @@ class MergeOptions(Options):
 class ReportOptions(Options):
     """The options of `lorafast report`."""
 
-    run: str = argument("RUN", "what --metrics of a run wrote, or a folder that holds it")
+    run: str = argument("RUN", "file that --metrics of a run wrote, or the folder of a run")
     output: str = option("", OPTIONS, "FILE",
                          "page to write",
                          names=["-o"], shown_default="RUN.html")

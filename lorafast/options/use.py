@@ -41,8 +41,8 @@ class GenerateConfig(WithAdapters):
                                    "adapter (of any form) or checkpoint to apply, times SCALE; may "
                                    "be given several times")
     prompt: str = option("", TEXT, "TEXT", "text to continue; with --chat, the message to answer", names=["-p"])
-    chat: bool = option(False, TEXT, "", "answer as in a conversation, by the model's chat template")
-    system: str = option("", TEXT, "TEXT", "with --chat: what the system message says")
+    chat: bool = option(False, TEXT, "", "answer as in a conversation, with the model's chat template")
+    system: str = option("", TEXT, "TEXT", "with --chat: text of the system message")
     chat_template: str = option("", TEXT, "FILE", "with --chat: a Jinja template", shown_default="the model's own")
     interactive: bool = option(False, TEXT, "", "read further prompts line by line; with --chat they are one "
                                "conversation. Ctrl-C ends an answer, Ctrl-D the program", names=["-i"])
@@ -53,21 +53,21 @@ class GenerateConfig(WithAdapters):
 
     repeat_penalty: float = option(1.0, CHOICE, "X", "logits of tokens that occurred are divided by X, or multiplied "
                                    "where negative; 1: no penalty", allowed=POSITIVE)
-    repeat_last_n: int = option(64, CHOICE, "N", "among the last N tokens, prompt included; -1: all",
+    repeat_last_n: int = option(64, CHOICE, "N", "penalise tokens among the last N, prompt included; -1: all",
                                 allowed=Allowed("at least -1", lambda n: n >= -1))
-    top_k: int = option(40, CHOICE, "N", "only the N likeliest tokens; 0: all", allowed=AT_LEAST_0)
-    top_p: float = option(0.95, CHOICE, "X", "of these, the likeliest that together have the probability X; 1: all",
+    top_k: int = option(40, CHOICE, "N", "choose among the N likeliest tokens only; 0: all", allowed=AT_LEAST_0)
+    top_p: float = option(0.95, CHOICE, "X", "of these, keep the likeliest with X of the probability; 1: all",
                           allowed=SHARE)
-    min_p: float = option(0.05, CHOICE, "X", "of these, those with at least X times the probability of the likeliest; "
-                          "0: all", allowed=SHARE)
+    min_p: float = option(0.05, CHOICE, "X", "of these, keep those with at least X times the probability of the "
+                                             "likeliest; 0: all", allowed=SHARE)
     temperature: float = option(0.8, CHOICE, "X", "higher: more variety; 0: always the likeliest token",
                                 names=["--temp"], allowed=AT_LEAST_0)
-    seed: int = option(-1, CHOICE, "N", "seed of the choice; -1: the time", names=["-s"], allowed=SEED)
+    seed: int = option(-1, CHOICE, "N", "seed of the choice of tokens; -1: the time", names=["-s"], allowed=SEED)
 
     threads: int | None = option(None, RUN, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
                                  shown_default="physical cores")
     precision: str = same_as(FinetuneConfig, "precision", RUN)
-    verbose: bool = option(False, RUN, "", "tell the speed at the end, on stderr")
+    verbose: bool = option(False, RUN, "", "print the speed at the end, on stderr")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,9 +112,10 @@ class EvalConfig(WithAdapters):
     lora: tuple[str, ...] = option((), TEXT, "FILE[:SCALE]", "adapter to score, times SCALE; each by itself, beside "
                                    "the base model. May be given several times")
     base: bool = option(True, TEXT, "", "with --lora: the base model as well", off=["--no-base"])
-    score: str = option("", TEXT, "LIST", "with commas between: exact, contained, regex, choice, choice_norm",
-                        shown_default="all that the records have what it takes for",
-                        allowed=Allowed("names of scores with commas between",
+    score: str = option("", TEXT, "LIST", "scores to compute: exact, contained, regex, choice, choice_norm, with "
+                        "commas between",
+                        shown_default="all that the records allow",
+                        allowed=Allowed(f"{', '.join(SCORE_NAMES)}, or several with commas between",
                                         lambda text: set(filter(None, text.split(","))) <= set(SCORE_NAMES)))
     pattern: str = option("", TEXT, "REGEX", "regular expression that answers must match, where a record has none",
                           allowed=Allowed("a regular expression", is_regex))
@@ -128,7 +129,8 @@ class EvalConfig(WithAdapters):
     template_arg: tuple[str, ...] = same_as(FinetuneConfig, "template_arg", TEXT)
     field: tuple[str, ...] = same_as(FinetuneConfig, "field", TEXT)
     raw_pairs: bool = same_as(FinetuneConfig, "raw_pairs", TEXT)
-    seed: int = option(0, RUN, "N", "without effect: the likeliest token is chosen", names=["-s"], allowed=SEED)
+    seed: int = option(0, RUN, "N", "accepted, without effect: the likeliest token is always chosen", names=["-s"],
+                       allowed=SEED)
     threads: int | None = option(None, RUN, "N", "threads that compute", names=["-t"], allowed=AT_LEAST_1,
                                  shown_default="physical cores")
     precision: str = same_as(FinetuneConfig, "precision", RUN)

@@ -10,7 +10,7 @@ from ..system.cgroups import groups_around
 from ..system.process import resident_bytes
 
 LIMIT_FILES = {"cgroup": ["memory.limit_in_bytes"], "cgroup2": ["memory.max", "memory.high"]}
-"""Of a cgroup, by version: what it may take at most, and (high) above what it is held up until it takes less."""
+"""A cgroup's files of limits, by version: what it may take at most, and (high) above what it is slowed down."""
 
 NO_LIMIT = 2**60
 """Version 1 of cgroups writes a number above this where there is no limit."""
@@ -40,7 +40,7 @@ class Budget:
 
     @property
     def is_asked(self) -> bool:
-        """It is what --mem-limit says."""
+        """Whether the budget is what --mem-limit says."""
         return self.source.startswith("--mem-limit")
 
 

@@ -56,20 +56,20 @@ class Job:
 
     @property
     def own_passes(self) -> int:
-        """Of the rank that has most."""
+        """Passes of the rank that has most."""
         return -(-self.passes // self.sharing.n_ranks)
 
     @property
     def tokens(self) -> float:
-        """Of a pass, in the mean."""
+        """Tokens of a pass, in the mean."""
         row = self.ctx if self.packs or self.data.sample_tokens is None else self.data.sample_tokens
         return self.batch * row
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Of a step: seconds in all, bytes read from disk, bytes of weights in memory at most, and of the seconds those in
-    which ranks exchange gradients."""
+    """What a step takes: seconds in all, bytes read from disk, bytes of weights in memory at most, and of the seconds
+    those in which ranks exchange gradients."""
 
     seconds: float
     bytes_read: int
@@ -99,18 +99,18 @@ class Plan:
     besides: tuple[str, ...] = ()
 
     def with_reference(self, n_tokens: int, n_rows: int) -> Plan:
-        """The same for a run that first computes the log-probabilities of so many rows."""
+        """This plan for a run that first computes the log-probabilities of so many rows."""
         line = (f"{n_rows} log-probabilities under the reference, once before the first step: "
                 f"{_duration(self.forward * n_tokens)}, {megabytes(8 * n_rows)}")
         return replace(self, besides=(*self.besides, line))
 
     def with_prefix_cache(self, nbytes: int, lowest: int) -> Plan:
-        """The same for a run that keeps so much of what the blocks below `lowest` make on disk."""
+        """This plan for a run that keeps so many bytes on disk of what the blocks below `lowest` make."""
         line = f"{megabytes(nbytes)} on disk: the input of block {lowest} for each row (--prefix-cache)"
         return replace(self, besides=(*self.besides, line))
 
     def for_iterations(self, n: int) -> Plan:
-        """The same, once it is known how many iterations the run has."""
+        """This plan, once it is known how many iterations the run has."""
         return replace(self, job=replace(self.job, iterations=n))
 
     @property
@@ -130,7 +130,8 @@ class Plan:
         lines = [f"Memory, of at most {megabytes(self.budget.nbytes)} ({self.budget.source}):"]
         items = *self.items, Item("in all", self.nbytes)
         lines += [f"  {item.name:<44}{megabytes(item.nbytes):>12}   {item.note}".rstrip() for item in items]
-        lines += ["Choices:", *(f"  {reason}" for reason in self.reasons or ["the fastest ones fit"])]
+        lines += ["Choices:", *(f"  {reason}" for reason in self.reasons or ["nothing is given up: everything fits "
+                                                                             "into memory"])]
         lines += ["Time, measured on this machine just now:", *(f"  {line}" for line in self._times())]
         return lines + (["Besides:", *(f"  {line}" for line in self.besides)] if self.besides else [])
 

@@ -44,7 +44,8 @@ RESERVE = 6 << 20
 Runs of models from 135 to 1100 million parameters took 2 to 4 MB of it."""
 
 CACHE_RESERVE = 24 << 20
-"""Under a cgroup's limit, bytes that reading leaves in the system's cache around the weights (see residency.py)."""
+"""Bytes that reading leaves in the system's cache around the weights, which count under a cgroup's limit
+(residency.py)."""
 
 HEAD_TOKENS = (128, 64, 32, 16)
 """Tokens whose logits exist at a time, to choose from. More than the first bring no time, fewer cost some."""
@@ -53,7 +54,7 @@ PRODUCTS_BY_PIECES = 3 / 2
 """Products of the output by pieces, of those of the whole (see head_pieces.py)."""
 
 SHORTLIST = 40
-"""So many of the strategies that seem fastest are followed through a pass, to find the one that is."""
+"""Number of strategies that seem fastest and are followed through a pass, to find the one that is."""
 
 SLOW_DISK = 0.8
 """A choice counts on this share of the disk's measured rate: others read too."""
@@ -83,7 +84,7 @@ class Forced:
 
     @property
     def options(self) -> dict[str, str]:
-        """By field, what the user wrote."""
+        """What the user wrote, by field."""
         kept = {True: "--no-checkpointing", False: "--use-checkpointing"}
         numbers = {"input_every": "--checkpoint-every", "head_tokens": "--head-tokens", "micro_batch": "--micro-batch"}
         return ({"kept": kept[self.kept]} if self.kept is not None else {}) | {
@@ -123,9 +124,9 @@ class Planner:
         self.gguf, self.files, self.network, self.adapter = gguf, files, network, adapter
         self.job, self.budget, self.base_bytes = job, budget, base_bytes
         self.measured_tokens = 0
-        """Of the passes that were measured: what the kernels then took they keep."""
+        """Tokens of the passes that were measured: the memory that the kernels took for them they keep."""
         self.routing = EVEN
-        """Known with the speed."""
+        """How a router spreads tokens over experts; known with the speed."""
 
     def plan(self, forced: Forced = Forced()) -> Plan:
         """The fastest strategy that fits. LoraFastError, with what would fit, if there is none."""
@@ -158,7 +159,7 @@ class Planner:
                  "of several passes until they are summed" * (job.own_passes > 1)),
             Item("gradients of other ranks", params if job.sharing.n_ranks > 1 else 0),
             Item("its moments", 2 * params),
-            Item("norms and gains of the rows", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
+            Item("DoRA's norms and gains", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
             Item("activations kept for backward", kept, of_blocks),
             Item("keys and values of prompts that pairs share", self._prompt_bytes(T) if job.shares_prompts else 0),
@@ -226,7 +227,7 @@ class Planner:
                 + max(branch.kernel_bytes(T, n_threads) for branch in branches.values()))
 
     def _row_bytes(self, T: int) -> int:
-        """Of the embedding's rows for T tokens, as stored."""
+        """Bytes of the embedding's rows for T tokens, as stored."""
         per_layer = self.network.per_layer
         tables = [self.network.embedding.tensor, *([per_layer.table] if per_layer else [])]
         return sum(min(T, tensor.shape[0]) * tensor.data.shape[1] for tensor in tables)
@@ -245,7 +246,7 @@ class Planner:
 
     @functools.cached_property
     def _weight_bytes(self) -> int:
-        """Of all that products are computed with."""
+        """Bytes of all weights that products are computed with."""
         return sum(nbytes(group) for group in set(self._order(Strategy(1))))
 
     @property
@@ -313,8 +314,8 @@ class Planner:
                        "a disk")
 
     def _fitting(self, candidates: Sequence[Strategy], forced: Forced) -> list[Strategy]:
-        """Those that fit; if there are any, only those that add up gradients in the order that a run without a limit
-        has, whose results therefore have its bits. LoraFastError, with what would fit, if none does."""
+        """The strategies that fit; if there are any, only those that add up gradients in the order that a run without a
+        limit has, whose results therefore have its bits. LoraFastError, with what would fit, if none does."""
         fitting = [strategy for strategy in candidates if self._capacity(strategy) is not False]
         if not fitting:
             raise LoraFastError(self._refusal(candidates, forced))
@@ -368,7 +369,7 @@ class Planner:
         return (speed.head / 3 + sum(speed.blocks[block.shape].forward for block in self.network.blocks)) / speed.tokens
 
     def _seconds_by_block(self, strategy: Strategy) -> Iterator[float]:
-        """Of a pass, as its parts were measured."""
+        """Seconds of a pass, block by block, as its parts were measured."""
         activations = self._activations(strategy)
         lost = Counter(below for layer in self._trained for below in activations.lost_inputs(layer))
         for layer, block in enumerate(self.network.blocks):
@@ -383,7 +384,7 @@ class Planner:
 
     @cached
     def _activations(self, strategy: Strategy) -> Activations:
-        """Of a Trainer with this strategy, without memory: what it computes again."""
+        """The activations of a Trainer with this strategy, without memory: what it keeps and what it computes again."""
         return Activations(self.network, self.adapter, 1, strategy, new=sized)
 
     def _parts(self, strategy: Strategy) -> int:
@@ -398,7 +399,7 @@ class Planner:
         return seconds * self._parts(strategy) * self.job.own_passes
 
     def _timing(self, strategy: Strategy, disk: float) -> Timing:
-        """Of a step, by following the reader and the kernels place by place; disk: bytes a second."""
+        """The timing of a step, found by following the reader and the kernels place by place; disk: bytes a second."""
         compute, capacity = self._compute(strategy), self._capacity(strategy)
         seconds, read, most_held = compute, 0, self._weight_bytes
         if capacity is not None:

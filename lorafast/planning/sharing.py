@@ -33,14 +33,14 @@ class Link:
     name: str
 
     def seconds(self, nbytes: int, n_ranks: int) -> float:
-        """To sum so many bytes of gradients over ranks, on every rank."""
+        """Seconds to sum so many bytes of gradients over ranks, on every rank."""
         if n_ranks == 1:
             return 0.0
         return 2 * (n_ranks - 1) / n_ranks * nbytes / self.rate + LATENCIES_A_STEP * self.latency + WAKING
 
 
 IN_MEMORY = Link(2e9, 1e-5, "memory")
-"""Between ranks of one host."""
+"""The link between ranks of one host."""
 
 
 def link_of(text: str) -> Link:

@@ -7,7 +7,8 @@ import numpy as np
 
 
 def _each_head(q_begin: np.ndarray, k_begin: np.ndarray, window: int, n_head: int, n_head_kv: int) -> Iterator[tuple]:
-    """For each sequence and query head: the rows of q, the rows of k, h, its kv head, which query sees which key."""
+    """Yields for each sequence and query head: the rows of q, the rows of k, h, its kv head, which query sees which
+    key."""
     for q0, q1, k0, k1 in zip(q_begin[:-1], q_begin[1:], k_begin[:-1], k_begin[1:]):
         n_queries, n_keys = q1 - q0, k1 - k0
         position = np.arange(n_queries)[:, None] + n_keys - n_queries  # of each query, among the keys

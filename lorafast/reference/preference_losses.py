@@ -17,7 +17,8 @@ def log_sigmoid(x: np.ndarray) -> np.ndarray:
 
 def pair_loss(method: str, w: np.ndarray, r: np.ndarray, ref_w: np.ndarray, ref_r: np.ndarray, n_w: np.ndarray,
               n_r: np.ndarray, beta: float, epsilon: float, gamma: float) -> np.ndarray:
-    """Of one pair: log-probabilities of the better and the worse answer, by the reference too, and their tokens."""
+    """The loss of one pair: log-probabilities of the better and the worse answer, by the reference too, and their
+    tokens."""
     if method == "ipo":
         return ((w - ref_w) / n_w - (r - ref_r) / n_r - 1 / (2 * beta)) ** 2
     if method == "orpo":
@@ -30,6 +31,6 @@ def pair_loss(method: str, w: np.ndarray, r: np.ndarray, ref_w: np.ndarray, ref_
 
 def kto_loss(log_p: np.ndarray, reference: np.ndarray, is_good: np.ndarray, distance: np.ndarray,
              beta: float) -> np.ndarray:
-    """Of one answer."""
+    """The loss of one answer."""
     x = beta * (log_p - reference - distance)
     return 1 - np.exp(log_sigmoid(x if is_good else -x))

@@ -48,7 +48,7 @@ class Rewards:
 
     @classmethod
     def of(cls, rewards: np.ndarray, label: np.ndarray, *, in_pairs: bool) -> Rewards:
-        """Of single answers, both (n,); label: 1, or -1 of the worse ones.
+        """The means over single answers, both (n,); label: 1, or -1 of the worse ones.
 
         in_pairs  2k and 2k + 1 are the better and the worse of a pair
         """
@@ -61,7 +61,7 @@ class Rewards:
         return cls(chosen, rejected, float(is_right.mean()))
 
     def facts(self) -> dict[str, float]:
-        """By the names that metrics have for them."""
+        """The rewards by the names that metrics have for them."""
         return {"reward_chosen": self.chosen, "reward_rejected": self.rejected, "reward_margin": self.margin,
                 "reward_accuracy": self.accuracy}
 

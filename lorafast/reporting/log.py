@@ -1,6 +1,6 @@
 """What a training run reports, event by event, and two ways to show it.
 
-On a pipe or in a file `PipeLog` prints the lines of the original (llama.cpp's llama-finetune, July 2024), in its order,
+On a pipe or in a file `PipeLog` prints the lines of llama.cpp's llama-finetune (July 2024), in its order,
 so that scripts and eyes that know its log can read ours. On a terminal `TerminalLog` (terminal.py) shows the same facts
 shorter, with live lines.
 """
@@ -76,7 +76,7 @@ class Log:
         """The base model is about to be opened."""
 
     def loader(self, gguf: GGUFFile, tokenizer: Tokenizer, hparams: HParams) -> None:
-        """It is open: its metadata, tensors, hyper-parameters and special tokens."""
+        """The base model is open: its metadata, tensors, hyper-parameters and special tokens."""
 
     def params(self, hparams: HParams) -> None:
         """The hyper-parameters used in this run."""
@@ -88,7 +88,7 @@ class Log:
         """What earlier runs have done, from the checkpoint."""
 
     def lora_size(self, nbytes: int) -> None:
-        """The adapter's size by the original's formula."""
+        """The adapter's size by llama-finetune's formula."""
 
     def sizes(self, *, opt_size: int, opt_iter: int, input_size: int, compute_size: int, order: str) -> None:
         """order: "LEFT_TO_RIGHT" or "RIGHT_TO_LEFT", the order of the optimiser's moments in checkpoints."""
@@ -97,10 +97,10 @@ class Log:
         """The training data is about to be read."""
 
     def progress(self, text: str) -> None:
-        """How far that is; empty when it is done."""
+        """How far the reading of data has come; empty when it is done."""
 
     def data(self, n_samples: int, n_tokens: int, n_unique: int, warnings: Sequence[str]) -> None:
-        """It is read."""
+        """The training data was read."""
 
     def restarted(self, *, forced: bool) -> None:
         """The epoch begins anew: the data is not the checkpoint's, or (forced) --force-reshuffle was given."""
@@ -150,17 +150,17 @@ class Log:
 
 
 class Silence(Log):
-    """Of a rank that leaves the log to the first one."""
+    """The log of a rank that leaves the log to the first one."""
 
     def warning(self, text: str) -> None:
         """The first rank says it."""
 
 
-STOPPING = "lorafast: finishing this step, then saving; once more to stop at once, unsaved"
+STOPPING = "lorafast: the run will finish this step, save and end; Ctrl-C again ends it at once, without saving"
 
 
 def say_stopping() -> None:
-    """Around Python's own buffers, which may be in use when a signal comes."""
+    """Says that the run is stopping, past Python's own buffers, which may be in use when a signal comes."""
     with suppress(OSError, ValueError):         # closed
         if sys.__stderr__ is not None:
             os.write(sys.__stderr__.fileno(), STOPPING.encode() + b"\n")
@@ -212,7 +212,7 @@ class Progress:
 
 
 class PipeLog(Log):
-    """The original's lines: the model loader's on stderr, the others on stdout, each flushed at once."""
+    """llama-finetune's lines: the model loader's on stderr, the others on stdout, each flushed at once."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -121,5 +121,5 @@ def _record(path: str | os.PathLike, number: int, line: bytes) -> dict[str, Any]
     except (ValueError, RecursionError):
         record = None
     if not _is_record(record):
-        raise FormatError(f"{path}:{number}: is no line of metrics; --metrics FILE of a run writes such a file")
+        raise FormatError(f"{path}:{number}: is not a line of metrics; --metrics FILE of a run writes such a file")
     return record

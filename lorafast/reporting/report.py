@@ -19,7 +19,7 @@ from .metrics import read_metrics
 from .plots import Chart, Line, svg
 
 MAX_POINTS = 1500
-"""Of a line in a plot; of longer ones the mean of so many stretches is drawn."""
+"""Points of a line in a plot; of a longer one the means of this many stretches are drawn."""
 
 
 def find_metrics(run: str) -> str:
@@ -78,7 +78,8 @@ def charts_of(records: Sequence[dict[str, Any]]) -> list[Chart]:
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """As the terminal shows it: a mean in which older losses weigh less. What is no number is passed over."""
+    """The losses as the terminal shows them: a mean in which older losses weigh less. What is no number is passed
+    over."""
     out, weight, mean = [], 0.0, 0.0
     for loss in losses:
         if math.isnan(loss):

@@ -109,7 +109,7 @@ class TerminalLog(Log):
         self.adapter_size = nbytes
 
     def sizes(self, *, opt_size: int, opt_iter: int, input_size: int, compute_size: int, order: str) -> None:
-        self._row("Memory", f"buffers {megabytes(compute_size)}; by the original's formulas lora_size "
+        self._row("Memory", f"buffers {megabytes(compute_size)}; by llama-finetune's formulas lora_size "
                   f"{megabytes(self.adapter_size)}, opt_size {megabytes(opt_size)}, input_size {megabytes(input_size)}")
 
     def tokenizing(self, path: str, sample_start: str, include_sample_start: bool) -> None:
@@ -126,7 +126,7 @@ class TerminalLog(Log):
 
     def restarted(self, *, forced: bool) -> None:
         self._row("Order", "shuffled anew as asked" if forced
-                  else "shuffled from the seed: the data is new to this adapter")
+                  else "shuffled from the seed, as this adapter has not seen this data")
 
     def begin(self, work_size: int, *, n_iter: int, tokens_per_iter: int, folder: str = ".") -> None:
         self.course, self.folder = Progress(n_iter), folder
@@ -226,7 +226,7 @@ class TerminalLog(Log):
 
 
 class PlainLog(TerminalLog):
-    """The same rows without live lines: each iteration has a row."""
+    """A log of the same rows without live lines: each iteration has a row."""
 
     def iteration(self, record: IterationRecord) -> None:
         self.record = record

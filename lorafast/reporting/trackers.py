@@ -19,7 +19,7 @@ from ..options.finetune import TRACKERS, FinetuneConfig
 from .events import Continuation, Ended, Event, Started, numbers
 
 PROJECT = "lorafast"
-"""Under which trackers file runs."""
+"""The project under which trackers file runs."""
 
 
 class Tracker(Protocol):

@@ -45,7 +45,7 @@ class LimitedRegex:
         stream.flush()
 
     def _answer(self, seconds: float | None) -> str | None:
-        """None where none came in time."""
+        """The answer of the other process; None where none came in time."""
         stream = self._stream("stdout")
         return stream.readline() if select.select([stream], [], [], seconds)[0] else None
 

@@ -12,7 +12,7 @@ Show = Callable[[str], None]
 
 
 def show_live(text: str) -> None:
-    """On stderr, as much of the text as a line holds; nothing where that is no terminal."""
+    """Shows on stderr as much of the text as a line holds; nothing where that is no terminal."""
     if sys.stderr.isatty():
         try:
             width = os.get_terminal_size(sys.stderr.fileno()).columns
@@ -45,7 +45,7 @@ class Meter:
             self.show("")
 
     def advance(self, n: int) -> None:
-        """So many of `total` more are done."""
+        """Counts `n` more of `total` as done."""
         self.done += n
         now = time.monotonic()
         if now >= self.next:

@@ -28,7 +28,7 @@ OTHER_MODELS = {
 
 
 FRAGMENT_BYTES = 1 << 10
-"""Of a part that `fragments` cuts, at least."""
+"""The least bytes of a part that `fragments` cuts."""
 
 
 class HasMetadata(Protocol):
@@ -164,7 +164,7 @@ class Tokenizer:
         return bytes(out)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = False) -> str:
-        """As decode_bytes, with U+FFFD for what is not UTF-8."""
+        """The text of these ids, with U+FFFD for what is not UTF-8."""
         return self.decode_bytes(ids, skip_special=skip_special, continuation=continuation).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:

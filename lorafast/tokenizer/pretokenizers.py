@@ -33,7 +33,7 @@ CLASSES = {
     r"\p{P}": r"!-#%-*,-/:;?@\[-\]_{}" + MARKS["P"],
     r"\p{S}": r"$+<=>\^`|~" + MARKS["S"],
 }
-"""The same classes inside [...] of an expression on the collapsed text."""
+"""These classes as they stand inside [...] of an expression on the collapsed text."""
 
 HAN_MARK = "\xd6"
 CLASSES[r"\p{Han}"] = HAN_MARK

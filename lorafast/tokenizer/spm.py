@@ -20,7 +20,7 @@ SPACE = "\u2581"     # stands for a space inside tokens
 SPACE_BYTES = SPACE.encode()
 
 ONE_SYMBOL = re.compile(rb"[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xff].{0,3}|.", re.DOTALL)
-"""As many bytes as the first one announces, whatever the others are."""
+"""A symbol: as many bytes as the first one announces, whatever the others are."""
 
 RAW_BYTE = 0xdc00
 """Plus a byte: the symbol of a byte that belongs to no character. It occurs in no token."""

@@ -23,7 +23,7 @@ class TokenIds:
         """Two tokens of the same text, or None."""
 
     def get(self, text: str) -> int | None:
-        """None where no token has this text."""
+        """The id of the token with this text; None where there is none."""
         key = encode_text(text)
         place, slots = hash(key) & self._mask, self._slots
         while (token := slots[place]) >= 0:

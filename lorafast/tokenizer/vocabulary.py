@@ -186,7 +186,7 @@ def _numbers(metadata: Mapping[str, Any], name: str, length: int, default: array
     try:
         return array(default.typecode, map(number, value[:length]))
     except (TypeError, ValueError, OverflowError):
-        raise FormatError(f"{KEY}{name} holds what is no number of the kind it should be") from None
+        raise FormatError(f"{KEY}{name} holds a number of the wrong kind") from None
 
 
 def _mark_control_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> set[int]:

@@ -68,7 +68,7 @@ def _what_is_left(config: FinetuneConfig, position: SamplerState, iteration: int
     iterations = (ITERATIONS if config.adam_iter is None else config.adam_iter) - iteration
     if (config.epochs > 0 and epochs <= 0) or (not by_epochs and iterations <= 0):
         done = f"{iteration} iterations, {position.epochs} times through the data"
-        raise UsageError(f"--resume: the run is complete ({done}); a larger --adam-iter or --epochs goes on")
+        raise UsageError(f"--resume: the run is complete ({done}); give a larger --adam-iter or --epochs to go on")
     return dataclasses.replace(config, adam_iter=None if by_epochs else iterations, epochs=epochs)
 
 

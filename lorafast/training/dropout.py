@@ -32,7 +32,7 @@ class Dropout:
             self.thinned.A(name)[:] *= mask
 
     def _masks(self, iteration: int) -> Iterator[tuple[str, np.ndarray]]:
-        """For each pair of a matrix float32 (K,): 0, or 1 / (1 - rate)."""
+        """Yields the mask of each pair of a matrix, float32 (K,): 0, or 1 / (1 - rate)."""
         random = np.random.Philox(key=[self.seed, iteration])
         for spec in self.adapter.specs:
             if spec.kind == "linear":

@@ -39,8 +39,8 @@ class Evaluated:
 
 def evaluated(method: Method, trainer: Trainer, batches: Iterable[Batch], n_batches: int = 0,
               world: World | None = None) -> Evaluated:
-    """Of the first `n_batches` only unless that is 0. What a method takes a mean of over a step (the better answers'
-    tokens, KTO's distance) it takes batch by batch. LoraFastError where no token counts.
+    """The evaluation of the first `n_batches`; 0: of all. What a method takes a mean of over a step (the better
+    answers' tokens, KTO's distance) it takes batch by batch. LoraFastError where no token counts.
 
     world  the ranks that take the batches in turn; None: this one alone
     """

@@ -37,11 +37,11 @@ class Learner:
         self.n_threads = config.n_threads
         self.method = method_of(config)
         self.rewards: Rewards | None = None
-        """Of the newest step."""
+        """The rewards of the newest step."""
 
     @property
     def gradients(self) -> Gradients:
-        """Of the newest step: the sum over its passes."""
+        """The gradients of the newest step: the sum over its passes."""
         return self.sums.stores[0]
 
     def loss_and_gradients(self, batches: Sequence[Batch], iteration: int) -> float:
@@ -76,7 +76,7 @@ class Learner:
                               groups=self.groups, iteration=iteration + 1, schedule=schedule, n_threads=self.n_threads)
 
     def show_all(self) -> None:
-        """For evaluation: the adapter's present values, without dropout."""
+        """Has the trainer see the adapter's present values, without dropout, for evaluation."""
         if self.dropout:
             self.dropout.restore()
         self.network.refresh(self.trainer.adapter)

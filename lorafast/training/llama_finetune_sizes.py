@@ -1,4 +1,4 @@
-"""Sizes in bytes that follow from the shapes alone, by the formulas of the original (llama-finetune of July 2024).
+"""Sizes in bytes that follow from the shapes alone, by the formulas of llama-finetune (of July 2024).
 
 `lora_size`, `opt_size`, `input_size` and `work_size` are what its log prints under these names. They describe its ggml
 contexts, not lorafast's memory; they are printed so that logs can be compared.

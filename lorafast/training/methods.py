@@ -66,7 +66,7 @@ class MeanLoss:
 
 
 class MeanOfTokens(TokenSum):
-    """Over n tokens of a step."""
+    """The objective of a step of n tokens."""
 
     def __init__(self, n: int) -> None:
         super().__init__(1 / max(1, n))
@@ -75,7 +75,7 @@ class MeanOfTokens(TokenSum):
 
 
 class PairMethod:
-    """Of pairs of a better and a worse answer."""
+    """A method for pairs of a better and a worse answer."""
 
     def __init__(self, method: str, hyper: Hyper, sft_weight: float) -> None:
         self.method, self.hyper, self.sft_weight = method, hyper, sft_weight
@@ -95,7 +95,7 @@ class OfAnswers:
         self.seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def answers(self, batch: Batch, losses: np.ndarray) -> Answers:
-        """Of the rows of a batch, (n,)."""
+        """The answers in the rows of a batch, (n,)."""
         counted = batch.targets >= 0
         of_answer = counted if batch.answers is None else batch.answers
         by_token = np.zeros(len(counted))

@@ -91,5 +91,5 @@ def open_weights(opened: Opened, adapter: Adapter, plan: Plan, row: int, stack: 
 
 
 def activation_sizes(opened: Opened, adapter: Adapter, strategy: Strategy, row: int) -> Activations:
-    """Those of passes of --batch rows, the longest of `row` tokens, without their memory."""
+    """The activations of passes of --batch rows, the longest of `row` tokens, without their memory."""
     return Activations(opened.network, adapter, strategy.max_tokens(opened.config.batch, row), strategy, sized)

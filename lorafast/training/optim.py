@@ -1,6 +1,6 @@
 """The optimiser: schedule of the learning rate, Adam with weight decay and a clipped gradient, tests that end a run.
 
-All of it computes in float32, as the original does, so that the printed schedule is equal to the last digit.
+All of it computes in float32, as llama-finetune does, so that the printed schedule is equal to the last digit.
 
 Sources: Kingma and Ba, "Adam" (2015); Loshchilov and Hutter, "SGDR" (2017, cosine with restarts) and "Decoupled weight
 decay regularization" (2019); Hayou et al., "LoRA+" (2024, a learning rate of its own for B).
@@ -17,14 +17,14 @@ from ..kernels.adam import adam_step, sum_of_squares
 from ..network.lora import Adapter
 from ..words import count
 
-EPS = 1e-8   # keeps Adam's division finite; the original has no option for it
+EPS = 1e-8   # keeps Adam's division finite; llama-finetune has no option for it
 f32 = np.float32
 
 
 @dataclass(frozen=True)
 class OriginalSchedule:
-    """The factor of the learning rate as the original had it: a linear rise over `warmup` steps, then a cosine down to
-    `cos_decay_min`.
+    """The factor of the learning rate as llama-finetune had it: a linear rise over `warmup` steps, then a cosine down
+    to `cos_decay_min`.
 
     The cosine counts from step 0, not from the end of the rise, unless it restarts. Where it restarts each period is
     `cos_decay_restart` (>= 1) times as long as the one before. `floor` is the least factor, also while rising.
@@ -235,7 +235,7 @@ class EpochLimit:
     _reached_in: int | None = field(default=None, init=False)
 
     def check(self, completed: int, iteration: int) -> str | None:
-        """To be called after the draw of a batch: epochs completed so far, in all runs, and the updates made.
+        """Why the run is to end, or None. To be called after each draw of a batch, with epochs and updates of all runs.
 
         The batch that completes the last epoch is still trained on: the reason comes one iteration after it was drawn.
         """

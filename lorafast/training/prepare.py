@@ -43,7 +43,10 @@ def open_base(config: FinetuneConfig) -> tuple[GGUFFile, HParams]:
 def check_inputs(config: FinetuneConfig) -> None:
     """Raises LoraFastError where a file that the run reads is missing, before all that loading logs."""
     if not config.model_base.startswith(HUB) and not os.path.exists(config.model_base):
-        raise LoraFastError(f"cannot read {config.model_base}: No such file or directory")
+        organisation, _, name = config.model_base.partition("/")
+        on_hub = name and "/" not in name and not name.endswith(".gguf") and not os.path.isdir(organisation)
+        raise LoraFastError(f"cannot read {config.model_base}: No such file or directory"
+                            + (f" (from Hugging Face: {HUB}{config.model_base})" if on_hub else ""))
     for name, path in (("--init-lora", config.init_lora), ("--ref-lora", config.ref_lora),
                        ("--distill", config.distill), ("--chat-template", config.chat_template)):
         if path and not os.path.exists(path):
@@ -100,7 +103,7 @@ def refuse_other_model(config: FinetuneConfig, checkpoint: Checkpoint | None, hp
     difference = (f"{checkpoint.path} was trained on another base model than {config.model_base} (fingerprints "
                   f"{trained_on} and {fingerprint})")
     if not config.force:
-        raise UsageError(f"{difference}: give that to --model-base, or --force to go on with this one")
+        raise UsageError(f"{difference}: give that model to --model-base, or --force to go on with this one")
     log.warning(difference)
 
 
@@ -115,8 +118,8 @@ def run_precision(config: FinetuneConfig, checkpoint: Checkpoint | None) -> str:
     if config.precision == "auto":
         return stored
     if asked != stored and not config.force:
-        raise UsageError(f"--precision {asked}: {checkpoint.path} was computed in {stored}, and in another the run "
-                         "would not go on as if it had never stopped; leave the option out, or give --force")
+        raise UsageError(f"--precision {asked}: {checkpoint.path} was computed in {stored}, and in another precision "
+                         "the run would not go on exactly; leave the option out, or give --force")
     return asked
 
 

@@ -117,7 +117,7 @@ class Reference:
                                   n_vocab=self.opened.hparams.n_vocab)
 
     def adapter(self) -> Adapter:
-        """That of --ref-lora, or one without pairs."""
+        """The adapter of --ref-lora, or one without pairs."""
         opened = self.opened
         if not opened.config.ref_lora:
             return Adapter((), opened.adapter.alpha, opened.adapter.r)

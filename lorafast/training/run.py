@@ -1,6 +1,6 @@
 """A training run, from the options to the files it leaves.
 
-The order of its parts is the original's (llama.cpp's llama-finetune of July 2024): callback, forward and backward,
+The order of its parts is llama-finetune's (llama.cpp's llama-finetune of July 2024): callback, forward and backward,
 update, tests. Iteration k evaluates if that is due, prints its line with the loss of the batch before it, draws its
 batch, finds its loss and gradients, and makes update k + 1. A save holds the parameters after k updates and the
 position in the data before batch k is drawn: from it a run goes on as if it had never stopped. It is written when that
@@ -104,7 +104,7 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
             for path in write_report(config.metrics_path, config.report):
                 log.note(f"report: {path}")
         except KeyboardInterrupt:
-            log.warning(f"interrupted: the report is not written; lorafast report {config.metrics_path} does it")
+            log.warning(f"interrupted: the report was not written; lorafast report {config.metrics_path} does it")
     return result
 
 
@@ -178,7 +178,8 @@ def begin_by_eva(opened: Opened, trainer: Trainer, source: Source, world: World,
     eva.initialise(opened.adapter, trainer, itertools.islice(batches, config.eva_batches))
     opened.adapter.params[:] = world.gather(opened.adapter.params if world.is_first else None)[0]
     looked_at = count(config.eva_batches, "batch", "batches")
-    log.note(f"A of each matrix begins in the directions of its inputs, by {looked_at} (--init-method eva)")
+    log.note(f"A of each matrix begins in the main directions of its inputs, found from {looked_at} (--init-method "
+             "eva)")
 
 
 def _claim(config: FinetuneConfig, log: Log, stack: ExitStack) -> None:
@@ -288,7 +289,7 @@ class Run:
         self.measured = Measured()
         self.batches: list[Batch] = []
         self.n_tokens = 0
-        """Of the newest batch, all passes together."""
+        """Tokens of the newest batch, all passes together."""
         self.plausible_at: int | None = None
         """Iteration of the newest save whose loss was below that of guessing."""
 
@@ -299,7 +300,7 @@ class Run:
 
     @property
     def bytes_read(self) -> int:
-        """Of weights that stream."""
+        """Bytes of weights that were read from disk where they stream."""
         weights = self.learner.trainer.weights
         return weights.bytes_read if isinstance(weights, Residency) else 0
 
@@ -354,7 +355,7 @@ class Run:
         if self.done:
             log.note(self.plan.comparison(peak_resident_bytes(), self.measured))
             if self.world.size > 1:
-                log.note(f"{self.world.communicating / seconds:.1%} of the time went into exchanges between ranks, "
+                log.note(f"{self.world.communicating / seconds:.1%} of the time was spent on exchanges between ranks, "
                          f"waiting included; {self.world.sent / self.done / 1e6:.1f} MB sent a step by each")
         test_loss = self.test_loss()
         self.tell(Ended(state.iteration, reason, seconds))
@@ -524,7 +525,7 @@ class Run:
             self.state.no_improvement, self.state.past_losses = history.no_improvement, history.past_losses
 
     def extras(self) -> dict[str, Any]:
-        """What an exact resume needs of options and state that the original did not have."""
+        """What an exact resume needs of options and state that llama-finetune did not have."""
         extras: dict[str, Any] = {"precision": self.opened.network.precision, "base_model": self.opened.fingerprint,
                                   **decisive_extras(self.config, self.plan.strategy)}
         if self.config.schedule != "original" or self.config.warmup_ratio is not None:

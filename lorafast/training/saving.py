@@ -64,8 +64,8 @@ def _check_starting_over(config: FinetuneConfig) -> None:
         return
     existing = _results(config)
     if existing and not config.force:
-        raise UsageError(f"{existing[0]} is there already, the result of another run: --resume goes on with that, "
-                         f"--force starts over, and another --run or other names keep both")
+        raise UsageError(f"{existing[0]} exists, from another run: --resume goes on with that run, "
+                         f"--force starts over, and other names, or another --run, keep both")
 
 
 def _results(config: FinetuneConfig) -> list[str]:

@@ -44,7 +44,7 @@ class Scores:
         self.asked[score] = self.asked.get(score, 0) + 1
 
     def share(self, score: str) -> float:
-        """Of the questions that were asked; nan if none was."""
+        """The share of the questions asked that were answered rightly; nan if none was asked."""
         return self.right[score] / self.asked[score] if score in self.asked else math.nan
 
 
@@ -64,7 +64,7 @@ class Scorer:
         self.regex.close()
 
     def scores(self, questions: Iterable[Question], wanted: Iterable[str] = SCORE_NAMES) -> Scores:
-        """Of all questions, by the scores that are wanted and that each has what it takes for."""
+        """The scores of all questions: each by those that are wanted and that it has what it takes for."""
         scores, wanted = Scores(), set(wanted)
         for question in questions:
             said: dict[str, Any] = {"where": question.where, "expected": question.expected}
@@ -87,7 +87,7 @@ class Scorer:
         return self.tokenizer.decode(list(chosen), continuation=True).strip()
 
     def log_probabilities(self, question: Question) -> list[float]:
-        """Of each choice after the prompt, which is read once."""
+        """The log-probability of each choice after the prompt, which is read once."""
         n_prompt, decoder, of_choices = len(question.prompt), self.decoder, []
         decoder.rewind(0)
         for choice in question.choices:

@@ -65,7 +65,7 @@ def _copy_of_checkpoint(path: str, world: World, stack: ExitStack) -> str:
 
 
 def with_passes(opened: Opened, world: World, log: Log) -> Opened:
-    """The same, with the number of passes in a step: that of --grad-acc, else of the checkpoint, else one a rank."""
+    """The run with its number of passes in a step: that of --grad-acc, else of the checkpoint, else one a rank."""
     config = opened.config
     if config.grad_acc is None:
         stored = _stored_numbers(opened, "passes").get("passes", 0)
@@ -115,7 +115,7 @@ def _decisive(config: FinetuneConfig, strategy: Strategy) -> tuple[int, ...]:
 
 
 def _stored(opened: Opened) -> tuple[int, ...]:
-    """The same of the run that the checkpoint is of; empty where it says nothing, or had other passes."""
+    """These numbers in the run of the checkpoint; empty where it says nothing, or had other passes."""
     stored = _stored_numbers(opened, "batch", "ctx", "micro_batch", "head_tokens")
     if (stored.get("batch"), stored.get("ctx")) != (opened.config.batch, opened.config.ctx):
         return ()
@@ -123,7 +123,7 @@ def _stored(opened: Opened) -> tuple[int, ...]:
 
 
 def _stored_numbers(opened: Opened, *names: str) -> dict[str, int]:
-    """Those of these values that the checkpoint keeps, as far as they are what a run can have written."""
+    """The values that the checkpoint keeps of these, as far as a run can have written them."""
     extras = opened.checkpoint.extras if opened.checkpoint else {}
     return {name: extras[name] for name in names
             if isinstance(extras.get(name), int) and 1 <= extras[name] <= MOST_TOKENS}

@@ -49,8 +49,8 @@ def starting_point(opened: Opened, seed: int, log: Log) -> Start:
 
 
 def _history(checkpoint: Checkpoint, state: TrainState) -> LossHistory | None:
-    """Of the stop tests. llama-finetune begins them afresh on resuming: its last save has seen one loss too many to go
-    on exactly."""
+    """The history of the stop tests. llama-finetune begins them afresh on resuming: its last save has seen one loss too
+    many to go on exactly."""
     if not state.iteration or checkpoint.is_originals:
         return None
     return LossHistory(state.best_loss, state.previous_loss, state.no_improvement, state.past_losses)

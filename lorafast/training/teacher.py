@@ -20,7 +20,7 @@ class FileTeacher:
         self.file, self.weight, self.temperature = file, weight, temperature
 
     def targets(self, batch: Batch) -> Targets:
-        """On the targets of a batch that count."""
+        """The teacher's probabilities at the targets of a batch that count."""
         assert batch.rows is not None
         counts = np.add.reduceat(batch.targets >= 0, batch.begin[:-1], dtype=np.int64)
         ids, log_q = self.file.of(batch.rows, counts)
@@ -28,14 +28,16 @@ class FileTeacher:
 
 
 def open_teacher(opened: Opened, data: Data, strategy: Strategy) -> FileTeacher | None:
-    """None without --distill. UsageError or LoraFastError where the file is not of this data and vocabulary."""
+    """The teacher of --distill; None without it. UsageError or LoraFastError where the file is not of this data and
+    vocabulary."""
     config = opened.config
     if not config.distill:
         return None
     if not isinstance(data.train, Sequences):
-        raise UsageError(f"--distill {config.distill}: {data.train.name} is text, but a teacher is asked about records")
+        raise UsageError(f"--distill {config.distill}: {data.train.name} is text, but a teacher's file belongs to "
+                         "records")
     if strategy.head_pieces:
-        raise LoraFastError(f"--distill {config.distill}: the loss cannot be had by pieces of the vocabulary, as "
-                            "memory would need it; give a larger --mem-limit")
+        raise LoraFastError(f"--distill {config.distill}: the loss cannot be computed by pieces of the vocabulary, as "
+                            "so little memory would need it; give a larger --mem-limit")
     return FileTeacher(TeacherFile(config.distill, data.train, opened.gguf.metadata), config.distill_weight,
                        config.temperature)

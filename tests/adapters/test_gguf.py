@@ -144,9 +144,10 @@ def test_norms_are_left_out_with_a_warning(tmp_path):
 
 @pytest.mark.parametrize("tensors, message", [
     ({"output.weight.lora_a": A}, "only one of lora_a and lora_b"),
-    ({"output.weight.lora_a": A, "output.weight.lora_c": B}, "'output.weight.lora_c' is no part"),
+    ({"output.weight.lora_a": A, "output.weight.lora_c": B}, "'output.weight.lora_c' does not belong to an adapter"),
     ({"output.weight.lora_a": A.T.copy(), "output.weight.lora_b": B}, "no rank in common"),
-    ({"blk.0.attn_w.weight.lora_a": A, "blk.0.attn_w.weight.lora_b": B}, "'blk.0.attn_w.weight.lora_a' is no part"),
+    ({"blk.0.attn_w.weight.lora_a": A, "blk.0.attn_w.weight.lora_b": B}, "'blk.0.attn_w.weight.lora_a' does not "
+                                                                         "belong to an adapter"),
 ])
 def test_what_llama_cpp_refuses_is_refused(tmp_path, tensors, message):
     with pytest.raises(FormatError, match=message):

@@ -45,7 +45,7 @@ def test_the_effect_is_the_same(tmp_path, dora):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"fine_tune_type": "full"}, "is no adapter but a changed model"),
+    ({"fine_tune_type": "full"}, "is not an adapter but a changed model"),
     ({"lora_parameters": {"rank": 3}}, "scale is None"),
     ({"fine_tune_type": "dora"}, "dora has lora_a, lora_b, m"),
 ])
@@ -62,7 +62,7 @@ def test_unknown_tensors_are_refused_and_q_needs_the_base(tmp_path):
         read_adapter(folder)
     tensors = {name: np.array(values) for name, values in read_safetensors(folder / "adapters.safetensors").items()}
     write_safetensors(folder / "adapters.safetensors", tensors | {"model.norm.weight": np.ones(16, np.float32)})
-    with pytest.raises(FormatError, match=r"'model.norm.weight' of shape .* is no part of an adapter"):
+    with pytest.raises(FormatError, match=r"'model.norm.weight' of shape .* does not belong to an adapter"):
         read_adapter(folder, BASE)
 
 

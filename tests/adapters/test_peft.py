@@ -193,7 +193,7 @@ def test_unknown_tensors_are_refused(tmp_path):
     folder = tmp_path / "peft"
     write_peft(folder, random_adapter(SHAPES, targets=["attn_v"]), BASE)
     a = np.ones((3, 16), np.float32)
-    for name, message in (("base_model.model.model.layers.0.mlp.experts.lora_A.weight", "no part of an adapter"),
+    for name, message in (("base_model.model.model.layers.0.mlp.experts.lora_A.weight", "does not belong to an"),
                           ("base_model.model.lm_head.lora_A.weight", "but a pair is lora_A and lora_B"),
                           ("base_model.model.lm_head.lora_magnitude_vector", "but a pair is lora_A and lora_B")):
         write_safetensors(folder / "adapter_model.safetensors", {name: a})

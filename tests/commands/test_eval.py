@@ -101,9 +101,9 @@ def test_table_and_json(questions, model_path, capsys):
     ({"prompt": "q", "choices": ["a", "b"], "answer": 2}, [], "'answer' is none of the 2 choices"),
     ({"prompt": "q", "choices": ["a", "b"], "answer": "c"}, [], "'answer' is none of the 2 choices"),
     ({"choices": ["a", "b"], "answer": 0}, [], "it has no 'prompt' or 'question'"),
-    ({"prompt": "q", "completion": "a", "pattern": "("}, [], "'pattern' is no regular expression"),
+    ({"prompt": "q", "completion": "a", "pattern": "("}, [], "'pattern' is not a regular expression"),
     ({"prompt": "q", "completion": "a"}, ["--score", "choice"], "no record has what it takes"),
-    ({"prompt": "q", "completion": "a"}, ["--score", "bleu"], "names of scores"),
+    ({"prompt": "q", "completion": "a"}, ["--score", "bleu"], "must be exact, contained"),
     ({"prompt": "q", "completion": "a"}, ["--pattern", "("], "a regular expression"),
     ({"prompt": "the love " * 20, "completion": "a"}, ["--ctx", "16"], "--ctx 16: the longest question has"),
 ])

@@ -78,11 +78,11 @@ def test_columns():
 def test_histogram():
     samples = Samples(np.zeros(0, np.int32), np.zeros(101, int), np.arange(50, 151), "a")
     lines = histogram(samples, 60)
-    assert lines[0] == "tokens in a sample: 50 at least, 100 in the middle one, 145 at 95 %, 150 at most"
+    assert lines[0] == "tokens in a sample: minimum 50, median 100, 95 % at most 145, maximum 150"
     assert sum(int(line.split()[-1]) for line in lines[1:]) == 101 and max(map(len, lines[1:])) <= 60
     assert lines[1].startswith("   50 to  58 ████") and lines[1].endswith(" 9")
     same = Samples(np.zeros(0, np.int32), np.zeros(3, int), np.full(3, 8), "a")
-    assert histogram(same, 60) == ["tokens in a sample: 8 at least, 8 in the middle one, 8 at 95 %, 8 at most"]
+    assert histogram(same, 60) == ["tokens in a sample: minimum 8, median 8, 95 % at most 8, maximum 8"]
 
 
 def test_all_of_it():

@@ -190,7 +190,7 @@ def test_rows_that_are_no_whole_blocks(tmp_path):
     report = merge_model(tmp_path / "merged.gguf", model, [(adapter, 1.0)], type=GGMLType.Q4_K)
     merged = GGUFFile(tmp_path / "merged.gguf").tensors
     assert merged["blk.0.ffn_down.weight"].type is GGMLType.Q4_K and merged["blk.0.attn_q.weight"].type is GGMLType.Q5_0
-    assert "no multiple of the 256 values in a block of q4_K; they are stored as q5_0" in report.notes[0]
+    assert "not a multiple of the 256 values in a block of q4_K; they are stored as q5_0" in report.notes[0]
 
 
 def test_progress_is_shown(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def test_tools_as_a_string(inspect):
     Path("tools.jinja").write_text(TOOLS)
     shown = inspect("a.jsonl", [record], "--chat-template", "tools.jinja", "--samples", "1").replace("·", "")
     assert '"name"' in shown.replace("\n", "")
-    with pytest.raises(LoraFastError, match=r"a.jsonl:1: 'tools' is a string that is no JSON"):
+    with pytest.raises(LoraFastError, match=r"a.jsonl:1: 'tools' is a string that is not JSON"):
         inspect("a.jsonl", [{**record, "tools": "w"}])
 
 
@@ -98,5 +98,5 @@ def test_a_model_without_its_pre_tokenizer(inspect, tmp_path):
 def test_marks_in_records_are_special(inspect):
     """`inspect` shows them as one token, and says how many records have them."""
     shown = inspect("a.jsonl", [{"text": "my love <|end|>"}])
-    assert "texts in which special tokens are spelt out, and are read as such: 1" in shown
+    assert "texts that spell out special tokens, which are read as special tokens: 1" in shown
     assert "train: 1 sample, " in shown

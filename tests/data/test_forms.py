@@ -130,7 +130,7 @@ def test_a_pipe_is_read_once_and_whole():
 
 
 @pytest.mark.parametrize("contents, name, reason", [
-    ("a,b\n1,2\n", "a.csv", "a.csv is CSV: its columns are 'a', 'b'; .*--field prompt=a --field completion=b.*prose"),
+    ("a,b\n1,2\n", "a.csv", "a.csv is CSV: its columns are 'a', 'b', .*--field prompt=a --field completion=b.*prose"),
     ("prompt,completion\n1,2,3\n", "a.csv", "a.csv:2: it has 3 fields, and the header 2"),
     ('prompt,completion\n1,"2\n', "a.csv", "a.csv:2: broken CSV: unexpected end of data"),
     ("prompt,completion\n1,\xff\n", "a.csv", "a.csv: not UTF-8"),
@@ -140,7 +140,7 @@ def test_a_pipe_is_read_once_and_whole():
     ('{"a": ' + "9" * 5000 + "}", "a.json", "a.json:1: the JSON in it is broken"),
     ('{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "a.json", "several lists of objects, 'train' and 'test'"),
     ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "a.jsonl", "a.jsonl:1: it is a preference .*jq -c"),
-    ('{"a": "b"}\n', "a.jsonl", "a.jsonl:1: its keys are 'a'; known are 'text', .*--field prompt=a"),
+    ('{"a": "b"}\n', "a.jsonl", "a.jsonl:1: its keys are 'a', but lorafast knows 'text', .*--field prompt=a"),
     ("\x1f\x8b broken", "a.jsonl.gz", "training data 'a.jsonl.gz' is broken gzip"),
 ])
 def test_what_fits_nothing_is_refused_in_one_line(contents, name, reason):

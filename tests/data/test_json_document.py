@@ -62,7 +62,7 @@ def test_memory_for_one_item_at_a_time(monkeypatch):
                                                                       read(self))[1])
     assert len(items(json.dumps(["x" * 300] * 1000).encode())) == 1000
     assert max(windows) < 800
-    with pytest.raises(FormatError, match="item 2 is no JSON, or longer than"):
+    with pytest.raises(FormatError, match="item 2 is not JSON, or is longer than"):
         items(b'["x", "' + b"y" * 100_000)
     assert max(windows) < 8000
 

@@ -75,7 +75,7 @@ def test_records():
 def test_what_happened_to_records_is_a_warning():
     write("a.jsonl", {"prompt": "my ", "completion": "love"})    # the tokens are "my" and " love"
     warning, = opened("a.jsonl", raw_pairs=True).train.warnings
-    assert warning.startswith("prompts that are tokenised otherwise when their completion follows (")
+    assert warning.startswith("prompts whose tokens change when their completion follows (")
     assert warning.endswith("): 1")
 
 
@@ -187,7 +187,7 @@ def test_truncation_is_reported():
         f"(the longest has {21 + TOKENIZER.add_bos})",
         "1 of these are left out: nothing that counts in the loss remains of them"]
     write("b.jsonl", {"prompt": "x" * 20, "completion": "y"})
-    with pytest.raises(LoraFastError, match=r"b.jsonl: in no sample anything that counts .* larger --ctx"):
+    with pytest.raises(LoraFastError, match=r"b.jsonl: no sample has anything that counts .* larger --ctx"):
         opened("b.jsonl", ctx=5, raw_pairs=True)
 
 

@@ -80,17 +80,17 @@ def test_shapes(value, record):
 @pytest.mark.parametrize("value, reason", [
     ([1], "an object .* is expected, not an array"),
     (None, "not null"),
-    ({}, "its keys are none; known are 'text'"),
+    ({}, "its keys are none, but lorafast knows 'text'"),
     ({"instruction": "a", "prompt": "b"},
-     "its keys are 'instruction', 'prompt'; known are .*--field prompt=instruction"),
+     "its keys are 'instruction', 'prompt', but lorafast knows .*--field prompt=instruction"),
     ({"text": "a", "weight": -1}, "'weight' is -1; it must not be negative"),
     ({"text": "a", "weight": []}, "'weight' is not a number but an array"),
     ({"text": "a", "weight": True}, "'weight' is not a number but true"),
     ({"messages": [USER, ASSISTANT], "tools": 3}, "'tools' is not a list"),
-    ({"messages": [USER, ASSISTANT], "tools": "none"}, "'tools' is a string that is no JSON"),
+    ({"messages": [USER, ASSISTANT], "tools": "none"}, "'tools' is a string that is not JSON"),
     ({"messages": [USER, {**ASSISTANT, "tool_calls": [1]}]}, "message 2: 'tool_calls' is not a list of calls"),
     ({"messages": [USER, ASSISTANT], "chat_template_kwargs": 3}, "'chat_template_kwargs' is not an object"),
-    ({"messages": [{"role": "pirate", "content": "a"}]}, "its roles are 'pirate'; known are system, "),
+    ({"messages": [{"role": "pirate", "content": "a"}]}, "its roles are 'pirate', but lorafast knows system, "),
     ({"instruction": "a", "output": "b", "history": [1]}, "'history' is not a list of pairs"),
     ({"text": 3}, "'text' is not a string but a number"),
     ({"text": ""}, "empty"),
@@ -102,7 +102,7 @@ def test_shapes(value, record):
     ({"messages": [{"content": "a"}, ASSISTANT]}, "message 1: 'role' is missing"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ASSISTANT]}, "message 1: .* a part that is not"),
     ({"conversations": [{"from": "alien", "value": "a"}]},
-     "message 1: 'from' is 'alien'; known are system, developer, user, human"),
+     "message 1: 'from' is 'alien', but lorafast knows system, developer, user, human"),
 ])
 def test_bad_shapes(value, reason):
     with pytest.raises(BadRecord, match=reason):

@@ -199,8 +199,8 @@ def test_what_cannot_be_had_is_refused(line, tied, parts):
 @pytest.mark.parametrize("line, parts", [
     ("--dora", ("--dora: --lora-out ggml-lora-ITERATION-f32.gguf: a GGUF adapter cannot carry", "NAME/", "merge")),
     ("--dora --lora-out a/ --lora-out b.bin", ("--dora: --lora-out b.bin: a ggla adapter cannot carry",)),
-    ("--dora --lora-out a/ --targets all", ("--dora: output_norm is no matrix", "leave norms out")),
-    ("--dora --lora-out a/ --rank-att-norm 1", ("--dora: attn_norm is no matrix",)),
+    ("--dora --lora-out a/ --targets all", ("--dora: output_norm is not a matrix", "leave norms out")),
+    ("--dora --lora-out a/ --rank-att-norm 1", ("--dora: attn_norm is not a matrix",)),
     ("--dora --lora-out a/ --init-lora b/", ("--dora: --init-lora brings its own",)),
 ])
 def test_where_dora_makes_no_sense(line, parts):

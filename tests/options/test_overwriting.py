@@ -57,7 +57,7 @@ def test_only_the_same_form_is_replaced(tmp_path, form, contents):
             check_overwriting([Target(OUT, str(path), output)], {})
         else:
             message = refused(path, output)
-            assert f"exists and is no {output.value}" in message and "--force" in message
+            assert f"exists and is not {output.phrase}" in message and "--force" in message
             check_overwriting([Target(OUT, str(path), output)], {}, force=True)
 
 

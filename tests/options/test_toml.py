@@ -42,7 +42,7 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_the_preset(t
 
 
 @pytest.mark.parametrize("text, error, message", [
-    ("ctx = ", LoraFastError, "is no TOML file"),
+    ("ctx = ", LoraFastError, "is not a TOML file"),
     ("cxt = 3", UsageError, "unknown option --cxt (did you mean --ctx?)"),
     ("ctx = 1.5", UsageError, "--ctx 1.5: must be a whole number"),
     ("ctx = true", UsageError, "--ctx True: must be a number"),

@@ -63,7 +63,7 @@ def test_the_fastest_where_memory_is_enough(planner):
 def test_magnitudes_are_counted(planner):
     plain, dora = ({item.name: item.nbytes for item in planner(1000, dora=dora).plan().items} for dora in (False, True))
     rows = 10 * (256 + 2 * 128 + 256 + 2 * 1024 + 256)          # q, k and v, output, gate and up, down of ten blocks
-    assert dora["norms and gains of the rows"] == 2 * 4 * rows and "norms and gains of the rows" not in plain
+    assert dora["DoRA's norms and gains"] == 2 * 4 * rows and "DoRA's norms and gains" not in plain
     kept = "activations kept for backward"
     assert dora[kept] - plain[kept] == 4 * 10 * (4 * 32) * 2 * 256
 

@@ -50,7 +50,7 @@ def test_going_on_drops_what_came_after_and_a_fresh_run_everything(tmp_path):
 def test_another_file_is_refused_and_spared(tmp_path, line):
     path = tmp_path / "m.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(FormatError, match=r"m.jsonl:1: is no line of metrics"):
+    with pytest.raises(FormatError, match=r"m.jsonl:1: is not a line of metrics"):
         MetricsFile(path, 1)
     assert path.read_text() == line + "\n"
 

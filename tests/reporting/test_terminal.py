@@ -73,7 +73,7 @@ def test_a_signal_is_answered_at_once(monkeypatch):
         log.iteration(IterationRecord(1, 1, 1, 9, 1.0, 1e-3, 2.0, 100.0))
         log.stopping()
         log.live.refresh()
-    assert "finishing this step, then saving" in shown(terminal)
+    assert "will finish this step, save and end" in shown(terminal)
 
 
 def test_pieces():

@@ -194,7 +194,7 @@ def test_the_reference_is_kept_beside_the_tokens(finetune):
     assert "found in tokens.reference" not in finetune(*RUN, *more)
     assert Path("tokens.reference").read_bytes() != first, "of other data"
     Path("tokens.reference").write_text("a diary")
-    assert "exists and is no cache of log-probabilities" in finetune(*RUN, *more[:-1], status=2)
+    assert "exists and is not a cache of log-probabilities" in finetune(*RUN, *more[:-1], status=2)
 
 
 def test_the_reference_may_be_an_adapter(finetune):
@@ -226,11 +226,11 @@ def test_packing_checkpointing_and_limits(finetune):
     ({"chosen": "a", "rejected": 3, "prompt": "q"}, "dpo", "'chosen' is a string, but 'rejected' a number"),
     ({"chosen": "a", "rejected": "b", "prompt": "q", "weight": "x"}, "dpo", "'weight' is not a number"),
     ({"chosen": "a", "rejected": "b", "prompt": "q", "weight": -1}, "dpo", "must not be negative"),
-    ({"prompt": "q", "completion": "a"}, "dpo", "it is no preference: --method dpo needs 'chosen' and 'rejected'"),
+    ({"prompt": "q", "completion": "a"}, "dpo", "it is not a preference: --method dpo needs 'chosen' and 'rejected'"),
     ({"prompt": "q", "completion": "a", "label": True}, "dpo", "which --method kto takes"),
     ({"prompt": "q", "completion": "a", "label": "good"}, "kto", "a 'label', true or false"),
     ({"prompt": "q", "completion": "", "label": True}, "kto", "'completion' is empty"),
-    ({"prompt": "q", "chosen": "a", "rejected": "b"}, "sft", "train by it with --method dpo"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b"}, "sft", "train on it with --method dpo"),
 ])
 def test_bad_records(finetune, record, method, message):
     Path("a.jsonl").write_text(json.dumps(record) + "\n")

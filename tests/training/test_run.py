@@ -248,7 +248,7 @@ def test_interrupt_finishes_the_step_saves_and_tells_how_to_go_on(folder, tiny, 
                 break
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "finishing this step" in err
+    assert "will finish this step" in err
     assert "stopped by SIGINT" in out and "total training time" in out
     stopped_at = read_checkpoint("c-LATEST.gguf").state.iteration
     assert 3 <= stopped_at < 150 and Path(f"c-{stopped_at}.gguf").exists() and Path(f"a-{stopped_at}.bin").exists()

@@ -12,7 +12,7 @@ from . import Advance
 
 PARQUET, ARROW_FILE = b"PAR1", b"ARROW1"
 ROWS = 256
-"""Of a batch, which is in memory at once."""
+"""Rows of a batch, which is in memory as a whole."""
 
 
 def import_pyarrow(what: str) -> Any:

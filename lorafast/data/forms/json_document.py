@@ -144,7 +144,8 @@ class JsonText:
                 value, end = self.decode(self.buffer, self.at)
             except json.JSONDecodeError as error:       # not all of it has been read, or it is wrong
                 if len(self.buffer) - self.at > LONGEST_ITEM:
-                    raise self.broken(f"{what} is no JSON, or longer than {LONGEST_ITEM >> 20} MB", self.at) from None
+                    raise self.broken(f"{what} is not JSON, or is longer than {LONGEST_ITEM >> 20} MB",
+                                      self.at) from None
                 if not self.read():
                     raise self.broken(f"{what}: {error.msg}", error.pos) from None
             except (ValueError, RecursionError) as error:       # a number of too many digits, too deep a nesting

@@ -23,7 +23,7 @@ class Shape(Protocol):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What it needs."""
+        """The keys that a record of this shape must have."""
 
     def fits(self, value: Mapping[str, Any]) -> bool:
         """Whether a record with all of the keys is of this shape."""
@@ -85,5 +85,5 @@ def unknown_keys(what: str, keys: Iterable[str]) -> str:
     shown = list(keys)
     names = ", ".join(map(repr, shown[:6])) or "none"
     first, last = (shown[0], shown[-1]) if len(shown) > 1 else [*shown, "A", "B"][:2]
-    return (f"its {what} are {names}; known are {KNOWN} and their like (docs/data.md); for others say which is which: "
-            f"--field prompt={first} --field completion={last}")
+    return (f"its {what} are {names}, but lorafast knows {KNOWN} and the like (docs/data.md); say which is which, for "
+            f"example --field prompt={first} --field completion={last}")

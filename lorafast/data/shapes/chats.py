@@ -75,7 +75,7 @@ def chat_of(turns: list[dict[str, Any]], value: Mapping[str, Any]) -> Chat:
     if ASSISTANT not in roles:
         unknown = sorted(roles - {*ROLES.values()})
         found = ", ".join(map(repr, sorted(roles)))
-        names = f"; its roles are {found}; known are {', '.join(ROLES)}" if unknown else ""
+        names = f"; its roles are {found}, but lorafast knows {', '.join(ROLES)}" if unknown else ""
         raise BadRecord(f"it has no message of the assistant{names}")
     kwargs = value.get("chat_template_kwargs") or {}
     if isinstance(kwargs, str):
@@ -96,7 +96,7 @@ def read_message(turn: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
     given = string(turn, role_key)
     role = role_of(given)
     if sharegpt and role not in ROLES.values():
-        raise BadRecord(f"'from' is {given!r}; known are {', '.join(ROLES)}")
+        raise BadRecord(f"'from' is {given!r}, but lorafast knows {', '.join(ROLES)}")
     message = {"role": role, "content": "", **{
         key: item for key, item in turn.items() if key not in (role_key, content_key, *FLAGS) and item is not None}}
     calls = tool_calls(message)

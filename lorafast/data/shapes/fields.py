@@ -44,7 +44,7 @@ def parsed(text: str, key: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise BadRecord(f"'{key}' is a string that is no JSON") from None
+        raise BadRecord(f"'{key}' is a string that is not JSON") from None
 
 
 def kind(value: Any) -> str:
