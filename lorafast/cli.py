@@ -19,7 +19,7 @@ from .distributed.launcher import launched_size
 from .errors import LoraFastError, UsageError
 from .options.completion import completion
 from .options.declare import HELP_WIDTH, Options, fields, help_text, parse, unknown
-from .options.defaults import MODERN, PRESETS
+from .options.defaults import EPOCHS, MODERN, PRESETS
 from .options.distil import LogitsConfig
 from .options.finetune import FinetuneConfig
 from .options.tools import CheckOptions, ConvertOptions, InspectOptions, MergeOptions, ReportOptions
@@ -143,7 +143,8 @@ def command_help(name: str, everything: bool = True) -> str:
     parts = [usage, textwrap.fill(summary, HELP_WIDTH), help_text(command.options, everything)]
     if command.options.MATTER_MOST and not everything:
         modern = ", ".join(f"--{field.replace('_', '-')} {value}" for field, value in PRESETS[MODERN].items())
-        rest = (f"With --run or with records as data these are the defaults: {modern}. "
+        rest = (f"With --run or with records as data these are the defaults: {modern}, and for records "
+                f"--epochs {EPOCHS}. "
                 f"lorafast {name} --help-all lists all options.")
         parts.append(textwrap.fill(rest, HELP_WIDTH, break_on_hyphens=False))
     return "\n\n".join(parts)

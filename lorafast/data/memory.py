@@ -33,7 +33,7 @@ BYTES_PER_CUT_SAMPLE = 56
 shuffling."""
 
 BYTES_PER_PREFERENCE = BYTES_PER_CUT_SAMPLE + 49
-"""With the other row's place and size, what it shares, the label, and two log-probabilities under the reference."""
+"""Bytes for a preference: also the other row's place and size, what it shares, the label, and two log-probabilities."""
 
 SHORTEST_RECORD = 24
 """Bytes of a record that are assumed where the beginning of a file does not show how long records are."""

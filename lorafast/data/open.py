@@ -87,7 +87,7 @@ class Data:
     template: ChatTemplate | None = None
 
     def with_whole_rows(self) -> Data:
-        """The same, for a network in which rows cannot share their beginning."""
+        """This data for a network in which rows cannot share their beginning."""
         parts: dict[str, Any] = {name: part.with_whole_rows() for name in ("train", "valid", "test")
                                  if isinstance(part := getattr(self, name), Preferences)}
         return replace(self, **parts)

@@ -97,7 +97,7 @@ class Preferences(Sequences):
         return [first, second]
 
     def with_whole_rows(self) -> Preferences:
-        """The same, for a network in which rows cannot share their beginning."""
+        """These samples for a network in which rows cannot share their beginning."""
         return replace(self, in_common=np.zeros_like(self.in_common))
 
 
@@ -137,7 +137,7 @@ def preferences_of(rows: Sequences, label: np.ndarray, method: str, ctx: int) ->
 
 
 def inputs_in_common(rows: Sequences, prompt: np.ndarray) -> np.ndarray:
-    """Of each pair of rows, int64 (P,): how many tokens of their prompts are the same and followed by the same.
+    """How many tokens of their prompts are the same, and are followed by the same, in each pair of rows, int64 (P,).
 
     prompt  int64 (2 P,), tokens of each row's prompt
     """

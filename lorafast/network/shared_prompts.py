@@ -25,10 +25,10 @@ class PromptKeys(Buffers):
 
 
 class SharedPrompts:
-    """Of the sequences of a pass.
+    """Which sequences of a pass share their prompts.
 
     begin    int32 (n + 1,), the first row of each
-    shared   int32 (n,), rows of the sequence before that each begins with; those of none that does so itself
+    shared   int32 (n,), rows of the sequence before that each begins with; no such sequence does so itself
     k_begin  int32 (n + 1,), where the keys of each begin among all, copies included
     """
 
@@ -63,7 +63,7 @@ class SharedPrompts:
         return memory.reshape(-1)[:S * width].reshape(S, width)
 
     def _places(self) -> Iterator[tuple[slice, slice, slice, slice]]:
-        """Of each sequence: its own rows, their keys, the rows that it shares, and their copies."""
+        """Yields for each sequence its own rows, their keys, the rows that it shares, and their copies."""
         for i, n in enumerate(self.shared.tolist()):
             first, k_first = int(self.begin[i]), int(self.k_begin[i])
             prompt = int(self.begin[i - 1]) if n else 0

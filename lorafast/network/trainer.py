@@ -112,7 +112,7 @@ class Trainer:
         return sum((self._minimise(part, objective, gradients) for part in self._parts(batch, objective.together)), 0.0)
 
     def _parts(self, batch: Batch, together: int = 1) -> Iterator[Batch]:
-        """As many sequences at a time as can be worked on; those that belong together stay so."""
+        """Yields as many sequences at a time as can be computed; those that belong together stay together."""
         together = together if batch.shared is None else 2
         begin, first = batch.whole_begin[::together], 0
         while first + 1 < len(begin):

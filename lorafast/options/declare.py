@@ -77,10 +77,11 @@ def force() -> Any:
     return option(False, "Options", "", "replace a file of another kind than the output")
 
 
-def same_as(cls: type, name: str, group: str) -> Any:
-    """A dataclass field that is the same option as that field of `cls`, under another heading in the help."""
+def same_as(cls: type, name: str, group: str, **changes: Any) -> Any:
+    """A dataclass field that is the same option as that field of `cls`, under another heading in the help, and with
+    these changes of its Option."""
     field = {field.name: field for field in dataclasses.fields(cls)}[name]
-    spec = dataclasses.replace(field.metadata["option"], group=group)
+    spec = dataclasses.replace(field.metadata["option"], group=group, **changes)
     return dataclasses.field(default=field.default, metadata={"option": spec})
 
 

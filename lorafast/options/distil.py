@@ -20,7 +20,7 @@ class LogitsConfig(ModelOptions):
                                    "given several times, in the order of --train-data")
     output: str = option("", TEACHER, "FILE", "file to write, for --distill (required)", names=["-o"])
     force: bool = force()
-    top_k: int = option(32, TEACHER, "N", "likeliest tokens that are kept of each answer token", allowed=AT_LEAST_1)
+    top_k: int = option(32, TEACHER, "N", "likeliest tokens to keep for each token of an answer", allowed=AT_LEAST_1)
     ctx: int = option(512, DATA, "N", "tokens in a sample, at least the student's", names=["-c"], allowed=AT_LEAST_1)
     batch: int = same_as(FinetuneConfig, "batch", RUN)
     data_format: str = same_as(FinetuneConfig, "data_format", DATA)
@@ -33,7 +33,7 @@ class LogitsConfig(ModelOptions):
     mem_limit: str = same_as(FinetuneConfig, "mem_limit", RUN)
     threads: int | None = same_as(FinetuneConfig, "threads", RUN)
     precision: str = same_as(FinetuneConfig, "precision", RUN)
-    seed: int = option(0, RUN, "N", "without effect: nothing is drawn", names=["-s"], allowed=SEED)
+    seed: int = option(0, RUN, "N", "accepted, without effect: nothing is random", names=["-s"], allowed=SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()

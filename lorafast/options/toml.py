@@ -32,7 +32,7 @@ def read_options(cls: type[Options], path: str) -> dict[str, Any]:
     except OSError as error:
         raise LoraFastError(f"cannot read the options in {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:       # TOMLDecodeError; a number of thousands of digits; deep nesting
-        raise LoraFastError(f"{path}: is no TOML file: {error}") from None
+        raise LoraFastError(f"{path}: is not a TOML file: {error}") from None
     types = types_of(cls)
     names = {spec.names[0]: field.name for field, spec in fields(cls)}
     given = {}

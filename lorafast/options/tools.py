@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UsageError
 from ..gguf.file_form import WRITTEN_FORMS
 from ..gguf.types import GGMLType
 from ..system.threads import physical_cores
 from .declare import Allowed, Options, argument, force, option, same_as
+from .defaults import MODERN, PRESETS, are_records
 from .finetune import FinetuneConfig, decode_escapes
 
 OPTIONS, DATA = "Options", "Options for data"
@@ -69,7 +72,7 @@ class InspectOptions(Options):
                           allowed=Allowed("numbers separated by commas",
                                           lambda text: bool(re.fullmatch(r"\d+(,\d+)*", text))))
     method: str = same_as(FinetuneConfig, "method", DATA)
-    ctx: int = same_as(FinetuneConfig, "ctx", DATA)
+    ctx: int = same_as(FinetuneConfig, "ctx", DATA, shown_default="128; with records 512")
     batch: int = same_as(FinetuneConfig, "batch", DATA)
     data_format: str = same_as(FinetuneConfig, "data_format", DATA)
     chat_template: str = same_as(FinetuneConfig, "chat_template", DATA)
@@ -83,6 +86,12 @@ class InspectOptions(Options):
     include_sample_start: bool = same_as(FinetuneConfig, "include_sample_start", DATA)
     overlapping_samples: bool = same_as(FinetuneConfig, "overlapping_samples", DATA)
     escape: bool = same_as(FinetuneConfig, "escape", DATA)
+
+    @classmethod
+    def complete(cls, given: Mapping[str, Any]) -> InspectOptions:
+        """The options with these values; --ctx is by default that of a run on the same data."""
+        records = given.get("model_base") and are_records([given.get("file", "")], given.get("data_format", "auto"))
+        return cls(**({"ctx": PRESETS[MODERN]["ctx"]} if records else {}) | dict(given))
 
     @property
     def start_text(self) -> str:

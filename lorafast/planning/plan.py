@@ -2,6 +2,7 @@
 chosen."""
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,9 @@ from ..network.trainer import Strategy
 from ..options.outputs import megabytes
 from .budget import Budget
 from .sharing import ALONE, Sharing
+
+NOTE_WIDTH = 24
+"""Columns of the table's notes, so that it fits a terminal of 80."""
 
 CACHE = "the system's cache beside the weights"
 """The name of what counts in a cgroup, but not as the process's."""
@@ -129,7 +133,10 @@ class Plan:
         """The plan in full, in lines."""
         lines = [f"Memory, of at most {megabytes(self.budget.nbytes)} ({self.budget.source}):"]
         items = *self.items, Item("in all", self.nbytes)
-        lines += [f"  {item.name:<44}{megabytes(item.nbytes):>12}   {item.note}".rstrip() for item in items]
+        for item in items:
+            note = textwrap.wrap(item.note, NOTE_WIDTH) or [""]
+            lines.append(f"  {item.name:<40}{megabytes(item.nbytes):>11}   {note[0]}".rstrip())
+            lines += [f"{'':56}{more}" for more in note[1:]]
         lines += ["Choices:", *(f"  {reason}" for reason in self.reasons or ["nothing is given up: everything fits "
                                                                              "into memory"])]
         lines += ["Time, measured on this machine just now:", *(f"  {line}" for line in self._times())]

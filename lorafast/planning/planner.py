@@ -162,7 +162,7 @@ class Planner:
             Item("DoRA's norms and gains", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
             Item("activations kept for backward", kept, of_blocks),
-            Item("keys and values of prompts that pairs share", self._prompt_bytes(T) if job.shares_prompts else 0),
+            Item("keys and values of shared prompts", self._prompt_bytes(T) if job.shares_prompts else 0),
             Item("working arrays, logits", self._scratch_bytes(T, strategy) + self._row_bytes(T),
                  f"of {strategy.head_tokens} tokens at a time" + ", by pieces" * strategy.head_pieces),
             Item("packed operands and tiles of the kernels", self._kernel_bytes(max(T, self.measured_tokens))),

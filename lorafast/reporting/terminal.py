@@ -120,7 +120,7 @@ class TerminalLog(Log):
         show_live(text)
 
     def data(self, n_samples: int, n_tokens: int, n_unique: int, warnings: Sequence[str]) -> None:
-        self._row("Samples", f"{n_samples:,} with {count(n_tokens, 'token')}, {n_unique:,} different ones")
+        self._row("Samples", f"{n_samples:,} with {count(n_tokens, 'token')}, {n_unique:,} distinct in the data")
         for warning in warnings:
             self.warning(warning)
 

@@ -137,7 +137,8 @@ def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, n
     if isinstance(data.train, Sequences) or data.valid is not None:
         for note in data.notes:
             log.note(note)
-    log.data(len(data.train), len(data.train.tokens), data.train.n_unique_tokens, data.train.warnings)
+    n_tokens = int(data.train.size.sum()) if isinstance(data.train, Sequences) else len(data.train.tokens)
+    log.data(len(data.train), n_tokens, data.train.n_unique_tokens, data.train.warnings)
     if data.valid is not None:
         log.note(f"evaluation on {count(len(data.valid), 'sample')} of {data.valid.name}")
     elif config.patience:

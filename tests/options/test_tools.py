@@ -67,3 +67,10 @@ def test_inspect_and_what_it_leaves_to_data(tmp_path):
     for name, expected in {"model.gguf": False, "text": True, "peft": False, "peft/adapter_config.json": False,
                            "": True, "none": False}.items():
         assert is_data(tmp_path / name) is expected
+
+
+def test_inspect_takes_the_context_of_a_run_on_the_same_data():
+    for argv, ctx in ((["a.jsonl", "-m", "m.gguf"], 512), (["a.txt", "-m", "m.gguf"], 128), (["a.gguf"], 128),
+                      (["a.jsonl", "-m", "m.gguf", "--ctx", "9"], 9)):
+        options = parse(InspectOptions, argv)
+        assert options is not None and options.ctx == ctx
