@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,12 +58,13 @@ Lora = str | os.PathLike | tuple[str | os.PathLike, float]
 
 
 def finetune(config: FinetuneConfig | Mapping[str, Any] | None = None, *,
-             data: Iterable[Mapping[str, Any]] | None = None,
+             data: Iterable[Mapping[str, Any] | Sequence[int]] | None = None,
              callback: Observer | None = None, **options: Any) -> Result:
     """Trains an adapter, as `lorafast finetune` does, and returns how it ended, with the history of losses.
 
     config    all options at once, or a mapping of them by name, instead of `options`
-    data      records to train on, in place of the option train_data: what would be the lines of a JSONL file
+    data      records to train on, in place of the option train_data: what would be the lines of a JSONL file, or lists
+              of token ids
     callback  is called with each event: Started, Step after every iteration, Evaluation, Continuation, Ended
     (lorafast.reporting.events). If it returns True the run ends, with everything saved
     options   those of the command, by name, with `_` for `-`: run="first", model_base=..., train_data=..., epochs=3
@@ -90,14 +92,17 @@ def finetune(config: FinetuneConfig | Mapping[str, Any] | None = None, *,
     return dataclasses.replace(result, history=tuple(history))
 
 
-def _records_file(records: Iterable[Mapping[str, Any]], stack: ExitStack) -> str:
+def _records_file(records: Iterable[Mapping[str, Any] | Sequence[int]], stack: ExitStack) -> str:
     """A JSONL file of the records that is deleted with `stack`."""
+    if isinstance(records, (str, os.PathLike)):
+        raise UsageError(f"data {records!r}: must be records; a file's name goes to train_data")
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lorafast-"))
     path = os.path.join(folder, "records.jsonl")
     with open(path, "w", encoding="utf-8") as file:
         for number, record in enumerate(records, 1):
             try:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                value = record if isinstance(record, Mapping) else {"token_ids": list(map(operator.index, record))}
+                file.write(json.dumps(value, ensure_ascii=False) + "\n")
             except (TypeError, ValueError) as error:
                 raise UsageError(f"data: record {number} cannot be written as JSON: {error}") from None
     return path
@@ -135,6 +140,8 @@ class Model:
 
         Raises LoraFastError for files that cannot be read or do not fit each other.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise UsageError(f"path {path!r}: must be a path or text")
         gguf = open_model(path)
         hparams = read_hparams(gguf)
         base = BaseModel.from_gguf(gguf)

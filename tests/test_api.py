@@ -275,3 +275,12 @@ def test_own_records_history_and_a_callback_that_stops(tmp_path, monkeypatch):
     assert [event.iteration for event in result.history] == [1, 2]
     assert (tmp_path / "r" / "adapter.gguf").exists()
     assert "convert" in dir(lorafast) and lorafast.check("r/adapter.gguf", "model.gguf") == []
+    ids = lorafast.Model.open("model.gguf").tokenizer.encode("the love of thy sweet")
+    plain = dict(options, checkpoint_out="", quiet=True, force=True, preset="modern", seed=1)
+    texts, tokens = (lorafast.finetune(data=[record] * 4, lora_out=f"{name}.gguf", **plain)
+                     for name, record in (("text", {"text": "the love of thy sweet"}), ("ids", [1, *ids, 2])))
+    assert texts.loss == tokens.loss
+    with pytest.raises(lorafast.LoraFastError, match=r"'token_ids' must be whole numbers from 0 to 383"):
+        lorafast.finetune(data=[[1, 384]], lora_out="ids.gguf", **plain)
+    with pytest.raises(lorafast.LoraFastError, match="must be records; a file's name goes to train_data"):
+        lorafast.finetune(data="chats.jsonl", **plain)

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import TemplateRefusal
 from .answers import Answer, Render, answer_begin, answer_in
 from .preferences import preference_rows
-from .records import BadRecord, Chat, Completion, Record, Text
+from .records import BadRecord, Chat, Completion, Record, Text, Tokens
 from .rendered import Rendered
 from .samples import Row
 from .shown import iterates_tools, not_shown, wants_text_arguments, with_system_in_user, with_text_arguments
@@ -107,13 +107,21 @@ class SequenceEncoder:
             case Text(text):
                 tokens = self._with_ends(text, self._special(Rendered(text, self.tokenizer)).tokens)
                 return [self._counting_everywhere(tokens, record.weight)]
+            case Tokens(ids):
+                return [self._counting_everywhere(self._checked(ids), record.weight)]
             case Completion():
                 return self._completion(record)
             case Chat():
                 return self._chat(record)
-        raise BadRecord("it is a preference (chosen and rejected, or a label), not a text to train on; train by it "
+        raise BadRecord("it is a preference (chosen and rejected, or a label), not a text to train on; train on it "
                         "with --method dpo (or kto), or keep what is good: jq -c '{prompt, completion: .chosen}' "
                         "IN.jsonl > OUT.jsonl")
+
+    def _checked(self, ids: Sequence[int]) -> np.ndarray:
+        """The ids as they are, int32. Raises BadRecord for one that is not in the vocabulary."""
+        if not all(type(token) is int and 0 <= token < self.tokenizer.n_vocab for token in ids):
+            raise BadRecord(f"'token_ids' must be whole numbers from 0 to {self.tokenizer.n_vocab - 1}")
+        return np.array(ids, np.int32)
 
     @staticmethod
     def _counting_everywhere(tokens: np.ndarray, weight: float) -> Row:

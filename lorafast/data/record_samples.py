@@ -16,7 +16,7 @@ from ..words import count
 from .encode import AS_CHATS, SequenceEncoder
 from .forms import Form, read_records
 from .preferences import preferences_of
-from .records import BadRecord, Chat, Completion, Preference, Text
+from .records import BadRecord, Chat, Completion, Preference, Text, Tokens
 from .samples import Samples, Sequences, TokenWeights, targets_of
 from .source import Source
 from .token_store import StoredTokens, TokenWriter
@@ -26,7 +26,7 @@ SomeSamples = TypeVar("SomeSamples", bound=Samples)
 _SPLIT_SEED = 0         # fixed, so that a resumed run holds out the same samples whatever its seed
 _N_SHOWN = 3
 _KINDS = {Text: ("text",), Completion: ("prompt and completion", "prompts and completions"), Chat: ("chat",),
-          Preference: ("preference",)}
+          Preference: ("preference",), Tokens: ("list of token ids", "lists of token ids")}
 
 
 def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder, writer: TokenWriter, progress: Show,

@@ -19,6 +19,14 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A text as token ids, to which nothing is added. All but the first count in the loss."""
+
+    ids: list[int]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Completion:
     """A prompt and what is to follow it.
 
@@ -62,4 +70,4 @@ class Preference:
     weight: float = 1.0
 
 
-Record = Text | Completion | Chat | Preference
+Record = Text | Tokens | Completion | Chat | Preference

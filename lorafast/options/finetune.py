@@ -372,11 +372,11 @@ class FinetuneConfig(ModelOptions):
                                            shown_default="the model's")
 
     def __new__(cls, *args: Any, **given: Any) -> FinetuneConfig:
-        """ValueError for a preset without its values: `complete` fills them in."""
+        """UsageError for a preset without its values: `complete` fills them in."""
         missing = PRESETS.get(given.get("preset", ORIGINAL), {}).keys() - given.keys()
         if missing:
-            raise ValueError(f"preset={given['preset']!r} is for FinetuneConfig.complete, which fills in its values of "
-                             f"{', '.join(sorted(missing))}")
+            raise UsageError(f"preset={given['preset']!r} is for lorafast.finetune(preset=...), or "
+                             f"FinetuneConfig.complete, which fill in its values of {', '.join(sorted(missing))}")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

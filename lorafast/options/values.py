@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ..errors import UsageError
 from .declare import LIST, SWITCHES, Options, fields, types_of, unknown
+from .other_names import ALIASES
 
 T = TypeVar("T", bound=Options)
 
@@ -19,7 +20,10 @@ def options_of(cls: type[T], given: Mapping[str, Any]) -> T:
     known = [field.name for field, _ in fields(cls)]
     for name in given:
         if name not in known:
-            raise UsageError(unknown(name, known, "argument"))
+            option = "--" + name.replace("_", "-")
+            meant = [field for field in known if option in ALIASES.get(field, ())]
+            raise UsageError(f"unknown argument {name} (did you mean {meant[0]}?)" if meant
+                             else unknown(name, known, "argument"))
     return cls.complete({name: _value(name, value, types[name]) for name, value in given.items()})
 
 

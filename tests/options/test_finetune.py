@@ -269,7 +269,7 @@ def test_a_short_run_with_todays_defaults_is_evaluated_more_often(line, end, int
 
 
 def test_a_preset_brings_its_values_or_is_refused():
-    with pytest.raises(ValueError, match=r"'modern' is for FinetuneConfig.complete.*adam_alpha, .*lora_r"):
+    with pytest.raises(UsageError, match=r"'modern' is for lorafast.finetune.*adam_alpha, .*lora_r"):
         FinetuneConfig(model_base="m.gguf", preset="modern", ctx=64)
     config = FinetuneConfig.complete(dict(model_base="m.gguf", preset="modern", ctx=64))
     assert (config.ctx, config.lora_r) == (64, 16) and dataclasses.replace(config, lora_r=2).ctx == 64

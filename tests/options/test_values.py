@@ -17,7 +17,8 @@ def test_paths_and_sequences():
 
 @pytest.mark.parametrize("given, message", [
     ({"model": "m"}, "unknown argument model"),
-    ({"lora_rank": 3}, "unknown argument lora_rank"),
+    ({"lora_rank": 3}, r"unknown argument lora_rank (did you mean lora_r?)"),
+    ({"learning_rate": 3}, r"unknown argument learning_rate (did you mean adam_alpha?)"),
     ({"epochs": 1.5}, "epochs 1.5: must be a whole number"),
     ({"epochs": True}, "epochs True: must be a whole number"),
     ({"adam_alpha": "1e-4"}, "adam_alpha '1e-4': must be a number"),

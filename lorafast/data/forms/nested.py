@@ -41,6 +41,8 @@ def rows(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     firsts = [column[0] for column in known]
     if any(isinstance(item, dict) and any(key in item for key in MESSAGE_KEYS) for item in firsts):
         return []                   # the messages of a single record
+    if not isinstance(columns.get("token_ids", [[]])[0], list):
+        return []                   # the ids of a single record
     if len({len(column) for column in columns.values()}) > 1:
         return []
     return [dict(zip(columns, row)) for row in zip(*columns.values())]

@@ -4,14 +4,14 @@ pairs.py         {"prompt": "...", "completion": "..."}, {"instruction": ..., "i
 chats.py         {"messages": [{"role": "user", "content": "..."}, ...]}, {"conversations": [{"from": "human", ...}]},
                  {"prompt": [...messages], "completion": [...messages]}
 preferences.py   {"prompt": ..., "chosen": ..., "rejected": ...}
-here             {"text": "..."}
+here             {"text": "..."}, {"token_ids": [...]}
 """
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from ..records import BadRecord, Record, Text
+from ..records import BadRecord, Record, Text, Tokens
 from .chats import ConversationalPair, Messages
 from .fields import kind, string, weight
 from .pairs import PAIRS
@@ -47,10 +47,25 @@ class PlainText:
         return Text(text, weight(value))
 
 
+class TokenIds:
+    """{"token_ids": [1, 2, 3]}"""
+
+    keys = ("token_ids",)
+
+    def fits(self, value: Mapping[str, Any]) -> bool:
+        return True
+
+    def parse(self, value: Mapping[str, Any]) -> Tokens:
+        ids = value["token_ids"]
+        if not isinstance(ids, list) or not ids:
+            raise BadRecord("'token_ids' is empty" if ids == [] else f"'token_ids' is not a list but {kind(ids)}")
+        return Tokens(ids, weight(value))
+
+
 # The first that fits decides: Alpaca's records carry a rendered "text" as well, and what is judged looks like a pair.
 SHAPES: tuple[Shape, ...] = (
     PreferencePair(), JudgedAnswer(), *(Messages(key) for key in ("messages", "conversations", "conversation")),
-    ConversationalPair("completion"), ConversationalPair("response"), *PAIRS, PlainText(),
+    ConversationalPair("completion"), ConversationalPair("response"), *PAIRS, PlainText(), TokenIds(),
 )
 KEYS = frozenset(key for shape in SHAPES for key in shape.keys)
 """All keys by which a shape is known."""
