@@ -1,4 +1,5 @@
-# lorafast in a container: docker build -t lorafast . && docker run -v "$PWD:/data" lorafast finetune --run first ...
+# lorafast in a container, which writes as the user who starts it:
+#   docker build -t lorafast . && docker run --user "$(id -u)" -v "$PWD:/data" lorafast finetune --run first ...
 FROM python:3.13-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY . /src

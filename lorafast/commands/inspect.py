@@ -6,6 +6,7 @@ import sys
 from ..errors import FormatError
 from ..gguf.recognise import is_data
 from ..options.tools import InspectOptions
+from ..system.hub import local_path
 from ..system.output import show
 from .inspect_data import show_data
 from .inspect_model import inspect_file
@@ -16,10 +17,11 @@ def run(options: InspectOptions) -> int:
     if options.model_base:
         show_data(options, sys.stdout)
     else:
+        path = local_path(options.file)
         try:
-            lines = list(inspect_file(options.file, everything=options.all))
+            lines = list(inspect_file(path, everything=options.all))
         except FormatError as error:
-            if is_data(options.file):
+            if is_data(path):
                 raise FormatError(f"{error}. To show training data, add --model-base MODEL.gguf") from None
             raise
         for line in lines:

@@ -13,7 +13,7 @@ PREFERRED = ("q8_0", "f16", "bf16", "q6_k", "q5_k_m", "q4_k_m")
 def local_path(name: str) -> str:
     """`hf:org/name[:file]` as the path of a file here, fetched unless the cache has it; any other name as it is.
 
-    UsageError for a name of another shape, LoraFastError for what cannot be had, or if huggingface_hub is not
+    UsageError for a name of another shape, LoraFastError for what cannot be fetched, or if huggingface_hub is not
     installed.
     """
     if not name.startswith(PREFIX):

@@ -3,7 +3,9 @@ import sys
 import types
 
 import pytest
+from make_models import make_tiny
 
+from lorafast import cli
 from lorafast.errors import LoraFastError, UsageError
 from lorafast.system.hub import local_path
 
@@ -33,7 +35,13 @@ def test_a_file_by_name_or_the_one_that_fits(hub):
     assert hub.asked[0] == ("org/tiny", "tiny-Q2_K.gguf")
 
 
-def test_what_cannot_be_had_is_one_line(hub, monkeypatch):
+def test_inspect_takes_such_a_name(hub, tmp_path, capsys):
+    hub.hf_hub_download = lambda repository, file: str(make_tiny(tmp_path / file))
+    assert cli.main(["inspect", "hf:org/tiny"]) == 0
+    assert "tiny-Q8_0.gguf: a base model" in capsys.readouterr().out
+
+
+def test_what_cannot_be_fetched_is_one_line(hub, monkeypatch):
     with pytest.raises(UsageError, match=r"hf:ORGANISATION/NAME"):
         local_path("hf:tiny")
     hub.names = ["model.safetensors"]
