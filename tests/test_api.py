@@ -198,7 +198,7 @@ def test_command_continues_a_prompt(path, adapters, capsys):
     assert "generated: 8 tokens in" in capsys.readouterr().err
     assert answers(path, prompt="the love", lora=(f"{adapters[0]}:0",)) == [text]
     assert answers(path, prompt="the love", lora=(str(adapters[0]),)) != [text]
-    with pytest.raises(UsageError, match="do not fit --ctx 9"):
+    with pytest.raises(UsageError, match="do not fit into --ctx 9"):
         answers(path, prompt="the love", ctx=9)
     with pytest.raises(UsageError, match="--system: needs --chat"):
         answers(path, system="x")
