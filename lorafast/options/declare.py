@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import re
 import textwrap
@@ -111,7 +110,10 @@ class Options:
         return cls(**given)
 
 
-@functools.cache
+_FIELDS: dict[type, tuple[tuple[dataclasses.Field, Option], ...]] = {}
+_TYPES: dict[type, dict[str, Any]] = {}
+
+
 def fields(cls: type[Options]) -> tuple[tuple[dataclasses.Field, Option], ...]:
     """Each field with its Option, in which `names` begins with the name that follows from the field's."""
     def named(field: dataclasses.Field) -> Option:
@@ -120,13 +122,16 @@ def fields(cls: type[Options]) -> tuple[tuple[dataclasses.Field, Option], ...]:
             return spec
         return dataclasses.replace(spec, names=("--" + field.name.replace("_", "-"), *spec.names))
 
-    return tuple((field, named(field)) for field in dataclasses.fields(cls))
+    if cls not in _FIELDS:
+        _FIELDS[cls] = tuple((field, named(field)) for field in dataclasses.fields(cls))
+    return _FIELDS[cls]
 
 
-@functools.cache
 def types_of(cls: type[Options]) -> dict[str, Any]:
     """The type of each field."""
-    return get_type_hints(cls)
+    if cls not in _TYPES:
+        _TYPES[cls] = get_type_hints(cls)
+    return _TYPES[cls]
 
 
 def parse(cls: type[T], argv: Sequence[str]) -> T | None:
