@@ -57,7 +57,7 @@ from .prepare import check_inputs, longest_row, open_training_data
 from .reference import with_reference
 from .repair import claim, write_missing_adapters
 from .saving import Bystander, Saver, check_writing, clear_folder
-from .scoring import Scorer
+from .scoring import Scorer, Scores
 from .sharing import check_alike, decisive_extras, own_options, plan_alike, with_passes
 from .signals import Requests, listening, reason_of
 from .starting import Source, Start, open_source, starting_point
@@ -464,7 +464,7 @@ class Run:
             self.lowest_loss = min(loss, self.lowest_loss)
             is_best = loss < self.best.loss if is_last else self.best.take(loss, state.iteration)
             evaluation = Evaluation(state.iteration, loss, valid.n_tokens, is_best, valid.rewards,
-                                    self.world.from_first(self.score(self.data.valid)))
+                                    self.score(self.data.valid))
             self.log.evaluation(evaluation)
             self.tell(evaluation)
             if is_best:
@@ -497,17 +497,18 @@ class Run:
         return result
 
     def score(self, samples: Samples) -> float | None:
-        """The share of questions to which the adapter answers as --eval-score has it; None without that, and on
-        ranks but the first."""
+        """The share of questions to which the adapter answers as --eval-score has it; None without that. The ranks take
+        them in turn."""
         config, opened = self.config, self.opened
-        if not config.eval_score or not isinstance(samples, Sequences) or not self.world.is_first:
+        if not config.eval_score or not isinstance(samples, Sequences):
             return None
         n_ctx, limit = opened.network.n_positions, config.eval_batches * config.batch or None
         questions = itertools.islice(questions_of_samples(samples, opened.tokenizer, config.eval_pattern), limit)
         with Scorer(opened.network, opened.adapter, opened.tokenizer, n_ctx, config.sample_tokens, config.n_threads,
                     self.learner.trainer.weights) as scorer:
             fitting = (question for question in questions if question.n_tokens <= n_ctx)
-            return scorer.scores(fitting, [config.eval_score]).share(config.eval_score)
+            return Scores.sum(self.world.in_turn(
+                fitting, lambda question: scorer.scores([question], [config.eval_score]))).share(config.eval_score)
 
     def save(self) -> None:
         best = self.best_iteration if self.keeps_best else None

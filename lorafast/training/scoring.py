@@ -43,6 +43,18 @@ class Scores:
         self.right[score] = self.right.get(score, 0) + is_right
         self.asked[score] = self.asked.get(score, 0) + 1
 
+    @classmethod
+    def sum(cls, parts: Iterable[Scores]) -> Scores:
+        """Of the questions of all parts, in order."""
+        total = cls()
+        for part in parts:
+            for score, asked in part.asked.items():
+                total.right[score] = total.right.get(score, 0) + part.right[score]
+                total.asked[score] = total.asked.get(score, 0) + asked
+            total.answers += part.answers
+            total.slow += part.slow
+        return total
+
     def share(self, score: str) -> float:
         """The share of the questions asked that were answered rightly; nan if none was asked."""
         return self.right[score] / self.asked[score] if score in self.asked else math.nan

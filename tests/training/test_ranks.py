@@ -21,13 +21,18 @@ from thread_ranks import on_ranks
 from lorafast.adapters.checkpoint import read_checkpoint
 from lorafast.distributed.world import World
 from lorafast.errors import LoraFastError
+from lorafast.kernels import build_info
 from lorafast.options.declare import to_argv
 from lorafast.options.finetune import FinetuneConfig
 from lorafast.reporting.log import Log
+from lorafast.reporting.metrics import read_metrics
+from lorafast.training import sharing
 from lorafast.training.run import Result, finetune
 from lorafast.training.saving import Saver
 
 TEXT = "the love of thy sweet all and not to thou that in my love with is " * 20
+PAIRS = [{"prompt": "the love" + " of thy" * (i % 3), "chosen": "sweet all" + " and" * (i % 4),
+          "rejected": "not to thou", "weight": 1 + i % 3} for i in range(16)]
 CHATS = [{"messages": [{"role": "user", "content": "the love" + " of thy" * (i % 5)},
                        {"role": "assistant", "content": "sweet all" + " and not" * (i % 7)}]} for i in range(24)]
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -36,6 +41,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "dropout": dict(lora_dropout=0.3, lora_plus=4.0),
     "DoRA": dict(dora=True, lora_out=("adapter/",)),
     "limits": dict(adam_gclip=0.1, micro_batch=1, head_tokens=8, valid_split=0.2, eval_every=2),
+}
+"""On two and three ranks, as threads and as processes."""
+
+SLOWER: dict[str, dict[str, Any]] = {
+    "weighted pairs, reference": dict(train_data=("pairs.jsonl",), method="dpo", ctx=48, valid_split=0.25, eval_every=2,
+                                      eval_score="choice", adam_alpha=0.01),
+    "answers, score, patience": dict(train_data=("answers.jsonl",), valid_split=0.25, eval_every=1, patience=2,
+                                     eval_score="contained", sample_tokens=4, adam_alpha=0.5, adam_iter=9),
 }
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -51,6 +64,9 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(TEXT)
     Path("chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS))
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    Path("answers.jsonl").write_text("".join(json.dumps({
+        "prompt": pair["prompt"], "completion": pair["chosen"], "weight": pair["weight"]}) + "\n" for pair in PAIRS))
     Path("chat.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
     return tmp_path
 
@@ -73,9 +89,10 @@ def train(size: int, config: FinetuneConfig, log: Log | None = None) -> list[Res
 
 
 def contents(name: str) -> dict[str, bytes]:
-    """Files of that name, without it; records of options apart, which have their own names in them."""
+    """Files of that name, without it; but for records of options and metrics, which have names and times in them."""
     return {str(path).replace(name, "", 1): path.read_bytes() for path in sorted(Path().rglob("*"))
-            if path.is_file() and str(path).startswith(name) and path.suffix != ".toml" and "card" not in str(path)}
+            if path.is_file() and str(path).startswith(name) and path.suffix != ".toml" and "card" not in str(path)
+            and not str(path).endswith("-metrics")}
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -121,15 +138,50 @@ def test_a_full_disk_of_the_first_rank_ends_all_and_keeps_what_was_saved(folder,
     assert read_checkpoint("c-LATEST.gguf").state.iteration == 2
 
 
-def test_other_models_and_options_are_refused_with_the_rank(folder, model):
+def test_other_models_data_and_options_are_refused_with_the_rank(folder, model):
     other = make_tiny(folder / "other.gguf", seed=1)
+    Path("other.txt").write_text(TEXT.replace("sweet", "thy"))
 
     def run(config: FinetuneConfig) -> list[str]:
-        return [str(error) for error in on_ranks(2, lambda world: finetune(
-            config if world.rank else options(model), world=world))]
+        return [str(error) for error in on_ranks(3, lambda world: finetune(
+            config if world.rank == 1 else options(model), world=world))]
 
     assert all("rank 1 on" in error and "base model" in error for error in run(options(other)))
     assert all("rank 1 on" in error and "adam_alpha 0.5" in error for error in run(options(model, adam_alpha=0.5)))
+    assert all("rank 1 on" in error and "train_data" in error
+               for error in run(options(model, train_data=("other.txt",))))
+
+
+def test_data_that_differs_under_the_same_name_is_refused(folder, model, monkeypatch):
+    refuse = sharing.refuse_differences
+
+    def other_contents(world: World, facts: dict[str, Any], advice: str) -> None:
+        is_data = [name.startswith("the ") and name.endswith(" data") for name in facts]
+        refuse(world, {name: f"{value} {world.rank // 2 if this else 0}"
+                       for this, (name, value) in zip(is_data, facts.items())}, advice)
+
+    monkeypatch.setattr(sharing, "refuse_differences", other_contents)
+    errors = list(map(str, on_ranks(3, lambda world: finetune(options(model), world=world))))
+    assert all("rank 2 on" in error and "the training data" in error and "copy the same files" in error
+               for error in errors), errors
+
+
+def test_unlike_processors_are_told_with_their_ranks(folder, model, monkeypatch):
+    warnings: list[str] = []
+
+    class Warned(Log):
+        def warning(self, text: str) -> None:
+            warnings.append(text)
+
+    def run(world: World) -> Result:
+        gather = world.gather
+        world.gather = lambda value: gather(        # type: ignore[method-assign]
+            f"isa{world.rank // 2}" if value == build_info.isa() else value)
+        return finetune(options(model), Warned(), world=world)
+
+    on_ranks(3, run)
+    assert any("isa0 on rank 0 on" in text and "isa1 on rank 2 on" in text and "LORAFAST_ISA" in text
+               for text in warnings)
 
 
 def test_a_rank_that_hangs_ends_the_run(folder, model, capsys):
@@ -168,14 +220,27 @@ def arguments(model: Path, name: str, *more: object) -> list[object]:
 
 @pytest.mark.slow
 @needs_mpi
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [*SCENARIOS, *SLOWER])
 def test_mpirun_gives_the_bits_of_one_process(folder, model, scenario):
-    train(1, options(model, "1-", grad_acc=3, **SCENARIOS[scenario]))
+    given = {**SCENARIOS, **SLOWER}[scenario]
+    train(1, options(model, "1-", grad_acc=3, metrics="1-metrics", **given))
     for size in (2, 3):
-        argv = to_argv(options(model, f"{size}-", grad_acc=3, **SCENARIOS[scenario]))
+        argv = to_argv(options(model, f"{size}-", grad_acc=3, metrics=f"{size}-metrics", **given))
         mpirun(size, "--preset", "original", *argv)
     assert len(contents("1-")) > 2
     assert contents("1-") == contents("2-") == contents("3-")
+    assert numbers("1-metrics") == numbers("2-metrics") == numbers("3-metrics")
+    if "patience" in given:
+        last = read_checkpoint("1-c-LATEST.gguf").state.iteration
+        assert last < given["adam_iter"], "it ends early"
+        assert list(Path().glob("3-c-BEST*"))
+
+
+def numbers(metrics: str) -> list[dict[str, Any]]:
+    """Losses, rewards and scores of a run."""
+    return [{name: value for name, value in event.items()
+             if name not in ("seconds", "time", "tokens_per_second", "memory")}
+            for event in read_metrics(metrics) if event["event"] in ("step", "evaluation")]
 
 
 @pytest.mark.slow
