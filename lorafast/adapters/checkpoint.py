@@ -367,7 +367,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     if "training.file_version" in file.metadata:
         n_params = sum(a.size + b.size for a, b in pairs.values()) + sum(m.size for m in magnitudes.values())
         state, m, v = _read_state(keys, n_params)
-        recorded = file.metadata.get("lorafast.moments_order")
+        recorded = keys.get("lorafast.moments_order", str, None)
         if recorded is None:
             state.moments_order, evidence = moments.recognise(pairs, m, v)
         elif recorded in moments.ORDERS:

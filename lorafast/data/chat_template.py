@@ -24,6 +24,8 @@ from .template_sandbox import MeteredEnvironment
 
 KEY = "tokenizer.chat_template"
 
+LONGEST_DATE = 1000     # characters of the form in which a template asks for the date
+
 
 class ChatTemplate:
     """A compiled template. `source` is its text, `name` how messages to the user call it."""
@@ -39,7 +41,8 @@ class ChatTemplate:
                                          extensions=[loopcontrols, GenerationBlocks])
         environment.filters["tojson"] = environment.metered("tojson", to_json)
         now = datetime.now()            # of loading: the same in all renderings, which are compared with each other
-        environment.globals.update(raise_exception=raise_exception, strftime_now=now.strftime)
+        environment.globals.update(raise_exception=raise_exception,
+                                   strftime_now=lambda form: now.strftime(form[:LONGEST_DATE]))
         self._variables = {"bos_token": bos_token, "eos_token": eos_token, "documents": None,
                            "datetime": f"{now:%b %d %Y %H:%M:%S}", **(variables or {})}
         self._meter, self._lock = environment.meter, Lock()

@@ -22,6 +22,7 @@ def loops(body, depth=3, n=99999):
 
 
 DOUBLE = "{{% set ns = namespace(a={start}) %}}{{% for i in range(60) %}}{{% set ns.a = {more} %}}{{% endfor %}}"
+KEEP = "".join(f"{{{{% set a{i} = {{0}} %}}}}" for i in range(60))
 HOSTILE = {
     "loops": loops(""), "loops that write": loops("x" * 1000), "loops that count": loops("{% set x = 1 %}", 2),
     "loops in a macro": "{% macro m(n) %}{% for i in range(99999) %}{{ m(n) }}{% endfor %}{% endmacro %}{{ m(1) }}",
@@ -59,6 +60,32 @@ HOSTILE = {
     "sum": "{{ ([[1] * 9999] * 999) | sum(start=[]) }}",
     "split": "{% set x = 'a ' * 5000000 %}{{ x.split() | length }}",
     "comparison": "{% set x = [[1] * 500] * 500 %}{% set y = [[1] * 500] * 500 %}" + loops("{% set z = x == y %}", 2),
+    "lists of one": KEEP.format("range(99999) | batch(1) | list"),
+    "undefined items": KEEP.format("range(99999) | map(attribute='x') | list"),
+    "groups": KEEP.format("range(99999) | batch(1) | groupby(0) | list"),
+    "arguments": KEEP.format("cycler(*range(99999))"),
+    "slices": "{% set x = 'a' * 5000000 %}" + KEEP.format("x[1:]"),
+    "filters that only count": loops("{{ range(99999) | map(attribute='a') | select | unique | list | length }}", 1),
+    "search in a range": loops("{{ 0.5 in range(99999) }}", 1),
+    "filtered loop": loops("{% for j in range(99999) if false %}{% endfor %}", 1),
+    "wide fields": "{{ ('{0:9999}' * 100000).format(1) }}", "many fields": "{{ ('{0}' * 99999).format('x' * 9999) }}",
+    "wide fields of %": "{{ ('%(a)9999d' * 99999) % {'a': 1} }}",
+    "wide fields of a filter": "{{ ('%(a)9999d' * 99999) | format(a=1) }}",
+    "long floats": "{{ ('%(a)f' * 99999) % {'a': 1e308} }}",
+    "long integers": "{{ ([2**2000] * 99999) | join }}",
+    "deep JSON": "{% set x = [] %}{% set ns = namespace(d=x) %}{% for i in range(200) %}{% set ns.d = [ns.d] %}"
+                 "{% endfor %}{% set _ = x.append([0] * 99999) %}{{ ns.d | tojson(indent=100) }}",
+    "wide JSON": "{{ ([0] * 99999) | tojson(separators=('x' * 9999, ':')) }}",
+    "escaped JSON": "{{ ('\U0001d11e' * 3000000) | tojson(ensure_ascii=true) }}",
+    "escaped text": "{% set x = '\U0001d11e' ~ '&' * 4000000 %}{{ ('' | e) + x }}",
+    "join of what comes": "{{ range(99999) | reject('none') | join('x' * 9999) }}",
+    "method join of what comes": "{{ ('x' * 9999).join('ab' * 50000 | list | reject('none')) }}",
+    "long attribute": loops("{{ range(1) | map(attribute='0.' * 99999 ~ '0') | list }}", 1),
+    "search backwards": "{{ ('a' * 1000000).rfind('ab' ~ 'a' * 500000) }}",
+    "strip": "{{ ('a' * 1000000).strip('b' * 1000000 ~ 'a') }}",
+    "trim": "{{ ('a' * 1000000) | trim('b' * 1000000 ~ 'a') }}",
+    "accents": "{{ ('\xe9' * 5800000) | upper | length }}",
+    "method accents": "{{ ('\xe9' * 5800000).upper() | length }}",
     "int": "{{ ('9' * 1000000) | int }}", "deep macro": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
 }
 
@@ -88,7 +115,9 @@ def test_hostile_templates_take_little_memory(source):
     ("{% break %}", "is not a usable jinja2 template"), ("{{ " + "(" * 3000 + ")" * 3000 + " }}", "is not a"),
     ("{% if a %}" * 3000 + "{% endif %}" * 3000, "is not a"), ("{{ " + "-" * 20000 + "1 }}", "is not a"),
     ("{{ " + "9" * 5000 + " }}", "digits|cannot"), ("{% for x in y %}" * 25 + "{% endfor %}" * 25, "too many|cannot"),
-    ("x" * 300_000, "more than 256 KB"), ("{% include 'x' %}", "no loader"), ("{{ 1 | urlize }}", "urlize"),
+    ("x" * 50_000, "more than 48 KB"),
+    ("{{a.b}}" * 5000, "more than 8,192 expressions"),
+    ("{% include 'x' %}", "no loader"), ("{{ 1 | urlize }}", "urlize"),
 ])
 def test_odd_sources(source, reason):
     with pytest.raises((TemplateRefusal, FormatError), match=reason):

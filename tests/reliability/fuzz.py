@@ -1,26 +1,23 @@
 """Feeds damaged and invented files to every reader: `python tests/reliability/fuzz.py --inputs 10000`.
 
 Seeds are good files of each format. Mutations flip, cut, insert and exchange bytes, numbers of a header and values of
-JSON; an input that reaches new lines of lorafast is kept and mutated further (coverage by sys.settrace, of the readers'
-packages). A reader may raise LoraFastError only, within two seconds, without taking memory beyond a small multiple of
-the input.
+JSON; an input that reaches new lines of lorafast is kept and mutated further. A reader may raise LoraFastError only,
+within two seconds, without taking memory beyond a small multiple of the input.
 """
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import random
-import re
 import signal
-import struct
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
+from mutations import mutated
 from readers import READERS, Reader
 
 from lorafast.errors import LoraFastError
@@ -28,10 +25,8 @@ from lorafast.system.process import peak_resident_bytes
 
 SECONDS = 2.0
 MEMORY_FACTOR, MEMORY_BASE = 60, 96 * 2**20
-NUMBERS = (0, 1, 2, 7, 31, 32, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
-PIECES = (b"{", b"}", b"[", b"]", b'"', b"null", b"NaN", b"1e999", b"-1", b"\x1b[31m", b"\0", b"\xff\xfe", b"9" * 5000,
-          b"[" * 2000, b'{"a":' * 2000, b"{{", b"{% for i in range(9) %}", b"lora_a", b"blk.0.attn_q.weight")
-JSON_VALUES = (None, True, [], {}, "", "x", 0, -1, 1.5, 10**30, [[]], {"a": 1}, "\x1b[31m", [1, 2, 3])
+IN_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""Where the inputs are written: on a disk, opening them takes longer than reading them."""
 
 
 class Hang(Exception):
@@ -43,129 +38,52 @@ def alarm(number: int, frame: FrameType | None) -> None:
 
 
 class Coverage:
-    """Lines of lorafast that have been reached; the readers' modules only, so that kernels and NumPy run at full speed.
+    """Lines of lorafast that have been reached.
+
+    With sys.monitoring (from Python 3.12 on) a line costs time only when it is met first, and every input is watched.
+    With sys.settrace each costs some, and each sixteenth input is.
     """
 
     def __init__(self) -> None:
         self.lines: set[tuple[str, int]] = set()
-        self.new = 0
+        self.share = 1 if hasattr(sys, "monitoring") else 16
+        self._tried = self._known = 0
 
-    def trace(self, frame: FrameType, event: str, argument: object) -> Callable | None:
+    def __enter__(self) -> Coverage:
+        if hasattr(sys, "monitoring"):
+            sys.monitoring.use_tool_id(sys.monitoring.COVERAGE_ID, "fuzz")
+            sys.monitoring.register_callback(sys.monitoring.COVERAGE_ID, sys.monitoring.events.LINE, self._reached)
+            sys.monitoring.set_events(sys.monitoring.COVERAGE_ID, sys.monitoring.events.LINE)
+            sys.monitoring.restart_events()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if hasattr(sys, "monitoring"):
+            sys.monitoring.set_events(sys.monitoring.COVERAGE_ID, 0)
+            sys.monitoring.free_tool_id(sys.monitoring.COVERAGE_ID)
+
+    def _reached(self, code: CodeType, line: int) -> object:
+        if "/lorafast/" in code.co_filename:
+            self.lines.add((code.co_filename, line))
+        return sys.monitoring.DISABLE
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> object:
         if "/lorafast/" not in frame.f_code.co_filename:
             return None
-        return self.line
+        self.lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return self._trace
 
-    def line(self, frame: FrameType, event: str, argument: object) -> Callable:
-        place = frame.f_code.co_filename, frame.f_lineno
-        if place not in self.lines:
-            self.lines.add(place)
-            self.new += 1
-        return self.line
+    def begin(self) -> None:
+        """Before an input."""
+        if self.share > 1 and self._tried % self.share == 0:
+            sys.settrace(self._trace)
+        self._tried += 1
 
-
-def mutated(data: bytes, chance: random.Random) -> bytes:
-    """One to four changes."""
-    for _ in range(chance.randint(1, 4)):
-        data = chance.choice((flip, cut, insert, number, copy, value, value, retype, retype))(data, chance)
-    return data
-
-
-def flip(data: bytes, chance: random.Random) -> bytes:
-    if not data:
-        return data
-    changed = bytearray(data)
-    changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-    return bytes(changed)
-
-
-def cut(data: bytes, chance: random.Random) -> bytes:
-    begin, length = chance.randrange(len(data) + 1), chance.choice((1, 4, 8, 100, len(data)))
-    return data[:begin] + data[begin + length:]
-
-
-def insert(data: bytes, chance: random.Random) -> bytes:
-    at = chance.randrange(len(data) + 1)
-    return data[:at] + chance.choice(PIECES) + data[at:]
-
-
-def number(data: bytes, chance: random.Random) -> bytes:
-    form = chance.choice(("<I", "<Q", "<H", "<B", "<f"))
-    given = chance.choice(NUMBERS)
-    packed = struct.pack(form, chance.choice((0.0, -1.0, float("nan"), float("inf"))) if form == "<f"
-                         else given % 2**(8 * struct.calcsize(form)))
-    at = chance.randrange(max(1, min(len(data), 4000)))
-    return data[:at] + packed + data[at + len(packed):]
-
-
-def copy(data: bytes, chance: random.Random) -> bytes:
-    begin = chance.randrange(len(data) + 1)
-    at = chance.randrange(len(data) + 1)
-    return data[:at] + data[begin:begin + chance.choice((1, 8, 40))] + data[at:]
-
-
-SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a number by its type in GGUF; 8 is a text, 9 an array."""
-KEY = re.compile(rb"(?:general|llama|qwen2|tokenizer|training|optimizer|adapter|lorafast)\.[a-z0-9_.]+")
-
-
-def retype(data: bytes, chance: random.Random) -> bytes:
-    """Another type, and a value of it, for a key of a GGUF file."""
-    keys = list(KEY.finditer(data[:20000])) if data[:4] == b"GGUF" else []
-    if not keys:
-        return data
-    begin = chance.choice(keys).end()
-    try:
-        end = _end_of_value(data, begin)
-    except (struct.error, KeyError, OverflowError):
-        return data
-    type = chance.choice([*SIZES, 8, 9])
-    new = {8: struct.pack("<Q", 3) + b"a\x1bb", 9: struct.pack("<IQ", 4, 3) + bytes(12)}.get(type)
-    return data[:begin] + struct.pack("<I", type) + (new or chance.choice((b"\0", b"\1")) * SIZES[type]) + data[end:]
-
-
-def _end_of_value(data: bytes, begin: int) -> int:
-    type, = struct.unpack_from("<I", data, begin)
-    begin += 4
-    if type == 8:
-        return begin + 8 + struct.unpack_from("<Q", data, begin)[0]
-    if type != 9:
-        return begin + SIZES[type]
-    element, count = struct.unpack_from("<IQ", data, begin)
-    begin += 12
-    if element != 8:
-        return begin + count * SIZES[element]
-    for _ in range(min(count, 100000)):
-        begin += 8 + struct.unpack_from("<Q", data, begin)[0]
-    return begin
-
-
-def value(data: bytes, chance: random.Random) -> bytes:
-    """Another value in a line of JSON, or in the header of a safetensors file."""
-    head, body, tail = b"", data, b""
-    if len(data) > 9 and data[8:9] == b"{":
-        length, = struct.unpack_from("<Q", data)
-        head, body, tail = data[:8], data[8:8 + min(length, len(data))], data[8 + min(length, len(data)):]
-    lines = body.split(b"\n")
-    at = chance.randrange(len(lines)) if len(lines) > 1 and not body.startswith(b"{\n") else None
-    try:
-        parsed = json.loads(lines[at] if at is not None else body)
-        changed = json.dumps(_exchanged(parsed, chance)).encode()
-    except (ValueError, RecursionError):
-        return data
-    if at is not None:
-        lines[at] = changed
-        return b"\n".join(lines)
-    return (struct.pack("<Q", len(changed)) if head else b"") + changed + tail
-
-
-def _exchanged(parsed: object, chance: random.Random) -> object:
-    if isinstance(parsed, dict) and parsed and chance.random() < 0.9:
-        key = chance.choice(list(parsed))
-        return {**parsed, key: _exchanged(parsed[key], chance)}
-    if isinstance(parsed, list) and parsed and chance.random() < 0.7:
-        at = chance.randrange(len(parsed))
-        return [*parsed[:at], _exchanged(parsed[at], chance), *parsed[at + 1:]]
-    return chance.choice(JSON_VALUES)
+    def found_new(self) -> bool:
+        """After an input: whether it reached lines that none had before."""
+        sys.settrace(None)
+        known, self._known = self._known, len(self.lines)
+        return self._known > known
 
 
 def attempt(reader: Reader, data: bytes, folder: Path) -> str:
@@ -193,24 +111,21 @@ def attempt(reader: Reader, data: bytes, folder: Path) -> str:
 def fuzz(reader: Reader, inputs: int, chance: random.Random, folder: Path,
          until: float) -> tuple[int, int, dict[str, bytes]]:
     """So many inputs; returns how many were tried, the lines reached, and the first input of each kind of fault."""
-    corpus, coverage, faults, tried = list(reader.seeds(folder)), Coverage(), {}, 0
+    corpus, faults, tried = list(reader.seeds(folder)), {}, 0
     reader.good(folder, corpus)
     signal.signal(signal.SIGVTALRM, alarm)
-    while tried < inputs and time.monotonic() < until:
-        data = mutated(chance.choice(corpus), chance)
-        coverage.new = 0
-        if traced := tried % 16 == 0:       # tracing is slow; this share of the inputs suffices to find new lines
-            sys.settrace(coverage.trace)
-        try:
+    with Coverage() as coverage:
+        while tried < inputs and time.monotonic() < until:
+            data = mutated(chance.choice(corpus), chance)
+            coverage.begin()
             fault = attempt(reader, data, folder)
-        finally:
-            sys.settrace(None)
-        if fault:
-            faults.setdefault(fault.split(":")[0] + fault[-30:], data)
-            print(f"{reader.name}: {fault}", file=sys.stderr)
-        elif traced and coverage.new and len(data) < 2**18:
-            corpus.append(data)
-        tried += 1
+            is_new = coverage.found_new()
+            if fault:
+                faults.setdefault(fault.split(":")[0] + fault[-30:], data)
+                print(f"{reader.name}: {fault}", file=sys.stderr)
+            elif is_new and len(data) < 2**18:
+                corpus.append(data)
+            tried += 1
     return tried, len(coverage.lines), faults
 
 
@@ -227,7 +142,7 @@ def main() -> int:
     print("| reader | inputs | lines reached | faults |\n|---|---|---|---|")
     for number, reader in enumerate(chosen):
         until = time.monotonic() + 60 * options.minutes / len(chosen)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
             tried, lines, faults = fuzz(reader, options.inputs // len(chosen), random.Random(options.seed + number),
                                         Path(folder), until)
         print(f"| {reader.name} | {tried} | {lines} | {len(faults)} |", flush=True)

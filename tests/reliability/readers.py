@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
@@ -27,7 +28,7 @@ from lorafast.options.finetune import FinetuneConfig  # noqa: E402
 from lorafast.options.toml import read_options  # noqa: E402
 from lorafast.reporting.metrics import read_metrics  # noqa: E402
 from lorafast.reporting.report import charts_of, page_of  # noqa: E402
-from lorafast.tokenizer import load_tokenizer  # noqa: E402
+from lorafast.tokenizer import Tokenizer, load_tokenizer  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,17 @@ class Reader:
             self.read(folder)
 
 
+@lru_cache(maxsize=1)
 def base_of(folder: Path) -> tuple[GGUFFile, BaseModel]:
+    """The good model beside the inputs."""
     model = open_model(folder / "base.gguf")
     return model, BaseModel.from_gguf(model)
+
+
+@lru_cache(maxsize=1)
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """Of the good model."""
+    return load_tokenizer(base_of(folder)[0])
 
 
 def adapter_for(folder: Path) -> Adapter:
@@ -175,7 +184,7 @@ def read_records(folder: Path) -> None:
 
 def read_data(folder: Path, path: Path, **options: object) -> None:
     model = base_of(folder)[0]
-    open_data(DataOptions([str(path)], **options), load_tokenizer(model), model.metadata, 1024)
+    open_data(DataOptions([str(path)], **options), tokenizer_of(folder), model.metadata, 1024)
 
 
 def make_csv(folder: Path) -> Iterator[bytes]:
