@@ -21,10 +21,11 @@
  * b has two values of d for each lane side by side, as the multiply-add wants them: b[d / 2][lane][2]. (NEON multiplies
  * by a single value: b[d][lane].)
  */
-#if SIMD_IS_AVX512 || SIMD_IS_NEON
-#define MR 6                    /* 12 int32 and 12 float32 sums, 2 vectors of b, a broadcast: 27 of 32 registers */
+#if SIMD_IS_AVX512 || SIMD_IS_NEON || SIMD_IS_AVX2
+#define MR 6        /* 12 int32 sums, 2 vectors of b, a broadcast (AVX2: and a product, which makes 16 of 16 registers);
+                       of 32 registers, 12 hold the float32 sums, which AVX2 keeps in L1 */
 #else
-#define MR 4                    /* 8 int32 sums, 2 vectors of b, a broadcast, a product: 12 of 16; float32 sums in L1 */
+#define MR 4
 #endif
 #define LANES (2 * VF_WIDTH)
 #define DEPTH 256               /* values along the sum unpacked at a time: forward k, backward n, a chunk */
@@ -59,6 +60,31 @@ I16_INLINE vi FN(i16_multiply_add)(vi sum, vi a, vi b) {
 #endif
 }
 
+#if !SIMD_IS_NEON
+/* acc += the pair at a times the pairs of 2 * VF_WIDTH lanes. With all registers in use, what GCC 12 and clang 14 make
+ * of the intrinsics goes to the stack. */
+I16_INLINE void FN(i16_multiply_add_row)(vi acc[2], const int16_t *a, vi b0, vi b1) {
+#if SIMD_IS_AVX2
+    vi sum0 = acc[0], sum1 = acc[1], pair, product;
+    __asm__("vpbroadcastd %4, %2\n\tvpmaddwd %5, %2, %3\n\tvpmaddwd %6, %2, %2\n\t"
+            "vpaddd %3, %0, %0\n\tvpaddd %2, %1, %1"
+            : "+x"(sum0), "+x"(sum1), "=&x"(pair), "=&x"(product)
+            : "m"(*(const int16_t(*)[2])a), "x"(b0), "x"(b1));
+    acc[0] = sum0, acc[1] = sum1;
+#else
+    const vi pair = FN(i16_set_pair)(a);
+    acc[0] = FN(i16_multiply_add)(acc[0], pair, b0), acc[1] = FN(i16_multiply_add)(acc[1], pair, b1);
+#endif
+}
+
+/* acc += a pair of each of MR rows times the pairs of LANES lanes. */
+I16_INLINE void FN(i16_next_pair)(vi acc[MR][2], const int16_t *a, const int16_t *b) {
+    const vi b0 = (vi)FN(i16_load)(b), b1 = (vi)FN(i16_load)(b + LANES);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) FN(i16_multiply_add_row)(acc[i], a + i * LDA, b0, b1);
+}
+#endif
+
 /* acc (MR x LANES) = a (MR x 2*pairs, row stride LDA) . b (2*pairs x LANES); pairs is a multiple of 16. */
 I16_INLINE void FN(i16_tile)(vi acc[MR][2], const int16_t *a, const int16_t *b, int pairs) {
 #if SIMD_IS_NEON
@@ -79,23 +105,17 @@ I16_INLINE void FN(i16_tile)(vi acc[MR][2], const int16_t *a, const int16_t *b, 
         }
     }
 #else
-    const vi zero = {0};
+    const vi zero = {0}, b0 = (vi)FN(i16_load)(b), b1 = (vi)FN(i16_load)(b + LANES);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++) {          /* the first pair by itself saves adding it to zero */
-        const vi w = FN(i16_set_pair)(a + i * LDA);
-        acc[i][0] = FN(i16_multiply_add)(zero, w, (vi)FN(i16_load)(b));
-        acc[i][1] = FN(i16_multiply_add)(zero, w, (vi)FN(i16_load)(b + LANES));
+        const vi pair = FN(i16_set_pair)(a + i * LDA);
+        acc[i][0] = FN(i16_multiply_add)(zero, pair, b0), acc[i][1] = FN(i16_multiply_add)(zero, pair, b1);
     }
-    a += 2, b += 2 * LANES;
-#pragma GCC unroll 3
-    for (int p = 1; p < pairs; p++, a += 2, b += 2 * LANES) {
-        const vi b0 = (vi)FN(i16_load)(b), b1 = (vi)FN(i16_load)(b + LANES);
-#pragma GCC unroll 8
-        for (int i = 0; i < MR; i++) {
-            const vi w = FN(i16_set_pair)(a + i * LDA);
-            acc[i][0] = FN(i16_multiply_add)(acc[i][0], w, b0);
-            acc[i][1] = FN(i16_multiply_add)(acc[i][1], w, b1);
-        }
+    FN(i16_next_pair)(acc, a + 2, b + 2 * LANES);
+    for (int p = 2; p < pairs; p += 2) {
+        a += 4, b += 4 * LANES;
+        FN(i16_next_pair)(acc, a, b);
+        FN(i16_next_pair)(acc, a + 2, b + 2 * LANES);
     }
 #endif
 }
@@ -253,6 +273,8 @@ static void FN(i16_forward_panel)(const projection *p, const float *packed, int 
             const float *next_x = tile + 1 < tiles ? x + x_tile : packed + (ptrdiff_t)(k0 + depth) / 32 * X_BLOCK;
             float *sums = c + tile * LANES;
             FN(prefetch_rows)(next_row, p->row_bytes, n_rows, next_bytes, tile, tiles);
+            if (k0 + depth == K)                        /* where the outputs will go */
+                FN(prefetch_rows)(p->y + n0, sizeof(float) * p->N, T, sizeof(float) * n_rows, tile, tiles);
             if (n_min == 0) FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 0);
             else if (n_min == 1) FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 1);
             else FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 2);
@@ -298,18 +320,21 @@ I16_INLINE float FN(i16_largest)(const float *from, int n) {
 /* Tokens tile * LANES .. of dy (T, N), columns n0 .. n0+n. */
 I16_INLINE void FN(i16_pack_rows)(float *packed, const float *dy, int T, int N, int n0, int n, int tile, float limit) {
     const int end = MIN(T, (tile + 1) * LANES);
+    const ptrdiff_t chunk = T + TOKENS;                 /* rows of it */
     int16_t *q = (int16_t *)packed;
     float *S = packed + FN(i16_dy_rows)(T, n) * DEPTH / 2;
-    for (int j = 0; j < n; j += DEPTH, q += (T + TOKENS) * DEPTH, S += T + TOKENS) {
-        for (ptrdiff_t t = tile * LANES; t < end; t++) {
+    for (ptrdiff_t t = tile * LANES; t < end; t++)      /* a row of dy after the other, as it lies in memory */
+        for (int j = 0; j < n; j += DEPTH) {
             const float *from = dy + t * N + n0 + j;
             const int width = MIN(DEPTH, n - j);
+            const ptrdiff_t row = j / DEPTH * chunk + t;
             const float max = FN(i16_largest)(from, width);
-            FN(i16_round_row)(q + t * DEPTH, from, width, max > I16_TINY ? limit / max : 0);
-            S[t] = max / limit;
+            FN(i16_round_row)(q + row * DEPTH, from, width, max > I16_TINY ? limit / max : 0);
+            S[row] = max / limit;
         }
-        if (end == T) memset(q + T * DEPTH, 0, sizeof *q * TOKENS * DEPTH), memset(S + T, 0, sizeof *S * TOKENS);
-    }
+    if (end == T)
+        for (ptrdiff_t row = T; row < FN(i16_dy_rows)(T, n); row += chunk)
+            memset(q + row * DEPTH, 0, sizeof *q * TOKENS * DEPTH), memset(S + row, 0, sizeof *S * TOKENS);
 }
 static void FN(i16_pack_dy)(float *packed, const float *dy, int T, int N, int n0, int n, int tile) {
     FN(i16_pack_rows)(packed, dy, T, N, n0, n, tile, 32767);
@@ -425,8 +450,8 @@ static void FN(i16_minima)(FN(i16_slice) *s, const int16_t *dy, int depth, int n
         }
 }
 
-/* c (MR x LANES, row stride LDC) += S (D a . b - minus). The int32 sums become float32 after every `exact` rows. Minus
- * of the second VF_WIDTH lanes is next_minus further on. */
+/* c (MR x LANES, row stride LDC) += S (D a . b - minus); minus, of types with a minimum, is NULL for the others. The
+ * int32 sums become float32 after every `exact` rows. Minus of the second VF_WIDTH lanes is next_minus further on. */
 I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict a, const int16_t *restrict b,
                                       int depth, int exact, const float *S, float D, const float *minus,
                                       int next_minus) {
@@ -443,9 +468,11 @@ I16_INLINE void FN(i16_backward_tile)(float *restrict c, const int16_t *restrict
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++, c += LDC, S++, minus += MINIMA) {
-        vf_store(c, vf_load(c) + *S * (D * sum[i][0] - minus[0]));
-        vf_store(c + VF_WIDTH, vf_load(c + VF_WIDTH) + *S * (D * sum[i][1] - minus[next_minus]));
+    for (int i = 0; i < MR; i++, c += LDC) {
+        vf sum0 = D * sum[i][0], sum1 = D * sum[i][1];
+        if (minus) sum0 -= minus[i * MINIMA], sum1 -= minus[i * MINIMA + next_minus];
+        vf_store(c, vf_load(c) + S[i] * sum0);
+        vf_store(c + VF_WIDTH, vf_load(c + VF_WIDTH) + S[i] * sum1);
     }
 }
 
@@ -463,7 +490,6 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
     const int16_t *chunk = (const int16_t *)packed + t0 * DEPTH;
     const float *S = packed + FN(i16_dy_rows)(all_T, n) * DEPTH / 2 + t0;
     if (format->min_every) memset(s->min, 0, sizeof s->min);
-    else memset(s->minus, 0, sizeof s->minus);
     memset(c, 0, sizeof(float) * groups * TOKENS * LDC);
     for (int j = 0; j < n; j += DEPTH, S += all_T + TOKENS, chunk += (all_T + TOKENS) * DEPTH) {
         const int n_rows = MIN(DEPTH, n - j), depth = ROUND_UP(n_rows, 32);
@@ -483,9 +509,13 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
                 for (int i = 0; i < TOKENS; i += MR) {
                     if (k % format->scale_every == 0)
                         FN(i16_scale_dy)(s->a + i * LDA, dy + i * DEPTH, s->d + k / 32 * DEPTH, depth);
-                    FN(i16_backward_tile)(c + (group * TOKENS + i) * LDC + k, s->a + i * LDA, s->w + tile * LDB,
-                                          depth, exact, S + group * TOKENS + i, s->D[k / 32],
-                                          s->minus + i * MINIMA + k / min_columns, VF_WIDTH / min_columns);
+                    float *sums = c + (group * TOKENS + i) * LDC + k;
+                    const int16_t *w = s->w + tile * LDB, *a = s->a + i * LDA;
+                    const float *token_S = S + group * TOKENS + i, D = s->D[k / 32];
+                    if (format->min_every)
+                        FN(i16_backward_tile)(sums, a, w, depth, exact, token_S, D,
+                                              s->minus + i * MINIMA + k / min_columns, VF_WIDTH / min_columns);
+                    else FN(i16_backward_tile)(sums, a, w, depth, exact, token_S, D, NULL, 0);
                 }
             }
         }

@@ -41,6 +41,7 @@ static void FN(lora_outer_tile)(float *restrict dV, const float *restrict c, con
                                 ptrdiff_t T, ptrdiff_t R, ptrdiff_t J) {
     vf sum[4][LORA_VECTORS] = {{{0}}};
     for (ptrdiff_t t = 0; t < T; t++, c += R, u += J) {
+        __builtin_prefetch(u + LORA_VECTORS * VF_WIDTH);     /* the next tile's: no processor follows such strides */
 #pragma GCC unroll 4
         for (int v = 0; v < LORA_VECTORS; v++) {
             const vf x = vf_load(u + v * VF_WIDTH);

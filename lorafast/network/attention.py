@@ -81,6 +81,8 @@ class Attention:
     sinks           float32 (n_head,), scores beside those of keys; None without
     """
 
+    is_by_row = False
+
     def __init__(self, norm: Norm | None, qkv: Group, output: BranchOutput, heads: Heads, scores: Scores,
                  rope: Rope | None,
                  q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, norm_after_rope: bool = False,

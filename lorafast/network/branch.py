@@ -21,7 +21,10 @@ class Branch(Protocol):
     shape   of its activations: branches of equal shape can use each other's `saved`
     key_widths  columns of the keys and values by which rows see earlier ones: (0, 0) where they see none, None where
             they see them by a state, so that two sequences cannot share their beginning
+    is_by_row  a row of f(x) comes of this row of x alone, with the same bits beside any others
     """
+
+    is_by_row: bool
 
     @property
     def groups(self) -> Sequence[Group]:

@@ -86,6 +86,7 @@ class DeltaNet:
     """
 
     key_widths = None
+    is_by_row = False
 
     def __init__(self, norm: Norm, inner: Group, taps: Sequence[np.ndarray], decay: Decay, o_norm: HeadNorm,
                  output: BranchOutput, heads: DeltaHeads, eps: float, n_positions: int) -> None:

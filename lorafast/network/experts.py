@@ -78,6 +78,7 @@ class Experts:
     """
 
     key_widths = 0, 0
+    is_by_row = False           # a few rows of an expert have a product of their own, with other bits
 
     def __init__(self, norm: Norm, router: Router, inner: ExpertGroup, down: ExpertGroup, shared: SharedExpert | None,
                  scale: float, activation: str) -> None:

@@ -56,6 +56,7 @@ class FeedForward:
     """
 
     key_widths = 0, 0
+    is_by_row = True
 
     def __init__(self, norm: Norm | None, inner: Group, output: BranchOutput, activation: str) -> None:
         self.input, self.inner, self.output, self.n_ff = BranchInput(norm, inner), inner, output, output.K

@@ -74,6 +74,7 @@ class PerLayerInput:
     """out = residual + output(gelu(gate(x)) ⊙ e[layer]), e being what Pass.per_layer holds."""
 
     key_widths = 0, 0
+    is_by_row = False           # it also reads Pass.per_layer, by the row's number
 
     def __init__(self, gate: Group, output: BranchOutput, layer: int) -> None:
         self.input, self.output, self.layer, self.n = BranchInput(None, gate), output, layer, output.K

@@ -40,6 +40,7 @@ class ShortConvolution:
     """
 
     key_widths = None
+    is_by_row = False
 
     def __init__(self, norm: Norm, bcx: Group, taps: np.ndarray, output: BranchOutput) -> None:
         self.input, self.taps, self.output = BranchInput(norm, bcx), taps, output

@@ -51,6 +51,9 @@ class Strategy:
         return min(batch, self.micro_batch or batch) * ctx
 
 
+FEW_TOKENS = 4
+"""Tokens of which a product has a core of its own (GEMV_TOKENS of kernels/gemv_body.h)."""
+
 LLAMA_FINETUNE_FLOOR = 1e-9
 """The floor under probabilities in llama-finetune's loss, -ln(p (1 - floor) + floor): no token's loss is above
 20.72."""
@@ -143,19 +146,32 @@ class Trainer:
                 yield self.network.head.logits(x[counted[first:first + self.strategy.head_tokens]], pass_)
 
     def _losses(self, batch: Batch) -> np.ndarray:
-        pass_ = self._pass(batch)
-        return self._head(self._forward(pass_, batch.rows), batch, None, pass_)
+        pass_, read = self._pass(batch), self._rows_read(batch.targets)
+        return self._head(self._forward(pass_, batch.rows, read), batch.targets, None, pass_, read)
 
     def _minimise(self, batch: Batch, objective: Objective, gradients: Gradients) -> float:
-        pass_ = self._pass(batch, gradients)
-        buffers = self._forward(pass_, batch.rows)
-        losses = self._head(buffers, batch, None, pass_) if objective.needs_losses else None
+        pass_, read = self._pass(batch, gradients), self._rows_read(batch.targets)
+        buffers = self._forward(pass_, batch.rows, read)
+        losses = self._head(buffers, batch.targets, None, pass_, read) if objective.needs_losses else None
         taught = self.teacher.targets(batch) if self.teacher and batch.rows is not None else None
-        losses = self._head(buffers, batch, objective.weights(batch, losses), pass_, taught)
-        self._backward(buffers, pass_)
+        losses = self._head(buffers, batch.targets, objective.weights(batch, losses), pass_, read, taught)
+        self._backward(buffers, pass_, read)
         return objective.value(batch, losses, self.strategy.head_tokens)
 
-    def _backward(self, buffers: Activations, pass_: Pass) -> None:
+    def _rows_read(self, targets: np.ndarray) -> np.ndarray | None:
+        """The rows that the head reads, where the last block can leave out the others; None: all rows.
+
+        Rows without a target get no gradient from the head: what they would add to the gradients is zero. Very few rows
+        would change the bits: products of up to FEW_TOKENS have a core of their own.
+        """
+        counted = np.flatnonzero(targets >= 0)
+        n_layer = len(self.network.blocks)
+        is_kept_whole = self.prefix is not None and self.prefix.lowest == n_layer
+        if is_kept_whole or not self.network.blocks[-1].can_omit_rows or not FEW_TOKENS < len(counted) < len(targets):
+            return None
+        return counted
+
+    def _backward(self, buffers: Activations, pass_: Pass, read: np.ndarray | None) -> None:
         """Runs backward from the gradient of the last block's output, which the head left in its place."""
         network = self.network
         for keys in buffers.shared:
@@ -171,44 +187,52 @@ class Trainer:
                 for branch, s in zip(block.branches, saved(layer).branches, strict=True):
                     branch.recompute_cheap(s, pass_)
             block.backward(dx, x(layer), saved(layer), pass_,
-                           need_dx=layer > buffers.lowest or network.embedding.name in self.adapter)
+                           need_dx=layer > buffers.lowest or network.embedding.name in self.adapter,
+                           read=read if block is network.blocks[-1] else None)
         if network.embedding.name in self.adapter:
             network.embedding.backward(dx, x(0), pass_)
 
-    def _forward(self, pass_: Pass, rows: np.ndarray | None = None) -> Activations:
+    def _forward(self, pass_: Pass, rows: np.ndarray | None = None, read: np.ndarray | None = None) -> Activations:
         """Runs the blocks; returns the buffers, with the input of each block and what is kept for backward.
 
         rows  see Batch.rows; what is known of them is not computed again
+        read  see Block.forward
         """
         buffers = self.buffers.first(len(pass_.tokens))
         prefix, n_layer = self.prefix, len(self.network.blocks)
         if prefix is None or rows is None:
-            self._run_blocks(buffers, 0, n_layer, pass_)
+            self._run_blocks(buffers, 0, n_layer, pass_, read)
         elif prefix.holds(rows):
             if self.network.per_layer:                      # what blocks above take beside their input
                 self.network.embed(buffers.input(0), pass_)
             prefix.read(rows, buffers.input(prefix.lowest))
-            self._run_blocks(buffers, prefix.lowest, n_layer, pass_)
+            self._run_blocks(buffers, prefix.lowest, n_layer, pass_, read)
         else:
             self._run_blocks(buffers, 0, prefix.lowest, pass_)
             prefix.write(rows, buffers.input(prefix.lowest))
-            self._run_blocks(buffers, prefix.lowest, n_layer, pass_)
+            self._run_blocks(buffers, prefix.lowest, n_layer, pass_, read)
         return buffers
 
-    def _run_blocks(self, buffers: Activations, first: int, end: int, pass_: Pass) -> None:
+    def _run_blocks(self, buffers: Activations, first: int, end: int, pass_: Pass,
+                    read: np.ndarray | None = None) -> None:
         """Runs the blocks from `first` to before `end`; 0 begins with the embedding."""
         x, saved = buffers.input, buffers.saved_of
         if first == 0:
             self.network.embed(x(0), pass_)
         for layer in range(first, end):
-            self.network.blocks[layer].forward(x(layer + 1), x(layer), saved(layer), pass_)
+            block = self.network.blocks[layer]
+            block.forward(x(layer + 1), x(layer), saved(layer), pass_,
+                          read=read if block is self.network.blocks[-1] else None)
 
-    def _head(self, buffers: Activations, batch: Batch, weights: np.ndarray | None, pass_: Pass,
-              taught: Targets | None = None) -> np.ndarray:
+    def _head(self, buffers: Activations, targets: np.ndarray, weights: np.ndarray | None, pass_: Pass,
+              read: np.ndarray | None, taught: Targets | None = None) -> np.ndarray:
         head, n_layer = self.network.head, len(self.network.blocks)
         need_dx = (buffers.lowest < n_layer or head.norm.is_adapted(self.adapter)
                    or self.network.embedding.name in self.adapter)
-        return self.head_losses(buffers.output, batch.targets, weights, need_dx, pass_, taught)
+        x = buffers.output
+        if read is not None:
+            x, targets, weights = x[:len(read)], targets[read], None if weights is None else weights[read]
+        return self.head_losses(x, targets, weights, need_dx, pass_, taught)
 
     def head_losses(self, x: np.ndarray, targets: np.ndarray, weights: np.ndarray | None, need_dx: bool,
                     pass_: Pass, taught: Targets | None = None) -> np.ndarray:

@@ -12,8 +12,10 @@ from lorafast.data.batches import Batch
 from lorafast.gguf.reader import open_model
 from lorafast.gguf.roles import ROLES
 from lorafast.kernels.build_info import available_isas
+from lorafast.network.block import Block
 from lorafast.network.buffers import Scratch
 from lorafast.network.decoder import Decoder
+from lorafast.network.feed_forward import FeedForward
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter, Gradients, specs_for
 from lorafast.network.network import Network
@@ -140,6 +142,24 @@ def test_checkpointing_and_threads_change_nothing(tmp_path, experts):
         if "head_tokens" not in options:
             np.testing.assert_array_equal(case.gradients.flat, gradients, str(options))
         np.testing.assert_allclose(case.gradients.flat, gradients, atol=1e-5, err_msg=str(options))
+
+
+@pytest.mark.parametrize("options", [{}, {"dora": True}], ids=str)
+def test_rows_without_a_target_are_left_out_of_the_last_feed_forward(tmp_path, monkeypatch, options):
+    case = Case(tmp_path / "model.gguf", **options)
+    case.targets[:2, 3:] = -1
+    rows = []
+    forward = FeedForward.forward
+    monkeypatch.setattr(FeedForward, "forward", lambda self, out, *rest: rows.append(len(out)) or
+                        forward(self, out, *rest))
+    loss, gradients = case.train(), case.gradients.flat.copy()
+    assert rows[-1] == int((case.targets >= 0).sum()) < rows[0] == case.tokens.size
+
+    monkeypatch.setattr(Block, "can_omit_rows", False)
+    case.gradients.clear()
+    assert case.train() == loss
+    np.testing.assert_array_equal(case.gradients.flat, gradients)
+    assert rows[-1] == case.tokens.size
 
 
 @pytest.mark.parametrize("targets", [["blk.1.attn_q"], ["blk.1.ffn_down"], ["blk.1.attn_norm"], ["output"],
