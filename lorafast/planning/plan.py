@@ -137,8 +137,7 @@ class Plan:
             note = textwrap.wrap(item.note, NOTE_WIDTH) or [""]
             lines.append(f"  {item.name:<40}{megabytes(item.nbytes):>11}   {note[0]}".rstrip())
             lines += [f"{'':56}{more}" for more in note[1:]]
-        lines += ["Choices:", *(f"  {reason}" for reason in self.reasons or ["nothing is given up: everything fits "
-                                                                             "into memory"])]
+        lines += ["Choices:", *(f"  {reason}" for reason in self.reasons or ["the fastest ones: everything fits"])]
         lines += ["Time, measured on this machine just now:", *(f"  {line}" for line in self._times())]
         return lines + (["Besides:", *(f"  {line}" for line in self.besides)] if self.besides else [])
 

@@ -23,7 +23,7 @@ UNPACKING_TOKENS = 32
 """Unpacking weights costs about as much as computing with so many tokens: in a pass of few tokens, each costs more."""
 
 MOST_TOKENS, MOST_SECONDS = 512, 10.0
-"""Of the data, whose experts are looked at; and how long, at most, beyond the lowest router."""
+"""Tokens of the data whose experts are looked at; and seconds, at most, that this takes beyond the lowest router."""
 
 
 class Routing:
@@ -36,11 +36,11 @@ class Routing:
         self._known: dict[tuple[Group, int], tuple[float, float]] = {}
 
     def share(self, group: Group, T: int) -> float:
-        """Of a group's matrices, what a pass of T tokens needs."""
+        """The share of a group's matrices that a pass of T tokens needs."""
         return self._shares(group, T)[0]
 
     def needed_again(self, group: Group, T: int) -> float:
-        """Of what a pass needs, what the next one needs too."""
+        """The share of what a pass needs that the next one needs too."""
         return self._shares(group, T)[1]
 
     def _shares(self, group: Group, T: int) -> tuple[float, float]:
@@ -58,14 +58,14 @@ class Routing:
         return self._known[group, T]
 
     def work(self, group: Group, T: int, share: float | None = None) -> float:
-        """Of computing with a group in a pass of T tokens, in a unit of its own. share: what the pass needs, where that
-        is known."""
+        """The work of computing with a group in a pass of T tokens, in a unit of its own. share: what the pass needs,
+        where that is known."""
         rows = T * group.n_used / group.n_parts if isinstance(group, ExpertGroup) else T
         return group.n_values * (rows + UNPACKING_TOKENS * (self.share(group, T) if share is None else share))
 
 
 def share_of(chosen: np.ndarray, n_experts: int) -> float:
-    """Of experts, those that are among the chosen."""
+    """The share of experts that are among the chosen."""
     return len(np.unique(chosen)) / n_experts
 
 

@@ -18,7 +18,7 @@ LATENCIES = ((2.0, 1e-4), (20.0, 5e-5), (float("inf"), 3e-5))
 """Seconds that a message takes besides its bytes, on Ethernet of up to so many Gbit/s."""
 
 LATENCIES_A_STEP = 2 * 1 + 2 * 3
-"""Of the rounds of few bytes, and of those of gradients."""
+"""Latencies of a step: of the rounds of few bytes, and of those of gradients."""
 
 WAKING = 1e-3
 """Seconds a step until a rank that waits looks again: twice half of LONGEST_WAIT in distributed/mpi.py."""

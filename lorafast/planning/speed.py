@@ -110,8 +110,8 @@ def _one_of_each_shape(network: Network) -> list[Block]:
 
 
 def _growth(block: Block, saved: BlockSaved, measured: int, T: int, routing: Routing) -> float:
-    """Of a pass's time from so many tokens to T. Experts see few of those that are measured, so that unpacking their
-    weights takes its part; and how many of them see some depends on the block and its input."""
+    """The growth of a pass's time from so many tokens to T. Experts see few of those that are measured, so that
+    unpacking their weights takes its part; and how many of them see some depends on the block and its input."""
     shares = [share_of(s.router.chosen, s.router.p.shape[1]) for s in saved.branches if isinstance(s, ExpertsSaved)]
     if not shares:
         return T / measured
@@ -121,7 +121,7 @@ def _growth(block: Block, saved: BlockSaved, measured: int, T: int, routing: Rou
 
 def _measure_block(block: Block, buffers: Activations, layer: int, ctx: int, length: int, T: int, pass_: Pass,
                    network: Network, residency: Residency | None, routing: Routing) -> BlockSpeed:
-    """Of one block in a pass of T tokens, on sequences of `length` tokens for those of `ctx`."""
+    """The speed of one block in a pass of T tokens, on sequences of `length` tokens for those of `ctx`."""
     x, out, saved = buffers.input(buffers.lowest), buffers.output, buffers.saved_of(layer)
     network.embed(x, pass_)
 
