@@ -79,7 +79,7 @@ def measure_routing(network: Network, tokens: np.ndarray, ctx: int, n_threads: i
     With `files` no more of the weights is in memory at a time than must be.
     """
     has_experts = any(group.n_parts for group in network.groups)
-    length = min(ctx, MOST_TOKENS, len(tokens))
+    length = min(ctx, MOST_TOKENS, len(tokens), network.n_positions)
     if not has_experts or length == 0:
         return EVEN
     T, none, chosen = min(len(tokens), MOST_TOKENS) // length * length, Adapter([], 1, 1), dict[Group, np.ndarray]()

@@ -71,7 +71,7 @@ def measure_speed(network: Network, adapter: Adapter, T: int, ctx: int, head_tok
     With `files` no more of the weights is in memory at a time than must be. routing: what experts see of the tokens.
     beginning: of the data, int32
     """
-    length = min(ctx, MEASURED_TOKENS)
+    length = min(ctx, MEASURED_TOKENS, network.n_positions)     # ctx may be that of a pair of rows
     n_sequences = max(1, min(T, MEASURED_TOKENS) // length)
     begin = np.arange(0, n_sequences * length + 1, length, dtype=np.int32)
     some = beginning if len(beginning) else np.arange(min(network.hparams.n_vocab, 64), dtype=np.int32)

@@ -210,6 +210,13 @@ def test_the_reference_may_be_an_adapter(finetune):
     finetune("--run", "other", "--resume", "--adam-iter", "2")
 
 
+def test_pairs_that_are_together_longer_than_the_context(finetune):
+    long = {"chosen": " ".join(WORDS * 2), "rejected": " ".join(reversed(WORDS))}
+    Path("a.jsonl").write_text("".join(json.dumps({**long, "prompt": word}) + "\n" for word in WORDS[:4]))
+    shown = finetune(*RUN, "--method", "dpo", "--adam-iter", "1", "--run", "r")
+    assert "4 of 4 samples are longer than the context of 32 tokens and are cut" in shown
+
+
 def test_packing_checkpointing_and_limits(finetune):
     losses = []
     for more in ([], ["--use-checkpointing", "--micro-batch", "1", "--head-tokens", "3"], ["--pack", "--dora",
