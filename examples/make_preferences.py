@@ -1,13 +1,13 @@
 """Writes preferences that can be checked: to simple questions, a short answer over a long one.
 
-    python examples/make_preferences.py short      # short/train.jsonl and test.jsonl
+    python examples/make_preferences.py short      # short/train.jsonl, valid.jsonl, test.jsonl, ...
 
     prompt    What is the capital of Norway?
     chosen    Oslo.
     rejected  The capital of Norway is Oslo. It is one of the things that many people learn about Norway at school ...
 
-Whoever has learnt the preference answers in at most FEW words, whatever is asked. Countries, words and numbers of test
-do not occur in train.
+Whoever has learnt the preference answers in at most FEW words, whatever is asked. Questions of valid and test do not
+occur in train.
 """
 from __future__ import annotations
 
@@ -20,34 +20,49 @@ FEW = 4
 PATTERN = rf"^\W*\S+( \S+){{0,{FEW - 1}}}$"
 """What a short answer looks like: at most FEW words, on one line."""
 
-CAPITALS = dict(pair.split(":") for pair in """Norway:Oslo France:Paris Germany:Berlin Spain:Madrid Italy:Rome
-    Austria:Vienna Ireland:Dublin Poland:Warsaw Finland:Helsinki Sweden:Stockholm Belgium:Brussels Japan:Tokyo
-    China:Beijing Egypt:Cairo Kenya:Nairobi Peru:Lima Colombia:Bogota Cuba:Havana Portugal:Lisbon Greece:Athens
-    Hungary:Budapest Tunisia:Tunis Chile:Santiago Canada:Ottawa Denmark:Copenhagen Iceland:Reykjavik Russia:Moscow
-    Turkey:Ankara Thailand:Bangkok Vietnam:Hanoi""".split())
-OPPOSITES = dict(pair.split(":") for pair in """hot:Cold big:Small fast:Slow light:Dark old:Young high:Low wet:Dry
-    early:Late full:Empty hard:Soft rich:Poor strong:Weak thick:Thin clean:Dirty open:Closed happy:Sad heavy:Light
-    long:Short near:Far right:Wrong safe:Dangerous loud:Quiet sharp:Blunt sweet:Sour tall:Short true:False wide:Narrow
-    wild:Tame brave:Cowardly cheap:Expensive""".split())
+FEW_TEXTS = 12
+"""Records of the student: so few that a teacher has something to add."""
+
+SPLITS = {"train": slice(0, 16), "valid": slice(16, 24), "test": slice(24, 34)}
+"""Of each kind of question: those to train on, those that settings were chosen by, those that results are told of."""
+
+CAPITALS = """Norway:Oslo France:Paris Germany:Berlin Spain:Madrid Italy:Rome Austria:Vienna Ireland:Dublin
+    Poland:Warsaw Finland:Helsinki Sweden:Stockholm Belgium:Brussels Japan:Tokyo China:Beijing Egypt:Cairo Kenya:Nairobi
+    Peru:Lima Colombia:Bogota Cuba:Havana Portugal:Lisbon Greece:Athens Hungary:Budapest Tunisia:Tunis Chile:Santiago
+    Canada:Ottawa Denmark:Copenhagen Iceland:Reykjavik Russia:Moscow Turkey:Ankara Thailand:Bangkok Vietnam:Hanoi
+    Ukraine:Kyiv Romania:Bucharest Bulgaria:Sofia Serbia:Belgrade Croatia:Zagreb Ecuador:Quito Uruguay:Montevideo
+    Iran:Tehran Iraq:Baghdad Lebanon:Beirut"""
+OPPOSITES = """hot:Cold big:Small fast:Slow light:Dark old:Young high:Low wet:Dry early:Late full:Empty hard:Soft
+    rich:Poor strong:Weak thick:Thin clean:Dirty open:Closed happy:Sad heavy:Light long:Short near:Far right:Wrong
+    safe:Dangerous loud:Quiet sharp:Blunt sweet:Sour tall:Short true:False wide:Narrow wild:Tame brave:Cowardly
+    cheap:Expensive good:Bad first:Last inside:Outside love:Hate day:Night win:Lose push:Pull buy:Sell black:White
+    alive:Dead"""
 
 LONG = (
-    "{whole} It is one of the things that many people learn about {topic} at school, and it is often asked in quizzes.",
-    "That is a good question about {topic}! {whole} I hope that this helps you, and do tell me what else you need.",
-    "{whole} To explain this in more detail, we would first have to look at {topic} and at what is said about it.",
+    "{whole} It is one of the things that many people learn about {topic} at school.",
+    "That is a good question about {topic}! {whole} I hope that this helps you.",
+    "{whole} To explain this, we would first have to look at {topic}.",
 )
 
 
 def questions(split: str) -> list[tuple[str, str, str, str]]:
-    """(question, short answer, sentence, topic), the first two thirds of each kind for train, the rest for test."""
+    """(question, short answer, sentence, topic) of one of SPLITS."""
+    rng = random.Random("questions")
+    sums = [(rng.randrange(2, 50), rng.randrange(2, 50)) for _ in range(40)]
     kinds = [
-        [(f"What is the capital of {c}?", f"{a}.", f"The capital of {c} is {a}.", c) for c, a in CAPITALS.items()],
+        [(f"What is the capital of {c}?", f"{a}.", f"The capital of {c} is {a}.", c) for c, a in pairs(CAPITALS)],
         [(f"What is the opposite of {w}?", f"{a}.", f"The opposite of {w} is {a.lower()}.", f"the word {w}")
-         for w, a in OPPOSITES.items()],
-        [(f"How much is {n} plus {m}?", f"{n + m}.", f"{n} plus {m} is {n + m}.", "numbers")
-         for n, m in zip(range(2, 32), range(41, 11, -1))],
+         for w, a in pairs(OPPOSITES)],
+        [(f"How much is {n} plus {m}?", f"{n + m}.", f"{n} plus {m} is {n + m}.", "numbers") for n, m in sums],
     ]
-    cut = {"train": slice(0, 20), "test": slice(20, 30)}[split]
-    return [question for kind in kinds for question in kind[cut]]
+    for kind in kinds:
+        rng.shuffle(kind)
+    return [question for kind in kinds for question in kind[SPLITS[split]]]
+
+
+def pairs(words: str) -> list[tuple[str, str]]:
+    """What stands on both sides of the colons."""
+    return [(before, after) for before, _, after in (pair.partition(":") for pair in words.split())]
 
 
 def preferences(split: str) -> list[dict[str, str]]:
@@ -62,14 +77,19 @@ def preferences(split: str) -> list[dict[str, str]]:
 
 
 def write(folder: Path) -> None:
-    """Preferences for training and testing, and the better answers alone as texts to train on."""
+    """Preferences of each split, and the better answers alone, as texts: all and a few of those to train on."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "test"):
-        lines = [json.dumps(record) + "\n" for record in preferences(split)]
-        (folder / f"{split}.jsonl").write_text("".join(lines))
-    texts = [json.dumps({"prompt": record["prompt"], "completion": record["chosen"]}) + "\n"
-             for record in preferences("train")]
-    (folder / "texts.jsonl").write_text("".join(texts))
+    for split in SPLITS:
+        records = preferences(split)
+        write_lines(folder / f"{split}.jsonl", records)
+        texts = [{"prompt": record["prompt"], "completion": record["chosen"]} for record in records]
+        write_lines(folder / f"{split}-texts.jsonl", texts)
+        if split == "train":
+            write_lines(folder / "few-texts.jsonl", texts[:FEW_TEXTS])
+
+
+def write_lines(path: Path, records: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 if __name__ == "__main__":
