@@ -1,24 +1,32 @@
 """What `lorafast plan` says of released models on machines of several sizes: the tables in docs/models.md.
 
-The files have the geometry of the real ones, a vocabulary of as many words, and holes for weights: they take no disk.
+The files have the geometry of the real ones, a vocabulary of as many words, and holes for most weights: they
+take little disk.
 
     python bench/plans.py FOLDER [--models NAME,...] [--machines GB,...]
 """
 from __future__ import annotations
 
 import argparse
-import os
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
+from string import ascii_lowercase
 
+import numpy as np
+from models import Pools
 from released import RELEASES, Release
 
 from lorafast.gguf.writer import header
 
 LIMITS = {8: "6G", 16: "13G", 32: "28G"}
 """Of a machine of so many GB, what it leaves to a run."""
+
+ROUTING = ("token_embd.weight", "ffn_gate_inp.weight")
+N_WORDS = 50000
+"""Of the text, made up at random: where one repeats itself, few experts see it."""
 
 OPTIONS = ("--preset", "modern", "--ctx", "1024", "--batch", "2", "--grad-acc", "1")
 ROW = {"memory": r"in all +(.* MB)", "weights": r"weights in memory +(.*? MB)",
@@ -27,10 +35,23 @@ ROW = {"memory": r"in all +(.* MB)", "weights": r"weights in memory +(.*? MB)",
 
 
 def write_with_holes(path: Path, release: Release) -> None:
-    tensors = release.tensors()
-    before = header(release.metadata(), tensors)
-    path.write_bytes(before)
-    os.truncate(path, sum(-(-nbytes // 32) * 32 for nbytes in (len(before), *(tensor.nbytes for tensor in tensors))))
+    """Routers and what they see are there where experts are, whose choice the plan looks at."""
+    tensors, rng, pools = release.tensors(), np.random.default_rng(0), Pools()
+    filled = ROUTING if any("_exps." in tensor.name for tensor in tensors) else ()
+    with open(path, "wb") as file:
+        at = _aligned(file.write(header(release.metadata(), tensors)))
+        for tensor in tensors:
+            if any(name in tensor.name for name in filled):
+                file.seek(at)
+                data = pools.filled(tensor, rng).data
+                for chunk in data() if callable(data) else [data]:
+                    file.write(np.ascontiguousarray(chunk))
+            at += _aligned(tensor.nbytes)
+        file.truncate(at)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // 32) * 32
 
 
 def main() -> None:
@@ -40,7 +61,8 @@ def main() -> None:
     parser.add_argument("--machines", default="16,32", metavar="GB,...", help="of 8, 16, 32")
     args = parser.parse_args()
     text = args.folder / "book.txt"
-    text.write_text("It is a truth universally acknowledged, that a text is as good as another. " * 2000)
+    rng = random.Random(0)
+    text.write_text(" ".join("".join(rng.choices(ascii_lowercase, k=rng.randint(2, 9))) for _ in range(N_WORDS)))
     print("| model | file | machine | memory | of it weights | blocks kept | read a step | a step | tokens/s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in args.models.split(","):
