@@ -100,6 +100,9 @@ NEEDED = {"step": ("loss", "seconds", "tokens"), "evaluation": ("loss",), "conti
           "ended": ("reason",)}
 """Keys of an event that others read."""
 
+LATEST = 2**37
+"""Seconds: of no time since 1970 that has a calendar, and of no step."""
+
 
 def _is_record(record: Any) -> bool:
     """Whether a line holds what `MetricsFile` writes: names and kinds of what is read again."""
@@ -112,7 +115,9 @@ def _is_record(record: Any) -> bool:
             and all(type(number) in (int, float) for number in numbers)
             and all(abs(number) < 2**63 or number != number or type(number) is float for number in numbers)
             and all(isinstance(text, str) for text in texts)
-            and all(record.get(key) is not None for key in NEEDED.get(record["event"], ())))
+            and all(record.get(key) is not None for key in NEEDED.get(record["event"], ()))
+            and all(0 <= record[key] < LATEST for key in ("time", "seconds") if record.get(key) is not None)
+            and (record["event"] != "step" or record["seconds"] > 0))
 
 
 def _record(path: str | os.PathLike, number: int, line: bytes) -> dict[str, Any]:

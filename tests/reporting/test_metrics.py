@@ -46,7 +46,10 @@ def test_going_on_drops_what_came_after_and_a_fresh_run_everything(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["not json", "3", '{"event": "step"}', '{"iteration": 1}',
-                                  '{"iteration": "1", "event": "step"}'])
+                                  '{"iteration": "1", "event": "step"}',
+                                  '{"iteration": 1, "event": "ended", "reason": "", "time": 1e300}',
+                                  '{"iteration": 1, "event": "step", "loss": 1, "tokens": 1, "seconds": 0}',
+                                  '{"iteration": 1, "event": "step", "loss": 1, "tokens": 1, "seconds": Infinity}'])
 def test_another_file_is_refused_and_spared(tmp_path, line):
     path = tmp_path / "m.jsonl"
     path.write_text(line + "\n")
