@@ -184,24 +184,28 @@ def peaks_for(threads: Sequence[int], file: Path | None) -> Peaks:
 
 # ---- which peak is whose --------------------------------------------------------------------------------------------
 
-F32_PEAK = {"scalar": "f32 sse2", "avx2": "f32 avx2", "avx512": "f32 avx512", "amx": "f32 avx512", "neon": "f32 neon"}
-INT16_PEAK = {"avx2": ("int16 avx2",), "avx512": ("int16 vnni", "int16 avx512"), "neon": ("int16 neon",)}
+F32_PEAK = {"scalar": "f32 sse2", "avx2": "f32 avx2", "avxvnni": "f32 avx2", "avx512": "f32 avx512",
+            "amx": "f32 avx512", "neon": "f32 neon", "dotprod": "f32 neon"}
+INT16_PEAK = {"avx2": ("int16 avx2",), "avxvnni": ("int16 avx2",), "avx512": ("int16 vnni", "int16 avx512"),
+              "neon": ("int16 neon",), "dotprod": ("int16 neon",)}
+INT8_TIMES = {"avx2": 2.0, "avxvnni": 2.2, "avx512": 2.0, "dotprod": 4.0}
+"""Products of bytes in the time of one of int16; with AVX-VNNI as a Zen 5 has it."""
 FLOAT_TYPES = tuple(type for type in TRAINABLE if type.weights.q_max == 0)
 
 
 def linear_peak(peaks: Peaks, isa: str, type: GGMLType, precision: str = "int16") -> tuple[str, float]:
     """The peak of the core that multiplies by weights of `type` on `isa`: its name, and the share of it that counts.
 
-    The AMX core splits each float32 into bfloat16 pieces and needs three products of them for one: a third of the peak.
-    VNNI multiplies twice as many bytes as int16 in an instruction.
+    The AMX core splits each float32 into bfloat16 pieces and needs three products of them for one: a third of the peak;
+    its tiles hold twice as many bytes as bfloat16.
     """
     if type in FLOAT_TYPES or precision == "float32":
         return F32_PEAK[isa], 1.0
     if isa == "amx":
-        return "bf16 amx", 1 / 3
+        return "bf16 amx", 2.0 if precision == "int8" else 1 / 3
     for name in INT16_PEAK.get(isa, ()):
         if name in peaks:
-            return name, 2.0 if precision == "int8" and isa == "avx512" else 1.0
+            return name, INT8_TIMES.get(isa, 1.0) if precision == "int8" else 1.0
     return F32_PEAK[isa], 1.0
 
 

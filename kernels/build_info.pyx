@@ -2,6 +2,7 @@
 cdef extern from "simd.h" nogil:
     int simd_isa()
     int simd_best_isa()
+    bint simd_runs(int isa)
     int simd_parse_isa(const char *name)
     const char *simd_isa_name(int isa)
 
@@ -19,7 +20,7 @@ cdef extern from *:
 
 
 def isa() -> str:
-    """Name of the instruction set in use: scalar, avx2, avx512, amx or neon."""
+    """Name of the instruction set in use: scalar, avx2, avxvnni, avx512, amx, neon or dotprod."""
     return simd_isa_name(simd_isa()).decode()
 
 
@@ -30,7 +31,7 @@ def best_isa() -> str:
 
 def available_isas() -> list[str]:
     """Every instruction set that this machine runs, slowest first."""
-    return [simd_isa_name(i).decode() for i in range(simd_best_isa() + 1)]
+    return [simd_isa_name(i).decode() for i in range(simd_best_isa() + 1) if simd_runs(i)]
 
 
 def openmp() -> bool:

@@ -1,37 +1,29 @@
-/* The int8 core: weights as unsigned bytes times activations or gradients rounded to signed ones, summed exactly in
- * int32; twice the work an instruction of the int16 core (whose structure this is), where a processor multiplies bytes.
+/* The int8 core: weights as bytes times activations or gradients rounded to bytes, summed exactly in int32; twice the
+ * work an instruction of the int16 core (whose structure this is), where a processor multiplies bytes.
  *
  *     acc[i][lane] = sum_d a[i][d] b[d][lane]      b as [d / 4][lane][4]
  *
- *   forward    a = q of rows of W, plus OFFSET       b = x^T rounded           lanes = tokens
+ *   forward    a = q of rows of W, plus an offset    b = x^T rounded           lanes = tokens
  *              Over 256 values of k a token has one scale (base), over 32 of them a power of two: the sum, converted,
  *              is scaled by adding to its exponent.
- *   backward   a = dy rounded                        b = W', plus OFFSET       lanes = columns
+ *   backward   a = dy rounded                        b = W', plus an offset    lanes = columns
  *              Over 64 rows n of W, the scales d[n][k / 32] go into W' = q d / D, rounded, D being the largest |d|. dy
  *              is divided by its largest magnitude in the 64 columns over 127 and rounded up or down at random, with
  *              probabilities that make the mean exact: errors then cancel from token to token, those of rounding
  *              to nearest add up (Gupta et al., Deep Learning with Limited Numerical Precision, 2015). The random
  *              number comes from the value and its column, so it does not depend on threads or on how a batch is cut.
  *
- * What OFFSET adds is taken off before: sums begin at -OFFSET times the sum of the signed bytes. Types whose integers
- * do not fit a byte (Q3_K, Q6_K) have the int16 core.
- *
- * AVX2 has no such instruction. Its products of bytes are added up in 16 bits, which holds 8 of them if the weights
- * have 4 bits: so there types of 4 bits have a forward of this kind, and the backward of the int16 core.
+ * This file packs x and dy and unpacks W, which is the same everywhere. Then it includes gemm_i8_core_body.h for each
+ * way in which a processor of this width may multiply bytes (gemm_i8_tile_body.h): a core each.
  */
-#if SIMD_IS_AVX512
-#define MR 6                    /* 12 int32 and 12 float32 sums, 2 vectors of b, a broadcast: 27 of 32 registers */
-#else
-#define MR 4
-#endif
 #define LANES (2 * VF_WIDTH)
 #define DEPTH 256               /* values along the sum unpacked at a time; along k, those that share a base */
 #define LDA (DEPTH + 64)        /* bytes from row to row of W (forward), padded to spread rows over cache sets */
-#define PANEL_ROWS 96           /* rows of W in a panel (forward): a multiple of MR */
+#define PANEL_ROWS 96           /* rows of W in a panel (forward): a multiple of every core's MR */
 #define COLUMNS MAX(256, 32 * VF_WIDTH)     /* columns of W in a slice (backward) */
 #define CHUNK 64                /* rows of W that share D, columns of dy that share a scale (backward) */
 #define CHUNKS (DEPTH / CHUNK)
-#define GROUP 12                /* tokens a group (backward): a multiple of MR */
+#define GROUP 12                /* tokens a group (backward): likewise */
 #define LDC (COLUMNS + 16)      /* floats from row to row of the sums of dx (backward) */
 #define X_BLOCK (12 * LANES)    /* floats of packed x for 32 k: bytes, exponents, their sums, sums of x over halves */
 #define X_DEPTH (8 * X_BLOCK + LANES)       /* of 256 k: these blocks, and the base */
@@ -45,74 +37,6 @@ typedef unsigned FN(vui_type) __attribute__((vector_size(4 * VF_WIDTH), may_alia
 
 I8_INLINE vi FN(i8_set_four)(const void *a) { int32_t four; memcpy(&four, a, 4); return four - (vi){0}; }
 I8_INLINE vi FN(i8_load)(const void *p) { vi v; memcpy(&v, p, sizeof v); return v; }
-
-/* Which types gain from it. NEON's products of bytes are an extension that the compiler may not assume. */
-#if SIMD_IS_AVX2
-#define OFFSET(type) ((type) == GGML_Q4_0 ? 8 : 0)
-static inline int FN(i8_takes)(int type) { return type == GGML_Q4_0 || type == GGML_Q4_1 || type == GGML_Q4_K; }
-#else
-#define OFFSET(type) 128
-static inline int FN(i8_takes)(int type) {
-#if SIMD_IS_NEON
-    return 0;
-#else
-    return ggml_formats[type].q_max < 128 || type == GGML_Q8_0;
-#endif
-}
-
-/* sum[lane] + four products of an unsigned and a signed byte. As an instruction of its own, for of the intrinsic GCC 12
- * makes copies and spills. */
-I8_INLINE vi FN(i8_multiply_add)(vi sum, vi u8, vi s8) {
-#if SIMD_IS_AVX512 && defined(SIMD_AVX512_IN_C)
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u8, (__m512i)s8);
-#elif SIMD_IS_AVX512
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u8), "v"(s8));
-    return sum;
-#else
-    const FN(vui_type) u = (FN(vui_type))u8;
-    return sum + (vi)(u & 255) * (s8 << 24 >> 24) + (vi)(u >> 8 & 255) * (s8 << 16 >> 24) +
-           (vi)(u >> 16 & 255) * (s8 << 8 >> 24) + (vi)(u >> 24) * (s8 >> 24);
-#endif
-}
-#endif
-
-/* acc += a (MR x depth, rows of lda bytes) . b (depth x LANES). One of the two is unsigned: a forward, b backward.
- * (AVX2: depth is 32, and a has 4 bits.) */
-I8_INLINE void FN(i8_tile)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const uint8_t *b, int depth,
-                           int is_forward) {
-#if SIMD_IS_AVX2
-    __m256i sum[MR][2];
-#pragma GCC unroll 4
-    for (int i = 0; i < MR; i++) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-    for (int d = 0; d < depth; d += 4, a += 4, b += 4 * LANES) {
-        const __m256i b0 = (__m256i)FN(i8_load)(b), b1 = (__m256i)FN(i8_load)(b + 2 * LANES);
-#pragma GCC unroll 4
-        for (int i = 0; i < MR; i++) {
-            __m256i w, product;     /* as they stand: GCC 12 would put all products before the sums, and spill */
-            __asm__("vpbroadcastd %4, %2\n\tvpmaddubsw %5, %2, %3\n\tvpaddw %3, %0, %0\n\t"
-                    "vpmaddubsw %6, %2, %2\n\tvpaddw %2, %1, %1"
-                    : "+x"(sum[i][0]), "+x"(sum[i][1]), "=&x"(w), "=&x"(product)
-                    : "m"(*(const int32_t *)(a + i * lda)), "x"(b0), "x"(b1));
-        }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < MR; i++)
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; h++) acc[i][h] += (vi)_mm256_madd_epi16(sum[i][h], _mm256_set1_epi16(1));
-#else
-#pragma GCC unroll 4
-    for (int d = 0; d < depth; d += 4, a += 4, b += 4 * LANES) {
-        const vi b0 = FN(i8_load)(b), b1 = FN(i8_load)(b + 2 * LANES);
-#pragma GCC unroll 8
-        for (int i = 0; i < MR; i++) {
-            const vi w = FN(i8_set_four)(a + i * lda);
-            acc[i][0] = is_forward ? FN(i8_multiply_add)(acc[i][0], w, b0) : FN(i8_multiply_add)(acc[i][0], b0, w);
-            acc[i][1] = is_forward ? FN(i8_multiply_add)(acc[i][1], w, b1) : FN(i8_multiply_add)(acc[i][1], b1, w);
-        }
-    }
-#endif
-}
 
 /* ---- forward ---- */
 
@@ -181,43 +105,6 @@ static void FN(i8_pack_tokens)(float *packed, const float *x, int T, int K, int 
         }
 }
 
-/* c (MR x LANES, row stride ldc) += MR rows of W times LANES tokens, over n_blocks (at most 8) blocks of 32 k. */
-I8_INLINE void FN(i8_forward_tile)(float *restrict c, ptrdiff_t ldc, const uint8_t *restrict w,
-                                   const float *restrict scale, const float *restrict min, const float *restrict x,
-                                   int n_blocks, int n_min, int offset) {
-    const float *base = x + 8 * X_BLOCK;
-    vf sum[MR][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; i++) sum[i][0] = sum[i][1] = vf_set1(0);
-    for (int block = 0; block < n_blocks; block++, w += 32, x += X_BLOCK, scale++, min += 2) {
-        const vi e0 = FN(i8_load)(x + 8 * LANES), e1 = FN(i8_load)(x + 8 * LANES + VF_WIDTH);
-        const vi s0 = FN(i8_load)(x + 9 * LANES) * -offset, s1 = FN(i8_load)(x + 9 * LANES + VF_WIDTH) * -offset;
-        vi acc[MR][2];
-#pragma GCC unroll 8
-        for (int i = 0; i < MR; i++) acc[i][0] = s0, acc[i][1] = s1;
-        FN(i8_tile)(acc, w, LDA, (const uint8_t *)x, 32, 1);
-#pragma GCC unroll 8
-        for (int i = 0; i < MR; i++) {
-            sum[i][0] += (vf)((vi)__builtin_convertvector(acc[i][0], vf) + e0) * scale[i * DEPTH / 32];
-            sum[i][1] += (vf)((vi)__builtin_convertvector(acc[i][1], vf) + e1) * scale[i * DEPTH / 32];
-        }
-        if (n_min == 0) continue;
-        for (int half = 0; half < n_min; half++) {
-            vf x0 = vf_load(x + (10 + half) * LANES), x1 = vf_load(x + (10 + half) * LANES + VF_WIDTH);
-            if (n_min == 1) x0 += vf_load(x + 11 * LANES), x1 += vf_load(x + 11 * LANES + VF_WIDTH);
-#pragma GCC unroll 8
-            for (int i = 0; i < MR; i++)
-                sum[i][0] -= min[i * DEPTH / 16 + half] * x0, sum[i][1] -= min[i * DEPTH / 16 + half] * x1;
-        }
-    }
-    const vf b0 = vf_load(base), b1 = vf_load(base + VF_WIDTH);
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; i++, c += ldc) {
-        vf_store(c, vf_load(c) + b0 * sum[i][0]);
-        vf_store(c + VF_WIDTH, vf_load(c + VF_WIDTH) + b1 * sum[i][1]);
-    }
-}
-
 static ptrdiff_t FN(i8_forward_scratch)(int T) {
     return PANEL_ROWS * (LDA / 4 + DEPTH / 32 + DEPTH / 16) + (ptrdiff_t)PANEL_ROWS * (ROUND_UP(T, LANES) + 16);
 }
@@ -229,54 +116,21 @@ I8_INLINE void FN(i8_narrow)(uint8_t *to, const int16_t *q, int n, int offset) {
 
 /* n_values of rows n0 .. n0+n_rows of W from column k0 on; zeros up to `padded` rows. */
 I8_INLINE void FN(i8_unpack_panel)(uint8_t *w, float *scale, float *min, const projection *p, int n0, int n_rows,
-                                   int padded, int k0, int n_values) {
+                                   int padded, int k0, int n_values, int offset) {
     const ggml_format *format = &ggml_formats[p->type];
     const uint8_t *row = p->weight + n0 * p->row_bytes + k0 / format->block_size * format->type_size;
     int16_t q[DEPTH];
     for (int i = 0; i < padded; i++, w += LDA, scale += DEPTH / 32, min += DEPTH / 16, row += p->row_bytes)
         if (i < n_rows) {
             FN(unpackers)[p->type](row, n_values / format->block_size, q, scale, min);
-            FN(i8_narrow)(w, q, n_values, OFFSET(p->type));
+            FN(i8_narrow)(w, q, n_values, offset);
         } else {
             memset(w, 0, n_values);
             memset(scale, 0, sizeof *scale * DEPTH / 32), memset(min, 0, sizeof *min * DEPTH / 16);
         }
 }
 
-/* Rows n0 .. n0+n_rows (at most PANEL_ROWS) of W times all T tokens. */
-static void FN(i8_forward_panel)(const projection *p, const float *packed, int T, int K, int n0, int n_rows,
-                                 float *scratch) {
-    const ggml_format *format = &ggml_formats[p->type];
-    const int padded = ROUND_UP(n_rows, MR), tiles = ROUND_UP(T, LANES) / LANES, ldc = tiles * LANES + 16;
-    const int n_min = format->min_every ? 32 / format->min_every : 0, offset = OFFSET(p->type);
-    const ptrdiff_t x_tile = (ptrdiff_t)(ROUND_UP(K, DEPTH) / DEPTH) * X_DEPTH;
-    uint8_t *w = (uint8_t *)scratch;
-    float *scale = scratch + PANEL_ROWS * LDA / 4, *min = scale + PANEL_ROWS * DEPTH / 32;
-    float *c = min + PANEL_ROWS * DEPTH / 16;
-    memset(c, 0, sizeof(float) * padded * ldc);
-    for (int k0 = 0; k0 < K; k0 += DEPTH, packed += X_DEPTH) {
-        const int depth = MIN(DEPTH, K - k0), next = MIN(DEPTH, K - k0 - depth);
-        const uint8_t *next_row =
-            p->weight + n0 * p->row_bytes + (ptrdiff_t)(k0 + depth) / format->block_size * format->type_size;
-        FN(i8_unpack_panel)(w, scale, min, p, n0, n_rows, padded, k0, depth);
-        for (int tile = 0; tile < tiles; tile++) {
-            const float *x = packed + tile * x_tile;
-            FN(prefetch_rows)(next_row, p->row_bytes, n_rows, next / format->block_size * format->type_size, tile,
-                              tiles);
-            for (int i = 0; i < padded; i += MR) {
-                float *to = c + (ptrdiff_t)i * ldc + tile * LANES;
-                const float *s = scale + i * DEPTH / 32, *m = min + i * DEPTH / 16;
-                if (n_min == 0) FN(i8_forward_tile)(to, ldc, w + i * LDA, s, m, x, depth / 32, 0, offset);
-                else if (n_min == 1) FN(i8_forward_tile)(to, ldc, w + i * LDA, s, m, x, depth / 32, 1, offset);
-                else FN(i8_forward_tile)(to, ldc, w + i * LDA, s, m, x, depth / 32, 2, offset);
-            }
-        }
-    }
-    FN(write_outputs)(p, c, ldc, n0, n_rows, T);
-}
-
 /* ---- backward ---- */
-#if !SIMD_IS_AVX2
 
 /* Packed dy: a chunk of CHUNK columns after the other, in each a row of bytes a token, with zeros behind column n.
  * Behind all of them S, [chunk][token], the largest |dy| of the chunk / 127, and then the sums of the bytes. GROUP
@@ -335,7 +189,7 @@ static void FN(i8_pack_dy)(float *packed, const float *dy, int T, int N, int n0,
 #define LDB (DEPTH * LANES + 64)        /* bytes from LANES columns of W' to the next, padded */
 #define MINIMA (COLUMNS / 16)
 typedef struct {
-    uint8_t w[COLUMNS / LANES * LDB];                   /* W' + 128: [column / LANES][row / 4][LANES][4] */
+    uint8_t w[COLUMNS / LANES * LDB];                   /* W' + offset: [column / LANES][row / 4][LANES][4] */
     int16_t q[CHUNK * COLUMNS];                         /* q of a chunk, as unpacked */
     int16_t d[COLUMNS / 32 * CHUNK];                    /* d / D in units of 2^-15, rounded: [column / 32][row] */
     float scale[COLUMNS / 32 * CHUNK];                  /* d[column / 32][row] */
@@ -356,7 +210,7 @@ I8_INLINE vh FN(i8_scaled)(const FN(i8_slice) *s, int row, int k, int gain) {
 }
 
 /* Rows of a chunk become W'. Four at a time: two and two side by side as bytes, then the twos as int16. */
-static void FN(i8_store_chunk)(FN(i8_slice) *s, int chunk, int n_columns, int gain) {
+I8_INLINE void FN(i8_store_chunk)(FN(i8_slice) *s, int chunk, int n_columns, int gain, int offset) {
     for (int k = 0; k < n_columns; k += LANES)
         for (int row = 0; row < CHUNK; row += 4) {
             uint8_t *to = s->w + k / LANES * LDB + (chunk * CHUNK + row) * LANES;
@@ -369,15 +223,15 @@ static void FN(i8_store_chunk)(FN(i8_slice) *s, int chunk, int n_columns, int ga
                 memcpy(&v0, twos[0] + half, sizeof v0);
                 memcpy(&v1, twos[1] + half, sizeof v1);
                 const vi four = ((__builtin_convertvector(v0, vi) & 0xffff) | __builtin_convertvector(v1, vi) << 16) ^
-                                (int)0x80808080;
+                                offset * 0x01010101;
                 memcpy(to + 4 * half, &four, sizeof four);
             }
         }
 }
 
 /* n_columns columns of rows n0 .. n0+n_rows (at most CHUNK) of W, from column k0 on, become a chunk of the slice. */
-static void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, int n_rows, int k0, int n_columns,
-                                int chunk) {
+I8_INLINE void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, int n_rows, int k0, int n_columns,
+                                   int chunk, int offset) {
     const ggml_format *format = &ggml_formats[p->type];
     const int step = format->min_every / 16, mins = format->min_every ? n_columns / format->min_every : 0;
     const int gain = MAX(1, 127 / format->q_max), limit = format->q_max < 128 ? 32767 : 32511;   /* |W'| <= 127 */
@@ -394,7 +248,7 @@ static void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, in
         FN(i16_round_row)(s->d + b * CHUNK, s->scale + b * CHUNK, CHUNK, D > I8_TINY ? limit / D : 0);
         s->unit[chunk * COLUMNS / 32 + b] = D / gain * (32768.0f / limit);
     }
-    FN(i8_store_chunk)(s, chunk, n_columns, gain);
+    FN(i8_store_chunk)(s, chunk, n_columns, gain, offset);
 }
 
 /* minus[i][b] = sum_n dy[i][n] min[b][n] for GROUP tokens from t on, rows n .. n+n_rows of W and b < n_min. */
@@ -412,85 +266,63 @@ static void FN(i8_minima)(FN(i8_slice) *s, const projection *p, int T, int t, in
         }
 }
 
-/* c (MR x LANES, row stride LDC) += sum over n_chunks chunks of S unit (dy . W'), minus `minus`. A chunk of dy, of S
- * and of the sums of dy is `rows` rows long. */
-I8_INLINE void FN(i8_backward_tile)(float *restrict c, const int8_t *restrict dy, const float *S, const int32_t *dy_sum,
-                                    ptrdiff_t rows, const uint8_t *restrict w, const float *unit, int n_chunks,
-                                    const float *minus, int next_minus) {
-    vf sum[MR][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; i++)
-        sum[i][0] = vf_set1(-minus[i * MINIMA]), sum[i][1] = vf_set1(-minus[i * MINIMA + next_minus]);
-    for (int chunk = 0; chunk < n_chunks; chunk++, dy += rows * CHUNK, S += rows, dy_sum += rows, w += CHUNK * LANES) {
-        vi acc[MR][2];
-#pragma GCC unroll 8
-        for (int i = 0; i < MR; i++) acc[i][0] = acc[i][1] = -128 * dy_sum[i] - (vi){0};
-        FN(i8_tile)(acc, (const uint8_t *)dy, CHUNK, w, CHUNK, 0);
-#pragma GCC unroll 8
-        for (int i = 0; i < MR; i++) {
-            const float scale = S[i] * unit[chunk * COLUMNS / 32];
-            sum[i][0] += scale * __builtin_convertvector(acc[i][0], vf);
-            sum[i][1] += scale * __builtin_convertvector(acc[i][1], vf);
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; i++, c += LDC) {
-        vf_store(c, vf_load(c) + sum[i][0]);
-        vf_store(c + VF_WIDTH, vf_load(c + VF_WIDTH) + sum[i][1]);
-    }
+/* ---- the cores ---- */
+
+/* The ways to multiply bytes. */
+#define I8_PLAIN 0              /* C */
+#define I8_SMALL 1              /* vpmaddubsw: pairs of products in 16 bits, for small integers */
+#define I8_VNNI 2               /* vpdpbusd: four products, unsigned and signed */
+#define I8_DOTPROD 3            /* sdot: the same, signed */
+#define I8_TILES 4              /* tdpbusd: tiles of AMX */
+
+#define I8(name) SIMD_PASTE(name, I8_SUFFIX)
+#define I8_SUFFIX SIMD_SUFFIX
+#if SIMD_IS_AVX512
+#define I8_KIND I8_VNNI
+#elif SIMD_IS_AVX2
+#define I8_KIND I8_SMALL
+#include "gemm_i8_small_body.h"
+#else
+#define I8_KIND I8_PLAIN
+#endif
+#include "gemm_i8_core_body.h"
+#undef I8_KIND
+#undef I8_SUFFIX
+
+#if SIMD_IS_AVX2
+#define I8_SUFFIX avxvnni
+#define I8_KIND I8_VNNI
+#include "gemm_i8_core_body.h"
+#elif SIMD_IS_AVX512
+#define I8_SUFFIX amx
+#define I8_KIND I8_TILES
+#include "gemm_i8_core_body.h"
+#elif SIMD_IS_NEON
+SIMD_TARGET(SIMD_DOTPROD)
+#define I8_SUFFIX dotprod
+#define I8_KIND I8_DOTPROD
+#include "gemm_i8_core_body.h"
+SIMD_TARGET_END
+#endif
+
+/* The core that the running machine gains from with weights of a type; NULL where it gains from none. */
+static const gemm_core *FN(i8_core_for)(int type) {
+#if SIMD_IS_AVX2
+    if (simd_isa() == ISA_AVXVNNI) return i8_takes_avxvnni(type) ? &i8_core_avxvnni : NULL;
+#elif SIMD_IS_AVX512
+    if (simd_isa() == ISA_AMX) return i8_takes_amx(type) ? &i8_core_amx : NULL;
+#elif SIMD_IS_NEON
+    if (simd_isa() == ISA_NEON) return NULL;
+    return i8_takes_dotprod(type) ? &i8_core_dotprod : NULL;
+#endif
+    return FN(i8_takes)(type) ? &FN(i8_core) : NULL;
 }
 
-/* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection. */
-static void FN(i8_backward_slice)(float *dx, int K, const projection *p, const float *packed, int all_T, int n0, int n,
-                                  int k0, int n_columns, int t0, int t1, float *scratch) {
-    FN(i8_slice) *s = (FN(i8_slice) *)scratch;
-    float *c = scratch + sizeof *s / sizeof(float);
-    const ggml_format *format = &ggml_formats[p->type];
-    const ptrdiff_t rows = all_T + GROUP, all_rows = FN(i8_dy_rows)(all_T, n);
-    const float *S = packed + all_rows * CHUNK / 4 + t0;
-    const int32_t *dy_sum = (const int32_t *)(S + all_rows);
-    const int8_t *dy = (const int8_t *)packed + (ptrdiff_t)t0 * CHUNK;
-    const int min_columns = format->min_every ? format->min_every : 32, next_minus = VF_WIDTH / min_columns;
-    memset(s->min, 0, sizeof s->min);
-    memset(s->minus, 0, sizeof s->minus);
-    memset(c, 0, sizeof(float) * ROUND_UP(t1 - t0, GROUP) * LDC);
-    for (int j = 0; j < n; j += DEPTH, dy += CHUNKS * rows * CHUNK, S += CHUNKS * rows, dy_sum += CHUNKS * rows) {
-        const int n_rows = MIN(DEPTH, n - j), n_chunks = ROUND_UP(n_rows, CHUNK) / CHUNK;
-        for (int chunk = 0; chunk < n_chunks; chunk++)
-            FN(i8_unpack_chunk)(s, p, n0 + j + chunk * CHUNK, MIN(CHUNK, n_rows - chunk * CHUNK), k0, n_columns, chunk);
-        for (int t = 0; t < t1 - t0; t += GROUP) {
-            if (format->min_every) FN(i8_minima)(s, p, all_T, t0 + t, n0 + j, n_rows, n_columns / min_columns);
-            for (int k = 0; k < n_columns; k += LANES)
-                for (int i = t; i < t + GROUP; i += MR)
-                    FN(i8_backward_tile)(c + (ptrdiff_t)i * LDC + k, dy + i * CHUNK, S + i, dy_sum + i, rows,
-                                         s->w + k / LANES * LDB, s->unit + k / 32, n_chunks,
-                                         s->minus + (i - t) * MINIMA + k / min_columns, next_minus);
-        }
-    }
-    FN(add_sums)(dx, K, c, LDC, k0, n_columns, t0, t1);
-}
+#undef I8
+#undef I8_KIND
+#undef I8_SUFFIX
 #undef LDB
 #undef MINIMA
-#endif
-
-static const gemm_core FN(i8_core) = {
-#if SIMD_IS_AVX2
-    .arithmetic = "int8 forward, int16 backward",
-#else
-    .arithmetic = "int8",
-#endif
-    .token_tile = LANES, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS,
-    .packed_x = FN(i8_packed_floats), .pack_x = FN(i8_pack_tokens),
-    .forward_scratch = FN(i8_forward_scratch), .forward_panel = FN(i8_forward_panel),
-#if SIMD_IS_AVX2
-    .packed_dy = FN(i16_packed_dy_floats), .pack_dy = FN(i16_pack_dy),
-    .backward_scratch = FN(i16_backward_scratch), .backward_slice = FN(i16_backward_slice),
-#else
-    .packed_dy = FN(i8_packed_dy_floats), .pack_dy = FN(i8_pack_dy),
-    .backward_scratch = FN(i8_backward_scratch), .backward_slice = FN(i8_backward_slice),
-#endif
-};
-#undef MR
 #undef LANES
 #undef DEPTH
 #undef LDA
@@ -503,4 +335,3 @@ static const gemm_core FN(i8_core) = {
 #undef X_BLOCK
 #undef X_DEPTH
 #undef EXPONENT
-#undef OFFSET

@@ -16,10 +16,6 @@ typedef uint16_t u16x8 __attribute__((vector_size(16)));
 
 GEMV_INLINE uint16_t load_u16(const uint8_t *p) { uint16_t v; memcpy(&v, p, sizeof v); return v; }
 
-static inline int gemv_has_4_bits(int type) {
-    return type == GGML_Q4_0 || type == GGML_Q4_1 || type == GGML_Q4_K || type == GGML_IQ4_NL || type == GGML_IQ4_XS;
-}
-
 /* As unpack_k4_scales (unpack_body.h), in registers. */
 GEMV_INLINE void gemv_k4_scales(const uint8_t packed[12], u8x8 *scales, u8x8 *mins) {
     const uint32_t s = load_u32(packed), m = load_u32(packed + 4), rest = load_u32(packed + 8);

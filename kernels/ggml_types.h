@@ -34,36 +34,36 @@ enum {
 };
 
 /* What the columns mean is said in lorafast/gguf/types.py; block_size is 0 for a type that is not computed with. */
-typedef struct { int block_size, type_size, q_max, scale_every, min_every; } ggml_format;
+typedef struct { int block_size, type_size, q_max, scale_every, min_every, fits_int8, is_4_bit; } ggml_format;
 
 static const ggml_format ggml_formats[GGML_N_TYPES] = {
-    /*               block bytes q_max scale   min */
-    [GGML_F32]     = {    1,    4,    0,   32,    0 },
-    [GGML_F16]     = {    1,    2,    0,   32,    0 },
-    [GGML_Q4_0]    = {   32,   18,    8,   32,    0 },
-    [GGML_Q4_1]    = {   32,   20,   15,   32,   32 },
-    [GGML_Q5_0]    = {   32,   22,   16,   32,    0 },
-    [GGML_Q5_1]    = {   32,   24,   31,   32,   32 },
-    [GGML_Q8_0]    = {   32,   34,  128,   32,    0 },
-    [GGML_Q2_K]    = {  256,   84,   45,  256,   16 },
-    [GGML_Q3_K]    = {  256,  110,  128,  256,    0 },
-    [GGML_Q4_K]    = {  256,  144,   15,   32,   32 },
-    [GGML_Q5_K]    = {  256,  176,   31,   32,   32 },
-    [GGML_Q6_K]    = {  256,  210, 4096,  256,    0 },
-    [GGML_IQ2_XXS] = {  256,   66,   43,   32,    0 },
-    [GGML_IQ2_XS]  = {  256,   74, 1333,  256,    0 },
-    [GGML_IQ3_XXS] = {  256,   98,   62,   32,    0 },
-    [GGML_IQ1_S]   = {  256,   50,    9,   32,    0 },
-    [GGML_IQ4_NL]  = {   32,   18,  127,   32,    0 },
-    [GGML_IQ3_S]   = {  256,  110,   15,   32,    0 },
-    [GGML_IQ2_S]   = {  256,   82, 1333,  256,    0 },
-    [GGML_IQ4_XS]  = {  256,  136,  127,   32,    0 },
-    [GGML_IQ1_M]   = {  256,   56,  135,  256,    0 },
-    [GGML_BF16]    = {    1,    2,    0,   32,    0 },
-    [GGML_TQ1_0]   = {  256,   54,    1,  256,    0 },
-    [GGML_TQ2_0]   = {  256,   66,    2,  256,    0 },
-    [GGML_MXFP4]   = {   32,   17,   12,   32,    0 },
-    [GGML_NVFP4]   = {   64,   36,    0,   32,    0 },
+    /*               block bytes q_max scale   min  int8 4 bit */
+    [GGML_F32]     = {    1,    4,    0,   32,    0,    0,    0 },
+    [GGML_F16]     = {    1,    2,    0,   32,    0,    0,    0 },
+    [GGML_Q4_0]    = {   32,   18,    8,   32,    0,    1,    1 },
+    [GGML_Q4_1]    = {   32,   20,   15,   32,   32,    1,    1 },
+    [GGML_Q5_0]    = {   32,   22,   16,   32,    0,    1,    0 },
+    [GGML_Q5_1]    = {   32,   24,   31,   32,   32,    1,    0 },
+    [GGML_Q8_0]    = {   32,   34,  128,   32,    0,    1,    0 },
+    [GGML_Q2_K]    = {  256,   84,   45,  256,   16,    1,    0 },
+    [GGML_Q3_K]    = {  256,  110,  128,  256,    0,    0,    0 },
+    [GGML_Q4_K]    = {  256,  144,   15,   32,   32,    1,    1 },
+    [GGML_Q5_K]    = {  256,  176,   31,   32,   32,    1,    0 },
+    [GGML_Q6_K]    = {  256,  210, 4096,  256,    0,    0,    0 },
+    [GGML_IQ2_XXS] = {  256,   66,   43,   32,    0,    1,    0 },
+    [GGML_IQ2_XS]  = {  256,   74, 1333,  256,    0,    0,    0 },
+    [GGML_IQ3_XXS] = {  256,   98,   62,   32,    0,    1,    0 },
+    [GGML_IQ1_S]   = {  256,   50,    9,   32,    0,    1,    0 },
+    [GGML_IQ4_NL]  = {   32,   18,  127,   32,    0,    1,    1 },
+    [GGML_IQ3_S]   = {  256,  110,   15,   32,    0,    1,    0 },
+    [GGML_IQ2_S]   = {  256,   82, 1333,  256,    0,    0,    0 },
+    [GGML_IQ4_XS]  = {  256,  136,  127,   32,    0,    1,    1 },
+    [GGML_IQ1_M]   = {  256,   56,  135,  256,    0,    0,    0 },
+    [GGML_BF16]    = {    1,    2,    0,   32,    0,    0,    0 },
+    [GGML_TQ1_0]   = {  256,   54,    1,  256,    0,    1,    0 },
+    [GGML_TQ2_0]   = {  256,   66,    2,  256,    0,    1,    0 },
+    [GGML_MXFP4]   = {   32,   17,   12,   32,    0,    1,    0 },
+    [GGML_NVFP4]   = {   64,   36,    0,   32,    0,    0,    0 },
 };
 
 /* X(name, name of its struct and unpacker, bytes of a block) for each type that is stored in blocks. */

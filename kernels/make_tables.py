@@ -31,10 +31,10 @@ enum {{
 }};
 
 /* What the columns mean is said in lorafast/gguf/types.py; block_size is 0 for a type that is not computed with. */
-typedef struct {{ int block_size, type_size, q_max, scale_every, min_every; }} ggml_format;
+typedef struct {{ int block_size, type_size, q_max, scale_every, min_every, fits_int8, is_4_bit; }} ggml_format;
 
 static const ggml_format ggml_formats[GGML_N_TYPES] = {{
-    /*               block bytes q_max scale   min */
+    /*               block bytes q_max scale   min  int8 4 bit */
 {formats}
 }};
 
@@ -54,7 +54,8 @@ def types_header() -> str:
     """ggml_types.h."""
     def row(type: GGMLType) -> str:
         weights = type.weights
-        values = (type.block_size, type.type_size, weights.q_max, weights.scale_every, weights.min_every)
+        values = (type.block_size, type.type_size, weights.q_max, weights.scale_every, weights.min_every,
+                  int(weights.is_int8 or 0 < weights.q_max < 128), int(weights.is_4_bit))
         return f"    {f'[GGML_{type.name}]':14} = {{ {', '.join(f'{value:4}' for value in values)} }},"
 
     def listed(types: Iterable[GGMLType]) -> str:

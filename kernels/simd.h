@@ -6,7 +6,7 @@
  *     #include "simd_foreach.h"                // compiles something_scalar; _avx2, _avx512 on x86; _neon on AArch64
  *     ...  DISPATCH(something)(arguments)      // calls the variant for this machine
  *
- * LORAFAST_ISA=scalar|avx2|avx512|amx|neon forces one. It is looked up at every call of an op (some 50 ns), so that a
+ * LORAFAST_ISA=scalar|avx2|avxvnni|avx512|amx|neon|dotprod forces one. It is looked up at every call of an op (some 50 ns), so that a
  * test can compare variants within one process. lorafast.kernels refuses a name that this machine cannot run.
  */
 #ifndef LORAFAST_SIMD_H
@@ -36,7 +36,11 @@
 #else
 #define SHUFFLE(mask_type, a, b, ...) __builtin_shuffle(a, b, (mask_type){__VA_ARGS__})
 #define SIMD_NO_OVERLAP SIMD_PRAGMA(GCC ivdep)
+#if SIMD_X86
 #define SIMD_TARGET(names) SIMD_PRAGMA(GCC push_options) SIMD_PRAGMA(GCC target(names, "prefer-vector-width=512"))
+#else
+#define SIMD_TARGET(names) SIMD_PRAGMA(GCC push_options) SIMD_PRAGMA(GCC target(names))
+#endif
 #define SIMD_TARGET_END SIMD_PRAGMA(GCC pop_options)
 #endif
 
@@ -45,8 +49,16 @@
 #define SIMD_AVX512 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
 #endif
 
-/* Ordered: a machine that runs one runs all below it. ISA_NEON is the only step above scalar on AArch64. */
-enum { ISA_SCALAR = 0, ISA_NEON = 1, ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_AMX = 3 };
+/* What products of bytes need on AArch64. */
+#ifdef __clang__
+#define SIMD_DOTPROD "dotprod"
+#else
+#define SIMD_DOTPROD "arch=armv8.2-a+dotprod"
+#endif
+
+/* Ordered: the better ones have larger numbers. A machine that runs one runs all below it, but for AVX-VNNI (AVX2 with
+ * products of bytes), which some have without AVX-512 and some not with it. */
+enum { ISA_SCALAR = 0, ISA_AVX2 = 1, ISA_AVXVNNI = 2, ISA_AVX512 = 3, ISA_AMX = 4, ISA_NEON = 1, ISA_DOTPROD = 2 };
 
 #if SIMD_X86 && defined(__linux__)
 #include <sys/syscall.h>
@@ -60,15 +72,29 @@ static inline int simd_request_tiles(void) { return 0; }
 
 #if SIMD_X86
 #include <cpuid.h>
-static inline int simd_cpu_has_amx_bf16(void) {
+static inline int simd_cpu_has_amx(void) {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    return (d >> 22 & 1) && (d >> 24 & 1);                      /* AMX-BF16, AMX-TILE */
+    return (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);     /* AMX-BF16, AMX-TILE, AMX-INT8 */
+}
+static inline int simd_cpu_has_avxvnni(void) {
+#ifdef SIMD_AVXVNNI_IN_C
+    return 1;
+#endif
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 static inline int simd_cpu_has_f16c(void) {                     /* clang's __builtin_cpu_supports doesn't know it */
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
 }
+#endif
+
+#if SIMD_NEON && defined(__linux__)
+#include <sys/auxv.h>
+static inline int simd_cpu_has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }      /* HWCAP_ASIMDDP */
+#elif SIMD_NEON
+static inline int simd_cpu_has_dotprod(void) { return __ARM_FEATURE_DOTPROD + 0; }
 #endif
 
 /* The best instruction set of this machine; found once. */
@@ -79,19 +105,19 @@ static inline int simd_best_isa(void) {
 #if SIMD_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && simd_cpu_has_f16c()) {
-        isa = ISA_AVX2;
+        isa = simd_cpu_has_avxvnni() ? ISA_AVXVNNI : ISA_AVX2;
 #ifdef SIMD_AVX512_IN_C
-        return best = ISA_AVX512;
+        return best = ISA_AMX;
 #endif
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
             __builtin_cpu_supports("avx512vnni")) {
             isa = ISA_AVX512;
-            if (__builtin_cpu_supports("avx512bf16") && simd_cpu_has_amx_bf16() && simd_request_tiles()) isa = ISA_AMX;
+            if (__builtin_cpu_supports("avx512bf16") && simd_cpu_has_amx() && simd_request_tiles()) isa = ISA_AMX;
         }
     }
 #elif SIMD_NEON
-    isa = ISA_NEON;
+    isa = simd_cpu_has_dotprod() ? ISA_DOTPROD : ISA_NEON;
 #endif
     return best = isa;
 }
@@ -101,12 +127,22 @@ static inline int simd_parse_isa(const char *name) {
     if (!strcmp(name, "scalar")) return ISA_SCALAR;
 #if SIMD_X86
     if (!strcmp(name, "avx2")) return ISA_AVX2;
+    if (!strcmp(name, "avxvnni")) return ISA_AVXVNNI;
     if (!strcmp(name, "avx512")) return ISA_AVX512;
     if (!strcmp(name, "amx")) return ISA_AMX;
 #elif SIMD_NEON
     if (!strcmp(name, "neon")) return ISA_NEON;
+    if (!strcmp(name, "dotprod")) return ISA_DOTPROD;
 #endif
     return -1;
+}
+
+/* Whether this machine runs an instruction set. */
+static inline int simd_runs(int isa) {
+#if SIMD_X86
+    if (isa == ISA_AVXVNNI) return simd_best_isa() >= isa && simd_cpu_has_avxvnni();
+#endif
+    return isa >= 0 && isa <= simd_best_isa();
 }
 
 static inline int simd_isa(void) {
@@ -114,14 +150,14 @@ static inline int simd_isa(void) {
     const char *forced = getenv("LORAFAST_ISA");
     if (!forced || !*forced) return best;
     const int isa = simd_parse_isa(forced);
-    return isa >= 0 && isa <= best ? isa : best;
+    return simd_runs(isa) ? isa : best;
 }
 
 static inline const char *simd_isa_name(int isa) {
 #if SIMD_NEON
-    return isa == ISA_NEON ? "neon" : "scalar";
+    return (const char *const[]){"scalar", "neon", "dotprod"}[isa];
 #else
-    return isa == ISA_AMX ? "amx" : isa == ISA_AVX512 ? "avx512" : isa == ISA_AVX2 ? "avx2" : "scalar";
+    return (const char *const[]){"scalar", "avx2", "avxvnni", "avx512", "amx"}[isa];
 #endif
 }
 
@@ -130,12 +166,12 @@ static inline const char *simd_isa_name(int isa) {
 #define SIMD_PASTE(name, suffix) SIMD_PASTE_(name, suffix)
 #define FN(name) SIMD_PASTE(name, SIMD_SUFFIX)
 
-/* DISPATCH(name): the variant of a function compiled by simd_foreach.h for the running machine. AMX machines use the
- * AVX-512 variant of everything that is not a matrix product. */
+/* DISPATCH(name): the variant of a function compiled by simd_foreach.h for the running machine. AMX, AVX-VNNI and the
+ * dot products of NEON are for matrix products alone; everything else is the variant below. */
 #if SIMD_X86
-#define DISPATCH(name) (simd_isa() >= ISA_AVX512 ? name##_avx512 : simd_isa() == ISA_AVX2 ? name##_avx2 : name##_scalar)
+#define DISPATCH(name) (simd_isa() >= ISA_AVX512 ? name##_avx512 : simd_isa() >= ISA_AVX2 ? name##_avx2 : name##_scalar)
 #elif SIMD_NEON
-#define DISPATCH(name) (simd_isa() == ISA_NEON ? name##_neon : name##_scalar)
+#define DISPATCH(name) (simd_isa() >= ISA_NEON ? name##_neon : name##_scalar)
 #else
 #define DISPATCH(name) (name##_scalar)
 #endif

@@ -17,6 +17,8 @@ class Weights:
     file_type    `general.file_type` (llama_ftype) of a file whose matrices have the type
     q_max        the largest magnitude of the integers that the kernels unpack, so that they can tell how many products
                  fit an int32; 0 for a type that is unpacked to float32
+    is_int8      whether they fit a signed byte although q_max is 128
+    is_4_bit     whether they are stored as 4 bits each, which products with a single token take apart in registers
     scale_every  values that share a scale as unpacked. Types with finer sub-scales have these multiplied into the
                  integers, because the kernels know no scale for less than 32 values
     min_every    values that share a minimum; 0 where there is none
@@ -27,6 +29,8 @@ class Weights:
 
     file_type: int
     q_max: int = 0
+    is_int8: bool = False
+    is_4_bit: bool = False
     scale_every: int = 32
     min_every: int = 0
     fallback: str = "F16"
@@ -41,15 +45,15 @@ class GGMLType(IntEnum):
 
     F32 = 0, 1, 4, Weights(0)
     F16 = 1, 1, 2, Weights(1)
-    Q4_0 = 2, 32, 18, Weights(2, q_max=8)
-    Q4_1 = 3, 32, 20, Weights(3, q_max=15, min_every=32)
+    Q4_0 = 2, 32, 18, Weights(2, q_max=8, is_4_bit=True)
+    Q4_1 = 3, 32, 20, Weights(3, q_max=15, is_4_bit=True, min_every=32)
     Q5_0 = 6, 32, 22, Weights(8, q_max=16)
     Q5_1 = 7, 32, 24, Weights(9, q_max=31, min_every=32)
-    Q8_0 = 8, 32, 34, Weights(7, q_max=128)
+    Q8_0 = 8, 32, 34, Weights(7, q_max=128, is_int8=True)
     Q8_1 = 9, 32, 36
     Q2_K = 10, 256, 84, Weights(10, q_max=3 * 15, scale_every=256, min_every=16, fallback="IQ4_NL")
     Q3_K = 11, 256, 110, Weights(12, q_max=4 * 32, scale_every=256, fallback="IQ4_NL")
-    Q4_K = 12, 256, 144, Weights(15, q_max=15, min_every=32, fallback="Q5_0")
+    Q4_K = 12, 256, 144, Weights(15, q_max=15, is_4_bit=True, min_every=32, fallback="Q5_0")
     Q5_K = 13, 256, 176, Weights(17, q_max=31, min_every=32, fallback="Q5_1")
     Q6_K = 14, 256, 210, Weights(18, q_max=32 * 128, scale_every=256, fallback="Q8_0")
     Q8_K = 15, 256, 292
@@ -57,10 +61,10 @@ class GGMLType(IntEnum):
     IQ2_XS = 17, 256, 74, Weights(20, q_max=43 * 31, scale_every=256, fallback="IQ4_NL", merge_as="Q2_K")
     IQ3_XXS = 18, 256, 98, Weights(23, q_max=62, fallback="IQ4_NL", merge_as="Q3_K")
     IQ1_S = 19, 256, 50, Weights(24, q_max=9, fallback="IQ4_NL", merge_as="Q2_K")
-    IQ4_NL = 20, 32, 18, Weights(25, q_max=127)
+    IQ4_NL = 20, 32, 18, Weights(25, q_max=127, is_4_bit=True)
     IQ3_S = 21, 256, 110, Weights(26, q_max=15, fallback="IQ4_NL", merge_as="Q3_K")
     IQ2_S = 22, 256, 82, Weights(28, q_max=43 * 31, scale_every=256, fallback="IQ4_NL", merge_as="Q2_K")
-    IQ4_XS = 23, 256, 136, Weights(30, q_max=127, fallback="IQ4_NL")
+    IQ4_XS = 23, 256, 136, Weights(30, q_max=127, is_4_bit=True, fallback="IQ4_NL")
     I8 = 24, 1, 1
     I16 = 25, 1, 2
     I32 = 26, 1, 4

@@ -1,10 +1,12 @@
 /* Lets a machine without AVX-512 run what is compiled for it, slowly: the kernels' 512-bit vectors become pairs of
- * AVX2's, and the few intrinsics are spelled out. Compile with -include avx512_in_c.h. (AMX is not covered.) */
+ * AVX2's, and the few intrinsics are spelled out; so are AVX-VNNI and the int8 tiles of AMX. Compile with
+ * -include avx512_in_c.h. (AMX's products of bfloat16 are not covered.) */
 #ifndef AVX512_IN_C_H
 #define AVX512_IN_C_H
 
 #define SIMD_AVX512 "avx2,fma,f16c"     /* what simd.h compiles AVX-512's bodies for */
 #define SIMD_AVX512_IN_C 1
+#define SIMD_AVXVNNI_IN_C 1             /* gemm_i8_tile_body.h has that in C */
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -62,5 +64,38 @@ IN_C in_c_i16 in_c_blend(unsigned mask, in_c_i16 a, in_c_i16 b) {
 #define _mm512_cvtph_ps(v) IN_C_TWICE(in_c_f32, _mm256_cvtph_ps(IN_C_LOW(v)), _mm256_cvtph_ps(IN_C_HIGH(v)))
 #define _mm512_cvtepi32_ps(v) __builtin_convertvector((in_c_i32)(v), in_c_f32)
 #define _mm512_storeu_ps(p, v) ({ const in_c_f32 stored = (v); memcpy(p, &stored, sizeof stored); })
+
+
+/* The tile registers, 16 rows of 64 bytes each, as configured. */
+typedef struct { uint8_t palette, start_row, reserved[14]; uint16_t bytes_per_row[16]; uint8_t rows[16]; } in_c_config;
+static in_c_config in_c_tiles;
+static uint8_t in_c_tile[8][16][64];
+
+IN_C void in_c_tile_load(int tile, const void *from, ptrdiff_t stride) {
+    for (int i = 0; i < in_c_tiles.rows[tile]; i++)
+        memcpy(in_c_tile[tile][i], (const uint8_t *)from + i * stride, in_c_tiles.bytes_per_row[tile]);
+}
+IN_C void in_c_tile_store(int tile, void *to, ptrdiff_t stride) {
+    for (int i = 0; i < in_c_tiles.rows[tile]; i++)
+        memcpy((uint8_t *)to + i * stride, in_c_tile[tile][i], in_c_tiles.bytes_per_row[tile]);
+}
+/* sum[i][j] += a[i][4 k + byte] b[k][4 j + byte], one of the two being signed bytes, the other unsigned. */
+IN_C void in_c_tile_products(int sum, int a, int b, int a_is_signed) {
+    for (int i = 0; i < in_c_tiles.rows[a]; i++)
+        for (int j = 0; j < 16; j++) {
+            int32_t *to = (int32_t *)in_c_tile[sum][i] + j;
+            for (int k = 0; k < in_c_tiles.bytes_per_row[a]; k++) {
+                const uint8_t x = in_c_tile[a][i][k], y = in_c_tile[b][k / 4][4 * j + k % 4];
+                *to += a_is_signed ? (int8_t)x * y : x * (int8_t)y;
+            }
+        }
+}
+#define TILE_CONFIGURE(config) memcpy(&in_c_tiles, &(config), sizeof in_c_tiles)
+#define TILE_RELEASE() memset(&in_c_tiles, 0, sizeof in_c_tiles)
+#define TILE_ZERO(tile) memset(in_c_tile[tile], 0, sizeof in_c_tile[tile])
+#define TILE_LOAD(tile, from, stride) in_c_tile_load(tile, from, stride)
+#define TILE_STORE(tile, to, stride) in_c_tile_store(tile, to, stride)
+#define TILE_PRODUCTS_US(sum, a, b) in_c_tile_products(sum, a, b, 0)
+#define TILE_PRODUCTS_SU(sum, a, b) in_c_tile_products(sum, a, b, 1)
 
 #endif

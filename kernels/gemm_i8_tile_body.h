@@ -1,0 +1,131 @@
+/* How a core of the int8 kind multiplies: gemm_i8_core_body.h includes this for I8_KIND, as I8(...).
+ *
+ * OFFSET is added to weights where an instruction wants one side unsigned. What it adds is taken off before: sums begin
+ * at -OFFSET times the sum of the signed bytes.
+ */
+#if I8_KIND == I8_TILES
+#define MR 12                   /* rows of a tile; its 16 lanes are a vector of int32 */
+#elif I8_KIND == I8_DOTPROD || SIMD_IS_AVX512
+#define MR 6                    /* 12 int32 and 12 float32 sums, 2 vectors of b, a broadcast: 27 of 32 registers */
+#else
+#define MR 4
+#endif
+
+#if I8_KIND == I8_SMALL
+#define OFFSET(format) ((format)->min_every ? 0 : (format)->q_max)
+/* Steps of two products of |x| <= 127 and an unsigned integer that 16 bits hold, 8 or 4. */
+#define STEPS(format) (32767 / (2 * 127 * ((format)->q_max + OFFSET(format))) >= 8 ? 8 : 4)
+#else
+#define OFFSET(format) (I8_KIND == I8_DOTPROD ? 0 : 128)
+#define STEPS(format) 8
+#endif
+
+/* Whether products gain from it: integers that fit a byte, or that are small. */
+static inline int I8(i8_takes)(int type) {
+    const ggml_format *format = &ggml_formats[type];
+#if I8_KIND == I8_SMALL
+    return format->q_max > 0 && format->min_every != 16 && FN(i8_small)(format) <= 16;
+#else
+    return format->fits_int8;
+#endif
+}
+
+#if I8_KIND == I8_TILES && !defined(SIMD_AVX512_IN_C)
+/* As in amxintrin.h; spelled out, so that no function needs to be compiled for AMX. */
+#define TILE_ASM(...) __asm__ volatile(__VA_ARGS__)
+#define TILE_CONFIGURE(config) TILE_ASM("ldtilecfg %0" : : "m"(config))
+#define TILE_RELEASE() TILE_ASM("tilerelease")
+#define TILE_ZERO(tile) TILE_ASM("tilezero %%tmm" #tile : :)
+#define TILE_LOAD(tile, from, stride) \
+    TILE_ASM("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"((ptrdiff_t)(stride)) : "memory")
+#define TILE_STORE(tile, to, stride) \
+    TILE_ASM("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"((ptrdiff_t)(stride)) : "memory")
+#define TILE_PRODUCTS_US(sum, a, b) TILE_ASM("tdpbusd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum : :)
+#define TILE_PRODUCTS_SU(sum, a, b) TILE_ASM("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sum : :)
+#endif
+
+#if I8_KIND == I8_PLAIN || I8_KIND == I8_VNNI || I8_KIND == I8_DOTPROD
+/* sum[lane] + four products of bytes, the first ones unsigned unless OFFSET is 0. VNNI as an instruction of its own, for
+ * of the intrinsic GCC 12 makes copies and spills; so compilers need not know it either. */
+I8_INLINE vi I8(i8_multiply_add)(vi sum, vi u8, vi s8) {
+#if I8_KIND == I8_DOTPROD
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(u8), "w"(s8));
+    return sum;
+#elif I8_KIND == I8_VNNI && SIMD_IS_AVX512 && !defined(SIMD_AVX512_IN_C)
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u8), "v"(s8));
+    return sum;
+#elif I8_KIND == I8_VNNI && SIMD_IS_AVX2 && !defined(SIMD_AVXVNNI_IN_C)
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(u8), "x"(s8));
+    return sum;
+#else
+    const FN(vui_type) u = (FN(vui_type))u8;
+    return sum + (vi)(u & 255) * (s8 << 24 >> 24) + (vi)(u >> 8 & 255) * (s8 << 16 >> 24) +
+           (vi)(u >> 16 & 255) * (s8 << 8 >> 24) + (vi)(u >> 24) * (s8 >> 24);
+#endif
+}
+#endif
+
+/* acc += a (MR x depth, rows of lda bytes) . b (depth x LANES). One of the two has OFFSET: a forward, b backward.
+ * (I8_SMALL: forward alone, depth is 32, and sums of 16 bits are widened after `steps` steps.) */
+I8_INLINE void I8(i8_tile)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const uint8_t *b, int depth,
+                           int is_forward, int steps) {
+#if I8_KIND == I8_SMALL
+    for (int d0 = 0; d0 < depth; d0 += 4 * steps) {
+        __m256i sum[MR][2];
+#pragma GCC unroll 4
+        for (int i = 0; i < MR; i++) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+        for (int step = 0; step < steps; step++, a += 4, b += 4 * LANES) {
+            const __m256i b0 = (__m256i)FN(i8_load)(b), b1 = (__m256i)FN(i8_load)(b + 2 * LANES);
+#pragma GCC unroll 4
+            for (int i = 0; i < MR; i++) FN(i8_small_step)(sum[i], a + i * lda, b0, b1);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) acc[i][h] += (vi)_mm256_madd_epi16(sum[i][h], _mm256_set1_epi16(1));
+    }
+#elif I8_KIND == I8_TILES
+    vi sum[MR][2];
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_LOAD(2, a, lda);
+    TILE_LOAD(3, b, 4 * LANES);
+    TILE_LOAD(4, b + 2 * LANES, 4 * LANES);
+    if (is_forward) {
+        TILE_PRODUCTS_US(0, 2, 3);
+        TILE_PRODUCTS_US(1, 2, 4);
+    } else {
+        TILE_PRODUCTS_SU(0, 2, 3);
+        TILE_PRODUCTS_SU(1, 2, 4);
+    }
+    TILE_STORE(0, &sum[0][0], 2 * sizeof(vi));
+    TILE_STORE(1, &sum[0][1], 2 * sizeof(vi));
+    for (int i = 0; i < MR; i++) acc[i][0] += sum[i][0], acc[i][1] += sum[i][1];
+#else
+#pragma GCC unroll 4
+    for (int d = 0; d < depth; d += 4, a += 4, b += 4 * LANES) {
+        const vi b0 = FN(i8_load)(b), b1 = FN(i8_load)(b + 2 * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++) {
+            const vi w = FN(i8_set_four)(a + i * lda);
+            acc[i][0] = is_forward ? I8(i8_multiply_add)(acc[i][0], w, b0) : I8(i8_multiply_add)(acc[i][0], b0, w);
+            acc[i][1] = is_forward ? I8(i8_multiply_add)(acc[i][1], w, b1) : I8(i8_multiply_add)(acc[i][1], b1, w);
+        }
+    }
+#endif
+}
+
+/* Before and behind the tiles of a panel or slice, of that depth each. */
+I8_INLINE void I8(i8_begin)(int depth) {
+#if I8_KIND == I8_TILES
+    const struct { uint8_t palette, start_row, reserved[14]; uint16_t bytes_per_row[16]; uint8_t rows[16]; } config = {
+        1, 0, {0}, {64, 64, depth, 64, 64}, {MR, MR, MR, depth / 4, depth / 4}};
+    TILE_CONFIGURE(config);
+#endif
+}
+I8_INLINE void I8(i8_end)(void) {
+#if I8_KIND == I8_TILES
+    TILE_RELEASE();
+#endif
+}
