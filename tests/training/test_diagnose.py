@@ -65,7 +65,7 @@ def test_a_checkpoint_worse_than_guessing_is_not_called_good(tmp_path, monkeypat
         return next(losses)
 
     monkeypatch.setattr(Learner, "loss_and_gradients", of_these)
-    monkeypatch.setattr("lorafast.training.run.first_fault", lambda *_: "found")
+    monkeypatch.setattr("lorafast.training.loop.first_fault", lambda *_: "found")
     with pytest.raises(LoraFastError, match=r"c-LATEST.gguf of iteration 3, has a loss above that of guessing; the "
                                             r"last good one, of iteration 1, is c-1.gguf"):
         run(make_tiny(tmp_path / "tiny.gguf"), tmp_path, save_every=1, checkpoint_out="c-ITERATION.gguf")
