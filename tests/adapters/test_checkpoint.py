@@ -203,6 +203,9 @@ def test_values_that_are_not_finite_are_refused(tmp_path, store):
     ({"drop": ["output.weight.lora_a", "output.weight.lora_b"]}, "rank.output is 3, but there is no such tensor"),
     ({"metadata": {"training.sample_count": "many"}, "types": {"training.sample_count": STRING}},
      "training.sample_count is 'many', but should be of type int"),
+    ({"metadata": {"lorafast.moments_order": np.array([0, 0], np.uint32)},
+      "types": {"lorafast.moments_order": (GGUFValueType.ARRAY, GGUFValueType.UINT32)}},
+     "lorafast.moments_order is array"),
     ({"drop": ["optimizer.adam.second_moments"]}, "lacks tensor 'optimizer.adam.second_moments'"),
 ])
 def test_a_broken_checkpoint_is_refused(tmp_path, change, message):
