@@ -118,4 +118,4 @@ def _copy(name: str) -> IO[bytes]:
 
 
 def unreadable(name: str, error: OSError) -> LoraFastError:
-    return LoraFastError(f"cannot read training data '{name}': {error.strerror}")
+    return LoraFastError(f"cannot read the data '{name}': {error.strerror}")

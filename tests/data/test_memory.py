@@ -69,7 +69,7 @@ def test_an_array_is_counted_by_its_records():
 
 
 def test_what_cannot_be_opened_is_not_counted():
-    assert estimate("none.txt").note == "not counted, cannot read training data 'none.txt': No such file or directory"
+    assert estimate("none.txt").note == "not counted, cannot read the data 'none.txt': No such file or directory"
     os.mkdir("empty")
     assert estimate("empty").note.startswith("not counted, empty has no train.jsonl")
     with pytest.raises(UsageError, match="is a folder: it must be the only one"):

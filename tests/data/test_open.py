@@ -270,13 +270,13 @@ def test_all_files_are_there_before_anything_is_loaded():
     write("d/train.jsonl", *texts(2))
     os.mkfifo("pipe")
     check_files(data_files(["d"], ["pipe"]))                # opens nothing
-    with pytest.raises(LoraFastError, match=r"cannot read training data 'none.jsonl': No such file"):
+    with pytest.raises(LoraFastError, match=r"cannot read the data 'none.jsonl': No such file"):
         check_files(data_files(["d"], ["none.jsonl"]))
 
 
 def test_missing_files():
     for name in ("missing.txt", "missing.jsonl"):
-        with pytest.raises(LoraFastError, match=f"cannot read training data '{name}': No such file"):
+        with pytest.raises(LoraFastError, match=f"cannot read the data '{name}': No such file"):
             opened(name, cache="c")
     write("a.jsonl", *texts(2))
     with pytest.raises(LoraFastError, match=r"cannot read .*t.jinja.*: No such file"):

@@ -192,5 +192,5 @@ def test_other_files_are_refused_with_what_converts_them(tmp_path, data, name, l
 
 @pytest.mark.parametrize("function", [open_source, form_of])
 def test_unreadable(tmp_path, function):
-    with pytest.raises(LoraFastError, match=r"cannot read training data .*missing.*: No such file"):
+    with pytest.raises(LoraFastError, match=r"cannot read the data .*missing.*: No such file"):
         function(str(tmp_path / "missing.jsonl"))

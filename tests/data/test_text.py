@@ -106,7 +106,7 @@ def test_unfit_texts(tokenize, text, ctx, options, message):
 
 
 def test_unreadable_file(tmp_path):
-    with pytest.raises(LoraFastError, match="cannot read training data 'here': Is a directory"):
+    with pytest.raises(LoraFastError, match="cannot read the data 'here': Is a directory"):
         tokenize_text([Source("here", str(tmp_path), "")], ByteTokenizer(), 4)
 
 
