@@ -66,8 +66,10 @@ def measured(case: Case, ranks: int, threads: int, passes: int, launcher: Sequen
              "--lora-r", "16", "--metrics", "m.jsonl", "-s", "1"], cwd=folder, check=True, capture_output=True,
             text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
         rows = [event for event in read_metrics(folder / "m.jsonl") if event["event"] == "step"][1:]
-    exchanged = re.search(r"([\d.]+)% of the time went into exchanges.*; ([\d.]+) MB sent", said)
-    share, sent = map(float, exchanged.groups()) if exchanged else (0.0, 0.0)
+    share, sent = 0.0, 0.0
+    if ranks > 1:
+        (found,) = re.findall(r"([\d.]+)% of the time .* exchanges.*; ([\d.]+) MB sent", said)
+        share, sent = map(float, found)
     return Measured(min(event["seconds"] for event in rows),
                     max(event["tokens"] / event["seconds"] for event in rows), share / 100, sent)
 
