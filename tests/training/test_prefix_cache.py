@@ -39,7 +39,8 @@ def finetune(tmp_path, monkeypatch, capsys):
                                   ["--method", "ipo", "--pack", "--micro-batch", "1"]])
 def test_the_bits_are_those_without(finetune, monkeypatch, more):
     blocks, forward = [], Block.forward
-    monkeypatch.setattr(Block, "forward", lambda self, *arguments: blocks.append(self) or forward(self, *arguments))
+    monkeypatch.setattr(Block, "forward",
+                        lambda self, *given, **named: blocks.append(self) or forward(self, *given, **named))
     finetune(*RUN, *more, "--run", "without")
     n_without = len(blocks)
     finetune(*RUN, *more, "--run", "with", "--prefix-cache", "cache")
