@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.attention import attention_backward, attention_forward, attention_scratch_bytes
-from .branch import BranchOutput, Saved, given
+from .branch import BranchInput, BranchOutput, Saved, given
 from .buffers import Buffers, New, Scratch
 from .kv_cache import KVCache
 from .linear import Group
@@ -55,7 +55,7 @@ class AttentionSaved(Saved):
 
     def __init__(self, branch: Attention, T: int, new: New, ranks: Ranks) -> None:
         q, k, v = branch.saved_widths()
-        self.norm = branch.norm.saved(T, new) if branch.norm else []
+        self.norm = branch.input.saved(T, new)
         self.q, self.k, self.v = new(T, q), new(T, k), new(T, v)
         self.q_norm = branch.q_norm.saved(T, q, new) if branch.q_norm else []
         self.k_norm = branch.k_norm.saved(T, k, new) if branch.k_norm else []
@@ -87,7 +87,7 @@ class Attention:
                  rope: Rope | None,
                  q_norm: HeadNorm | None = None, k_norm: HeadNorm | None = None, norm_after_rope: bool = False,
                  sinks: np.ndarray | None = None) -> None:
-        self.norm, self.qkv, self.output, self.heads, self.scores = norm, qkv, output, heads, scores
+        self.input, self.qkv, self.output, self.heads, self.scores = BranchInput(norm, qkv), qkv, output, heads, scores
         self.rope, self.q_norm, self.k_norm, self.norm_after_rope = rope, q_norm, k_norm, norm_after_rope
         self.sinks, self.groups = sinks, (qkv, output.group)
         self.norms = given(norm, output.post_norm)
@@ -101,7 +101,7 @@ class Attention:
 
     @property
     def shape(self) -> tuple:
-        return (type(self), self.heads, self.scores.window, self.norm is None, self.q_norm is None,
+        return (type(self), self.heads, self.scores.window, self.input.norm is None, self.q_norm is None,
                 self.output.is_plain)
 
     def saved(self, T: int, new: New, ranks: Ranks) -> AttentionSaved:
@@ -144,18 +144,16 @@ class Attention:
                 cache: KVCache | None = None) -> None:
         normed, q, k, *spare = pass_.scratch.arrays(len(x), self.output.N, *self._turned_widths(),
                                                     *self.output.widths(), *self._more_widths())
-        if self.norm:
-            self.norm.forward(normed, s.norm, x, pass_)
-        self._project(s, normed if self.norm else x, spare, pass_)
+        self._project(s, x, normed, spare, pass_)
         if self.turns_saved:
             self._turn(s.q, s.k, pass_)
         q, k = self._turned(q, k, s, pass_)
         self._attend(s, q, *self._seen(k, self._values(s, spare, pass_), pass_, cache), pass_)
         self.output.forward(out, residual, self._put_out(s, spare, pass_), s.output, spare, pass_)
 
-    def _project(self, s: Any, x: np.ndarray, spare: list[np.ndarray], pass_: Pass) -> None:
-        """s.q, s.k and s.v from the normed input."""
-        self.qkv.forward((s.q, s.k, s.v), s.h, x, pass_)
+    def _project(self, s: Any, x: np.ndarray, normed: np.ndarray, spare: list[np.ndarray], pass_: Pass) -> None:
+        """s.q, s.k and s.v from the residual stream."""
+        self.input.forward((s.q, s.k, s.v), s.norm, s.h, x, normed, pass_)
 
     def _project_backward(self, d_qkv: list[np.ndarray], s: Any, spare: list[np.ndarray],
                           pass_: Pass) -> Sequence[np.ndarray]:
@@ -225,9 +223,8 @@ class Attention:
         widths = wq, wk, wv, C, max(C, wo), *self._turned_widths(), *self.output.widths(), *self._more_widths()
         dq, dk, dv, d_normed, last, q, k, *spare = pass_.scratch.arrays(T, *widths)
         do, normed = last.reshape(-1)[:T * wo].reshape(T, wo), last.reshape(-1)[:T * C].reshape(T, C)
-        norm_is_adapted = self.norm is not None and self.norm.is_adapted(pass_.adapter)
         # out = residual + output(o)
-        if not (need_dx or norm_is_adapted or self.qkv.is_adapted(pass_.adapter)):
+        if not self.input.has_gradients(pass_.adapter, need_dx):
             self.output.backward(None, d_out, self._put_out(s, spare, pass_), s.output, spare, pass_)
             return
         self.output.backward(do, d_out, self._put_out(s, spare, pass_), s.output, spare, pass_)
@@ -238,15 +235,8 @@ class Attention:
         self._seen_backward(dk, dv, pass_)
         dq, dk = self._turned_backward(dq, dk, q, k, s, pass_)
         d_qkv = self._project_backward([dq, dk, dv], s, spare, pass_)
-        # q, k, v = projections of normed = norm(x)
-        if self.norm:
-            self.norm.forward(normed, s.norm, x, pass_)         # in the place of do, which has served
-        self.qkv.backward(d_normed if need_dx or norm_is_adapted else None, d_qkv, normed if self.norm else x, s.h,
-                          pass_)
-        if self.norm and (need_dx or norm_is_adapted):
-            self.norm.backward(dx, d_normed, x, s.norm, pass_)
-        elif need_dx:
-            dx += d_normed
+        # q, k, v = projections of normed = norm(x), which takes the place of do
+        self.input.backward(dx, d_qkv, s.norm, s.h, x, (normed, d_normed), pass_, need_dx)
 
     def _attend_backward(self, d_qkv: tuple[np.ndarray, ...], do: np.ndarray, qkv: tuple[np.ndarray, ...],
                          s: AttentionSaved, pass_: Pass) -> None:

@@ -42,9 +42,10 @@ class GatedAttention(Attention):
         for part, values in zip(self._parts(both), (q, gate), strict=True):
             part[:] = values.reshape(part.shape)
 
-    def _project(self, s: GatedAttentionSaved, x: np.ndarray, spare: list[np.ndarray], pass_: Pass) -> None:
+    def _project(self, s: GatedAttentionSaved, x: np.ndarray, normed: np.ndarray, spare: list[np.ndarray],
+                 pass_: Pass) -> None:
         *_, both, _ = spare
-        self.qkv.forward((both, s.k, s.v), s.h, x, pass_)
+        self.input.forward((both, s.k, s.v), s.norm, s.h, x, normed, pass_)
         for part, values in zip(self._parts(both), (s.q, s.gate), strict=True):
             values.reshape(part.shape)[:] = part
 

@@ -67,8 +67,9 @@ class SharedAttention(Attention):
     def _raw_values(self, s: SharedAttentionSaved) -> np.ndarray:
         return s.v if len(self.qkv.linears) == 3 else s.k
 
-    def _project(self, s: SharedAttentionSaved, x: np.ndarray, spare: list[np.ndarray], pass_: Pass) -> None:
-        self.qkv.forward(self._projected(s), s.h, x, pass_)
+    def _project(self, s: SharedAttentionSaved, x: np.ndarray, normed: np.ndarray, spare: list[np.ndarray],
+                 pass_: Pass) -> None:
+        self.input.forward(self._projected(s), s.norm, s.h, x, normed, pass_)
 
     def _project_backward(self, d_qkv: list[np.ndarray], s: SharedAttentionSaved, spare: list[np.ndarray],
                           pass_: Pass) -> Sequence[np.ndarray]:
