@@ -11,7 +11,7 @@
  * which makes the mean exact (gemm_i8_body.h). The bytes are unsigned, dy plus 128: what this adds is taken off before,
  * 128 times the sum of q over the 64 rows. Rows are taken in the order 0, 16, 1, 17 ..., in which scaled dy comes out.
  */
-#define MR 4
+#define MR 4                            /* rows of a tile, forward as well (gemm_i8_tile_body.h) */
 #define SMALL_LDB (DEPTH * LANES + 64)  /* bytes from LANES columns of W to the next, padded */
 #define SMALL_LDA (DEPTH + 64)          /* bytes from token to token of scaled dy, padded */
 #define BLOCKS (COLUMNS / 32)
@@ -28,6 +28,27 @@ I8_INLINE void FN(i8_small_step)(__m256i sum[2], const uint8_t *a, __m256i b0, _
     __asm__("vpbroadcastd %4, %2\n\tvpmaddubsw %5, %2, %3\n\tvpaddw %3, %0, %0\n\t"
             "vpmaddubsw %6, %2, %2\n\tvpaddw %2, %1, %1"
             : "+x"(sum[0]), "+x"(sum[1]), "=&x"(four), "=&x"(product) : "m"(*(const int32_t *)a), "x"(b0), "x"(b1));
+}
+
+/* acc += a (MR x depth, rows of lda bytes) . b (depth x LANES); sums of 16 bits are widened after `steps` steps. */
+I8_INLINE void FN(i8_small_products)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const uint8_t *b, int depth,
+                                     int steps) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int d0 = 0; d0 < depth; d0 += 4 * steps) {
+        __m256i sum[MR][2];
+#pragma GCC unroll 4
+        for (int i = 0; i < MR; i++) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+        for (int step = 0; step < steps; step++, a += 4, b += 4 * LANES) {
+            const __m256i b0 = (__m256i)FN(i8_load)(b), b1 = (__m256i)FN(i8_load)(b + 2 * LANES);
+#pragma GCC unroll 4
+            for (int i = 0; i < MR; i++) FN(i8_small_step)(sum[i], a + i * lda, b0, b1);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) acc[i][h] += (vi)_mm256_madd_epi16(sum[i][h], ones);
+    }
 }
 
 /* Packed dy: for each CHUNK columns a row a token, of dy as int16 and then of random numbers; behind all of them S,
@@ -173,29 +194,15 @@ I8_INLINE void FN(i8_small_scale_dy)(uint8_t *restrict a, const int16_t *restric
 I8_INLINE void FN(i8_small_tile)(float *restrict c, const uint8_t *restrict a, const int8_t *restrict w,
                                  const int32_t *restrict start, const float *S, ptrdiff_t rows, const float *unit,
                                  const float *minus, int n_chunks, int steps) {
-    const __m256i ones = _mm256_set1_epi16(1);
     vf total[MR][2];
 #pragma GCC unroll 4
     for (int i = 0; i < MR; i++) total[i][0] = total[i][1] = vf_set1(-minus[i * BLOCKS]);
-    for (int chunk = 0; chunk < n_chunks; chunk++, start += COLUMNS, S += rows, unit += BLOCKS) {
+    for (int chunk = 0; chunk < n_chunks; chunk++, a += CHUNK, w += CHUNK * LANES, start += COLUMNS, S += rows,
+             unit += BLOCKS) {
         vi acc[MR][2];
 #pragma GCC unroll 4
         for (int i = 0; i < MR; i++) acc[i][0] = FN(i8_load)(start), acc[i][1] = FN(i8_load)(start + VF_WIDTH);
-        for (int n = 0; n < CHUNK; n += 4 * steps) {
-            __m256i sum[MR][2];
-#pragma GCC unroll 4
-            for (int i = 0; i < MR; i++) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-            for (int step = 0; step < steps; step++, a += 4, w += 4 * LANES) {
-                const __m256i w0 = (__m256i)FN(i8_load)(w), w1 = (__m256i)FN(i8_load)(w + 2 * LANES);
-#pragma GCC unroll 4
-                for (int i = 0; i < MR; i++) FN(i8_small_step)(sum[i], a + i * SMALL_LDA, w0, w1);
-            }
-#pragma GCC unroll 4
-            for (int i = 0; i < MR; i++)
-#pragma GCC unroll 2
-                for (int h = 0; h < 2; h++) acc[i][h] += (vi)_mm256_madd_epi16(sum[i][h], ones);
-        }
+        FN(i8_small_products)(acc, a, SMALL_LDA, (const uint8_t *)w, CHUNK, steps);
 #pragma GCC unroll 4
         for (int i = 0; i < MR; i++) {
             const float scale = S[i] * *unit;

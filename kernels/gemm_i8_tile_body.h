@@ -70,21 +70,7 @@ I8_INLINE vi I8(i8_multiply_add)(vi sum, vi u8, vi s8) {
 I8_INLINE void I8(i8_tile)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const uint8_t *b, int depth,
                            int is_forward, int steps) {
 #if I8_KIND == I8_SMALL
-    for (int d0 = 0; d0 < depth; d0 += 4 * steps) {
-        __m256i sum[MR][2];
-#pragma GCC unroll 4
-        for (int i = 0; i < MR; i++) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-        for (int step = 0; step < steps; step++, a += 4, b += 4 * LANES) {
-            const __m256i b0 = (__m256i)FN(i8_load)(b), b1 = (__m256i)FN(i8_load)(b + 2 * LANES);
-#pragma GCC unroll 4
-            for (int i = 0; i < MR; i++) FN(i8_small_step)(sum[i], a + i * lda, b0, b1);
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < MR; i++)
-#pragma GCC unroll 2
-            for (int h = 0; h < 2; h++) acc[i][h] += (vi)_mm256_madd_epi16(sum[i][h], _mm256_set1_epi16(1));
-    }
+    FN(i8_small_products)(acc, a, lda, b, depth, steps);
 #elif I8_KIND == I8_TILES
     vi sum[MR][2];
     TILE_ZERO(0);

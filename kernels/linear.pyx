@@ -10,7 +10,7 @@ from parallel cimport threads_for_rows
 
 cdef extern from "experts.h" nogil:
     enum:
-        TOKENS_AT_ONCE, MAX_PROJECTIONS, EXPERT_PROJECTIONS
+        TOKENS_AT_ONCE, GEMV_TOKENS, MAX_PROJECTIONS, EXPERT_PROJECTIONS
     ctypedef struct projection
     ctypedef struct gemm_core:
         const char *arithmetic
@@ -540,6 +540,6 @@ def experts_scratch_bytes(int T, int K, int N, int n_experts, int n_used, int n_
             for n in range(1, rows + 1):        # rows of each expert
                 segments = min(rows // n, n_experts)
                 packed = max(packed, segments * linear_packed_dy(core, n, N))
-                packed = max(packed, 2 * segments * (core if n > 4 else few).packed_x(n, K))
+                packed = max(packed, 2 * segments * (core if n > GEMV_TOKENS else few).packed_x(n, K))
             largest = max(largest, packed + n_threads * max(core.forward_scratch(rows), core.backward_scratch(rows)))
     return sizeof(float) * (largest + rows * max(N, K) + 16)
