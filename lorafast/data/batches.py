@@ -71,8 +71,10 @@ class Batch:
 
     @property
     def whole_begin(self) -> np.ndarray:
-        """`begin`, had each row all its tokens."""
-        return self.begin if self.shared is None else self.begin + np.concatenate([[0], np.cumsum(self.shared)])
+        """`begin`, had each row all its tokens; int32."""
+        if self.shared is None:
+            return self.begin
+        return self.begin + np.concatenate([[0], np.cumsum(self.shared)]).astype(np.int32)
 
     @property
     def n_counted(self) -> int:

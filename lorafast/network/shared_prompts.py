@@ -32,9 +32,8 @@ class SharedPrompts:
     k_begin  int32 (n + 1,), where the keys of each begin among all, copies included
     """
 
-    def __init__(self, begin: np.ndarray, shared: np.ndarray, memory: PromptKeys) -> None:
-        self.begin, self.shared, self.memory = begin, shared, memory
-        self.k_begin = begin + np.concatenate([[0], np.cumsum(shared)]).astype(np.int32)
+    def __init__(self, begin: np.ndarray, shared: np.ndarray, k_begin: np.ndarray, memory: PromptKeys) -> None:
+        self.begin, self.shared, self.k_begin, self.memory = begin, shared, k_begin, memory
 
     def seen(self, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(S, width) each, from those of the T rows."""

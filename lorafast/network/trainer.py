@@ -134,7 +134,7 @@ class Trainer:
         if self.prompt_keys is None:
             assert self.network.key_widths, "such a network takes whole rows only"
             self.prompt_keys = PromptKeys(self.max_tokens, self.network.key_widths, empty)
-        return SharedPrompts(batch.begin, batch.shared, self.prompt_keys)
+        return SharedPrompts(batch.begin, batch.shared, batch.whole_begin, self.prompt_keys)
 
     def logits(self, batch: Batch) -> Iterator[np.ndarray]:
         """(n, V) at the targets that count, some at a time."""
