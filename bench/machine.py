@@ -26,6 +26,7 @@ from results import read_results, write_results
 
 from lorafast.gguf.types import TRAINABLE, GGMLType
 from lorafast.kernels import build_info
+from lorafast.kernels.linear import Weight
 from lorafast.system.threads import physical_cores
 
 HERE = Path(__file__).parent
@@ -201,12 +202,26 @@ def linear_peak(peaks: Peaks, isa: str, type: GGMLType, precision: str = "int16"
     """
     if type in FLOAT_TYPES or precision == "float32":
         return F32_PEAK[isa], 1.0
+    by_bytes = precision == "int8" and has_int8(isa, type)
     if isa == "amx":
-        return "bf16 amx", 2.0 if precision == "int8" else 1 / 3
+        return "bf16 amx", 2.0 if by_bytes else 1 / 3
     for name in INT16_PEAK.get(isa, ()):
         if name in peaks:
-            return name, INT8_TIMES.get(isa, 1.0) if precision == "int8" else 1.0
+            return name, INT8_TIMES.get(isa, 1.0) if by_bytes else 1.0
     return F32_PEAK[isa], 1.0
+
+
+def has_int8(isa: str, type: GGMLType) -> bool:
+    """Whether int8 has a core for weights of `type` on `isa`; the others run in int16."""
+    before = os.environ.get("LORAFAST_ISA")
+    os.environ["LORAFAST_ISA"] = isa                # the kernels look at each call
+    try:
+        return Weight(np.zeros((1, type.type_size), np.uint8), type, type.block_size, "int8").arithmetic == "int8"
+    finally:
+        if before is None:
+            del os.environ["LORAFAST_ISA"]
+        else:
+            os.environ["LORAFAST_ISA"] = before
 
 
 def main() -> None:

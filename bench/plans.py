@@ -19,6 +19,7 @@ import numpy as np
 from models import Pools
 from released import RELEASES, Release
 
+from lorafast.gguf.reader import DEFAULT_ALIGNMENT
 from lorafast.gguf.writer import header
 
 LIMITS = {8: "6G", 16: "13G", 32: "28G"}
@@ -51,7 +52,7 @@ def write_with_holes(path: Path, release: Release) -> None:
 
 
 def _aligned(nbytes: int) -> int:
-    return -(-nbytes // 32) * 32
+    return -(-nbytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
 
 def main() -> None:
