@@ -11,6 +11,7 @@ import pytest
 from make_models import make_tiny, split_model
 
 from lorafast import cli
+from lorafast.data.lengths import SharedRows
 from lorafast.errors import LoraFastError
 from lorafast.gguf.reader import open_model
 from lorafast.gguf.roles import BLOCK_MATRICES
@@ -23,6 +24,7 @@ from lorafast.network.trainer import Activations
 from lorafast.planning.budget import Budget
 from lorafast.planning.plan import CACHE, Job, Plan
 from lorafast.planning.planner import Forced, Planner
+from lorafast.planning.routing import UNPACKING_TOKENS
 from lorafast.planning.speed import BlockSpeed, Speed
 
 MIB = 2**20
@@ -66,6 +68,19 @@ def test_magnitudes_are_counted(planner):
     assert dora["DoRA's norms and gains"] == 2 * 4 * rows and "DoRA's norms and gains" not in plain
     kept = "activations kept for backward"
     assert dora[kept] - plain[kept] == 4 * 10 * (4 * 32) * 2 * 256
+
+
+def test_prompts_that_are_computed_once(planner, monkeypatch):
+    whole, shared = (planner(1000, ctx=64, shared=rows) for rows in (None, SharedRows(0.75, 0.5)))
+    speed = whole._speed()
+    monkeypatch.setattr(Planner, "_speed", lambda self: speed)
+    bytes_of = [{item.name: item.nbytes for item in each.plan().items} for each in (whole, shared)]
+    for name in ("inputs of the blocks", "activations kept for backward"):
+        assert bytes_of[1][name] == 0.75 * bytes_of[0][name], "the most that any order of samples can lead to"
+    prompts = "keys and values of shared prompts"
+    assert [each[prompts] for each in bytes_of] == [0, 4 * 256 * 4 * 128]
+    seconds = [each._compute(each.plan().strategy) for each in (whole, shared)]
+    assert seconds[1] / seconds[0] == pytest.approx((128 + UNPACKING_TOKENS) / (256 + UNPACKING_TOKENS))
 
 
 def test_less_memory_is_traded_for_time(planner):
@@ -225,6 +240,7 @@ DURING_A_RUN = """
 import os, shutil, sys
 from lorafast.cli import fail
 from lorafast.options.finetune import FinetuneConfig
+from lorafast.data.lengths import SharedRows
 from lorafast.errors import LoraFastError
 from lorafast.reporting.events import Step
 from lorafast.options.declare import parse
