@@ -27,7 +27,7 @@ compile_args = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-
 sanitize = []
 if sanitizers := os.environ.get("LORAFAST_SANITIZE"):
     sanitize = [f"-fsanitize={sanitizers}", *(["-fno-sanitize-recover=all"] if sanitizers != "thread" else [])]
-    compile_args += ["-g", "-O1", *sanitize, *(["-DPARALLEL_MIN_WORK=1"] if sanitizers == "thread" else [])]
+    compile_args += ["-g1", "-O1", *sanitize, *(["-DPARALLEL_MIN_WORK=1"] if sanitizers == "thread" else [])]
 
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 

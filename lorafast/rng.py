@@ -64,7 +64,7 @@ class MT19937:
     def from_text(cls, text: str) -> MT19937:
         """The generator whose `state_text()` is `text`. FormatError when it is not such a text."""
         numbers = text.split()
-        if len(numbers) != STATE_WORDS + 1 or not all(n.isascii() and n.isdigit() for n in numbers):
+        if len(numbers) != STATE_WORDS + 1 or not all(n.isascii() and n.isdigit() and len(n) <= 10 for n in numbers):
             raise FormatError(f"random generator's state {text[:40]!r}... is not {STATE_WORDS} words and a position")
         *words, position = map(int, numbers)
         if max(words) > 0xFFFFFFFF or position > STATE_WORDS:

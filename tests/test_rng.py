@@ -64,6 +64,7 @@ WHOLE = MT19937(1).state_text()
 @pytest.mark.parametrize("text", [
     "", "1 2 3", "not a state", WHOLE + " 7", WHOLE + "5",
     WHOLE.replace("1 ", "4294967296 ", 1), WHOLE.replace("1 ", "-1 ", 1),
+    pytest.param(WHOLE.replace("1 ", "9" * 5000 + " ", 1), id="a number too long for int()"),
 ])
 def test_broken_state_text(text):
     with pytest.raises(FormatError, match="random generator's state"):

@@ -168,7 +168,7 @@ def read_peft(path: str | os.PathLike, base: BaseModel | None = None) -> Adapter
 
 def base_tensor(module: str, arch: Architecture) -> str | None:
     """The base tensor's name in GGUF for a PEFT module; None for one that is not known."""
-    match = re.fullmatch(r"(?:model\.(?:language_model\.)?)?(?:layers\.(\d+)\.)?(.+)", module)
+    match = re.fullmatch(r"(?:model\.(?:language_model\.)?)?(?:layers\.([0-9]{1,9})\.)?(.+)", module)
     role = arch.role_of_module(match[2]) if match else None
     if match is None or role is None:
         return None

@@ -101,7 +101,7 @@ def tensor_lines(tensors: Iterable[Tensor], everything: bool) -> Iterator[str]:
     """One line a tensor; or one for all layers' tensors of the same name, shape and type."""
     rows: dict[tuple, list[Tensor]] = {}
     for tensor in tensors:
-        name = tensor.name if everything else re.sub(r"^blk\.\d+\.", "blk.*.", tensor.name)
+        name = tensor.name if everything else re.sub(r"^blk\.[0-9]{1,9}\.", "blk.*.", tensor.name)
         rows.setdefault((name, tensor.type, tensor.shape), []).append(tensor)
     width = column_width(name for name, _, _ in rows)
     yield f"{'tensor':<{width}}  count  type    shape (rows × columns)       size"

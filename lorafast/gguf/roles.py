@@ -65,7 +65,7 @@ ROLES = {role.name: role for role in (
 LLAMA_FINETUNE_ROLES = tuple(role for role in ROLES.values() if role.rank_field)
 LLAMA_FINETUNE_NAMES = tuple(role.name for role in LLAMA_FINETUNE_ROLES)
 
-_NAME = re.compile(r"(?:blk\.(\d+)\.)?([\w.]+)\.weight")
+_NAME = re.compile(r"(?:blk\.([0-9]{1,9})\.)?([\w.]+)\.weight")
 
 BLOCK_MATRICES = tuple(role.name for role in LLAMA_FINETUNE_ROLES if role.part)
 """The matrices of llama's block."""

@@ -156,5 +156,5 @@ def check_tensors(gguf: GGUFFile, arch: Architecture, shapes: Mapping[str, tuple
 
 def _block_of(name: str) -> int:
     """The number of a tensor's block; -1 outside of blocks."""
-    match = re.match(r"blk\.(\d+)\.", name)
+    match = re.match(r"blk\.([0-9]{1,9})\.", name)
     return int(match[1]) if match else -1

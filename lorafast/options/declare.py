@@ -202,7 +202,7 @@ def _spellings(cls: type[Options], types: Mapping[str, Any]) -> tuple[dict[str, 
 def convert(name: str, text: str, wanted: Any) -> Any:
     """`text` as the type of a field; UsageError, naming the option, if it is none."""
     if wanted in (int, int | None):
-        if not re.fullmatch(r"[+-]?[0-9]+", text):
+        if not re.fullmatch(r"[+-]?[0-9]{1,4000}", text):
             raise UsageError(f"{name} {text}: must be a whole number")
         return int(text)
     if wanted in (float, float | None):

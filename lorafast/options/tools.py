@@ -70,7 +70,7 @@ class InspectOptions(Options):
     model_base: str = option("", DATA, "FILE", "the model that the data is for", names=["-m"])
     samples: str = option("1,2,3", DATA, "LIST", "samples to show, separated by commas",
                           allowed=Allowed("numbers separated by commas",
-                                          lambda text: bool(re.fullmatch(r"\d+(,\d+)*", text))))
+                                          lambda text: bool(re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text))))
     method: str = same_as(FinetuneConfig, "method", DATA)
     ctx: int = same_as(FinetuneConfig, "ctx", DATA, shown_default="128; with records 512")
     batch: int = same_as(FinetuneConfig, "batch", DATA)

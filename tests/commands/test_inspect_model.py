@@ -10,7 +10,8 @@ from lorafast.errors import FormatError
 from lorafast.gguf.file_form import FileForm
 from lorafast.gguf.reader import GGUFFile
 from lorafast.gguf.roles import LLAMA_FINETUNE_NAMES
-from lorafast.gguf.types import GGUFValueType
+from lorafast.gguf.types import GGMLType, GGUFValueType
+from lorafast.gguf.writer import TensorToWrite, write_gguf
 from tests.adapters.test_gguf import MATRICES, random_adapter
 
 
@@ -33,12 +34,44 @@ def test_a_model(tmp_path):
     assert max(map(len, text.splitlines()[1:])) <= 120
 
 
-def test_a_long_name_does_not_widen_every_line(tmp_path):
-    """A file of 408 kB made inspect print 604 MB."""
-    long = "k" * 20_000
-    model = make_tiny(tmp_path / "model.gguf", metadata=[(long, GGUFValueType.UINT32, 1)])
-    assert len(text_of(model)) < 20_000
-    assert len(text_of(model, everything=True)) < 4 * 20_000 and long in text_of(model, everything=True)
+def nested(depth: int) -> list:
+    """Arrays of arrays, with numbers in the innermost."""
+    return [nested(depth - 1) for _ in range(5)] if depth else [1, 2, 3, 4, 5]
+
+
+U32, TEXT, ARRAY = GGUFValueType.UINT32, GGUFValueType.STRING, GGUFValueType.ARRAY
+HOSTILE = {
+    "a long key among short ones": [("k" * 20_000, U32, 1), *((f"{i}", U32, i) for i in range(1000))],
+    "long keys": [(f"{i}" + "k" * 1000, U32, i) for i in range(20)],
+    "a long text": [("k", TEXT, "\x1b" * 20_000)],
+    "many long texts": [(f"{i}", TEXT, "\U000e0001" * 200) for i in range(100)],
+    "an array of long texts": [("k", (ARRAY, TEXT), ["\t" * 1000] * 20)],
+    "many arrays of texts": [(f"{i}", (ARRAY, TEXT), ["\x1b" * 80] * 5) for i in range(100)],
+    "long arrays": [("k", (ARRAY, GGUFValueType.BOOL), np.zeros(20_000, bool))],
+    "many arrays": [(f"{i}", (ARRAY, GGUFValueType.INT8), np.full(9, -128, np.int8)) for i in range(1000)],
+    "arrays of arrays": [(f"{i}", (ARRAY, ARRAY), [np.array(row, np.uint8) for row in nested(1)] * 4)
+                         for i in range(100)],
+    "empty arrays of arrays": [("k", (ARRAY, ARRAY), [np.zeros(0, np.uint8)] * 2000)],
+}
+
+
+@pytest.mark.parametrize("metadata", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_shown_of_metadata_is_a_small_multiple_of_the_file(tmp_path, metadata):
+    """A file of 408 kB made inspect print 604 MB, where one long name widened every line."""
+    write_gguf(tmp_path / "model.gguf", [("general.architecture", TEXT, "llama"), *metadata], [])
+    size = (tmp_path / "model.gguf").stat().st_size
+    assert len(text_of(tmp_path / "model.gguf")) < 4 * size + 1000
+    assert len(text_of(tmp_path / "model.gguf", everything=True)) < 8 * size + 1000
+
+
+@pytest.mark.parametrize("names", [["t" * 20_000, *map(str, range(500))], [f"{i}" + "t" * 1000 for i in range(20)]],
+                         ids=["a long name among short ones", "long names"])
+def test_what_is_shown_of_tensors_is_a_small_multiple_of_the_file(tmp_path, names):
+    write_gguf(tmp_path / "model.gguf", [("general.architecture", TEXT, "llama")],
+               [TensorToWrite(name, GGMLType.F32, (1,), np.zeros(1, np.float32)) for name in names])
+    size = (tmp_path / "model.gguf").stat().st_size
+    for everything in (False, True):
+        assert len(text_of(tmp_path / "model.gguf", everything=everything)) < 4 * size + 1000
 
 
 @pytest.mark.parametrize("form, name, targets", [

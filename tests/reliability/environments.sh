@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds and tests lorafast in every environment that is found here, and prints a table:
-#   every Python from 3.10 on (none is downloaded), NumPy 1.26 and the newest, GCC and clang, without OpenMP; and with the
-#   Python that runs it: plain instructions only, no HOME, an ASCII locale, no /proc.
+#   every Python from 3.10 on (none is downloaded), NumPy 1.26 and the newest, GCC and clang, without OpenMP; the kernels
+#   by themselves on AArch64, emulated; and with the Python that runs it: plain instructions only, no HOME, an ASCII
+#   locale, no /proc.
 #   tests/reliability/environments.sh           all
 #   tests/reliability/environments.sh settings  what needs no build; CI runs that
 # MINORS names some of the Pythons only, as "10 13"; TESTS names the tests; PYTHON the Python of the settings, with lorafast's kernels built in place.
@@ -58,6 +59,14 @@ if [ "${1:-all}" = all ]; then
     build_and_try "without OpenMP" "${last:-$python}" numpy LORAFAST_NO_OPENMP=1
     if command -v clang >/dev/null; then
         build_and_try "clang, without OpenMP" "${last:-$python}" numpy CC=clang LORAFAST_NO_OPENMP=1
+    fi
+    if command -v qemu-aarch64 >/dev/null && [ "$(uname -m)" != aarch64 ]; then
+        if tests/native/run.sh aarch64 >"$work/log" 2>&1; then
+            row "AArch64 under QEMU, kernels alone (tests/native)" "$(tail -n 1 "$work/log")"
+        else
+            row "AArch64 under QEMU, kernels alone (tests/native)" "FAILED: $(tail -n 1 "$work/log")"
+            failed=1
+        fi
     fi
 fi
 try "LORAFAST_ISA=scalar" env LORAFAST_ISA=scalar "$python"

@@ -1,7 +1,7 @@
 /* Preloaded, it makes a call of the system fail: the n-th of its kind on files in a folder, once or from then on; or the
  * n-th allocation of at least FAULTS_LARGE bytes, but for the arenas of Python's own allocator. Smaller ones do not fail:
- * where a new thread has no memory to begin with, Thread.start waits for ever (CPython). Built and driven by faults.py.
- * Linux with glibc. */
+ * where a new thread has no memory to begin with, Thread.start waits for ever (CPython). Or the n-th of the kernels, or
+ * of any of one thread. Built by preload.py, driven by faults.py and kernel_memory.py. Linux with glibc. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -20,18 +20,21 @@
 #define IS_ARENA(n) ((n) == 256 << 10 || (n) == 1 << 20)
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-enum { WRITE, FSYNC, RENAME, OPEN, MEMORY, KINDS };
+enum { WRITE, FSYNC, RENAME, OPEN, MEMORY, KERNELS, ALLOCATION, KINDS };
 
 static char folder[4096];
-static int error_number, kind_armed = -1, goes_on;
+static int error_number, kind_armed = -1, more_fail;
 static long fails_at;
 static atomic_long calls[KINDS];
+static __thread int is_watched __attribute__((tls_model("initial-exec")));     /* all of this thread's allocations are */
 
-/* From now on calls of this kind are counted, and number `at` fails with `error` (0: none does); with `on` all after it too. */
-void faults_arm(int kind, int error, long at, int on, const char *path) {
+/* From now on calls of each kind are counted, and number `at` of this one fails with `error` (0: none does), and so do
+ * as many as `more` after it (-1: all). */
+void faults_arm(int kind, int error, long at, int more, const char *path) {
     for (int i = 0; i < KINDS; i++) atomic_store(&calls[i], 0);
     strncpy(folder, path, sizeof folder - 1);
-    error_number = error, fails_at = at, goes_on = on, kind_armed = kind;
+    error_number = error, fails_at = at, more_fail = more, kind_armed = kind;
+    is_watched = kind == ALLOCATION;
 }
 
 /* How many calls of a kind there were. */
@@ -40,7 +43,7 @@ long faults_count(int kind) { return atomic_load(&calls[kind]); }
 static int fails(int kind) {
     if (kind_armed < 0) return 0;
     const long number = atomic_fetch_add(&calls[kind], 1) + 1;
-    if (kind != kind_armed || !fails_at || (goes_on ? number < fails_at : number != fails_at)) return 0;
+    if (kind != kind_armed || !fails_at || number < fails_at || (more_fail >= 0 && number > fails_at + more_fail)) return 0;
     errno = error_number;
     return 1;
 }
@@ -96,13 +99,24 @@ int openat(int at, const char *path, int flags, ...) { OPENS(openat, at, path); 
 
 void *__libc_malloc(size_t n);
 void *__libc_calloc(size_t n, size_t size);
+void *__libc_realloc(void *p, size_t n);
 void *__libc_memalign(size_t alignment, size_t n);
 
-void *malloc(size_t n) { return n >= FAULTS_LARGE && fails(MEMORY) ? NULL : __libc_malloc(n); }
-void *calloc(size_t n, size_t size) { return n * size >= FAULTS_LARGE && fails(MEMORY) ? NULL : __libc_calloc(n, size); }
+static int has_no_memory(size_t n) {
+    return (n >= FAULTS_LARGE && fails(MEMORY)) || (is_watched && fails(ALLOCATION));
+}
+
+void *malloc(size_t n) { return has_no_memory(n) ? NULL : __libc_malloc(n); }
+void *calloc(size_t n, size_t size) { return has_no_memory(n * size) ? NULL : __libc_calloc(n, size); }
+void *realloc(void *p, size_t n) { return has_no_memory(n) ? NULL : __libc_realloc(p, n); }
+
+static int is_of_a_kernel(const void *caller) {
+    Dl_info found;
+    return dladdr(caller, &found) && found.dli_fname && strstr(found.dli_fname, "lorafast/kernels/");
+}
 
 int posix_memalign(void **p, size_t alignment, size_t n) {
-    if (n >= FAULTS_LARGE && fails(MEMORY)) return ENOMEM;
+    if (has_no_memory(n) || (is_of_a_kernel(__builtin_return_address(0)) && fails(KERNELS))) return ENOMEM;
     *p = __libc_memalign(alignment, n);
     return *p ? 0 : ENOMEM;
 }

@@ -7,13 +7,11 @@ name is whole, no temporary file stays, and resumed without the fault it comes t
 from __future__ import annotations
 
 import argparse
-import ctypes
 import errno
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,15 +21,16 @@ from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 
+from preload import library, preloaded
 from runs import Ground, check_whole, contents, finish, said
 
-LIBRARY = "LORAFAST_FAULTS"
 KINDS = {
     "write": [errno.ENOSPC, errno.EIO, errno.EDQUOT],
     "fsync": [errno.EIO, errno.ENOSPC],
     "rename": [errno.EACCES, errno.EIO],
     "open": [errno.EACCES, errno.EROFS, errno.EMFILE],
     "memory": [errno.ENOMEM],
+    "kernels' memory": [errno.ENOMEM],
 }
 """Kinds of calls, in the order of the library's enum, and the errors that they meet."""
 SECONDS = 120
@@ -43,9 +42,7 @@ class Faults:
 
     def __init__(self, folder: Path) -> None:
         self.ground = Ground.prepare(folder)
-        self.library = ctypes.CDLL(os.environ[LIBRARY])
-        self.library.faults_arm.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_char_p]
-        self.library.faults_count.restype = ctypes.c_long
+        self.library = library()
         self.tried: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.expected: dict[str, dict[str, bytes]] = {}
@@ -71,7 +68,7 @@ class Faults:
 
             os._exit = count_and_exit       # type: ignore[assignment]
             signal.alarm(SECONDS)           # what hangs ends by it
-            self.library.faults_arm(number, error, at, goes_on, os.fsencode(work))
+            self.library.faults_arm(number, error, at, -1 if goes_on else 0, os.fsencode(work))
 
         return finish(work, self.ground.command(work, scenario), arm)
 
@@ -105,29 +102,19 @@ class Faults:
                 for at in range(1, self.calls[scenario][number] + 1) for goes_on in (False, True)]
 
 
-def preloaded(folder: str) -> int:
-    """Builds the library and runs this script once more with it."""
-    library = str(Path(folder, "faults.so"))
-    compiler = (os.environ.get("CC") or "cc").split()
-    subprocess.run([*compiler, "-O1", "-shared", "-fPIC", "-o", library, str(Path(__file__).with_name("faults.c")),
-                    "-ldl"], check=True)
-    return subprocess.run([sys.executable, "-W", "ignore", *sys.argv],
-                          env={**os.environ, "LD_PRELOAD": library, LIBRARY: library}).returncode
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--faults", type=int, default=0, help="so many, chosen at random; 0: all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--only", default="", help="one kind")
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        if LIBRARY not in os.environ:
+        if not library():
             return preloaded(folder)
-        del os.environ["LD_PRELOAD"]
         faults = Faults(Path(folder))
-        possible = {kind: faults.all(kind) for kind in KINDS}
+        possible = {kind: faults.all(kind) for kind in KINDS if options.only in ("", kind)}
         for each in possible.values():
             random.Random(options.seed).shuffle(each)
         chosen = [fault for fault in chain(*zip_longest(*possible.values())) if fault]
@@ -136,7 +123,7 @@ def main() -> int:
                 break
             fault()
     print("| what fails | possible | tried | ended the run | resumed |\n|---|---|---|---|---|")
-    for kind in KINDS:
+    for kind in possible:
         print(f"| {kind} | {len(possible[kind])} | {faults.tried[kind]} | {faults.ended[kind]} | bit-equal |")
     print(f"\n{sum(faults.tried.values())} faults, seed {options.seed}; {time.monotonic() - began:.0f} s")
     return 0

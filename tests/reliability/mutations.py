@@ -1,4 +1,4 @@
-"""Changes that make a bad file of a good one: bits, numbers of a header, types of GGUF values, values of JSON."""
+"""Changes that make a bad file of a good one: bits, words, numbers of a header, types of GGUF values, JSON values."""
 from __future__ import annotations
 
 import json
@@ -9,14 +9,20 @@ import struct
 NUMBERS = (0, 1, 2, 7, 31, 32, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 PIECES = (b"{", b"}", b"[", b"]", b'"', b"null", b"NaN", b"1e999", b"-1", b"\x1b[31m", b"\0", b"\xff\xfe", b"9" * 5000,
           b"[" * 2000, b'{"a":' * 2000, b"{{", b"{% for i in range(9) %}", b"lora_a", b"blk.0.attn_q.weight")
+ODD_KEYS = (lambda key: re.sub("[0-9]+", "9" * 5000, key), lambda key: "", lambda key: key + "\x1b", str.upper)
 JSON_VALUES = (None, True, [], {}, "", "x", 0, -1, 1.5, 10**30, [[]], {"a": 1}, "\x1b[31m", [1, 2, 3])
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
     """One to four changes."""
     for _ in range(chance.randint(1, 4)):
-        data = chance.choice((flip, cut, insert, number, copy, value, value, retype, retype))(data, chance)
+        data = chance.choice(FOR_TEXT if is_text(data) else FOR_BYTES)(data, chance)
     return data
+
+
+def is_text(data: bytes) -> bool:
+    """TOML, CSV, JSON or a template, as far as its beginning tells."""
+    return b"\0" not in data[:64]
 
 
 def flip(data: bytes, chance: random.Random) -> bytes:
@@ -110,8 +116,37 @@ def value(data: bytes, chance: random.Random) -> bytes:
 def _exchanged(parsed: object, chance: random.Random) -> object:
     if isinstance(parsed, dict) and parsed and chance.random() < 0.9:
         key = chance.choice(list(parsed))
+        if chance.random() < 0.1:
+            return {chance.choice(ODD_KEYS)(name) if name == key else name: each for name, each in parsed.items()}
         return {**parsed, key: _exchanged(parsed[key], chance)}
     if isinstance(parsed, list) and parsed and chance.random() < 0.7:
         at = chance.randrange(len(parsed))
         return [*parsed[:at], _exchanged(parsed[at], chance), *parsed[at + 1:]]
     return chance.choice(JSON_VALUES)
+
+
+TEMPLATE_WORDS = tuple(b"""
+    range(99999) range(9) 10**9 'a'*10**9 [0]*10**8 **2 -1 0 none true [] {} '' ~ + - * // % == not in is and or if else
+    messages[0] messages.x loop.index loop.previtem namespace(x=1) dict(a=1) cycler(1,2) raise_exception('x')
+    strftime_now('%Y') tools bos_token |tojson(indent=9) |tojson |center(10**8) |join(',') |map(attribute='role')
+    |selectattr('role','equalto','user') |list |batch(3) |length |sort |first |replace('a','b'*9999) |format(1) |trim
+    .split('a') .items() .format(1) .__class__ [::-1] [1:] recursive {%break%} {%continue%} {%else%}
+    {%endfor%} {%endif%} {%endset%} {%endmacro%} {%generation%} {{x}} {{loop(messages)}} {#
+    """.split())
+WORD = re.compile(rb"\w+|[^\w\s]+")
+
+
+def word(data: bytes, chance: random.Random) -> bytes:
+    """Another word of the text, or one that templates have, for one of its words, or before it."""
+    words = list(WORD.finditer(data[:20000]))
+    if not words:
+        return data
+    old = chance.choice(words)
+    is_template = b"{%" in data or b"{{" in data
+    new = chance.choice(TEMPLATE_WORDS if is_template and chance.random() < 0.6 else [chance.choice(words).group()])
+    begin, end = chance.choice(((old.start(), old.end()), (old.start(), old.start())))
+    return data[:begin] + (b" " + new + b" " if is_template else new) + data[end:]
+
+
+FOR_BYTES = (flip, cut, insert, number, copy, value, value, retype, retype)
+FOR_TEXT = (flip, cut, insert, number, copy, value, value, word, word, word)

@@ -197,6 +197,10 @@ def make_template(folder: Path) -> Iterator[bytes]:
                                         '"content": "b"}]}\n' * 3)
     yield (b"{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}[{{ message['content'] }}]"
            b"{% else %}{{ message.content | trim }}{{ eos_token }}{% endif %}{% endfor %}")
+    yield (b"{% macro told(m, i=0) -%}{{ i ~ ': ' ~ m.role.upper() }}{%- endmacro %}{% set ns = namespace(n=0) %}"
+           b"{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}{% for m in messages[:2] if m.content is string %}"
+           b"{% set ns.n = ns.n + loop.index0 %}{{ told(m, ns.n) }} {{ m['content'].split('a') | join(', ') }}"
+           b"{% endfor %}{{ messages | map(attribute='content') | list | length }}{{ '%s' | format(bos_token) }}")
 
 
 def read_template(folder: Path) -> None:
@@ -237,6 +241,5 @@ READERS = [
     Reader("JSON records", "a.jsonl", make_records, read_records),
     Reader("CSV records", "a.csv", make_csv, lambda folder: read_data(folder, folder / "a.csv")),
     Reader("chat templates", "a.jinja", make_template, read_template),
-    Reader("metrics", "metrics.jsonl", make_metrics,
-           read_report),
+    Reader("metrics", "metrics.jsonl", make_metrics, read_report),
 ]
