@@ -63,7 +63,7 @@ class Attempt(Thread):
                 count = self.faults.faults_count(ALLOCATION)
                 self.faults.faults_arm(-1, 0, 0, 0, b"")
                 break
-            except MemoryError:
+            except (MemoryError, ctypes.ArgumentError):
                 pass
         self.was_reached = count >= self.at
 

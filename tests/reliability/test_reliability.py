@@ -46,6 +46,12 @@ def test_faults_of_the_system_lose_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="preloads a library, on Linux")
+def test_kernels_without_memory_raise_and_go_on():
+    assert "allocations that failed, in " in run("kernel_memory.py")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="changes /proc and the locale")
 def test_other_settings_change_nothing():
     done = subprocess.run([HERE / "environments.sh", "settings"], capture_output=True, text=True, timeout=900,
