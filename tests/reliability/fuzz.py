@@ -25,6 +25,8 @@ from lorafast.system.process import peak_resident_bytes
 
 SECONDS = 2.0
 MEMORY_FACTOR, MEMORY_BASE = 60, 96 * 2**20
+GROWTH = 1000
+"""Bytes that an input which is kept may have beyond the longest seed: all that is made of long ones takes long."""
 IN_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """Where the inputs are written: on a disk, opening them takes longer than reading them."""
 
@@ -112,6 +114,7 @@ def fuzz(reader: Reader, inputs: int, chance: random.Random, folder: Path,
          until: float) -> tuple[int, int, dict[str, bytes]]:
     """So many inputs; returns how many were tried, the lines reached, and the first input of each kind of fault."""
     corpus, faults, tried = list(reader.seeds(folder)), {}, 0
+    longest = max(map(len, corpus)) + GROWTH
     reader.good(folder, corpus)
     signal.signal(signal.SIGVTALRM, alarm)
     with Coverage() as coverage:
@@ -123,7 +126,7 @@ def fuzz(reader: Reader, inputs: int, chance: random.Random, folder: Path,
             if fault:
                 faults.setdefault(fault.split(":")[0] + fault[-30:], data)
                 print(f"{reader.name}: {fault}", file=sys.stderr)
-            elif is_new and len(data) < 2**18:
+            elif is_new and len(data) <= longest:
                 corpus.append(data)
             tried += 1
     return tried, len(coverage.lines), faults
