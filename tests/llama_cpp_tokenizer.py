@@ -30,13 +30,14 @@ def llama_cpp_ids(
 
 
 def _write(path: Path, metadata: Mapping[str, Any]) -> None:
+    from lorafast.gguf.strings import Strings
     from lorafast.gguf.types import GGUFValueType as T
     from lorafast.gguf.writer import write_gguf
 
     kinds = {bool: T.BOOL, int: T.UINT32, float: T.FLOAT32, str: T.STRING}
     entries = []
     for key, value in metadata.items():
-        if not isinstance(value, list):
+        if not isinstance(value, (list, Strings)):
             entries.append((key, kinds[type(value)], value))
         elif isinstance(value[0], str):
             entries.append((key, (T.ARRAY, T.STRING), value))

@@ -1,22 +1,32 @@
 """The benches run, in a minimal form, and what they write can be compared and plotted."""
 import json
-import os
-import subprocess
+import runpy
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from lorafast.kernels import build_info
 from tests.planning.test_planner import HYBRID, PURE_V2, system
 
 BENCH = Path(__file__).parent.parent / "bench"
 
 
 def run(script: str, *arguments: object, status: int = 0) -> str:
-    done = subprocess.run([sys.executable, BENCH / script, *map(str, arguments)], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
-    assert done.returncode == status, done.stderr
-    return done.stdout
+    """What a bench prints: run here, as one that is started would first have to import everything."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+        patch.setattr(sys, "argv", [str(BENCH / script), *map(str, arguments)])
+        patch.setenv("LORAFAST_ISA", build_info.isa())      # a bench may set others, one after the other
+        patch.syspath_prepend(BENCH)
+        try:
+            runpy.run_path(str(BENCH / script), run_name="__main__")
+        except SystemExit as end:
+            assert (end.code or 0) == status, end.code
+        else:
+            assert status == 0
+    return out.getvalue()
 
 
 def rows(path: Path) -> list[dict]:

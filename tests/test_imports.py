@@ -1,5 +1,6 @@
 """The packages import one way, and no modules import each other in a circle; imports for type checkers included."""
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
+@cache
 def imports() -> dict[str, set[str]]:
     """The modules of the package that each of them names in an import statement, by dotted name."""
     found = {}

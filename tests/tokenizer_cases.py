@@ -11,6 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from lorafast.gguf.strings import Strings
+from lorafast.tokenizer.token_ids import encode_text
+
 GOLDEN = Path(__file__).parent / "golden"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
@@ -42,7 +45,10 @@ class Case:
 
 @cache
 def vocabulary(name: str) -> Mapping[str, Any]:
-    return MappingProxyType(json.loads(lzma.decompress((GOLDEN / f"vocab-{name}.json.xz").read_bytes())))
+    """As a GGUF file's reader gives it."""
+    metadata = json.loads(lzma.decompress((GOLDEN / f"vocab-{name}.json.xz").read_bytes()))
+    return MappingProxyType({key: Strings.of(map(encode_text, value)) if key.endswith((".tokens", ".merges")) else value
+                             for key, value in metadata.items()})
 
 
 CHAT_TOKENS = (
@@ -56,7 +62,8 @@ CHAT_TOKENS = (
 
 def chat_tokens(name: str) -> tuple[tuple[str, int], ...]:
     """CHAT_TOKENS without those that the vocabulary has."""
-    return tuple(token for token in CHAT_TOKENS if token[0] not in vocabulary(name)["tokenizer.ggml.tokens"])
+    known = set(vocabulary(name)["tokenizer.ggml.tokens"])
+    return tuple(token for token in CHAT_TOKENS if token[0] not in known)
 
 
 def cases() -> dict[str, Case]:
@@ -91,7 +98,7 @@ def cases() -> dict[str, Case]:
 
 def merges_of_scores(name: str) -> list[str]:
     """A list of merges that makes the tokens of a SentencePiece vocabulary, the most probable first."""
-    tokens = vocabulary(name)["tokenizer.ggml.tokens"]
+    tokens = list(vocabulary(name)["tokenizer.ggml.tokens"])
     known = set(tokens)
     return [f"{text[:cut]} {text[cut:]}" for text in tokens for cut in range(1, len(text))
             if text[:cut] in known and text[cut:] in known]

@@ -5,6 +5,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
+import numpy as np
+
 
 class Strings(Sequence[str]):
     """Strings as UTF-8 in one piece; each becomes a `str` when it is asked for.
@@ -25,6 +27,11 @@ class Strings(Sequence[str]):
             data += text
             begins.append(len(data))
         return Strings(bytes(data), begins)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Bytes of each, int64 (n,)."""
+        return np.diff(np.asarray(self.begins).astype(np.int64))
 
     def bytes_of(self, i: int) -> bytes:
         """The i-th, 0 <= i < len, as stored."""

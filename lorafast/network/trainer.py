@@ -1,14 +1,14 @@
 """Loss and gradients of batches: what is kept of the forward pass, and what is computed again for the backward pass."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from ..data.batches import Batch
-from .block import BlockSaved
+from .block import Block, BlockSaved
 from .buffers import Buffers, New, Scratch, empty, nbytes_of
 from .distillation import Targets
 from .head_pieces import PiecewiseLosses
@@ -247,6 +247,23 @@ class Trainer:
         return losses
 
 
+def first_kept(n_layer: int, lowest: int, n_kept: int) -> int:
+    """The lowest block that has its activations kept, of n_layer blocks that are trained from the `lowest` on."""
+    return n_layer - max(1, min(n_kept, n_layer - lowest))
+
+
+def layers_with_stores(blocks: Sequence[Block], first_kept: int) -> list[int]:
+    """The blocks that have a store of their own for what backward needs: those from first_kept on, upwards; then the
+    highest of each shape that is not among them, whose store the others of that shape share."""
+    layers = list(range(first_kept, len(blocks)))
+    shapes = {blocks[layer].shape for layer in layers}
+    for layer in range(first_kept - 1, -1, -1):
+        if blocks[layer].shape not in shapes:
+            shapes.add(blocks[layer].shape)
+            layers.append(layer)
+    return layers
+
+
 class Activations(Buffers):
     """The inputs of the blocks, and what is kept of their forward passes, for a Trainer of T tokens."""
 
@@ -258,7 +275,7 @@ class Activations(Buffers):
         self.passing_inputs = [new(T, C) for _ in range(self.input_every - 1)]
         self.below = [new(T, C)] if self.lowest else []
         self.output = new(T, C)                                             # of the last block; then every dx
-        self.first_kept = self.n_layer - max(1, min(strategy.n_kept, self.n_layer - self.lowest))
+        self.first_kept = first_kept(self.n_layer, self.lowest, strategy.n_kept)
         self.shares_cheap = not strategy.keeps_cheap
         self.shared = [KeptKeys(T, *widths, new) for widths in network.shared_widths]
         self.per_layer = network.new_per_layer(T, new)
@@ -272,21 +289,18 @@ class Activations(Buffers):
     def _make_saved(self, network: Network, T: int, new: New, ranks: Ranks) -> tuple[int, ...]:
         """Fills `saved`: the top blocks have each their own, all others share that of the lowest of them with their
         shape, or of the first below. Returns the place in it of each block's."""
-        places, of_shape = [0] * self.n_layer, dict[tuple, int]()
+        own, of_shape = layers_with_stores(network.blocks, self.first_kept), dict[tuple, int]()
         cheap: dict[tuple, Buffers] = {}
-        for layer in [*range(self.first_kept, self.n_layer), *range(self.first_kept - 1, -1, -1)]:
+        for place, layer in enumerate(own):
             shape = network.blocks[layer].shape
-            if layer >= self.first_kept or shape not in of_shape:
-                saved = network.blocks[layer].saved(T, new, ranks)
-                if self.shares_cheap:
-                    for i, branch in enumerate(saved.branches):
-                        branch.cheap = cheap.setdefault((shape, i), branch.cheap)
-                of_shape.setdefault(shape, len(self.saved))
-                self.saved.append(saved)
-                places[layer] = len(self.saved) - 1
-            else:
-                places[layer] = of_shape[shape]
-        return tuple(places)
+            saved = network.blocks[layer].saved(T, new, ranks)
+            if self.shares_cheap:
+                for i, branch in enumerate(saved.branches):
+                    branch.cheap = cheap.setdefault((shape, i), branch.cheap)
+            of_shape.setdefault(shape, place)
+            self.saved.append(saved)
+        of_layer = {layer: place for place, layer in enumerate(own)}
+        return tuple(of_layer.get(layer, of_shape[block.shape]) for layer, block in enumerate(network.blocks))
 
     @property
     def saved_nbytes(self) -> int:

@@ -15,22 +15,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from ..data.lengths import SharedRows
 from ..data.memory import data_memory
 from ..data.options import data_options
 from ..errors import LoraFastError
 from ..gguf.reader import GGUFFile
 from ..kernels.linear import linear_scratch_bytes
-from ..network.buffers import sized
+from ..network.buffers import nbytes_of, sized
 from ..network.decoder import decoder_bytes
 from ..network.linear import Group
-from ..network.lora import Adapter
+from ..network.lora import Adapter, Ranks
 from ..network.network import Network
 from ..network.pass_sums import stores_needed
 from ..network.residency import ModelFiles, Window, least_capacity, nbytes
 from ..network.shared_prompts import PromptKeys
-from ..network.trainer import Activations, Strategy, scratch_floats, weight_order
+from ..network.trainer import (
+    Activations,
+    Strategy,
+    first_kept,
+    layers_with_stores,
+    scratch_floats,
+    weight_order,
+)
 from ..options.finetune import FinetuneConfig
+from ..options.methods import METHODS
 from ..options.outputs import megabytes
 from ..tokenizer import Tokenizer
 from .budget import Budget, read_budget
@@ -92,18 +99,17 @@ class Forced:
 
 
 def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenizer: Tokenizer, network: Network,
-             adapter: Adapter, sharing: Sharing = ALONE, shared: SharedRows | None = None) -> Plan:
+             adapter: Adapter, sharing: Sharing = ALONE) -> Plan:
     """The plan for `lorafast finetune` with these options. LoraFastError, which says what would fit, if there is none.
 
     adapter  without values yet, unless they are those of --init-lora
     sharing  the ranks that this is one of
-    shared   see Job
     """
     data = data_memory(data_options(config), tokenizer, gguf.metadata, config.ctx)
     base_bytes = files.resident_bytes_without() - (adapter.params.nbytes if config.init_lora else 0)
     job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data, config.pack,
               copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt or config.eval_score),
-              shared=shared,
+              shares_prompts=METHODS[config.method].takes == "pairs" and network.key_widths is not None,
               may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)), sharing=sharing)
 
     def at_most(given: int | None, all_of_them: int) -> int | None:
@@ -147,8 +153,7 @@ class Planner:
 
     def _items(self, strategy: Strategy) -> list[Item]:
         """Everything but the weights."""
-        job, params, tokens = self.job, 4 * self.adapter.n_params, self._tokens(strategy)
-        T = job.most_rows(tokens)
+        job, params, T = self.job, 4 * self.adapter.n_params, self._tokens(strategy)
         inputs, kept = self._activation_bytes(T, strategy.n_kept, strategy.input_every, strategy.keeps_cheap)
         n_blocks = len(self._trained)
         n_kept = min(strategy.n_kept, n_blocks)
@@ -164,7 +169,7 @@ class Planner:
             Item("DoRA's norms and gains", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
             Item("activations kept for backward", kept, of_blocks),
-            Item("keys and values of shared prompts", self._prompt_bytes(tokens) if job.shared else 0),
+            Item("keys and values of shared prompts", self._prompt_bytes(T) if job.shares_prompts else 0),
             Item("working arrays, logits", self._scratch_bytes(T, strategy) + self._row_bytes(T),
                  f"of {strategy.head_tokens} tokens at a time" + ", by pieces" * strategy.head_pieces),
             Item("packed operands and tiles of the kernels", self._kernel_bytes(max(T, self.measured_tokens))),
@@ -207,9 +212,33 @@ class Planner:
     @cached
     def _activation_bytes(self, T: int, n_kept: int, input_every: int, keeps_cheap: bool) -> tuple[int, int]:
         """Bytes of the blocks' inputs, and of what blocks keep for backward."""
-        strategy = Strategy(n_kept, input_every, keeps_cheap=keeps_cheap)
-        activations = Activations(self.network, self.adapter, T, strategy, new=sized)
-        return activations.nbytes - activations.saved_nbytes, activations.saved_nbytes
+        blocks = self.network.blocks
+        layers = layers_with_stores(blocks, first_kept(len(blocks), self._trained.start, n_kept))
+        first_of = {blocks[layer].shape: layer for layer in reversed(layers)}
+        stores = Counter(blocks[layer].shape for layer in layers)
+        saved = 0
+        for shape, n in stores.items():
+            dear, cheap = self._saved_bytes(T, first_of[shape])
+            saved += n * dear + (n if keeps_cheap else 1) * cheap
+        return self._input_bytes(T, input_every), saved
+
+    @cached
+    def _input_bytes(self, T: int, input_every: int) -> int:
+        activations = Activations(self.network, self.adapter, T, Strategy(1, input_every), new=sized)
+        return activations.nbytes - activations.saved_nbytes
+
+    @cached
+    def _saved_bytes(self, T: int, layer: int) -> tuple[int, int]:
+        """Bytes of what a block keeps for backward: what is dear to compute again, and what is cheap."""
+        saved = self.network.blocks[layer].saved(T, sized, self._ranks)
+        in_all = nbytes_of(saved)
+        for branch in saved.branches:
+            branch.cheap = None
+        return nbytes_of(saved), in_all - nbytes_of(saved)
+
+    @functools.cached_property
+    def _ranks(self) -> Ranks:
+        return Ranks(self.adapter)
 
     def _scratch_bytes(self, T: int, strategy: Strategy) -> int:
         return self._scratch_bytes_of(T, strategy.head_tokens, strategy.head_pieces)
@@ -359,7 +388,7 @@ class Planner:
     def _compute(self, strategy: Strategy) -> float:
         """Seconds of computing of a pass over one micro-batch."""
         speed = self._speed()
-        T = self.job.rows / self._parts(strategy)
+        T = self.job.tokens / self._parts(strategy)
         head = speed.head * (1 + UNPACKING_TOKENS / strategy.head_tokens) / (1 + UNPACKING_TOKENS / speed.head_tokens)
         head *= PRODUCTS_BY_PIECES ** (strategy.head_pieces - speed.head_pieces)
         seconds = head + sum(self._seconds_by_block(strategy))

@@ -63,7 +63,7 @@ class Tokenizer:
         self.add_eos = vocabulary.add_eos
         self.eog_ids = vocabulary.eog_ids
         self.warnings = vocabulary.warnings
-        self.max_token_length = max(len(vocabulary.tokens.bytes_of(token)) for token in range(self.n_vocab))
+        self.max_token_length = int(vocabulary.tokens.lengths.max())
 
     def marks_of_text(self) -> tuple[int, int]:
         """BOS and EOS around rows of text; where the model has only one of them, it stands for both.

@@ -119,7 +119,7 @@ def read_vocabulary(
     Raises FormatError naming the key that is missing or does not fit.
     """
     tokens = string_list(metadata, "tokens")
-    if not all(map(tokens.bytes_of, range(len(tokens)))):
+    if not tokens.lengths.all():
         tokens = Strings.of(tokens.bytes_of(token) or b"[EMPTY_%d]" % token for token in range(len(tokens)))
     ids = TokenIds(tokens)
     if ids.twins:

@@ -1,6 +1,7 @@
 """Loss and gradients of the whole network against a plain float64 one, and generation against training's forward
 pass."""
 
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -82,8 +83,13 @@ class Case:
         n = int((self.targets >= 0).sum())
         return trainer.loss_and_gradients(batch_of(self.tokens, self.targets), 1 / n, self.gradients) / n
 
+    @cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """The base's, for `exact`."""
+        return base_weights(self.gguf)
+
     def exact(self, pairs: dict) -> float:
-        return plain_loss(base_weights(self.gguf), pairs, self.adapter.scale, self.hp, self.tokens, self.targets)
+        return plain_loss(self.weights, pairs, self.adapter.scale, self.hp, self.tokens, self.targets)
 
     def pass_(self) -> Pass:
         return pass_of(self.adapter)

@@ -1,4 +1,5 @@
 """`lorafast plan` and --mem-limit: what is chosen, what is refused, and that a run keeps to it."""
+import json
 import os
 import re
 import shlex
@@ -8,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import quick_cli
 from make_models import make_tiny, split_model
 
 from lorafast import cli
-from lorafast.data.lengths import SharedRows
 from lorafast.errors import LoraFastError
 from lorafast.gguf.reader import open_model
 from lorafast.gguf.roles import BLOCK_MATRICES
@@ -24,7 +25,6 @@ from lorafast.network.trainer import Activations
 from lorafast.planning.budget import Budget
 from lorafast.planning.plan import CACHE, Job, Plan
 from lorafast.planning.planner import Forced, Planner
-from lorafast.planning.routing import UNPACKING_TOKENS
 from lorafast.planning.speed import BlockSpeed, Speed
 
 MIB = 2**20
@@ -68,19 +68,6 @@ def test_magnitudes_are_counted(planner):
     assert dora["DoRA's norms and gains"] == 2 * 4 * rows and "DoRA's norms and gains" not in plain
     kept = "activations kept for backward"
     assert dora[kept] - plain[kept] == 4 * 10 * (4 * 32) * 2 * 256
-
-
-def test_prompts_that_are_computed_once(planner, monkeypatch):
-    whole, shared = (planner(1000, ctx=64, shared=rows) for rows in (None, SharedRows(0.75, 0.5)))
-    speed = whole._speed()
-    monkeypatch.setattr(Planner, "_speed", lambda self: speed)
-    bytes_of = [{item.name: item.nbytes for item in each.plan().items} for each in (whole, shared)]
-    for name in ("inputs of the blocks", "activations kept for backward"):
-        assert bytes_of[1][name] == 0.75 * bytes_of[0][name], "the most that any order of samples can lead to"
-    prompts = "keys and values of shared prompts"
-    assert [each[prompts] for each in bytes_of] == [0, 4 * 256 * 4 * 128]
-    seconds = [each._compute(each.plan().strategy) for each in (whole, shared)]
-    assert seconds[1] / seconds[0] == pytest.approx((128 + UNPACKING_TOKENS) / (256 + UNPACKING_TOKENS))
 
 
 def test_less_memory_is_traded_for_time(planner):
@@ -174,15 +161,18 @@ OPTIONS = ("--train-data text.txt --ctx 32 --batch 4 --micro-batch 4 --no-checkp
 EVALUATION = "--valid-data text.txt --eval-every 1 --eval-batches 3 --sample-prompt 'my love' --sample-tokens 6"
 
 
+TEXT = "the love of my sweet love with all thy love is not for " * 50
+
+
 def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """A Python of its own, in a folder with data."""
-    (folder / "text.txt").write_text("the love of my sweet love with all thy love is not for " * 50)
+    (folder / "text.txt").write_text(TEXT)
     return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
 
 
 def finetune(model: Path, folder: Path, *options: str) -> str:
-    run = start(folder, "-m", "lorafast", "finetune", "--model-base", str(model), *shlex.split(OPTIONS), *options)
+    run = start(folder, quick_cli.__file__, "finetune", "--model-base", str(model), *shlex.split(OPTIONS), *options)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -236,42 +226,86 @@ def test_a_run_keeps_to_its_limit_and_loses_nothing(model, whole, tmp_path, n_pa
     assert (tmp_path / "a.bin").read_bytes() == whole.adapter
 
 
-DURING_A_RUN = """
-import os, shutil, sys
+CHANGES = {
+    "cut short": ("os.truncate('m.gguf', 4096)",
+                  "lorafast: error: .*m.gguf was (changed while it was in use|cut short)[^\n]*\n"),
+    "written to": ("os.utime('m.gguf', (1, 1))",
+                   "lorafast: error: .*m.gguf was changed while it was in use: restore it, and resume[^\n]*\n"),
+    "replaced": ("shutil.copy('m.gguf', 'n.gguf'); os.replace('n.gguf', 'm.gguf')",
+                 "all 3 iterations are done [^\n]*\n"),
+}
+"""What happens to the file, and what the run then says."""
+
+DURING_RUNS = """
+import json, os, shutil, sys
+from dataclasses import replace
 from lorafast.cli import fail
 from lorafast.options.finetune import FinetuneConfig
-from lorafast.data.lengths import SharedRows
 from lorafast.errors import LoraFastError
+from lorafast.planning import speed
 from lorafast.reporting.events import Step
+from lorafast.reporting.log import Log
 from lorafast.options.declare import parse
-from lorafast.training.run import finetune
+from lorafast.training.run import finetune, plan_of
 
-def change(event):
-    if isinstance(event, Step) and event.iteration == 2:
-        {change}
+class Noted(Log):
+    def note(self, text):
+        if "are in memory at a time" in text:
+            print("streams")
 
-try:
-    print(finetune(parse(FinetuneConfig, sys.argv[1:]), observers=[change]).reason)
-except LoraFastError as error:
-    sys.exit(fail(str(error)))
+def run(change, streams, argv):
+    def observe(event):
+        if isinstance(event, Step) and event.iteration == 2:
+            exec(change)
+
+    try:
+        config = parse(FinetuneConfig, argv)
+        if streams:
+            plan_of(config)         # takes memory for the first time, which the next one counts
+            config = replace(config, mem_limit=f"{plan_of(config).nbytes // 2**20 - 4}M")
+        print(finetune(config, Noted(), [observe]).reason)
+    except LoraFastError as error:
+        return fail(str(error))
+    return 0
+
+speed.ENOUGH = 0.0
+statuses = []
+argv = json.loads(sys.argv[1])
+for folder, change, streams in json.loads(sys.argv[2]):
+    child = os.fork()
+    if child:
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        continue
+    os.chdir(folder)
+    said = os.open("said", os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    status = run(change, streams, argv)
+    sys.stdout.flush()
+    os._exit(status)
+print(json.dumps(statuses))
 """
+"""Each run in a process of its own, but all after one start of Python."""
 
 
 @linux
-@pytest.mark.parametrize("streams", [True, False])
-@pytest.mark.parametrize("change, end", [
-    ("os.truncate('m.gguf', 4096)", "lorafast: error: .*m.gguf was (changed while it was in use|cut short)[^\n]*\n"),
-    ("os.utime('m.gguf', (1, 1))", "lorafast: error: .*m.gguf was changed while it was in use: restore it, and "
-     "resume[^\n]*\n"),
-    ("shutil.copy('m.gguf', 'n.gguf'); os.replace('n.gguf', 'm.gguf')", "all 3 iterations are done [^\n]*\n"),
-], ids=["cut short", "written to", "replaced"])
-def test_a_model_that_changes_during_a_run(model, whole, tmp_path, streams, change, end):
+def test_a_model_that_changes_during_a_run(model, tmp_path):
     """One line and no bus error, no update by what was read since; a file that another took the place of is read on."""
-    (tmp_path / "m.gguf").write_bytes(model.read_bytes())
-    limit = ["--mem-limit", f"{whole.limit()}M"] if streams else []
-    run = start(tmp_path, "-c", DURING_A_RUN.format(change=change), "--model-base", "m.gguf", *shlex.split(OPTIONS),
-                *limit)
-    assert run.returncode == (0 if "done" in end else 1)
-    said = re.sub(r"lorafast: warning: [^\n]*\n", "", run.stdout + run.stderr)
-    assert re.fullmatch(end, said)
-    assert (tmp_path / "a.bin").exists() == ("done" in end)
+    cases = [(name, change, end, streams) for name, (change, end) in CHANGES.items() for streams in (True, False)]
+    jobs = []
+    for name, change, _, streams in cases:
+        folder = tmp_path / f"{name}, {streams}"
+        folder.mkdir()
+        (folder / "m.gguf").write_bytes(model.read_bytes())
+        (folder / "text.txt").write_text(TEXT)
+        jobs.append((str(folder), change, streams))
+    done = start(tmp_path, "-c", DURING_RUNS, json.dumps(["--model-base", "m.gguf", *shlex.split(OPTIONS)]),
+                 json.dumps(jobs))
+    assert done.returncode == 0, done.stderr
+    for (name, _, end, streams), (folder, *_), status in zip(cases, jobs, json.loads(done.stdout), strict=True):
+        said = re.sub(r"lorafast: warning: [^\n]*\n", "", Path(folder, "said").read_text())
+        assert ("streams\n" in said) == streams, name
+        said = said.replace("streams\n", "")
+        assert status == (0 if name == "replaced" else 1), (name, streams, said)
+        assert re.fullmatch(end, said), (name, streams)
+        assert Path(folder, "a.bin").exists() == (name == "replaced"), (name, streams)

@@ -4,12 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hybrid_models import make_hybrid
+from make_models import make_tiny
 
 from lorafast.errors import UsageError
+from lorafast.gguf.reader import open_model
 from lorafast.network.buffers import Scratch, empty, sized
-from lorafast.network.residency import Window
+from lorafast.network.hparams import read_hparams
+from lorafast.network.lora import Adapter, default_ranks, specs_for
+from lorafast.network.network import Network
+from lorafast.network.residency import ModelFiles, Window
 from lorafast.network.trainer import Activations, Strategy, Trainer, scratch_floats
-from lorafast.planning.budget import cgroup_limit, parse_limit, read_budget
+from lorafast.planning.budget import Budget, cgroup_limit, parse_limit, read_budget
+from lorafast.planning.plan import Job
+from lorafast.planning.planner import Planner
 from lorafast.planning.speed import BlockSpeed, Speed, follow, measure_speed
 from lorafast.system.mounts import Mount, read_mounts
 from tests.network.test_network import Case, batch_of
@@ -145,6 +153,21 @@ def test_sizes_without_memory_are_those_with_it(tmp_path, strategy, dora):
     assert trainer.nbytes == trainer.buffers.nbytes + scratch
     array = sized(1000, 1000, 1000)
     assert (array.shape, array.nbytes) == ((1000, 1000, 1000), 4 * 10**9)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen35moe", "gemma4"])
+@pytest.mark.parametrize("targets", [None, ["blk.2.*"]], ids=str)
+def test_activations_summed_block_by_block_are_the_trainers(tmp_path, name, targets):
+    path = tmp_path / "model.gguf"
+    gguf = open_model(make_tiny(path, n_layer=4) if name == "llama" else make_hybrid(path, name))
+    hparams = read_hparams(gguf)
+    network = Network(gguf, hparams, 16)
+    adapter = Adapter(specs_for(hparams.tensor_shapes(), default_ranks(4), targets), 4, 4)
+    planner = Planner(gguf, ModelFiles(gguf), network, adapter, Job(1, 16, 1, 1, 1), Budget(GIB, "it", None), 0)
+    for strategy in STRATEGIES:
+        trainers = Activations(network, adapter, 16, strategy, sized)
+        assert planner._activation_bytes(16, strategy.n_kept, strategy.input_every, strategy.keeps_cheap) == (
+            trainers.nbytes - trainers.saved_nbytes, trainers.saved_nbytes), strategy
 
 
 def test_scratch_is_used_in_turn():

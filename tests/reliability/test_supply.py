@@ -25,6 +25,8 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 from lorafast import cli
+from lorafast.planning import speed
+speed.ENOUGH = 0.0
 for argv in json.loads(sys.argv[2]):
     assert cli.main(argv) == 0, argv
 sys.stderr.write("SEEN " + json.dumps(sorted(set(seen))))

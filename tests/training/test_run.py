@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick_cli
 from golden_files import GOLDEN, unpack
 from golden_models import make_smollm2_mha, make_tinymha, packaged_smollm2
 from make_models import make_tiny
@@ -68,7 +69,7 @@ def train(capsys):
 
 
 def command(*argv: object) -> list[str]:
-    return [sys.executable, "-m", "lorafast", "finetune", *map(str, argv)]
+    return [sys.executable, quick_cli.__file__, "finetune", *map(str, argv)]
 
 
 def environment() -> dict[str, str]:
@@ -261,6 +262,8 @@ def test_interrupt_finishes_the_step_saves_and_tells_how_to_go_on(folder, tiny, 
 KILLED = """
 import os, signal, sys
 from lorafast import cli
+from lorafast.planning import speed
+speed.ENOUGH = 0.0
 flush = os.fsync
 for nth in map(int, sys.argv[1].split()):
     child = os.fork()
@@ -354,22 +357,37 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(folder, tiny, tr
 
 # ------------------------------------------------------------------------------------------------------------- refusals
 
-def truncated(folder: Path, model: Path) -> str:
-    (folder / "cut.gguf").write_bytes(model.read_bytes()[:20000])
-    return "cut.gguf"
+@pytest.fixture(scope="module")
+def of_all_kinds(tiny, tmp_path_factory) -> Path:
+    """A folder with models, checkpoints and data, of which some cannot be used."""
+    folder = tmp_path_factory.mktemp("kinds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("tiny.gguf").symlink_to(tiny)
+        Path("cut.gguf").write_bytes(tiny.read_bytes()[:20000])
+        make_tiny("other-model.gguf", n_layer=1)
+        Path("text.txt").write_text(TEXT)
+        Path("empty.txt").touch()
+        Path("short.txt").write_text("love")
+        Path("read-only").mkdir()
+        for model, checkpoint in (("tiny.gguf", "good.gguf"), ("other-model.gguf", "other.gguf")):
+            assert cli.main(["finetune", "--model-base", model, *TINY, "--checkpoint-out", checkpoint, "--adam-iter",
+                             "1", "--lora-out", ""]) == 0
+        Path("cut-checkpoint.gguf").write_bytes(Path("good.gguf").read_bytes()[:-100])
+    return folder
 
 
 @pytest.mark.parametrize("options, status, message", [
     ("--model-base missing.gguf", 1, r"missing.gguf: No such file"),
-    ("--model-base {cut}", 1, r"cut.gguf: .*(truncated|beyond|bytes)"),
+    ("--model-base cut.gguf", 1, r"cut.gguf: .*(truncated|beyond|bytes)"),
     ("--model-base text.txt", 1, r"text.txt: .*GGUF"),
     ("--model-base .", 1, r"\.: is a folder; name the GGUF file"),
     ("--train-data missing.txt", 1, r"missing.txt.*No such file"),
     ("--train-data empty.txt", 1, r"empty.txt.*empty"),
-    ("--train-data {model}", 1, r"tiny.gguf.*binary"),
+    ("--train-data tiny.gguf", 1, r"tiny.gguf.*binary"),
     ("--train-data short.txt", 1, r"short.txt.*too short.*--ctx"),
     ("--checkpoint-in text.txt", 1, r"text.txt: .*neither a checkpoint nor an adapter"),
-    ("--checkpoint-in {model}", 1, r"tiny.gguf: is a base model, not a checkpoint"),
+    ("--checkpoint-in tiny.gguf", 1, r"tiny.gguf: is a base model, not a checkpoint"),
     ("--checkpoint-in other.gguf", 1, r"other.gguf: belongs to another model"),
     ("--checkpoint-in good.gguf --lora-r 8", 1, r"good.gguf: training.lora.rank.token_embd is 4, this run has 8"),
     ("--checkpoint-in good.gguf --lora-alpha 8", 1, r"good.gguf: .*alpha 4.*--lora-alpha 4"),
@@ -377,29 +395,20 @@ def truncated(folder: Path, model: Path) -> str:
     ("--checkpoint-in cut-checkpoint.gguf", 1, r"cut-checkpoint.gguf: "),
     ("--checkpoint-out nowhere/c-ITERATION.gguf", 1, r"--checkpoint-out .*the folder nowhere does not exist"),
     ("--lora-out read-only/a-ITERATION.bin", 1, r"--lora-out .*not writable"),
-    ("--lora-out {model}", 2, r"would overwrite the base model"),
+    ("--lora-out tiny.gguf", 2, r"would overwrite the base model"),
     ("--checkpoint-out text.txt", 2, r"would overwrite the training data"),
     ("--lora-out a.doc", 2, r"--lora-out a.doc: end the name in"),
     ("--dora --targets attn", 2, r"--dora: --lora-out a-ITERATION.bin: a ggla adapter cannot carry"),
     ("--ctx 1x", 2, r"--ctx 1x: must be a whole number"),
 ])
-def test_what_cannot_be_is_one_line_and_changes_nothing(folder, tiny, train, capsys, monkeypatch, options, status,
+def test_what_cannot_be_is_one_line_and_changes_nothing(of_all_kinds, tmp_path, capsys, monkeypatch, options, status,
                                                         message):
-    model = folder / "tiny.gguf"
-    model.symlink_to(tiny)
-    Path("empty.txt").touch()
-    Path("short.txt").write_text("love")
-    Path("read-only").mkdir()
+    folder = shutil.copytree(of_all_kinds, tmp_path / "folder", symlinks=True)
+    monkeypatch.chdir(folder)
     # root may write
     monkeypatch.setattr("lorafast.options.outputs.os.access", lambda path, mode: "read-only" not in str(path))
-    train("--model-base", model, *TINY, "--checkpoint-out", "good.gguf", "--adam-iter", 1, "--lora-out", "")
-    make_tiny(folder / "other-model.gguf", n_layer=1)
-    train("--model-base", "other-model.gguf", *TINY, "--checkpoint-out", "other.gguf", "--adam-iter", 1, "--lora-out",
-          "")
-    Path("cut-checkpoint.gguf").write_bytes(Path("good.gguf").read_bytes()[:-100])
-    line = options.format(model=model, cut=truncated(folder, tiny))
     before = files(folder)
-    assert cli.main(["finetune", "--model-base", str(model), *TINY, *shlex.split(line)]) == status
+    assert cli.main(["finetune", "--model-base", "tiny.gguf", *TINY, *shlex.split(options)]) == status
     out, err = capsys.readouterr()
     errors = [line for line in err.splitlines() if line.startswith("lorafast: error")]
     assert len(errors) == 1 and re.search(message, errors[0]), err
@@ -572,18 +581,32 @@ def test_starting_from_an_adapter_with_magnitudes(folder, tiny, train, name, sta
     assert read_checkpoint("c-2.gguf").magnitudes and Path("a-2/adapter_model.safetensors").read_bytes() != expected
 
 
+START_WITH = [*TINY, "--sample-start", "the", "--adam-alpha", "0.05", "--warmup", "0"]
+
+
+@pytest.fixture(scope="module")
+def adapters_of_all_forms(tiny, tmp_path_factory) -> Path:
+    """A folder with the adapter of one run in each form, and the metrics of the run."""
+    folder = tmp_path_factory.mktemp("adapters")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("text.txt").write_text(TEXT)
+        outputs = [part for end in (".bin", ".gguf", "/") for part in ("--lora-out", f"i-ITERATION{end}")]
+        assert cli.main(["finetune", "--model-base", str(tiny), *START_WITH, "--targets", "attn_q,attn_v,ffn_down",
+                         "--lora-r", "3", "--lora-alpha", "6", *outputs, "--save-every", "1", "--adam-iter", "1",
+                         "--metrics", "i.jsonl"]) == 0
+        Path("c-1.gguf").rename("checkpoint.gguf")
+    return folder
+
+
 @pytest.mark.parametrize("form", ["i-1.bin", "i-1.gguf", "i-1/", "checkpoint.gguf"])
-def test_starting_from_an_adapter(folder, tiny, train, form):
-    """Its next loss is that of the run that made it; scale, ranks and tensors are its own."""
-    run = ["--model-base", tiny, *TINY, "--sample-start", "the", "--adam-alpha", 0.05]
-    options = ["--targets", "attn_q,attn_v,ffn_down", "--lora-r", 3, "--lora-alpha", 6]
-    log = train(*run, *options, "--lora-out", "i-ITERATION.bin", "--lora-out", "i-ITERATION.gguf", "--lora-out",
-                "i-ITERATION/", "--save-every", 1, "--warmup", 0, "--adam-iter", 11)
-    Path("c-1.gguf").rename("checkpoint.gguf")
-    started = train(*run, "--init-lora", form, "--force-reshuffle", "--adam-iter", 10, "--warmup", 0)
-    # The first batch of the new run, the 20 samples' first two, is also the eleventh of the old one, but of other
-    # weights.
-    assert float(iterations(started)[1][3]) != float(iterations(log)[1][3])
+def test_starting_from_an_adapter(adapters_of_all_forms, tiny, tmp_path, monkeypatch, train, form):
+    """Its loss is not that of the run that made it; scale, ranks and tensors are its own."""
+    monkeypatch.chdir(shutil.copytree(adapters_of_all_forms, tmp_path / "folder"))
+    run = ["--model-base", tiny, *START_WITH]
+    started = train(*run, "--init-lora", form, "--force-reshuffle", "--adam-iter", 10)
+    first = next(event["loss"] for event in read_metrics("i.jsonl") if event["event"] == "step")
+    assert float(iterations(started)[1][3]) != pytest.approx(first, abs=1e-5), "the same two samples, other weights"
     adapter = read_adapter("a-10.bin")
     assert {len(a) for a, _ in adapter.pairs.values()} == {3} and len(adapter.pairs) == 6 and adapter.scale == 2
     assert "print_lora_params: n_rank_wq             : 3" in started
