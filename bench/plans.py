@@ -51,6 +51,13 @@ def write_with_holes(path: Path, release: Release) -> None:
         file.truncate(at)
 
 
+def write_text(path: Path) -> Path:
+    """Data to plan for, of words made up at random."""
+    rng = random.Random(0)
+    path.write_text(" ".join("".join(rng.choices(ascii_lowercase, k=rng.randint(2, 9))) for _ in range(N_WORDS)))
+    return path
+
+
 def _aligned(nbytes: int) -> int:
     return -(-nbytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
@@ -61,9 +68,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(RELEASES), metavar="NAME,...", help=", ".join(RELEASES))
     parser.add_argument("--machines", default="16,32", metavar="GB,...", help="of 8, 16, 32")
     args = parser.parse_args()
-    text = args.folder / "book.txt"
-    rng = random.Random(0)
-    text.write_text(" ".join("".join(rng.choices(ascii_lowercase, k=rng.randint(2, 9))) for _ in range(N_WORDS)))
+    text = write_text(args.folder / "book.txt")
     print("| model | file | machine | memory | of it weights | blocks kept | read a step | a step | tokens/s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in args.models.split(","):

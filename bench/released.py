@@ -132,6 +132,21 @@ def expert_keys(F: int, E: int, n_used: int) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------------------- models
 
+def llama2(C: int, n_layer: int, n_head: int, n_head_kv: int, F: int) -> Release:
+    D = C // n_head
+    block = attention(C, n_head, n_head_kv, D) | feed_forward(C, F)
+    return Release("llama", 32000, C, attention_keys(n_head, n_head_kv, D, 1e4)
+                   | {"feed_forward_length": F, "rope.dimension_count": D}, [block] * n_layer)
+
+
+def llama2_7b() -> Release:
+    return llama2(4096, 32, 32, 32, 11008)
+
+
+def llama2_70b() -> Release:
+    return llama2(8192, 80, 64, 8, 28672)
+
+
 def qwen3(C: int, n_layer: int, n_head: int, F: int, tied: bool = True) -> Release:
     D, n_head_kv = 128, 8
     block = attention(C, n_head, n_head_kv, D, (D, D)) | feed_forward(C, F)

@@ -2,9 +2,10 @@
 
 The file is llama-finetune's, byte for byte: GGUF v3 with the keys of `_metadata` and the float32 tensors of `_tensors`.
 Keys `lorafast.*` may follow, which llama-finetune ignores; they hold what it expected on the command line again (alpha
-and r), the element order of the moments (moments.py), and whatever else an exact resume needs. With DoRA the key
-`lorafast.dora` is among them, a tensor `<base>.lora_magnitude` follows each pair, and the magnitudes' moments those of
-all pairs; llama-finetune could not go on from that.
+and r), the element order of the moments (moments.py), and whatever else an exact resume needs. Where tensors of a role
+have different ranks, `training.lora.rank.*` is the highest, and `lorafast.ranks` has that of each pair. With DoRA the
+key `lorafast.dora` is among them, a tensor `<base>.lora_magnitude` follows each pair, and the magnitudes' moments those
+of all pairs. llama-finetune could go on from neither.
 
 Where an adapter is not llama-finetune's full set, the tensors that are not adapted are absent, and a role that is
 adapted nowhere has rank 0.
@@ -12,7 +13,7 @@ adapted nowhere has rank 0.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ..gguf.roles import LLAMA_FINETUNE_ROLES, ROLES, file_order, split_name
 from ..gguf.types import GGMLType, GGUFValueType
 from ..gguf.writer import TensorToWrite, ValueType, write_gguf
 from ..network.hparams import HParams
-from ..network.lora import Adapter, Moments, Pair, PairSpec
+from ..network.lora import Adapter, Moments, Pair, Ranks
 from . import moments
 
 U32, U64, F32, BOOL, STRING = (GGUFValueType.UINT32, GGUFValueType.UINT64, GGUFValueType.FLOAT32, GGUFValueType.BOOL,
@@ -121,7 +122,7 @@ def write_checkpoint(path: str | os.PathLike, geometry: Geometry, adapter: Adapt
 def _metadata(geometry: Geometry, adapter: Adapter, state: TrainState,
               extras: Mapping[str, Any] | None) -> list[tuple[str, ValueType, Any]]:
     sampler = state.sampler
-    ranks = _ranks_by_role(adapter.specs)
+    ranks = Ranks(adapter).by_role()
     metadata: list[tuple[str, ValueType, Any]] = [
         ("training.type", STRING, "finetune_lora"),
         ("general.architecture", STRING, geometry.architecture),
@@ -151,14 +152,12 @@ def _metadata(geometry: Geometry, adapter: Adapter, state: TrainState,
     if extras is not None:
         own = {"alpha": float(adapter.alpha), "r": adapter.r, "moments_order": state.moments_order}
         own |= {"dora": True} if adapter.magnitudes else {}
+        if any(spec.rank != ranks[spec.role] for spec in adapter.specs):
+            own["ranks"] = np.array([spec.rank for spec in adapter.specs], np.uint32)
         own |= {"data.tokens": sampler.data.tokens, "data.cuts": sampler.data.cuts} if sampler.data.tokens else {}
         own |= extras
         metadata += [(f"lorafast.{key}", *_typed(value)) for key, value in own.items()]
     return metadata
-
-
-def _ranks_by_role(specs: Sequence[PairSpec]) -> dict[str, int]:
-    return {spec.role: spec.rank for spec in specs}
 
 
 def _typed(value: Any) -> tuple[ValueType, Any]:
@@ -221,7 +220,7 @@ class Checkpoint:
 
     pairs    A (r, K) and B (r, N) by base tensor, in the file's order
     magnitudes  DoRA's by base tensor, in the same order; empty without
-    ranks    rank by role, as recorded
+    ranks    rank by role, as recorded; the highest where its tensors differ
     alpha, r   None in a file of llama-finetune, which trained with scale 1
     state    None if the file holds no training state; then neither does it hold m and v
     m, v     (n_params,) in the file's order, `state.moments_order`
@@ -252,7 +251,7 @@ class Checkpoint:
         tensors or another scale, or are not finite.
         """
         self.check_geometry(geometry)
-        self._check_ranks(_ranks_by_role(adapter.specs))
+        self._check_ranks(Ranks(adapter).by_role())
         self._check_tensors(adapter)
         self._check_magnitudes(adapter)
         if self.alpha is None and adapter.scale != 1:
@@ -387,8 +386,8 @@ _ADVICE = {
     FileForm.MLX: "make one of it with lorafast convert IN OUT.gguf --to checkpoint",
 }
 
-_OWN_KEYS = ("lorafast.alpha", "lorafast.r", "lorafast.moments_order", "lorafast.dora", "lorafast.data.tokens",
-             "lorafast.data.cuts", checksum.KEY)
+_OWN_KEYS = ("lorafast.alpha", "lorafast.r", "lorafast.moments_order", "lorafast.dora", "lorafast.ranks",
+             "lorafast.data.tokens", "lorafast.data.cuts", checksum.KEY)
 _REQUIRED = object()
 
 
@@ -419,10 +418,12 @@ def _read_pairs(file: GGUFFile, ranks: Mapping[str, int]) -> tuple[dict[str, Pai
     """The pairs and the magnitudes."""
     magnitudes: dict[str, np.ndarray] = {}
     parts: dict[str, dict[str, np.ndarray]] = {}
+    own_ranks = _own_ranks(file)
     for name, tensor in file.tensors.items():
         base, _, suffix = name.rpartition(".")
         if suffix in ("lora_a", "lora_b") and split_name(base)[1]:
-            parts.setdefault(base, {})[suffix] = _read_part(file.path, tensor, ranks[split_name(base)[1]])
+            rank = own_ranks.get(base, ranks[split_name(base)[1]])
+            parts.setdefault(base, {})[suffix] = _read_part(file.path, tensor, rank)
         elif suffix == MAGNITUDE and len(tensor.shape) == 1:
             magnitudes[base] = _float32(file.path, tensor)
         elif not name.startswith("optimizer."):
@@ -447,6 +448,19 @@ def _read_pairs(file: GGUFFile, ranks: Mapping[str, int]) -> tuple[dict[str, Pai
                               "is broken")
     return ({base: (parts[base]["lora_a"], parts[base]["lora_b"]) for base in names},
             {base: magnitudes[base] for base in names if dora})
+
+
+def _own_ranks(file: GGUFFile) -> dict[str, int]:
+    """The rank of each pair, where those of a role differ; else empty."""
+    ranks = file.metadata.get("lorafast.ranks")
+    if ranks is None:
+        return {}
+    names = sorted((name.removesuffix(".lora_a") for name in file.tensors if name.endswith(".lora_a")
+                    and split_name(name.removesuffix(".lora_a"))[1]), key=file_order)
+    if not isinstance(ranks, np.ndarray) or ranks.dtype.kind not in "iu" or ranks.shape != (len(names),):
+        raise FormatError(f"{file.path}: lorafast.ranks is not one whole number for each of {len(names)} pairs; the "
+                          "file is broken")
+    return dict(zip(names, ranks.tolist()))
 
 
 def _read_part(path: Path, tensor: Tensor, rank: int) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""How long the samples of a run are, and the most that a pass can hold: what a plan by real lengths starts from."""
+"""How long the samples of a run are: what a plan by real lengths starts from."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,17 +10,15 @@ from .samples import Samples, Sequences
 
 
 @dataclass(frozen=True)
-class LongestBatch:
-    """The largest pass that any order of the samples can lead to.
+class SharedRows:
+    """What passes compute of samples whose rows begin with the same prompt, which is computed once.
 
-    tokens   of all its rows
-    rows     that share these tokens
-    longest  tokens of its longest row
+    most_share  rows of a sample over its tokens, at most
+    mean_share  rows of all samples over their tokens
     """
 
-    tokens: int
-    rows: int
-    longest: int
+    most_share: float
+    mean_share: float
 
 
 def row_lengths(samples: Samples, ctx: int) -> np.ndarray:
@@ -29,16 +28,13 @@ def row_lengths(samples: Samples, ctx: int) -> np.ndarray:
     return np.broadcast_to(np.int64(ctx), samples.begin.shape)
 
 
-def longest_batch(samples: Samples, ctx: int, batch: int, *, pack: bool = False) -> LongestBatch:
-    """The longest pass of `batch` samples, or, with `pack`, of as many as fit batch * ctx tokens."""
-    lengths = row_lengths(samples, ctx)
-    if not isinstance(samples, Sequences):
-        return LongestBatch(batch * ctx, batch, ctx)
-    n = min(batch, len(lengths))
-    longest = np.partition(lengths, len(lengths) - n)[len(lengths) - n:]
-    tokens = int(longest.sum())
-    if pack:
-        total = int(lengths.sum())
-        tokens = min(batch * ctx, total)
-        n = int(np.searchsorted(np.cumsum(np.sort(lengths)), tokens, side="right"))
-    return LongestBatch(tokens, n, int(longest.max()))
+def shared_rows(parts: Sequence[Samples]) -> SharedRows | None:
+    """Of all samples of these parts together; None where nothing is shared."""
+    of_records = [samples for samples in parts if isinstance(samples, Sequences)]
+    if not of_records:
+        return None
+    tokens = np.concatenate([samples.n_inputs for samples in of_records])
+    rows = tokens - np.concatenate([samples.n_shared for samples in of_records])
+    if np.array_equal(rows, tokens):
+        return None
+    return SharedRows(float((rows / tokens).max()), float(rows.sum() / tokens.sum()))

@@ -86,6 +86,11 @@ class Data:
     notes: list[str] = field(default_factory=list)
     template: ChatTemplate | None = None
 
+    @property
+    def parts(self) -> list[Samples]:
+        """All that there are."""
+        return [samples for samples in (self.train, self.valid, self.test) if samples is not None]
+
     def with_whole_rows(self) -> Data:
         """This data for a network in which rows cannot share their beginning."""
         parts: dict[str, Any] = {name: part.with_whole_rows() for name in ("train", "valid", "test")

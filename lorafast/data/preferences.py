@@ -74,6 +74,11 @@ class Preferences(Sequences):
         other = self.shared + self.other_size - 1
         return np.maximum(self.size - 1, other) if self.is_judged else self.size - 1 + other
 
+    @property
+    def n_shared(self) -> np.ndarray:
+        """See Sequences."""
+        return self.in_common
+
     def subset(self, index: np.ndarray) -> Preferences:
         """Only the samples of these numbers. Judged answers keep the answers that they were set beside."""
         names = ("begin", "size", "line", "source", "label", "shared", "other_begin", "other_size",

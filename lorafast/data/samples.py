@@ -142,6 +142,11 @@ class Sequences(Samples):
         """Tokens that each sample is computed with, int64 (S,)."""
         return self.size - 1
 
+    @property
+    def n_shared(self) -> np.ndarray:
+        """Those of them that one row of a sample has of another, and that take no time or memory, int64 (S,)."""
+        return np.zeros_like(self.size)
+
     def subset(self, index: np.ndarray) -> Sequences:
         return replace(self, begin=self.begin[index], size=self.size[index], line=self.line[index],
                        source=self.source[index])

@@ -48,7 +48,7 @@ def sum_over_ranks(world: World, sums: PassSums, n_passes: int, wire: Wire = EXA
     outgoing = [_joined([wire.packed(part[place]) for part in mine.values()], wire) for place in places]
     incoming = [wire.buffer(n_here * len(nodes[rank])) for rank in range(world.size)]
     world.exchange(outgoing, incoming)
-    incoming[world.rank] = outgoing[world.rank].copy()
+    incoming[world.rank] = outgoing[world.rank]         # a view of the sum's place: it may be added up there
     parts = {node: wire.unpacked(incoming[rank][i * n_here:(i + 1) * n_here])
              for rank in range(world.size) for i, node in enumerate(nodes[rank])}
     summed = wire.packed(sum_of_nodes(parts, range(n_passes)))

@@ -112,7 +112,8 @@ class World:
         sizes = [int(size) for size in heads[:, :8].copy().view("<u8").ravel()]
         rest = np.frombuffer(data[SHORT:], np.uint8)
         rests = [np.empty(max(0, size - SHORT), np.uint8) for size in sizes]
-        self.exchange([rest] * self.size, rests)
+        if max(sizes) > SHORT:
+            self.exchange([rest] * self.size, rests)
         rests[self.rank] = rest
         return [pickle.loads(head[8:8 + min(SHORT, size)].tobytes() + rest.tobytes())
                 for head, rest, size in zip(heads, rests, sizes)]

@@ -249,6 +249,10 @@ class Ranks:
         """The highest rank of that role's pairs; 0 without any."""
         return self._ranks.get(role, 0)
 
+    def by_role(self) -> dict[str, int]:
+        """The highest rank of each role that has pairs."""
+        return dict(self._ranks)
+
     def has_gain(self, role: str) -> bool:
         """Whether a tensor of that role has DoRA's magnitudes."""
         return role in self._with_gains

@@ -315,6 +315,9 @@ class FinetuneConfig(ModelOptions):
     init_method: str = option("normal", ADAPTER, "NAME", "how A begins: normal, at random; eva, in the directions of "
                               "most inputs of its matrix (Paischer et al., 2024)", allowed=one_of("normal", "eva"))
     eva_batches: int = option(4, ADAPTER, "N", "batches that eva looks at", allowed=AT_LEAST_1)
+    eva_rho: float = option(1.0, ADAPTER, "X", "let eva redistribute ranks over the matrices by what their directions "
+                            "explain: at most X times its rank to each, as many in all as before; 1: as they are",
+                            allowed=Allowed("at least 1", lambda x: x >= 1))
     rank_att_norm: int | None = rank("attn_norm", "1")
     rank_ffn_norm: int | None = rank("ffn_norm", "1")
     rank_out_norm: int | None = rank("output_norm", "1")
@@ -440,6 +443,8 @@ class FinetuneConfig(ModelOptions):
                  if getattr(self, field) != defaults.get(field, type(self).__dataclass_fields__[field].default)]
         if self.init_lora and given:
             raise UsageError(f"{_spelling(given[0])}: --init-lora brings its own tensors, ranks and scale")
+        if self.eva_rho > 1 and self.init_method != "eva":
+            raise UsageError(f"--eva-rho {self.eva_rho:g}: ranks are redistributed by --init-method eva only")
         if FileForm.GGLA in self.forms() and self.alpha != int(self.alpha):
             raise UsageError(f"--rslora: {FileForm.GGLA.phrase} holds whole numbers as alpha, not {self.alpha:g}; "
                              "write another form, or take a square number for --lora-r")

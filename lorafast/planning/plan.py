@@ -2,10 +2,12 @@
 chosen."""
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..data.lengths import SharedRows
 from ..data.memory import DataMemory
 from ..network.linear import Group
 from ..network.residency import ModelFiles, Residency
@@ -39,7 +41,7 @@ class Job:
     packs       short samples share rows
     copies      arrays of the size of the adapter: parameters, gradients, two moments, and more with dropout
     generates   texts are generated now and then
-    shares_prompts  rows of a pass may begin with the prompt of the row before
+    shared      what is computed of rows that begin with the prompt of the row before; None: all rows are whole
     may_choose_pairs  the adapter is a new one, and not that of a file
     passes      of a step, all ranks together
     sharing     the ranks
@@ -54,7 +56,7 @@ class Job:
     packs: bool = False
     copies: int = 4
     generates: bool = False
-    shares_prompts: bool = False
+    shared: SharedRows | None = None
     may_choose_pairs: bool = True
     sharing: Sharing = ALONE
 
@@ -65,9 +67,18 @@ class Job:
 
     @property
     def tokens(self) -> float:
-        """Tokens of a pass, in the mean."""
+        """Tokens of a pass, in the mean, had each row all its tokens: by these a pass is split."""
         row = self.ctx if self.packs or self.data.sample_tokens is None else self.data.sample_tokens
         return self.batch * row
+
+    @property
+    def rows(self) -> float:
+        """Those of them that are computed."""
+        return self.tokens * (self.shared.mean_share if self.shared else 1)
+
+    def most_rows(self, tokens: int) -> int:
+        """Rows that are computed of so many tokens, at most."""
+        return math.ceil(tokens * self.shared.most_share) if self.shared else tokens
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,11 @@ class Plan:
         line = f"{megabytes(nbytes)} on disk: the input of block {lowest} for each row (--prefix-cache)"
         return replace(self, besides=(*self.besides, line))
 
+    def with_most_parameters(self, n: int) -> Plan:
+        """This plan for a run that finds its ranks by the data, and has so many parameters at most."""
+        line = f"at most {n:,} parameters: eva redistributes the ranks before the first step (--eva-rho)"
+        return replace(self, besides=(*self.besides, line))
+
     def for_iterations(self, n: int) -> Plan:
         """This plan, once it is known how many iterations the run has."""
         return replace(self, job=replace(self.job, iterations=n))
@@ -123,7 +139,7 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.job.tokens * self.job.passes / self.timing.seconds
+        return self.job.rows * self.job.passes / self.timing.seconds
 
     def stream(self, files: ModelFiles, order: Sequence[Group]) -> Residency | None:
         """Starts what brings the weights into memory, in this order, where they do not fit; to be closed at the end."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from ..data.lengths import SharedRows
 from ..data.memory import data_memory
 from ..data.options import data_options
 from ..errors import LoraFastError
@@ -37,7 +38,6 @@ from ..network.trainer import (
     weight_order,
 )
 from ..options.finetune import FinetuneConfig
-from ..options.methods import METHODS
 from ..options.outputs import megabytes
 from ..tokenizer import Tokenizer
 from .budget import Budget, read_budget
@@ -99,17 +99,18 @@ class Forced:
 
 
 def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenizer: Tokenizer, network: Network,
-             adapter: Adapter, sharing: Sharing = ALONE) -> Plan:
+             adapter: Adapter, sharing: Sharing = ALONE, shared: SharedRows | None = None) -> Plan:
     """The plan for `lorafast finetune` with these options. LoraFastError, which says what would fit, if there is none.
 
     adapter  without values yet, unless they are those of --init-lora
     sharing  the ranks that this is one of
+    shared   see Job
     """
     data = data_memory(data_options(config), tokenizer, gguf.metadata, config.ctx)
     base_bytes = files.resident_bytes_without() - (adapter.params.nbytes if config.init_lora else 0)
     job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data, config.pack,
               copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt or config.eval_score),
-              shares_prompts=METHODS[config.method].takes == "pairs" and network.key_widths is not None,
+              shared=shared,
               may_choose_pairs=not (config.init_lora or os.path.lexists(config.checkpoint_in)), sharing=sharing)
 
     def at_most(given: int | None, all_of_them: int) -> int | None:
@@ -153,7 +154,8 @@ class Planner:
 
     def _items(self, strategy: Strategy) -> list[Item]:
         """Everything but the weights."""
-        job, params, T = self.job, 4 * self.adapter.n_params, self._tokens(strategy)
+        job, params, tokens = self.job, 4 * self.adapter.n_params, self._tokens(strategy)
+        T = job.most_rows(tokens)
         inputs, kept = self._activation_bytes(T, strategy.n_kept, strategy.input_every, strategy.keeps_cheap)
         n_blocks = len(self._trained)
         n_kept = min(strategy.n_kept, n_blocks)
@@ -169,7 +171,7 @@ class Planner:
             Item("DoRA's norms and gains", 2 * 4 * self.adapter.n_magnitudes, "for DoRA"),
             Item("inputs of the blocks", inputs),
             Item("activations kept for backward", kept, of_blocks),
-            Item("keys and values of shared prompts", self._prompt_bytes(T) if job.shares_prompts else 0),
+            Item("keys and values of shared prompts", self._prompt_bytes(tokens) if job.shared else 0),
             Item("working arrays, logits", self._scratch_bytes(T, strategy) + self._row_bytes(T),
                  f"of {strategy.head_tokens} tokens at a time" + ", by pieces" * strategy.head_pieces),
             Item("packed operands and tiles of the kernels", self._kernel_bytes(max(T, self.measured_tokens))),
@@ -388,7 +390,7 @@ class Planner:
     def _compute(self, strategy: Strategy) -> float:
         """Seconds of computing of a pass over one micro-batch."""
         speed = self._speed()
-        T = self.job.tokens / self._parts(strategy)
+        T = self.job.rows / self._parts(strategy)
         head = speed.head * (1 + UNPACKING_TOKENS / strategy.head_tokens) / (1 + UNPACKING_TOKENS / speed.head_tokens)
         head *= PRODUCTS_BY_PIECES ** (strategy.head_pieces - speed.head_pieces)
         seconds = head + sum(self._seconds_by_block(strategy))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..adapters import BaseModel
 from ..adapters.checkpoint import Checkpoint
+from ..data.lengths import SharedRows
 from ..gguf.fingerprint import fingerprint
 from ..gguf.reader import GGUFFile
 from ..network.buffers import sized
@@ -21,6 +22,7 @@ from ..planning.planner import plan_run
 from ..planning.sharing import ALONE, Sharing
 from ..reporting.log import Log
 from ..tokenizer import Tokenizer, load_tokenizer
+from . import eva
 from .prepare import find_checkpoint, longest_continuation, new_adapter, open_base, refuse_other_model, run_precision
 
 
@@ -44,17 +46,28 @@ class Opened:
     fingerprint: str
 
     @property
+    def redistributes_ranks(self) -> bool:
+        """Whether the data is to tell the ranks of a new adapter."""
+        return self.config.eva_rho > 1 and self.checkpoint is None
+
+    @property
     def weights(self) -> Weights:
         """Where their bytes come from when they don't stream: embeddings that are no output matrix are read by rows."""
         return MAPPED if self.hparams.tied and not self.hparams.n_embd_per_layer else RowsFromFile(self.files)
 
-    def plan(self, longest_row: int, sharing: Sharing = ALONE) -> Plan:
-        """Memory and time of the run, in which no row has more than so many tokens.
+    def plan(self, longest_row: int, sharing: Sharing = ALONE, shared: SharedRows | None = None) -> Plan:
+        """Memory and time of the run, in which no row has more than so many tokens; of redistributed ranks, the most
+        that they can lead to.
 
         sharing  the ranks that compute it
+        shared   what is computed of rows that share their prompts
         """
-        return plan_run(replace(self.config, ctx=longest_row), self.gguf, self.files, self.tokenizer, self.network,
-                        self.adapter, sharing)
+        adapter = self.adapter
+        if self.redistributes_ranks:
+            adapter = Adapter(eva.largest(adapter.specs, self.config.eva_rho), adapter.alpha, adapter.r)
+        plan = plan_run(replace(self.config, ctx=longest_row), self.gguf, self.files, self.tokenizer, self.network,
+                        adapter, sharing, shared)
+        return plan.with_most_parameters(adapter.n_params) if self.redistributes_ranks else plan
 
 
 def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:
@@ -70,7 +83,7 @@ def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:
     checkpoint = find_checkpoint(config, log)
     model_fingerprint = fingerprint(gguf)
     refuse_other_model(config, checkpoint, hparams, model_fingerprint, log)
-    adapter = new_adapter(config, hparams, base, log)
+    adapter = new_adapter(config, hparams, base, checkpoint, log)
     precision = run_precision(config, checkpoint)
     network = Network(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer, gguf.metadata)),
                       precision)

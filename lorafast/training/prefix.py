@@ -61,9 +61,9 @@ def row_lengths(samples: Samples) -> np.ndarray:
 
 def completed(plan: Plan, opened: Opened, data: Data) -> Plan:
     """The plan with what only the data tells: the reference's passes, and the size of a prefix cache."""
-    config, samples = opened.config, [part for part in (data.train, data.valid, data.test) if part is not None]
+    config = opened.config
     if METHODS[config.method].reference:
-        lengths = np.concatenate([row_lengths(part) for part in samples])
+        lengths = np.concatenate([row_lengths(part) for part in data.parts])
         plan = plan.with_reference(int(lengths.sum()), len(lengths))
     if config.prefix_cache:
         lowest = check_prefix_cache(config, opened.network, opened.adapter, data.train)

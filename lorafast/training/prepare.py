@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ..adapters import BaseModel, read_adapter
@@ -11,7 +12,7 @@ from ..adapters.checkpoint import Checkpoint, Geometry, TrainState, read_checkpo
 from ..data.batches import Sampler, SequenceSampler
 from ..data.chat_template import KEY as CHAT_TEMPLATE_KEY, load_chat_template
 from ..data.files import check_files, data_files
-from ..data.lengths import row_lengths
+from ..data.lengths import SharedRows, row_lengths, shared_rows
 from ..data.open import Data, open_data
 from ..data.options import data_options
 from ..data.samples import Sequences
@@ -55,9 +56,10 @@ def check_inputs(config: FinetuneConfig) -> None:
         check_files(data_files(config.train_data, config.valid_data, config.valid_split))
 
 
-def new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, log: Log) -> Adapter:
-    """The adapter to train: that of --init-lora, or the tensors and ranks that the options say, still without
-    values."""
+def new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, checkpoint: Checkpoint | None,
+                log: Log) -> Adapter:
+    """The adapter to train: that of --init-lora, or the tensors and ranks that the options say (or the checkpoint has,
+    where ranks were redistributed), still without values."""
     if config.init_lora:
         file = read_adapter(config.init_lora, base)
         for warning in file.warnings:
@@ -65,6 +67,9 @@ def new_adapter(config: FinetuneConfig, hparams: HParams, base: BaseModel, log: 
         adapter = file.to_adapter(hparams.tensor_shapes())
     else:
         specs = specs_for(_shapes(config, hparams), config.ranks_by_role(), config.target_list(), dora=config.dora)
+        if config.eva_rho > 1 and checkpoint:
+            specs = tuple(replace(spec, rank=len(checkpoint.pairs[spec.name][0])) for spec in specs
+                          if spec.name in checkpoint.pairs)
         adapter = Adapter(specs, config.alpha, config.lora_r)
     config.check_adapted({spec.role for spec in adapter.specs}, tied=hparams.tied, dora=bool(adapter.magnitudes))
     return adapter
@@ -154,9 +159,13 @@ def longest_row(config: FinetuneConfig, data: Data | None) -> int:
     """
     if data is None or not isinstance(data.train, Sequences):
         return config.ctx
-    parts = [samples for samples in (data.train, data.valid, data.test) if samples is not None]
-    longest = max(int(row_lengths(samples, config.ctx).max()) for samples in parts)
+    longest = max(int(row_lengths(samples, config.ctx).max()) for samples in data.parts)
     return max(longest, config.ctx) if config.pack else longest
+
+
+def rows_that_share(data: Data | None) -> SharedRows | None:
+    """What passes compute of rows that share their prompts; None where none do, or the data is not known yet."""
+    return None if data is None else shared_rows(data.parts)
 
 
 def open_sampler(config: FinetuneConfig, log: Log, data: Data, tokenizer: Tokenizer, hparams: HParams, seed: int,

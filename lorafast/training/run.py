@@ -3,7 +3,6 @@ the loop (loop.py) needs.
 """
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,17 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.batches import SamplerState, evaluation_batches
+from ..data.batches import SamplerState
+from ..data.open import Data
 from ..data.samples import Sequences
 from ..distributed import joining
 from ..distributed.wire import WIRES
 from ..distributed.world import World
-from ..network.trainer import (
-    LLAMA_FINETUNE_FLOOR,
-    Strategy,
-    Trainer,
-    scratch_floats,
-)
+from ..network.lora import Ranks
+from ..network.trainer import LLAMA_FINETUNE_FLOOR, Strategy, Trainer, scratch_floats
+from ..network.weights import Weights
 from ..options.defaults import are_records
 from ..options.finetune import FinetuneConfig
 from ..planning.plan import Plan
@@ -31,21 +28,21 @@ from ..reporting.events import Observer
 from ..reporting.log import Log, Silence
 from ..reporting.metrics import open_observers
 from ..reporting.report import write_report
-from ..words import count
-from . import eva, llama_finetune_sizes as sizes
+from . import llama_finetune_sizes as sizes
+from .beginning import begin_by_eva, with_ranks_by_data
 from .course import Course, plan_course
 from .dropout import Dropout
 from .learner import Learner
 from .loop import Reporting, Result, Run
 from .opening import Opened, activation_sizes, open_run, open_weights
 from .prefix import completed, open_prefix_cache
-from .prepare import check_inputs, longest_row, open_training_data
+from .prepare import check_inputs, longest_row, open_training_data, rows_that_share
 from .reference import with_reference
 from .repair import claim, write_missing_adapters
 from .saving import Bystander, Saver, check_writing, clear_folder
 from .sharing import check_alike, own_options, plan_alike, with_passes
 from .signals import listening
-from .starting import Source, Start, open_source, starting_point
+from .starting import Start, open_source, starting_point
 from .teacher import open_teacher
 
 
@@ -86,16 +83,19 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
     log.model_base(config.model_base)
     opened = with_passes(open_run(config, log, stack), world, log)
     config = opened.config
-    saver = (Saver if world.is_first else Bystander)(replace(given, grad_acc=config.grad_acc), log, opened)
+    new_saver = Saver if world.is_first else Bystander
+    given = replace(given, grad_acc=config.grad_acc)
     if config.only_write_lora:
-        return _write_adapters(opened, seed, saver, log)
+        return _write_adapters(opened, seed, new_saver(given, log, opened), log)
 
     # The lengths of records decide what a pass takes. Of text they are known, and llama-finetune reads it later.
     data = None
-    if reads_records(config):
+    if reads_records(config) or opened.redistributes_ranks:
         data = open_training_data(config, log, opened.tokenizer, opened.network, opened.gguf)
     row = longest_row(config, data)
-    memory_plan = plan_alike(opened, row, world, log)
+    memory_plan = plan_alike(opened, row, rows_that_share(data), world, log)
+    opened, found = with_ranks_by_data(opened, data, memory_plan, row, world, log)
+    saver = new_saver(given, log, opened)
     start = starting_point(opened, seed, log)
     log_start(opened, start, log)
     if start.state.iteration:
@@ -109,16 +109,9 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
     memory_plan = completed(memory_plan, opened, data)
     dropout = Dropout(opened.adapter, config.lora_dropout,
                       start.extras.get("dropout_seed", seed)) if config.lora_dropout else None
-    prefix = open_prefix_cache(opened, data, world)
-    if prefix:
-        stack.callback(prefix.close)
-    trainer = Trainer(opened.network, dropout.thinned if dropout else opened.adapter,
-                      memory_plan.strategy.max_tokens(config.batch, row), memory_plan.strategy, config.n_threads,
-                      floor=0.0 if isinstance(data.train, Sequences) else LLAMA_FINETUNE_FLOOR, weights=weights,
-                      teacher=open_teacher(opened, data, memory_plan.strategy), prefix=prefix)
+    trainer = _open_trainer(opened, dropout, data, memory_plan.strategy, row, weights, world, stack)
     source = open_source(opened, data, start, seed, log)
-    if config.init_method == "eva" and opened.checkpoint is None:
-        begin_by_eva(opened, trainer, source, world, log)
+    begin_by_eva(opened, trainer, data, found, world, log)
     course = source.course
     warn_of_warmup(course, start, log)
     saver.check_disk(start.state.iteration, course.n_iter, source.data.valid is not None and config.keep_best)
@@ -137,16 +130,17 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
     return Run(opened, learner, source, start, memory_plan, Reporting(log, saver, observers, requests)).loop()
 
 
-def begin_by_eva(opened: Opened, trainer: Trainer, source: Source, world: World, log: Log) -> None:
-    """Gives the adapter the beginning of --init-method eva, by the samples in the data's order."""
+def _open_trainer(opened: Opened, dropout: Dropout | None, data: Data, strategy: Strategy, row: int, weights: Weights,
+                  world: World, stack: ExitStack) -> Trainer:
+    """What passes over the data are computed with. row: tokens of the longest one."""
     config = opened.config
-    batches = evaluation_batches(source.data.train, trainer.max_tokens, bos_id=opened.tokenizer.bos_id,
-                                 n_vocab=opened.hparams.n_vocab)
-    eva.initialise(opened.adapter, trainer, itertools.islice(batches, config.eva_batches))
-    opened.adapter.params[:] = world.gather(opened.adapter.params if world.is_first else None)[0]
-    looked_at = count(config.eva_batches, "batch", "batches")
-    log.note(f"A of each matrix begins in the main directions of its inputs, found from {looked_at} (--init-method "
-             "eva)")
+    prefix = open_prefix_cache(opened, data, world)
+    if prefix:
+        stack.callback(prefix.close)
+    return Trainer(opened.network, dropout.thinned if dropout else opened.adapter,
+                   strategy.max_tokens(config.batch, row), strategy, config.n_threads,
+                   floor=0.0 if isinstance(data.train, Sequences) else LLAMA_FINETUNE_FLOOR, weights=weights,
+                   teacher=open_teacher(opened, data, strategy), prefix=prefix)
 
 
 def _claim(config: FinetuneConfig, log: Log, stack: ExitStack) -> None:
@@ -197,7 +191,7 @@ def log_start(opened: Opened, start: Start, log: Log) -> None:
     """What is trained, and how far it has come."""
     adapter, state = opened.adapter, start.state
     log.params(opened.hparams)
-    log.lora_params({spec.role: spec.rank for spec in adapter.specs}, adapter.n_params)
+    log.lora_params(Ranks(adapter).by_role(), adapter.n_params)
     log.counters(state.iteration, state.sampler.samples_used, state.tokens, state.sampler.epochs)
     log.lora_size(sizes.lora_size(adapter.specs))
 
@@ -216,7 +210,7 @@ def plan_of(config: FinetuneConfig) -> Plan:
         data = None
         if by_epochs or reads_records(config):
             data = open_training_data(config, log, opened.tokenizer, opened.network, opened.gguf)
-        memory_plan = opened.plan(longest_row(config, data), sharing)
+        memory_plan = opened.plan(longest_row(config, data), sharing, rows_that_share(data))
         if data is None:
             return memory_plan
         memory_plan = completed(memory_plan, opened, data)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..data.lengths import SharedRows
 from ..data.open import Data
 from ..distributed.agreement import kinds_of_processors, refuse_differences
 from ..distributed.wire import WIRES
@@ -87,26 +88,30 @@ def sharing_of(config: FinetuneConfig, world: World) -> Sharing:
     return Sharing(world.size, world.n_local, itemsize=WIRES[config.exchange].itemsize)
 
 
-def plan_alike(opened: Opened, row: int, world: World, log: Log) -> Plan:
-    """The plan of this rank: the fastest one that fits with what all ranks, and the checkpoint, work on at a time."""
-    plan = opened.plan(row, sharing_of(opened.config, world))
+def plan_alike(opened: Opened, row: int, shared: SharedRows | None, world: World, log: Log) -> Plan:
+    """The plan of this rank: the fastest one that fits with what all ranks, and the checkpoint, work on at a time.
+
+    row, shared  see Opened.plan
+    """
+    plan = opened.plan(row, sharing_of(opened.config, world), shared)
     stored = _stored(opened)
     if len(stored) == 2 and stored != _decisive(opened.config, plan.strategy):
         try:
-            plan = _planned_with(opened, row, world, stored)
+            plan = _planned_with(opened, row, shared, world, stored)
         except LoraFastError:
             log.warning(f"the checkpoint's run worked on {stored[0]} samples and {stored[1]} logits at a time, which "
                         "does not fit here: the last bits of this run are not those of one that was never stopped")
     least = tuple(map(min, zip(*world.gather(_decisive(opened.config, plan.strategy)))))
     if least != _decisive(opened.config, plan.strategy):
-        plan = _planned_with(opened, row, world, least)
+        plan = _planned_with(opened, row, shared, world, least)
     return plan
 
 
-def _planned_with(opened: Opened, row: int, world: World, decisive: tuple[int, ...]) -> Plan:
+def _planned_with(opened: Opened, row: int, shared: SharedRows | None, world: World,
+                  decisive: tuple[int, ...]) -> Plan:
     micro_batch, head_tokens = decisive
     config = replace(opened.config, micro_batch=micro_batch, head_tokens=head_tokens)
-    return replace(opened, config=config).plan(row, sharing_of(config, world))
+    return replace(opened, config=config).plan(row, sharing_of(config, world), shared)
 
 
 def _decisive(config: FinetuneConfig, strategy: Strategy) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Checkpoints: the original's bytes, the order of the moments, exact resuming, and what is refused in which words."""
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,25 @@ def test_magnitudes_add_a_key_and_a_tensor_each(tmp_path):
     rewrite(tmp_path / "c.gguf", tmp_path / "b.gguf", drop=["lorafast.dora"])
     assert "lacks tensor 'blk.1.attn_q.weight.lora_magnitude'" in refusal(read_checkpoint, tmp_path / "a.gguf")
     assert "lora_magnitude', and lorafast.dora is False" in refusal(read_checkpoint, tmp_path / "b.gguf")
+
+
+def test_ranks_that_differ_within_a_role(tmp_path):
+    specs = [replace(spec, rank=1 + i % 3) for i, spec in enumerate(specs_for(SMALL, default_ranks(3), ("attn",)))]
+    adapter = Adapter([spec for spec in specs if spec.name != "blk.0.attn_k.weight"], 3, 3)
+    adapter.params[:] = np.random.default_rng(0).standard_normal(adapter.n_params)
+    path = tmp_path / "c.gguf"
+    write_checkpoint(path, SMALL_GEOMETRY, adapter, moments_of(adapter), TrainState(), {})
+    checkpoint = read_checkpoint(path)
+    assert [(name, len(a)) for name, (a, _) in checkpoint.pairs.items()] == [(s.name, s.rank) for s in adapter.specs]
+    assert "ranks" not in checkpoint.extras
+    again = Adapter(adapter.specs, 3, 3)
+    checkpoint.load_adapter(again, SMALL_GEOMETRY)
+    assert np.array_equal(again.params, adapter.params)
+    ranks = GGUFFile(path).metadata["lorafast.ranks"]
+    for wrong, message in ((ranks[:-1], "one whole number for each of 7 pairs"), (ranks[::-1], "rank . by its key")):
+        rewrite(path, tmp_path / "changed.gguf", {"lorafast.ranks": wrong.copy()})
+        with pytest.raises(FormatError, match=message):
+            read_checkpoint(tmp_path / "changed.gguf")
 
 
 def test_dora_and_lora_do_not_go_on_from_each_other(tmp_path):

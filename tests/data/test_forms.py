@@ -12,7 +12,7 @@ import pytest
 from make_models import STRING, bpe_vocabulary
 
 from lorafast.data.encode import AS_CHATS
-from lorafast.data.lengths import LongestBatch, longest_batch, row_lengths
+from lorafast.data.lengths import row_lengths, shared_rows
 from lorafast.data.open import DataOptions, open_data
 from lorafast.errors import FormatError, LoraFastError, UsageError
 from lorafast.tokenizer import load_tokenizer
@@ -190,16 +190,23 @@ def test_template_arguments():
     assert [text[:2] for text in texts] == ["on", "of"]
 
 
-def test_lengths_of_samples_and_the_longest_batch():
+def test_lengths_of_samples():
     write_lines("a.jsonl", [{"text": "a" * n} for n in (3, 9, 5, 7)])
     samples = opened("a.jsonl", ctx=8).train
     extra = samples.size[0] - 1 - 3         # BOS or EOS
     lengths = row_lengths(samples, 8)
     assert lengths.tolist() == [min(n + extra, 8) for n in (3, 9, 5, 7)]
-    two = sorted(lengths)[-2:]
-    assert longest_batch(samples, 8, 2) == LongestBatch(sum(two), 2, max(two))
-    assert longest_batch(samples, 8, 10) == LongestBatch(sum(lengths), 4, max(lengths))
-    packed = longest_batch(samples, 8, 2, pack=True)
-    assert packed.tokens == 16 and packed.longest == max(lengths)
     Path("a.txt").write_text("the love " * 100)
-    assert longest_batch(opened("a.txt", ctx=8).train, 8, 2) == LongestBatch(16, 2, 8)
+    text = opened("a.txt", ctx=8).train
+    assert set(row_lengths(text, 8).tolist()) == {8} and shared_rows([text, samples]) is None
+
+
+def test_rows_of_pairs_that_share_their_prompts():
+    write_lines("a.jsonl", [{"prompt": "a" * n, "chosen": "b", "rejected": "c"} for n in (4, 20)])
+    samples = opened("a.jsonl", method="dpo", raw_pairs=True).train
+    rows = samples.n_inputs - samples.in_common
+    assert (rows < samples.n_inputs).all()
+    shared = shared_rows([samples])
+    assert shared.most_share == rows[0] / samples.n_inputs[0]
+    assert shared.mean_share == pytest.approx(rows.sum() / samples.n_inputs.sum())
+    assert shared_rows([samples.with_whole_rows()]) is None

@@ -13,6 +13,7 @@ import quick_cli
 from make_models import make_tiny, split_model
 
 from lorafast import cli
+from lorafast.data.lengths import SharedRows
 from lorafast.errors import LoraFastError
 from lorafast.gguf.reader import open_model
 from lorafast.gguf.roles import BLOCK_MATRICES
@@ -25,6 +26,7 @@ from lorafast.network.trainer import Activations
 from lorafast.planning.budget import Budget
 from lorafast.planning.plan import CACHE, Job, Plan
 from lorafast.planning.planner import Forced, Planner
+from lorafast.planning.routing import UNPACKING_TOKENS
 from lorafast.planning.speed import BlockSpeed, Speed
 
 MIB = 2**20
@@ -68,6 +70,19 @@ def test_magnitudes_are_counted(planner):
     assert dora["DoRA's norms and gains"] == 2 * 4 * rows and "DoRA's norms and gains" not in plain
     kept = "activations kept for backward"
     assert dora[kept] - plain[kept] == 4 * 10 * (4 * 32) * 2 * 256
+
+
+def test_prompts_that_are_computed_once(planner, monkeypatch):
+    whole, shared = (planner(1000, ctx=64, shared=rows) for rows in (None, SharedRows(0.75, 0.5)))
+    speed = whole._speed()
+    monkeypatch.setattr(Planner, "_speed", lambda self: speed)
+    bytes_of = [{item.name: item.nbytes for item in each.plan().items} for each in (whole, shared)]
+    for name in ("inputs of the blocks", "activations kept for backward"):
+        assert bytes_of[1][name] == 0.75 * bytes_of[0][name], "the most that any order of samples can lead to"
+    prompts = "keys and values of shared prompts"
+    assert [each[prompts] for each in bytes_of] == [0, 4 * 256 * 4 * 128]
+    seconds = [each._compute(each.plan().strategy) for each in (whole, shared)]
+    assert seconds[1] / seconds[0] == pytest.approx((128 + UNPACKING_TOKENS) / (256 + UNPACKING_TOKENS))
 
 
 def test_less_memory_is_traded_for_time(planner):
@@ -241,6 +256,7 @@ import json, os, shutil, sys
 from dataclasses import replace
 from lorafast.cli import fail
 from lorafast.options.finetune import FinetuneConfig
+from lorafast.data.lengths import SharedRows
 from lorafast.errors import LoraFastError
 from lorafast.planning import speed
 from lorafast.reporting.events import Step
