@@ -5,8 +5,9 @@
 Every contestant has a process of its own; those of one comparison take turns, step by step. A comparison runs as
 
     peers     160m at batch 4 ctx 64 and at batch 1 ctx 512 (2048 with --full), 1b at batch 4 ctx 64: lorafast in each
-              precision, and PyTorch + PEFT in float32 and, where the processor multiplies that, bfloat16
-    precisions  160m at batch 4 ctx 64 in weights of 4 bits, which int8 has a core for with AVX2
+              precision, and PyTorch + PEFT in float32 and, where the processor multiplies that, bfloat16; on processors
+              that are not Intel's also with MKL held to the code it keeps for those (peers/mkl_anywhere.c)
+    precisions  the same at 160m, batch 4 ctx 64 in weights of 4 bits, which int8 has a core for with AVX2
     isas      the same at 160m with both sides held to AVX-512, and to AVX2 (--full)
     threads   1 to all on 160m; on 1b too with --full
     context   160m at batch 1, ctx 256 and 2048; 64 to 4096 with --full
@@ -19,11 +20,16 @@ PyTorch takes part where --peer-python (default: this Python) has torch, peft an
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
+import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,7 +48,8 @@ from lorafast.system.threads import physical_cores
 HERE = Path(__file__).parent
 ISAS = build_info.available_isas()
 LOWEST_PEER = 45
-"""Percent of the float32 peak that a peer must reach at 160m; a slower one is not at its best, the comparison void."""
+"""Percent of the float32 peak that the best peer must reach at 160m; a slower one is not at its best, the comparison
+void."""
 PROFILES, LONG_STEP = 5, 1.0
 """Profiled steps, and the seconds from which on one is enough."""
 FIND_TORCH = "from importlib.util import find_spec as f; exit(not (f('torch') and f('peft') and f('transformers')))"
@@ -53,18 +60,34 @@ TORCH_ISA = {       # variables that hold PyTorch and its libraries to an instru
 }
 
 
+def words_about_processor() -> set[str]:
+    """Of what Linux tells about it: its vendor and its features among others."""
+    try:
+        return set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return set()
+
+
 def machine_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16; where it does not, PyTorch takes a hundred times as long in it."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(words_about_processor() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@cache
+def mkl_anywhere() -> str:
+    """peers/mkl_anywhere.c as a library to preload, in a folder that stays as long as this process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "mkl_anywhere.so"
+    source = HERE / "peers/mkl_anywhere.c"
+    subprocess.run([*os.environ.get("CC", "cc").split(), "-shared", "-fPIC", source, "-o", path], check=True)
+    return str(path)
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """What runs, on what. `type` is the weights' in lorafast; for PyTorch it is the dtype."""
+    """What runs, on what. program: lorafast, torch, or torch+mkl (torch with `mkl_anywhere`). type: the weights' in
+    lorafast, PyTorch's dtype."""
 
     program: str
     model: str
@@ -85,8 +108,10 @@ class Contestant:
 
     def worker(self, peer_python: str, models: Path) -> Worker:
         sizes = self.batch, self.ctx, self.threads
-        if self.program == "torch":
+        if self.program != "lorafast":
             environment = {"OMP_NUM_THREADS": str(self.threads), **TORCH_ISA.get(self.isa, {})}
+            if self.program == "torch+mkl":
+                environment["LD_PRELOAD"] = mkl_anywhere()
             return Worker(HERE / "peers/torch_peft.py", self.model, *sizes, self.type, python=peer_python,
                           environment=environment)
         model = make_model(self.model, self.type, models)
@@ -97,7 +122,7 @@ class Contestant:
         """Tokens a second, operations of the frozen products, and their share of the peak of what multiplies them."""
         tokens = self.batch * self.ctx
         gflops = 4 * GEOMETRIES[self.model].n_weights * tokens / seconds / 1e9
-        peak, share = ((F32_PEAK[self.isa], 1.0) if self.program == "torch"
+        peak, share = ((F32_PEAK[self.isa], 1.0) if self.program != "lorafast"
                        else linear_peak(peaks, self.isa, GGMLType[self.type], self.precision))
         return {"tokens_per_s": tokens / seconds, "gflops": gflops, "peak": peak,
                 "percent_of_peak": 100 * gflops / (share * peaks[peak][str(self.threads)])}
@@ -110,8 +135,12 @@ def comparisons(full: bool, threads: int, has_torch: bool, model: str) -> Iterat
 
     def with_torch(ours: Sequence[Contestant], torch_isa: str) -> list[Contestant]:
         torch = replace(ours[0], program="torch", type="float32", isa=torch_isa)
-        types = ("float32", "bfloat16") if machine_has_bfloat16() else ("float32",)
-        return [*ours, *(replace(torch, type=type) for type in types)] if has_torch else [*ours]
+        peers = [torch]
+        if machine_has_bfloat16():
+            peers.append(replace(torch, type="bfloat16"))
+        if platform.machine() == "x86_64" and "GenuineIntel" not in words_about_processor():
+            peers.append(replace(torch, program="torch+mkl"))
+        return [*ours, *peers] if has_torch else [*ours]
 
     def precisions(contestant: Contestant) -> list[Contestant]:
         return [replace(contestant, precision=precision) for precision in ("int16", "int8", "float32")]
@@ -123,7 +152,8 @@ def comparisons(full: bool, threads: int, has_torch: bool, model: str) -> Iterat
         yield "peers", with_torch(precisions(replace(base, batch=1, ctx=2048)), widest)
     if model == "160m":
         yield "peers", with_torch(precisions(replace(base, model="1b")), widest)
-    yield "precisions", [each for type in ("Q4_0", "Q4_K") for each in precisions(replace(base, type=type))]
+    for type in ("Q4_0", "Q4_K"):
+        yield "precisions", with_torch(precisions(replace(base, type=type)), widest)
     if full:
         for lower in ("avx512", "avx2"):
             if lower in ISAS and lower != isa:
@@ -157,11 +187,18 @@ def run(name: str, contestants: Sequence[Contestant], peaks: Peaks, repeats: int
                 row |= split([worker.ask("profile") for _ in range(PROFILES if row["seconds"] < LONG_STEP else 1)])
                 row["speedup"] = {f"{other.program} {other.type}": ratio(seconds[other], seconds[each])
                                   for other in contestants if other.program != "lorafast"}
-            elif each.type == "float32" and each.model == "160m":
-                row["void"] = speed["percent_of_peak"] < LOWEST_PEER
             rows.append(row)
+        judge_peers(rows)
+        for each, row in zip(contestants, rows, strict=True):
             report(each, row)
     return rows
+
+
+def judge_peers(rows: list[dict[str, Any]]) -> None:
+    """Marks the peers in float32 on 160m as void where none of them reached LOWEST_PEER."""
+    peers = [row for row in rows if row["program"] != "lorafast" and (row["type"], row["model"]) == ("float32", "160m")]
+    for row in peers:
+        row["void"] = max(peer["percent_of_peak"] for peer in peers) < LOWEST_PEER
 
 
 def split(profiles: list[dict[str, Any]]) -> dict[str, Any]:
