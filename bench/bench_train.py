@@ -124,7 +124,7 @@ class Contestant:
         gflops = 4 * GEOMETRIES[self.model].n_weights * tokens / seconds / 1e9
         peak, share = ((F32_PEAK[self.isa], 1.0) if self.program != "lorafast"
                        else linear_peak(peaks, self.isa, GGMLType[self.type], self.precision))
-        return {"tokens_per_s": tokens / seconds, "gflops": gflops, "peak": peak,
+        return {"tokens_per_s": tokens / seconds, "gflops": gflops, "peak": peak, "share_of_peak": share,
                 "percent_of_peak": 100 * gflops / (share * peaks[peak][str(self.threads)])}
 
 
@@ -214,9 +214,10 @@ def split(profiles: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def report(contestant: Contestant, row: dict[str, Any]) -> None:
-    memory = row["memory"]
+    memory, share = row["memory"], row["share_of_peak"]
+    peak = row["peak"] if share == 1 else f"{share:.3g} times {row['peak']}"
     print(f"{contestant.name}:\n    {row['tokens_per_s']:.0f} tokens/s, {row['seconds'] * 1000:.0f} ms a step, "
-          f"{row['gflops']:.0f} GFLOP/s, {row['percent_of_peak']:.0f} % of {row['peak']}, "
+          f"{row['gflops']:.0f} GFLOP/s, {row['percent_of_peak']:.0f} % of {peak}, "
           f"{memory['anonymous'] / 1e6:.0f} MB its own + {memory['mapped'] / 1e6:.0f} MB mapped")
     for program, speedup in row.get("speedup", {}).items():
         print(f"    {speedup:.2f} times {program}")

@@ -17,7 +17,7 @@
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22           /* Linux 5.14 */
 #endif
-#define PAGES_AT_ONCE (4 << 20)         /* bytes; reading by pieces, the system's read-ahead works across their ends */
+#define PAGES_AT_ONCE (4 << 20)         /* bytes: so much is begun again after a signal */
 
 /* The smallest whole pages that hold `bytes` bytes at p. */
 static uint8_t *pages_of(const uint8_t *p, size_t *bytes) {

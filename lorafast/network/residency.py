@@ -14,6 +14,7 @@ page, nothing is copied, and a page that was let go too early would be read agai
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import threading
 import time
@@ -35,8 +36,8 @@ from .weights import Matrices, RowsFromFile
 IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 """File systems whose files lie in memory themselves."""
 
-READ_AHEAD = 4 << 20
-"""Bytes around a part of a file that reading it may leave in the system's cache."""
+ASKED_AT_ONCE = 128 << 10
+"""Bytes. Linux cuts a longer wish short, to the size of the disk's own read-ahead."""
 
 
 def if_cut_short(name: str) -> None:
@@ -76,8 +77,20 @@ class ModelFiles:
             if self._stamp(path) != stamp:
                 raise self._changed(path)
 
+    def read_ahead(self, wanted: bool) -> None:
+        """Whether a page that is touched brings others with it, as the system thinks best: where parts of a file are
+        wanted, that may be megabytes of those that are not. Where it does not, `ask_for` comes before `populate`."""
+        for mapping in self.mappings.values():
+            mapping.madvise(mmap.MADV_NORMAL if wanted else mmap.MADV_RANDOM)
+
+    def ask_for(self, tensor: Tensor, begin: int, end: int) -> None:
+        """Has the system begin to read a tensor's bytes between two places."""
+        for at in range(begin, end, ASKED_AT_ONCE):
+            self._advise(tensor.path, tensor.offset + at, min(ASKED_AT_ONCE, end - at), "WILLNEED")
+
     def populate(self, tensor: Tensor, begin: int = 0, end: int | None = None) -> None:
-        """Reads a tensor, or its bytes between two places."""
+        """Reads a tensor, or its bytes between two places, or waits until they are read; enters their pages in the page
+        table."""
         try:
             populate(tensor.data.reshape(-1)[begin:end])
         except OSError as error:
@@ -92,9 +105,7 @@ class ModelFiles:
     def let_go(self, path: Path, begin: int, end: int) -> None:
         """Takes them out of the system's cache as well, unless others map them."""
         self.unmap(path, begin, end)
-        # Its cache has read ahead of what was asked for. What is mapped stays.
-        begin = max(0, begin - READ_AHEAD)
-        self.drop(path, begin, end + READ_AHEAD - begin)
+        self.drop(path, begin, end - begin)
 
     def let_go_pages(self) -> None:
         """Takes all pages out of this process: opening the model has mapped some here and there."""
@@ -266,6 +277,7 @@ class Residency(RowsFromFile):
         self.failure: BaseException | None = None
         self.closed = False
         self.changed = threading.Condition()
+        files.read_ahead(False)
         files.let_go_all()
         self.places: dict[Path, list[tuple[int, int, int]]] = {path: [] for path in files.files}
         """Begin, end and unit of each tensor in a file, in the file's order."""
@@ -323,6 +335,7 @@ class Residency(RowsFromFile):
             self.closed = True
             self.changed.notify_all()
         self.reader.join()
+        self.files.read_ahead(True)
 
     def _read(self) -> None:
         try:
@@ -366,24 +379,32 @@ class Residency(RowsFromFile):
 
     def _read_unit(self, unit: int, wanted: np.ndarray | None) -> int:
         """Reads it, or what is wanted of it and not there; lets go what reading has mapped besides. Bytes read."""
-        for tensor in self.groups[unit].tensors:
-            if wanted is None:
-                self.files.populate(tensor)
-            else:
-                self._read_parts(tensor, self.parts[unit], wanted)
+        missing = {tensor: self._missing(unit, tensor, wanted) for tensor in self.groups[unit].tensors}
+        for tensor, runs in missing.items():                # all are on their way before the first is waited for
+            for begin, end in runs:
+                self.files.ask_for(tensor, begin, end)
+        for tensor, runs in missing.items():
+            gaps = [] if wanted is None else list(self.parts[unit].runs(tensor, ~wanted))
+            self._populate(tensor, runs, gaps)
             begin, end = self._free_around(tensor)
             self.files.unmap(tensor.path, begin, tensor.offset)
             self.files.unmap(tensor.path, tensor.offset + tensor.nbytes, end)
         if wanted is None:
             return self.window.sizes[unit]
         parts = self.parts[unit]
-        missing, parts.there = wanted & ~parts.there, wanted
-        return parts.nbytes(missing)
+        new, parts.there = wanted & ~parts.there, wanted
+        return parts.nbytes(new)
 
-    def _read_parts(self, tensor: Tensor, parts: Parts, wanted: np.ndarray) -> None:
-        """One after the other with what is not wanted beside it, which reading may have mapped."""
-        gaps = list(parts.runs(tensor, ~wanted))
-        for begin, end in parts.runs(tensor, wanted & ~parts.there):
+    def _missing(self, unit: int, tensor: Tensor, wanted: np.ndarray | None) -> list[tuple[int, int]]:
+        """Begin and end of the runs of bytes to read."""
+        if wanted is None:
+            return [(0, tensor.nbytes)]
+        parts = self.parts[unit]
+        return list(parts.runs(tensor, wanted & ~parts.there))
+
+    def _populate(self, tensor: Tensor, runs: Sequence[tuple[int, int]], gaps: Sequence[tuple[int, int]]) -> None:
+        """gaps: what is not wanted between the runs, and may be mapped with them."""
+        for begin, end in runs:
             self.files.populate(tensor, begin, end)
             for gap_begin, gap_end in gaps:
                 if gap_begin - MAPPED_AROUND < end and begin < gap_end + MAPPED_AROUND:

@@ -368,7 +368,7 @@ class Planner:
         measured = sum(nbytes(group) for group in (*self.network.blocks[0].groups, self.network.head.group))
         is_tight = self._left(replace(largest, n_kept=1)) < measured
         beginning, all_fits = self.job.data.beginning, self._capacity(largest) is None
-        self.routing = measure_routing(self.network, beginning[:T], self.job.ctx, self.job.n_threads,
+        self.routing = measure_routing(self.network, beginning, T, self.job.ctx, self.job.n_threads,
                                        None if all_fits else self.files)
         speed = measure_speed(self.network, self.adapter, T, self.job.ctx, largest.head_tokens, self.job.n_threads,
                               self.files if is_tight else None, largest.head_pieces, self.routing, beginning)

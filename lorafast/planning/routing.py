@@ -25,6 +25,10 @@ UNPACKING_TOKENS = 32
 MOST_TOKENS, MOST_SECONDS = 512, 10.0
 """Tokens of the data whose experts are looked at; and seconds, at most, that this takes beyond the lowest router."""
 
+FEW_TOKENS = 128
+"""Of passes so small that two of them do not have more tokens, two are looked at: the second needs much of what the
+first needed."""
+
 
 class Routing:
     """chosen  int (n, k) by group, experts of tokens that follow each other in the data, in blocks from the lowest one
@@ -72,35 +76,48 @@ def share_of(chosen: np.ndarray, n_experts: int) -> float:
 EVEN = Routing()
 
 
-def measure_routing(network: Network, tokens: np.ndarray, ctx: int, n_threads: int,
+def measure_routing(network: Network, tokens: np.ndarray, T: int, ctx: int, n_threads: int,
                     files: ModelFiles | None = None) -> Routing:
-    """Runs the blocks from the lowest one up, for a while. tokens: int32, of the data.
+    """Runs the blocks from the lowest one up, for a while. tokens: int32, of the data; a pass has T of them.
 
     With `files` no more of the weights is in memory at a time than must be.
     """
+    T = min(T, len(tokens), MOST_TOKENS)
+    length = min(ctx, T, network.n_positions)
     has_experts = any(group.n_parts for group in network.groups)
-    length = min(ctx, MOST_TOKENS, len(tokens), network.n_positions)
     if not has_experts or length == 0:
         return EVEN
-    T, none, chosen = min(len(tokens), MOST_TOKENS) // length * length, Adapter([], 1, 1), dict[Group, np.ndarray]()
+    T = T // length * length
     order = [group for block in network.blocks for group in block.groups]
     residency = Residency(files, order, least_capacity(order)) if files else None
+    chosen = list[dict[Group, np.ndarray]]()
     try:
         strategy, weights = Strategy(n_kept=1, head_tokens=1), residency or MAPPED
-        trainer = Trainer(network, none, T, strategy, n_threads, weights=weights)
-        begin = np.arange(0, T + 1, length, dtype=np.int32)
-        pass_ = Pass(tokens[:T], Rows.of(begin), none, trainer.scratch, n_threads, None, weights,
-                     *trainer.buffers.beside(T))
-        x, saved_of = trainer.buffers.input, trainer.buffers.saved_of
-        network.embed(x(0), pass_)
-        end = time.perf_counter() + MOST_SECONDS
-        for layer, block in enumerate(network.blocks):
-            if chosen and time.perf_counter() > end:
-                break
-            block.forward(x(layer + 1), x(layer), saved_of(layer), pass_)
-            chosen |= {group: saved.router.chosen.copy() for saved in saved_of(layer).branches
-                       if isinstance(saved, ExpertsSaved) for group in block.groups if group.n_parts}
+        trainer = Trainer(network, Adapter([], 1, 1), T, strategy, n_threads, weights=weights)
+        for at in range(0, min(2 * T, max(T, FEW_TOKENS), len(tokens)) // T * T, T):
+            chosen.append(_chosen(trainer, tokens[at:at + T], length, chosen[0] if chosen else None))
     finally:
         if residency:
             residency.close()
-    return Routing(chosen)
+    return Routing({group: np.concatenate([each[group] for each in chosen if group in each]) for group in chosen[0]})
+
+
+def _chosen(trainer: Trainer, tokens: np.ndarray, length: int,
+            known: Mapping[Group, np.ndarray] | None) -> dict[Group, np.ndarray]:
+    """The experts that these tokens choose, int (T, k), in samples of `length`. known: of another pass; blocks above
+    those it has seen are left out."""
+    network, T = trainer.network, len(tokens)
+    rows = Rows.of(np.arange(0, T + 1, length, dtype=np.int32))
+    pass_ = Pass(tokens, rows, trainer.adapter, trainer.scratch, trainer.n_threads, None, trainer.weights,
+                 *trainer.buffers.beside(T))
+    x, saved_of = trainer.buffers.input, trainer.buffers.saved_of
+    network.embed(x(0), pass_)
+    chosen, most = dict[Group, np.ndarray](), len(network.blocks) if known is None else len(known)
+    end = time.perf_counter() + MOST_SECONDS
+    for layer, block in enumerate(network.blocks):
+        if chosen and (len(chosen) == most or time.perf_counter() > end):
+            break
+        block.forward(x(layer + 1), x(layer), saved_of(layer), pass_)
+        chosen |= {group: saved.router.chosen.copy() for saved in saved_of(layer).branches
+                   if isinstance(saved, ExpertsSaved) for group in block.groups if group.n_parts}
+    return chosen

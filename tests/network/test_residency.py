@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +122,14 @@ def test_losses_are_known_before_their_gradients_while_weights_stream(tmp_path):
         np.testing.assert_array_equal(gradients, results[0][1])
 
 
+def read_from_disk() -> int:
+    """Bytes, by this process so far; 0 where the system does not say."""
+    if not os.path.exists("/proc/self/io"):
+        return 0
+    return next(int(line.split()[1]) for line in Path("/proc/self/io").read_text().splitlines()
+                if line.startswith("read_bytes"))
+
+
 def test_only_the_experts_that_a_batch_needs_are_read(tmp_path):
     """Two tokens see at most 4 of 16 experts; another batch others, in training and in evaluation."""
     case = Case(tmp_path / "model.gguf", n_layer=3, experts=16, rows=1, ctx=2, type="F32", n_ff=2048)
@@ -130,16 +139,19 @@ def test_only_the_experts_that_a_batch_needs_are_read(tmp_path):
                 for batch in (batch_of(case.tokens, case.targets), others)]
     gradients = case.gradients.flat.copy()
     files = ModelFiles(case.gguf)
+    for file in files.files.values():
+        os.fsync(file)              # for only what is on the disk leaves the system's cache
     order = weight_order(case.network, trainer.buffers)
     residency = Residency(files, order, sum(nbytes(group) for group in set(order)))
     trainer.weights = residency
     case.gradients.clear()
-    read = []
+    read, beginning = [], read_from_disk()
     for batch in (batch_of(case.tokens, case.targets), others):
         before = residency.bytes_read
         assert trainer.loss_and_gradients(batch, 0.1, case.gradients) == expected.pop(0)
         read.append(residency.bytes_read - before)
         assert all(1 < parts.wanted.sum() <= 4 for parts in residency.parts.values())
+    assert read_from_disk() - beginning <= residency.bytes_read + (1 << 20), "nothing but these and the ends of pages"
     np.testing.assert_array_equal(case.gradients.flat, gradients)
     trainer.loss(batch_of(case.tokens, case.targets))
     whole = sum(nbytes(group) for group in set(order) if not group.n_parts)
@@ -259,7 +271,7 @@ def test_a_failing_reader_ends_the_run(tmp_path, monkeypatch):
     trainer = Trainer(case.network, case.adapter, case.tokens.size, Strategy(1), n_threads=1)
     files, order = ModelFiles(case.gguf), weight_order(case.network, trainer.buffers)
 
-    def broken(tensor):
+    def broken(tensor, begin, end):
         raise LoraFastError(f"cannot read tensor '{tensor.name}'")
 
     monkeypatch.setattr(files, "populate", broken)

@@ -53,9 +53,11 @@ def test_a_text_that_repeats_itself_needs_fewer(opened):
     network, files, experts = opened
     varied = np.random.default_rng(0).integers(3, 380, 4 * CTX).astype(np.int32)
     repeated = np.full(4 * CTX, varied[0], np.int32)
-    shares = [measure_routing(network, tokens, CTX, 1, files).share(experts, CTX) for tokens in (varied, repeated)]
+    routings = [measure_routing(network, tokens, CTX, CTX, 1, files) for tokens in (varied, repeated)]
+    shares = [routing.share(experts, CTX) for routing in routings]
+    assert routings[1].needed_again(experts, CTX) == 1.0, "two small passes are compared"
     assert shares[0] > 0.8 > 0.4 > shares[1] >= K / E
-    assert measure_routing(network, varied, CTX, 1).share(experts, CTX) == shares[0], "where all is in memory"
+    assert measure_routing(network, varied, CTX, CTX, 1).share(experts, CTX) == shares[0], "where all is in memory"
 
 
 def test_work_of_experts_against_dense(opened):
@@ -70,7 +72,7 @@ def test_work_of_experts_against_dense(opened):
 
 def test_without_experts_or_data(opened, tmp_path):
     network, files, _ = opened
-    assert measure_routing(network, np.zeros(0, np.int32), CTX, 1, files) is EVEN
+    assert measure_routing(network, np.zeros(0, np.int32), CTX, CTX, 1, files) is EVEN
     gguf = open_model(make_tiny(tmp_path / "dense.gguf"))
     dense = Network(gguf, read_hparams(gguf), CTX)
-    assert measure_routing(dense, np.ones(9, np.int32), CTX, 1) is EVEN
+    assert measure_routing(dense, np.ones(9, np.int32), CTX, CTX, 1) is EVEN
