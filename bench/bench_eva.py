@@ -27,7 +27,7 @@ import make_preferences
 
 BEGINNINGS: dict[str, list[str]] = {
     "normal": [], "eva": ["--init-method", "eva"], "eva, rho 2": ["--init-method", "eva", "--eva-rho", "2"]}
-RATES = ("5e-4", "1e-3", "2e-3")
+RATES = ("5e-4", "1e-3", "2e-3", "4e-3")
 SEEDS = (1, 2, 3)
 
 

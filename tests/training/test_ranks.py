@@ -40,6 +40,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "packed chats": dict(train_data=("chats.jsonl",), pack=True, chat_template="chat.jinja", train_on_prompt=True),
     "dropout": dict(lora_dropout=0.3, lora_plus=4.0),
     "DoRA": dict(dora=True, lora_out=("adapter/",)),
+    "ranks of eva": dict(init_method="eva", eva_batches=2, eva_rho=2.0),
     "limits": dict(adam_gclip=0.1, micro_batch=1, head_tokens=8, valid_split=0.2, eval_every=2),
 }
 """On two and three ranks, as threads and as processes."""
