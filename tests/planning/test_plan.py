@@ -256,7 +256,6 @@ import json, os, shutil, sys
 from dataclasses import replace
 from lorafast.cli import fail
 from lorafast.options.finetune import FinetuneConfig
-from lorafast.data.lengths import SharedRows
 from lorafast.errors import LoraFastError
 from lorafast.planning import speed
 from lorafast.reporting.events import Step
