@@ -224,7 +224,8 @@ def unknown(name: str, known: Sequence[str], what: str = "option") -> str:
         return f"unknown command {name} (did you mean {COMMANDS[name]}?)"
     if what == "option" and not name.startswith("-"):
         return f"unexpected argument {name!r}: each value follows the name of its option (--help lists them)"
-    near = difflib.get_close_matches(name, known, n=1)
+    by_letters = {each.lstrip("-"): each for each in known}
+    near = [by_letters[letters] for letters in difflib.get_close_matches(name.lstrip("-"), by_letters, n=1)]
     listed = f"--help lists every {what}" if what in ("option", "command") else f"known are {', '.join(known)}"
     return f"unknown {what} {name} ({f'did you mean {near[0]}?' if near else listed})"
 

@@ -59,7 +59,7 @@ class TerminalLog(Log):
         lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False)
                  or [""]]
         for head, line in zip(itertools.chain([label], itertools.repeat("")), lines):
-            self.console.print(Text(f"{head:<{self.LABEL}}", "bold") + Text(line, "default"), soft_wrap=True)
+            self.console.print(Text.assemble((f"{head:<{self.LABEL}}", "bold"), line), soft_wrap=True)
 
     def _flush_saved(self) -> None:
         """One row for all the files of a save."""

@@ -11,6 +11,7 @@ from ..data.batches import SamplerState
 from ..data.samples import Samples, Sequences
 from ..errors import UsageError
 from ..options.finetune import ITERATIONS, FinetuneConfig
+from ..words import count
 from .optim import OriginalSchedule, PlainSchedule
 
 
@@ -67,7 +68,7 @@ def _what_is_left(config: FinetuneConfig, position: SamplerState, iteration: int
     by_epochs = config.adam_iter is None and config.epochs > 0
     iterations = (ITERATIONS if config.adam_iter is None else config.adam_iter) - iteration
     if (config.epochs > 0 and epochs <= 0) or (not by_epochs and iterations <= 0):
-        done = f"{iteration} iterations, {position.epochs} times through the data"
+        done = f"{count(iteration, 'iteration')}, {count(position.epochs, 'time')} through the data"
         raise UsageError(f"--resume: the run is complete ({done}); give a larger --adam-iter or --epochs to go on")
     return dataclasses.replace(config, adam_iter=None if by_epochs else iterations, epochs=epochs)
 
@@ -75,11 +76,11 @@ def _what_is_left(config: FinetuneConfig, position: SamplerState, iteration: int
 def iterations_of_epochs(config: FinetuneConfig, samples: Samples, position: SamplerState) -> int:
     """Iterations until --epochs epochs more are complete. An estimate where a pass takes a varying number of
     samples."""
-    count, batch = len(samples), float(config.batch)
+    n_samples, batch = len(samples), float(config.batch)
     if config.pack and isinstance(samples, Sequences):
         batch *= config.ctx / np.mean(samples.size - 1)
     elif config.fill_with_next_samples and not isinstance(samples, Sequences):
         separators = config.separate_with_eos + config.separate_with_bos
         batch *= max(1.0, config.ctx / (np.mean(samples.size) + separators))
-    passes = np.ceil((count - position.next_sample) / batch) + (config.epochs - 1) * np.ceil(count / batch)
+    passes = np.ceil((n_samples - position.next_sample) / batch) + (config.epochs - 1) * np.ceil(n_samples / batch)
     return int(np.ceil(passes / config.n_acc))

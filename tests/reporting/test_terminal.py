@@ -49,6 +49,13 @@ def test_the_same_facts_at_any_width(monkeypatch, columns):
         assert all(fact in fast for fact in ("tok/s", "memory", "lr 3.00e-04", "disk", "free"))
 
 
+def test_labels_alone_are_bold(monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    with open_log() as log:
+        log.seed(7)
+    assert re.search("\x1b\\[1mSeed *\x1b\\[0m7", terminal.getvalue())
+
+
 def test_evaluations_and_what_a_prompt_becomes(monkeypatch):
     terminal = open_terminal(monkeypatch)
     with open_log() as log:
