@@ -7,7 +7,8 @@ Every contestant has a process of its own; those of one comparison take turns, s
     peers     160m at batch 4 ctx 64 and at batch 1 ctx 512 (2048 with --full), 1b at batch 4 ctx 64: lorafast in each
               precision, and PyTorch + PEFT in float32 and, where the processor multiplies that, bfloat16; on processors
               that are not Intel's also with MKL held to the code it keeps for those (peers/mkl_anywhere.c)
-    precisions  the same at 160m, batch 4 ctx 64 in weights of 4 bits, which int8 has a core for with AVX2
+    precisions  the same at 160m, batch 4 ctx 64 in weights of 4 bits, which int8 has a core for with AVX2; and PyTorch
+              with the 4 bits of bitsandbytes, where --peer-python has it
     isas      the same at 160m with both sides held to AVX-512, and to AVX2 (--full)
     threads   1 to all on 160m; on 1b too with --full
     context   160m at batch 1, ctx 256 and 2048; 64 to 4096 with --full
@@ -52,7 +53,7 @@ LOWEST_PEER = 45
 void."""
 PROFILES, LONG_STEP = 5, 1.0
 """Profiled steps, and the seconds from which on one is enough."""
-FIND_TORCH = "from importlib.util import find_spec as f; exit(not (f('torch') and f('peft') and f('transformers')))"
+FIND = "import sys, importlib.util; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
 
 TORCH_ISA = {       # variables that hold PyTorch and its libraries to an instruction set; unset for the best
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -128,19 +129,31 @@ class Contestant:
                 "percent_of_peak": 100 * gflops / (share * peaks[peak][str(self.threads)])}
 
 
-def comparisons(full: bool, threads: int, has_torch: bool, model: str) -> Iterator[tuple[str, list[Contestant]]]:
+def peer_types(peer_python: str) -> list[str]:
+    """What PyTorch can keep a model in, with these packages and on this processor; nothing without PyTorch."""
+    def has(*packages: str) -> bool:
+        return not subprocess.run([peer_python, "-c", FIND, *packages]).returncode
+
+    if not has("torch", "peft", "transformers"):
+        return []
+    return ["float32", *["bfloat16"] * machine_has_bfloat16(), *["nf4"] * has("bitsandbytes")]
+
+
+def comparisons(full: bool, threads: int, peer_types: Sequence[str],
+                model: str) -> Iterator[tuple[str, list[Contestant]]]:
     """Name and contestants of each comparison; `model` is the one that stands for the small (160m)."""
     isa = build_info.isa()
     base = Contestant("lorafast", model, 4, 64, threads, isa)
 
     def with_torch(ours: Sequence[Contestant], torch_isa: str) -> list[Contestant]:
+        if not peer_types:
+            return [*ours]
         torch = replace(ours[0], program="torch", type="float32", isa=torch_isa)
-        peers = [torch]
-        if machine_has_bfloat16():
-            peers.append(replace(torch, type="bfloat16"))
+        types = [type for type in peer_types if type != "nf4" or ours[0].type.startswith("Q4")]
+        peers = [replace(torch, type=type) for type in types]
         if platform.machine() == "x86_64" and "GenuineIntel" not in words_about_processor():
-            peers.append(replace(torch, program="torch+mkl"))
-        return [*ours, *peers] if has_torch else [*ours]
+            peers += [replace(torch, type=type, program="torch+mkl") for type in types if type != "bfloat16"]
+        return [*ours, *peers]
 
     def precisions(contestant: Contestant) -> list[Contestant]:
         return [replace(contestant, precision=precision) for precision in ("int16", "int8", "float32")]
@@ -243,12 +256,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "train.json")
     args = parser.parse_args()
 
-    has_torch = not subprocess.run([args.peer_python, "-c", FIND_TORCH]).returncode
-    if not has_torch:
+    types = peer_types(args.peer_python)
+    if not types:
         print("without PyTorch: --peer-python has no torch, peft and transformers")
     machine, peaks = describe(args.threads), peaks_for(range(1, args.threads + 1), args.peaks)
     rows: list[dict[str, Any]] = []
-    for name, contestants in comparisons(args.full, args.threads, has_torch, args.model):
+    for name, contestants in comparisons(args.full, args.threads, types, args.model):
         if args.only is None or name in args.only:
             rows += run(name, contestants, peaks, args.repeats, args.peer_python, args.models_folder)
     write_results(args.out, "train", machine, peaks, rows)
