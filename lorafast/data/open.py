@@ -19,6 +19,7 @@ from ..errors import LoraFastError, UsageError
 from ..gguf.strings import Strings
 from ..options.methods import METHODS
 from ..system.live import Show, silent
+from ..system.process import peak_resident_bytes
 from ..tokenizer import Tokenizer
 from .chat_template import KEY as TEMPLATE_KEY, ChatTemplate, load_chat_template
 from .encode import SequenceEncoder
@@ -78,6 +79,7 @@ class Data:
 
     notes      lines on what was recognised
     template   that rendered the chats in it; None where there were none
+    peak       bytes of this process at most while it was read; 0 where it had taken more before
     """
 
     train: Samples
@@ -85,6 +87,7 @@ class Data:
     test: Samples | None
     notes: list[str] = field(default_factory=list)
     template: ChatTemplate | None = None
+    peak: int = 0
 
     @property
     def parts(self) -> list[Samples]:
@@ -114,10 +117,12 @@ def open_data(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str,
     if text and records:
         raise LoraFastError(f"{text} is text and {records} has records: train on one or the other")
     reader = _RecordReader if records else _TextReader
+    before = peak_resident_bytes()
     data = reader(options, tokenizer, metadata, ctx, progress).read(train, valid, test)
+    peak = peak_resident_bytes()
     for source, _ in files:
         source.refuse_change()
-    return data
+    return replace(data, peak=peak if peak > before else 0)
 
 
 Files = Sequence[tuple[Source, Any]]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..data.lengths import SharedRows
 from ..data.memory import DataMemory
+from ..errors import LoraFastError
 from ..network.linear import Group
 from ..network.residency import ModelFiles, Residency
 from ..network.trainer import Strategy
@@ -128,6 +129,18 @@ class Plan:
         """This plan for a run that finds its ranks by the data, and has so many parameters at most."""
         line = f"at most {n:,} parameters: eva redistributes the ranks before the first step (--eva-rho)"
         return replace(self, besides=(*self.besides, line))
+
+    def after_reading(self, peak: int) -> Plan:
+        """This plan of a run that took so many bytes at most while it read its data. LoraFastError if that was more
+        than --mem-limit allows."""
+        if self.budget.is_asked and peak > self.budget.nbytes:
+            raise LoraFastError(f"reading the data took {megabytes(peak)}, but the run may take "
+                                f"{megabytes(self.budget.nbytes)} ({self.budget.source}): cut its longest records into "
+                                "several, or have --data-cache FILE written without a limit, and run again with both")
+        if peak <= self.nbytes:
+            return self
+        reading = Item("reading the data, before training", peak - self.nbytes, "at its peak")
+        return replace(self, items=(*self.items[:-1], reading, self.items[-1]))
 
     def for_iterations(self, n: int) -> Plan:
         """This plan, once it is known how many iterations the run has."""

@@ -60,8 +60,9 @@ def row_lengths(samples: Samples) -> np.ndarray:
 
 
 def completed(plan: Plan, opened: Opened, data: Data) -> Plan:
-    """The plan with what only the data tells: the reference's passes, and the size of a prefix cache."""
-    config = opened.config
+    """The plan with what only the data tells: what reading it took, the reference's passes, and the size of a prefix
+    cache."""
+    config, plan = opened.config, plan.after_reading(data.peak)
     if METHODS[config.method].reference:
         lengths = np.concatenate([row_lengths(part) for part in data.parts])
         plan = plan.with_reference(int(lengths.sum()), len(lengths))

@@ -54,6 +54,13 @@ def shown(samples, i):
     return TOKENIZER.decode(np.maximum(samples.stored(i), ~samples.stored(i)))
 
 
+@pytest.mark.parametrize("before, after, peak", [(5, 9, 9), (9, 9, 0)])
+def test_the_peak_is_told_where_reading_is_what_took_most(monkeypatch, before, after, peak):
+    write("a.jsonl", *texts(3))
+    monkeypatch.setattr(data_module, "peak_resident_bytes", iter((before, after)).__next__)
+    assert opened("a.jsonl").peak == peak
+
+
 CHAT = {"messages": [{"role": "user", "content": "the love"}, {"role": "assistant", "content": "of thee"}]}
 
 

@@ -155,6 +155,16 @@ def test_under_a_cgroup_the_systems_cache_counts(planner):
         assert (CACHE in {item.name for item in planner(199, cgroup).plan().items}) == is_more
 
 
+def test_what_reading_the_data_took_counts(planner):
+    plan = planner(1000).plan()
+    assert plan.after_reading(plan.nbytes - 1) == plan
+    after = plan.after_reading(plan.nbytes + 5 * MIB)
+    assert after.nbytes == plan.nbytes + 5 * MIB and after.items[-1] == plan.items[-1]
+    assert any("reading the data" in line and "5.0 MB" in line for line in after.table())
+    with pytest.raises(LoraFastError, match=r"reading the data took 1\d+.\d MB, but the run may take .*--data-cache"):
+        plan.after_reading(1001 * MIB)
+
+
 def test_plan_command(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("the love of my sweet love " * 50)
