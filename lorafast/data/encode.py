@@ -41,6 +41,8 @@ HIDDEN = "chats with '{}', which the chat template does not show"
 EMPTY = "answers that are not trained on, as the chat template shows nothing of them"
 WEIGHTS = "records with weights other than 0 and 1, which multiply their losses"
 WEIGHTLESS = "records of weight 0, which are left out"
+AS_MEANT = (AS_CHATS, SPECIALS, WEIGHTS, WEIGHTLESS)
+"""The sentences that tell what is done with records as they are meant; the others are warnings."""
 
 INSTRUCTION = ("Below is an instruction that describes a task. Write a response that appropriately completes the "
                "request.")

@@ -13,7 +13,7 @@ from ..errors import LoraFastError
 from ..rng import MT19937
 from ..system.live import Meter, Show
 from ..words import count
-from .encode import AS_CHATS, SequenceEncoder
+from .encode import AS_CHATS, AS_MEANT, SequenceEncoder
 from .forms import Form, read_records
 from .preferences import preferences_of
 from .records import BadRecord, Chat, Completion, Preference, Text, Tokens
@@ -60,7 +60,8 @@ def write_records(files: Sequence[tuple[Source, Form]], encoder: SequenceEncoder
         samples_of_source.append(n_samples)
         found = ", ".join(count(n, *kind) for kind, n in kinds.items()) or "nothing"
         recognised.append(f"{source.name}: {found}")
-    warnings = [f"{sentence}: {n}" for sentence, n in encoder.notes.items() if n]
+    recognised += [f"{sentence}: {encoder.notes[sentence]}" for sentence in AS_MEANT if encoder.notes[sentence]]
+    warnings = [f"{sentence}: {n}" for sentence, n in encoder.notes.items() if n and sentence not in AS_MEANT]
     if bad:
         more = f"; and {len(bad) - _N_SHOWN} more" if len(bad) > _N_SHOWN else ""
         warnings.append(f"{count(len(bad), 'bad line')} left out: {'; '.join(bad[:_N_SHOWN])}{more}")

@@ -84,7 +84,7 @@ def test_every_form_gives_the_same_records(name):
     WAYS[name](name)
     data = opened(name)
     assert tokens_of(data) == tokens_of(opened("expected.jsonl"))
-    assert data.notes == [f"{name}: 5 prompts and completions"]
+    assert data.notes == [f"{name}: 5 prompts and completions", f"{AS_CHATS}: 5"]
 
 
 @pytest.mark.parametrize("records", [PAIRS, CHATS], ids=["pairs", "chats"])
@@ -175,7 +175,7 @@ def test_pairs_are_chats_where_there_is_a_template():
                                               {"role": "assistant", "content": pair["completion"]}]} for pair in PAIRS])
     data = opened("a.jsonl")
     assert tokens_of(data) == tokens_of(opened("chats.jsonl"))
-    assert f"{AS_CHATS}: 5" in data.train.warnings
+    assert f"{AS_CHATS}: 5" in data.notes
     raw = opened("a.jsonl", raw_pairs=True)
     assert tokens_of(raw) != tokens_of(data) and not raw.train.warnings
     without = {key: value for key, value in METADATA.items() if key != "tokenizer.chat_template"}
