@@ -1,6 +1,7 @@
 """What holds for every test: the time it takes is its own."""
 import os
 import re
+import signal
 import sys
 
 import pytest
@@ -10,6 +11,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # libgomp's threads do not spin between two kernels: another process wants their core.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+# What a shell runs in the background ignores SIGINT, and under nohup SIGHUP; tests send both.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # A hundred tests start a Python of their own: half a second each goes to compiling modules where none may be kept.
 sys.dont_write_bytecode = False
