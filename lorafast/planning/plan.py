@@ -11,7 +11,8 @@ from ..data.lengths import SharedRows
 from ..data.memory import DataMemory
 from ..errors import LoraFastError
 from ..network.linear import Group
-from ..network.residency import ModelFiles, Residency
+from ..network.model_files import ModelFiles
+from ..network.residency import Residency
 from ..network.trainer import Strategy
 from ..options.outputs import megabytes
 from .budget import Budget

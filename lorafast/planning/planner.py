@@ -25,9 +25,10 @@ from ..network.buffers import nbytes_of, sized
 from ..network.decoder import decoder_bytes
 from ..network.linear import Group
 from ..network.lora import Adapter, Ranks
+from ..network.model_files import ModelFiles
 from ..network.network import Network
 from ..network.pass_sums import stores_needed
-from ..network.residency import ModelFiles, Window, least_capacity, nbytes
+from ..network.residency import least_capacity, nbytes
 from ..network.shared_prompts import PromptKeys
 from ..network.trainer import (
     Activations,
@@ -37,6 +38,7 @@ from ..network.trainer import (
     scratch_floats,
     weight_order,
 )
+from ..network.window import Window
 from ..options.finetune import FinetuneConfig
 from ..options.outputs import megabytes
 from ..tokenizer import Tokenizer
@@ -52,7 +54,7 @@ Runs of models from 135 to 1100 million parameters took 2 to 4 MB of it."""
 
 CACHE_RESERVE = 24 << 20
 """Bytes that reading leaves in the system's cache around the weights, which count under a cgroup's limit
-(residency.py)."""
+(model_files.py)."""
 
 HEAD_TOKENS = (128, 64, 32, 16)
 """Tokens whose logits exist at a time, to choose from. More than the first bring no time, fewer cost some."""

@@ -13,9 +13,10 @@ import numpy as np
 from ..network.experts import ExpertGroup, ExpertsSaved
 from ..network.linear import Group
 from ..network.lora import Adapter
+from ..network.model_files import ModelFiles
 from ..network.network import Network
 from ..network.passes import Pass, Rows
-from ..network.residency import ModelFiles, Residency, least_capacity
+from ..network.residency import Residency, least_capacity
 from ..network.trainer import Strategy, Trainer
 from ..network.weights import MAPPED
 

@@ -16,11 +16,13 @@ from ..network.buffers import sized
 from ..network.experts import ExpertsSaved
 from ..network.linear import Group
 from ..network.lora import Adapter, Gradients
+from ..network.model_files import ModelFiles
 from ..network.network import Network
 from ..network.passes import Pass, Rows
-from ..network.residency import ModelFiles, Residency, Window, least_capacity
+from ..network.residency import Residency, least_capacity
 from ..network.trainer import Activations, Strategy, Trainer, weight_order
 from ..network.weights import MAPPED
+from ..network.window import Window
 from .routing import EVEN, Routing, share_of
 
 MEASURED_TOKENS = 512

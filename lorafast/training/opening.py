@@ -12,8 +12,8 @@ from ..gguf.reader import GGUFFile
 from ..network.buffers import sized
 from ..network.hparams import HParams
 from ..network.lora import Adapter
+from ..network.model_files import ModelFiles
 from ..network.network import Network
-from ..network.residency import ModelFiles
 from ..network.trainer import Activations, Strategy, weight_order
 from ..network.weights import MAPPED, RowsFromFile, Weights
 from ..options.finetune import FinetuneConfig

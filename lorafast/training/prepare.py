@@ -21,9 +21,9 @@ from ..gguf.reader import GGUFFile, open_model
 from ..gguf.roles import split_name
 from ..network.hparams import HParams, read_hparams
 from ..network.lora import Adapter, specs_for
+from ..network.model_files import if_cut_short
 from ..network.network import Network
 from ..network.precision import resolve
-from ..network.residency import if_cut_short
 from ..options.assignments import json_assignments
 from ..options.finetune import FinetuneConfig
 from ..reporting.log import Log

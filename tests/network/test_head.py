@@ -8,8 +8,9 @@ from lorafast.kernels.build_info import available_isas
 from lorafast.kernels.linear import PRECISIONS
 from lorafast.network.decoder import Decoder
 from lorafast.network.head import PIECE_ROWS
+from lorafast.network.model_files import ModelFiles
 from lorafast.network.network import Network
-from lorafast.network.residency import ModelFiles, Residency, least_capacity, nbytes
+from lorafast.network.residency import Residency, least_capacity, nbytes
 from lorafast.network.trainer import Strategy, Trainer, weight_order
 from lorafast.network.weights import MAPPED, Weights
 from tests.network.test_network import Case, batch_of

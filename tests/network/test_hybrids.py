@@ -13,9 +13,10 @@ from lorafast.gguf.roles import ROLES
 from lorafast.network.decoder import Decoder
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter, Gradients, specs_for
+from lorafast.network.model_files import ModelFiles
 from lorafast.network.network import Network
 from lorafast.network.prefix_cache import PrefixCache
-from lorafast.network.residency import ModelFiles, Residency, least_capacity
+from lorafast.network.residency import Residency, least_capacity
 from lorafast.network.trainer import Strategy, Trainer, weight_order
 from lorafast.network.weights import MAPPED
 

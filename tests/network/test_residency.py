@@ -14,10 +14,12 @@ from make_models import make_tiny, split_model
 
 from lorafast.errors import LoraFastError
 from lorafast.gguf.reader import open_model
+from lorafast.network.model_files import ModelFiles
 from lorafast.network.preference_losses import Hyper
-from lorafast.network.residency import ModelFiles, Residency, Window, least_capacity, nbytes
+from lorafast.network.residency import Residency, least_capacity, nbytes
 from lorafast.network.trainer import Strategy, Trainer, weight_order
 from lorafast.network.weights import MAPPED
+from lorafast.network.window import Window
 from lorafast.training.methods import PairMethod
 from tests.network.test_network import Case, batch_of
 
@@ -218,7 +220,7 @@ def test_a_model_cut_short_is_one_line_and_no_bus_error(tmp_path, then):
         import os, sys
         from lorafast.errors import LoraFastError
         from lorafast.gguf.reader import open_model
-        from lorafast.network.residency import ModelFiles
+        from lorafast.network.model_files import ModelFiles
         gguf = open_model({str(path)!r})
         files = ModelFiles(gguf)
         tensor = gguf.tensors["blk.1.ffn_up.weight"]
@@ -240,7 +242,7 @@ def test_a_tensor_that_the_disk_does_not_give(tmp_path, monkeypatch):
     def fails(data):
         raise OSError(errno.EFAULT, "Bad address")
 
-    monkeypatch.setattr("lorafast.network.residency.populate", fails)
+    monkeypatch.setattr("lorafast.network.model_files.populate", fails)
     with pytest.raises(LoraFastError, match=r"cannot read tensor 'output.weight' of .*: its disk or file system fails "
                        r"to"):
         files.populate(gguf.tensors["output.weight"])
@@ -259,9 +261,9 @@ def test_read_only_files(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="by Linux's list of mounts")
 def test_a_model_in_a_file_system_in_memory_is_told(tmp_path, monkeypatch):
     files = ModelFiles(open_model(make_tiny(tmp_path / "model.gguf")))
-    monkeypatch.setattr("lorafast.network.residency.file_system", lambda path: "ext4")
+    monkeypatch.setattr("lorafast.network.model_files.file_system", lambda path: "ext4")
     assert files.kept_by_system() == ""
-    monkeypatch.setattr("lorafast.network.residency.file_system", lambda path: "tmpfs")
+    monkeypatch.setattr("lorafast.network.model_files.file_system", lambda path: "tmpfs")
     assert files.kept_by_system() == f"{tmp_path / 'model.gguf'} (tmpfs)"
     files.close()
 

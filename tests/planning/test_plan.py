@@ -20,8 +20,8 @@ from lorafast.gguf.roles import BLOCK_MATRICES
 from lorafast.network.buffers import sized
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter, default_ranks, specs_for
+from lorafast.network.model_files import ModelFiles
 from lorafast.network.network import Network
-from lorafast.network.residency import ModelFiles
 from lorafast.network.trainer import Activations
 from lorafast.planning.budget import Budget
 from lorafast.planning.plan import CACHE, Job, Plan

@@ -12,9 +12,10 @@ from lorafast.gguf.reader import open_model
 from lorafast.network.buffers import Scratch, empty, sized
 from lorafast.network.hparams import read_hparams
 from lorafast.network.lora import Adapter, default_ranks, specs_for
+from lorafast.network.model_files import ModelFiles
 from lorafast.network.network import Network
-from lorafast.network.residency import ModelFiles, Window
 from lorafast.network.trainer import Activations, Strategy, Trainer, scratch_floats
+from lorafast.network.window import Window
 from lorafast.planning.budget import Budget, cgroup_limit, parse_limit, read_budget
 from lorafast.planning.plan import Job
 from lorafast.planning.planner import Planner

@@ -6,8 +6,9 @@ from make_models import make_tiny
 from lorafast.gguf.reader import open_model
 from lorafast.network.experts import ExpertGroup
 from lorafast.network.hparams import read_hparams
+from lorafast.network.model_files import ModelFiles
 from lorafast.network.network import Network
-from lorafast.network.residency import ModelFiles, Window
+from lorafast.network.window import Window
 from lorafast.planning.routing import EVEN, Routing, measure_routing
 from lorafast.planning.speed import follow
 
