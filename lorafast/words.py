@@ -7,6 +7,10 @@ def count(n: int, singular: str, plural: str = "") -> str:
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
+def is_or_are(n: int) -> str:
+    return "is" if n == 1 else "are"
+
+
 def visible(text: str) -> str:
     """`text` with what would steer a terminal shown instead: `\\x1b` for an escape. Line ends and tabs stay."""
     if text.isprintable():

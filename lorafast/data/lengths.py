@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..words import is_or_are
 from .samples import Samples, Sequences
 
 
@@ -19,6 +20,13 @@ class SharedRows:
 
     most_share: float
     mean_share: float
+
+
+def cut_to_context(n: int, n_samples: int, ctx: int, longest: int) -> str:
+    """The warning about n samples that lose their ends."""
+    verb = is_or_are(n)
+    return (f"{n} of {n_samples} samples {verb} longer than the context of {ctx} tokens and {verb} cut "
+            f"(the longest has {longest})")
 
 
 def row_lengths(samples: Samples, ctx: int) -> np.ndarray:

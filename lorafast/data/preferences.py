@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import LoraFastError
 from ..options.methods import METHODS
+from .lengths import cut_to_context
 from .records import BadRecord, Chat, Completion, Preference, Record
 from .samples import Row, Sequences, targets_of
 
@@ -122,8 +123,7 @@ def preferences_of(rows: Sequences, label: np.ndarray, method: str, ctx: int) ->
         shared, other_begin, other_size = prompt, np.roll(begin + prompt, 1), np.roll(size - prompt, 1)
     warnings = list(rows.warnings)
     if (n_long := int((np.maximum(rows.size.reshape(-1, step).max(axis=1), 0) > ctx + 1).sum())):
-        warnings.append(f"{n_long} of {len(begin)} samples are longer than the context of {ctx} tokens and are cut "
-                        f"(the longest has {rows.size.max() - 1})")
+        warnings.append(cut_to_context(n_long, len(begin), ctx, rows.size.max() - 1))
     samples = Preferences(
         rows.tokens, begin, np.minimum(size, ctx + 1), rows.name, warnings, rows.line[first], rows.source[first],
         rows.sources, rows.weights, label[first], shared, other_begin, np.minimum(other_size, ctx + 1 - shared),

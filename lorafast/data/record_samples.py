@@ -12,9 +12,10 @@ import numpy as np
 from ..errors import LoraFastError
 from ..rng import MT19937
 from ..system.live import Meter, Show
-from ..words import count
+from ..words import count, is_or_are
 from .encode import AS_CHATS, AS_MEANT, SequenceEncoder
 from .forms import Form, read_records
+from .lengths import cut_to_context
 from .preferences import preferences_of
 from .records import BadRecord, Chat, Completion, Preference, Text, Tokens
 from .samples import Samples, Sequences, TokenWeights, targets_of
@@ -89,10 +90,10 @@ def truncated(samples: Sequences, ctx: int) -> Sequences:
     cut = replace(samples, size=np.minimum(samples.size, ctx + 1), warnings=list(samples.warnings))
     empty = [i for i in long if not (targets_of(cut.stored(int(i))[1:]) >= 0).any()]
     if len(long):
-        cut.warnings.append(f"{len(long)} of {len(samples)} samples are longer than the context of {ctx} tokens and "
-                            f"are cut (the longest has {samples.size.max() - 1})")
+        cut.warnings.append(cut_to_context(len(long), len(samples), ctx, samples.size.max() - 1))
     if empty:
-        cut.warnings.append(f"{len(empty)} of these are left out: nothing that counts in the loss remains of them")
+        cut.warnings.append(f"{len(empty)} of these {is_or_are(len(empty))} left out: nothing that counts in the loss "
+                            "remains of them")
     if len(empty) == len(samples):
         raise LoraFastError(f"{samples.name}: no sample has anything that counts in the loss within the context of "
                             f"{ctx} tokens; give a larger --ctx")

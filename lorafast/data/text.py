@@ -17,6 +17,8 @@ import numpy as np
 
 from ..errors import LoraFastError
 from ..system.live import Meter, Show, silent
+from ..words import is_or_are
+from .lengths import cut_to_context
 from .samples import Samples
 from .source import Source, unreadable
 from .token_store import StoredTokens, TokenWriter, store_tokens
@@ -246,11 +248,10 @@ def _size_warnings(size: np.ndarray, ctx: int) -> list[str]:
     warnings = []
     longer, shorter, empty = size[size > ctx], size[(size < ctx) & (size > 0)], size[size == 0]
     if longer.size:
-        warnings.append(f"{longer.size} of {size.size} samples are longer than the context of {ctx} tokens and are cut "
-                        f"(the longest has {longer.max()})")
+        warnings.append(cut_to_context(longer.size, size.size, ctx, longer.max()))
     if shorter.size:
-        warnings.append(f"{shorter.size} of {size.size} samples are shorter than the context of {ctx} tokens "
-                        f"(the shortest has {shorter.min()})")
+        warnings.append(f"{shorter.size} of {size.size} samples {is_or_are(shorter.size)} shorter than the context of "
+                        f"{ctx} tokens (the shortest has {shorter.min()})")
     if empty.size:
         warnings.append(f"{empty.size} of {size.size} samples are empty")
     return warnings

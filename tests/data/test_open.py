@@ -192,7 +192,7 @@ def test_truncation_is_reported():
     assert data.train.warnings == [
         "2 of 3 samples are longer than the context of 5 tokens and are cut "
         f"(the longest has {21 + TOKENIZER.add_bos})",
-        "1 of these are left out: nothing that counts in the loss remains of them"]
+        "1 of these is left out: nothing that counts in the loss remains of them"]
     write("b.jsonl", {"prompt": "x" * 20, "completion": "y"})
     with pytest.raises(LoraFastError, match=r"b.jsonl: no sample has anything that counts .* larger --ctx"):
         opened("b.jsonl", ctx=5, raw_pairs=True)
@@ -201,7 +201,7 @@ def test_truncation_is_reported():
 def test_warnings_of_evaluation_data_are_notes():
     write("a.jsonl", *texts(2))
     write("v.jsonl", {"text": "abcdefghij"})
-    assert "v.jsonl: 1 of 1 samples are longer" in opened("a.jsonl", ctx=6, valid=("v.jsonl",)).notes[-1]
+    assert "v.jsonl: 1 of 1 samples is longer" in opened("a.jsonl", ctx=6, valid=("v.jsonl",)).notes[-1]
 
 
 def test_options_for_the_other_kind_of_data():

@@ -57,8 +57,8 @@ def test_sample_start(tokenize):
     assert texts(samples) == [b"one two", b"three", b"", b"x"]
     assert samples.begin.tolist() == [0, 7, 12, 12]
     assert samples.warnings == [
-        "1 of 4 samples are longer than the context of 5 tokens and are cut (the longest has 7)",
-        "1 of 4 samples are shorter than the context of 5 tokens (the shortest has 1)",
+        "1 of 4 samples is longer than the context of 5 tokens and is cut (the longest has 7)",
+        "1 of 4 samples is shorter than the context of 5 tokens (the shortest has 1)",
         "1 of 4 samples are empty",
     ]
     samples = tokenize(text, 5, sample_start="<s>", include_sample_start=True)
