@@ -1,6 +1,7 @@
 """Pages of a mapped file: into memory, out of it, and a clear end where the file was cut short behind the mapping.
 
-Not an op: `lorafast/network/model_files.py` drives it. All of it runs without the GIL, so that reading goes on beside computing.
+Not an op: `lorafast/network/model_files.py` drives it. All of it runs without the GIL, so that reading goes on beside
+computing.
 """
 import os
 
