@@ -4,7 +4,7 @@
 # make test    the quick tests; make test-slow: the others, against llama.cpp, transformers, PEFT and TRL, which it
 #              installs
 # make check-native    the kernels by themselves, on AArch64 too where an emulator is installed
-# make check-sanitizers    the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+# make check-sanitizers    the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make check-package   the sdist, the wheel made of it, and that installed where the sources are not; make wheels: for all
 #              versions of Python that cibuildwheel knows
 # make bench   how fast it is on this machine, in under ten minutes; make bench-full: everything (bench/README.md)

@@ -26,11 +26,10 @@ openmp = [] if os.environ.get("LORAFAST_NO_OPENMP") else ["-fopenmp"]
 compile_args = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-unused-function", *openmp]
 sanitize = []
 if sanitizers := os.environ.get("LORAFAST_SANITIZE"):
-    # AddressSanitizer's code takes the compiler four times as long to optimise as to write down.
-    for_threads = ["-O1", "-DPARALLEL_MIN_WORK=1"]
-    for_memory = ["-O0", "-fno-sanitize-recover=all"]
+    # Not optimised: that takes the compiler four times as long, with all that the sanitizers add.
     sanitize = [f"-fsanitize={sanitizers}"]
-    compile_args += ["-g1", *sanitize, *(for_threads if sanitizers == "thread" else for_memory)]
+    own = "-DPARALLEL_MIN_WORK=1" if sanitizers == "thread" else "-fno-sanitize-recover=all"
+    compile_args += ["-g1", "-O0", *sanitize, own]
 
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 

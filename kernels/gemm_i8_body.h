@@ -223,7 +223,7 @@ I8_INLINE void FN(i8_store_chunk)(FN(i8_slice) *s, int chunk, int n_columns, int
                 memcpy(&v0, twos[0] + half, sizeof v0);
                 memcpy(&v1, twos[1] + half, sizeof v1);
                 const vi four = ((__builtin_convertvector(v0, vi) & 0xffff) | __builtin_convertvector(v1, vi) << 16) ^
-                                offset * 0x01010101;
+                                (int)(offset * 0x01010101u);
                 memcpy(to + 4 * half, &four, sizeof four);
             }
         }

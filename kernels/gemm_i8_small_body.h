@@ -171,6 +171,11 @@ static void FN(i8_small_minima)(FN(i8_small_slice) *s, const int16_t *dy, const 
         }
 }
 
+/* x + y modulo 65536: 128 * 256 in y is no int16, and their sum need not be one. */
+I8_INLINE vh FN(i8_small_add)(vh x, const int16_t *y) {
+    return (vh)_mm256_add_epi16((__m256i)x, (__m256i)FN(i16_load)(y));
+}
+
 /* a[i][n] = dy[i][n] d[n] / D + 128, rounded up or down, for the columns that share d, MR tokens and n_chunks. */
 I8_INLINE void FN(i8_small_scale_dy)(uint8_t *restrict a, const int16_t *restrict dy, ptrdiff_t rows,
                                      const int16_t *restrict d, int n_chunks) {
@@ -181,8 +186,8 @@ I8_INLINE void FN(i8_small_scale_dy)(uint8_t *restrict a, const int16_t *restric
 #pragma GCC unroll 4
             for (int i = 0; i < MR; i++) {
                 const int16_t *v = dy + i * 2 * CHUNK + n;
-                const vh p0 = FN(i16_fraction_product)(FN(i16_load)(v), d0) + FN(i16_load)(v + CHUNK);
-                const vh p1 = FN(i16_fraction_product)(FN(i16_load)(v + 16), d1) + FN(i16_load)(v + CHUNK + 16);
+                const vh p0 = FN(i8_small_add)(FN(i16_fraction_product)(FN(i16_load)(v), d0), v + CHUNK);
+                const vh p1 = FN(i8_small_add)(FN(i16_fraction_product)(FN(i16_load)(v + 16), d1), v + CHUNK + 16);
                 const vh bytes = (vh)_mm256_srli_epi16((__m256i)p0, 8) | (p1 & high_byte);
                 memcpy(a + i * SMALL_LDA, &bytes, sizeof bytes);
             }

@@ -17,7 +17,7 @@ flags=(-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror
 sanitizers=()
 if [ -n "${SANITIZE:-}" ]; then
     sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all)
-    flags+=(-g -O1 "${sanitizers[@]}")
+    flags+=(-g1 -O0 "${sanitizers[@]}")
 fi
 
 # name, compiler and its options: every instruction set of the architecture is compiled, whether it can run or not

@@ -49,7 +49,8 @@ row environment outcome
 row --- ---
 if [ "${1:-all}" = all ]; then
     for minor in ${MINORS:-10 11 12 13 14}; do
-        found=$(command -v "python3.$minor" || ls "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.$minor.*/bin/python 2>/dev/null | tail -n 1)
+        found=$(ls "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.$minor.*/bin/python 2>/dev/null | tail -n 1)
+        found=${found:-$(command -v "python3.$minor")}
         [ -n "$found" ] || continue
         "$found" -c 'import ensurepip' 2>/dev/null || continue
         build_and_try "Python 3.$minor, newest NumPy" "$found" numpy
