@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import os
 import platform
 import subprocess
 import sys
@@ -35,8 +34,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from compiling import compiled
 from geometry import GEOMETRIES
-from machine import F32_PEAK, Peaks, describe, linear_peak, peaks_for
+from machine import F32_PEAK, Peaks, cpu_info, describe, linear_peak, peaks_for
 from models import MODELS, make_model
 from results import RESULTS, write_results
 from timing import alternate, ratio, summary
@@ -61,17 +61,9 @@ TORCH_ISA = {       # variables that hold PyTorch and its libraries to an instru
 }
 
 
-def words_about_processor() -> set[str]:
-    """Of what Linux tells about it: its vendor and its features among others."""
-    try:
-        return set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return set()
-
-
 def machine_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16; where it does not, PyTorch takes a hundred times as long in it."""
-    return bool(words_about_processor() & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(set(cpu_info().split()) & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 @cache
@@ -79,10 +71,7 @@ def mkl_anywhere() -> str:
     """peers/mkl_anywhere.c as a library to preload, in a folder that stays as long as this process."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
-    path = Path(folder.name) / "mkl_anywhere.so"
-    source = HERE / "peers/mkl_anywhere.c"
-    subprocess.run([*os.environ.get("CC", "cc").split(), "-shared", "-fPIC", source, "-o", path], check=True)
-    return str(path)
+    return str(compiled("peers/mkl_anywhere.c", Path(folder.name), "-shared", "-fPIC"))
 
 
 @dataclass(frozen=True)
@@ -151,7 +140,7 @@ def comparisons(full: bool, threads: int, peer_types: Sequence[str],
         torch = replace(ours[0], program="torch", type="float32", isa=torch_isa)
         types = [type for type in peer_types if type != "nf4" or ours[0].type.startswith("Q4")]
         peers = [replace(torch, type=type) for type in types]
-        if platform.machine() == "x86_64" and "GenuineIntel" not in words_about_processor():
+        if platform.machine() == "x86_64" and "GenuineIntel" not in cpu_info():
             peers += [replace(torch, type=type, program="torch+mkl") for type in types if type != "bfloat16"]
         return [*ours, *peers]
 

@@ -5,13 +5,14 @@ end after the latency. MPI, TCP and the program are what they are on two machine
 """
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from compiling import compiled
 
 from lorafast.planning.sharing import link_of
 
@@ -33,10 +34,9 @@ def two_hosts(network: str) -> Iterator[list[str]]:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run(*os.environ.get("CC", "cc").split(), "-O2", "-pthread", "-o", folder / "cable",
-            Path(__file__).with_name("cable.c"))
+        program = compiled("cable.c", folder, "-O2", "-pthread")
         first = ["chrt", "-f", "50"]        # no rank makes the cable wait
-        cable = subprocess.Popen([*first, folder / "cable", "tap1", "tap2", str(link_of(network).latency)],
+        cable = subprocess.Popen([*first, program, "tap1", "tap2", str(link_of(network).latency)],
                                  stdout=subprocess.PIPE)
         try:
             if cable.stdout and not cable.stdout.readline():

@@ -12,7 +12,6 @@ import ctypes
 import os
 import platform
 import re
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -22,6 +21,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from compiling import compiled
 from results import read_results, write_results
 
 from lorafast.gguf.types import TRAINABLE, GGMLType
@@ -56,11 +56,16 @@ def describe(n_threads: int) -> dict:
     }
 
 
-def _cpu_name() -> str:
+def cpu_info() -> str:
+    """What Linux tells of the processors: name, vendor, features; empty elsewhere."""
     try:
-        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        return Path("/proc/cpuinfo").read_text()
     except OSError:
-        match = None
+        return ""
+
+
+def _cpu_name() -> str:
+    match = re.search(r"model name\s*: (.*)", cpu_info())
     return match[1] if match else platform.processor()
 
 
@@ -123,11 +128,8 @@ def measure_peaks(threads: Sequence[int], seconds: float = 0.02, memory: int = B
 @cache
 def _library() -> ctypes.CDLL:
     """peak.c, compiled into a folder that is gone as soon as it is loaded."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "peak.so"
-        subprocess.run([*compiler.split(), "-O3", "-shared", "-fPIC", HERE / "peak.c", "-o", path], check=True)
-        lib = ctypes.CDLL(str(path))
+        lib = ctypes.CDLL(str(compiled("peak.c", Path(folder), "-O3", "-shared", "-fPIC")))
     lib.stream_name.restype = ctypes.c_char_p
     lib.stream_operations.restype = ctypes.c_double
     lib.stream_run.argtypes = ctypes.c_int, ctypes.c_long

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from folders import working_in
 from make_models import STRING, make_tiny
 
 from lorafast import api, cli
@@ -58,8 +59,7 @@ def files(tmp_path_factory):
     """A folder with every file that the pages' commands start from."""
     pytest.importorskip("jinja2")
     folder = tmp_path_factory.mktemp("docs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with working_in(folder):
         make_tiny("model.gguf", n_layer=1, n_ctx=256, metadata=[("tokenizer.chat_template", STRING, TEMPLATE)])
         make_tiny("model-f16.gguf", n_layer=1, n_ctx=256, type="F16")
         Path("template.jinja").write_text(TEMPLATE)

@@ -70,10 +70,10 @@ class ModelFiles:
         for mapping in self.mappings.values():
             mapping.madvise(mmap.MADV_NORMAL if wanted else mmap.MADV_RANDOM)
 
-    def ask_for(self, tensor: Tensor, begin: int, end: int) -> None:
-        """Has the system begin to read a tensor's bytes between two places."""
+    def ask_for(self, path: Path, begin: int, end: int) -> None:
+        """Has the system begin to read what lies between two places in a file."""
         for at in range(begin, end, ASKED_AT_ONCE):
-            self._advise(tensor.path, tensor.offset + at, min(ASKED_AT_ONCE, end - at), "WILLNEED")
+            self._advise(path, at, min(ASKED_AT_ONCE, end - at), "WILLNEED")
 
     def populate(self, tensor: Tensor, begin: int = 0, end: int | None = None) -> None:
         """Reads a tensor, or its bytes between two places, or waits until they are read; enters their pages in the page
@@ -113,7 +113,7 @@ class ModelFiles:
         runs = [(copy[begin:end], tensor.offset + int(rows[begin]) * row_bytes)
                 for begin, end in zip(begins, [*begins[1:], len(rows)])]
         for into, offset in runs:                       # all are on their way before the first is waited for
-            self._advise(tensor.path, offset, into.nbytes, "WILLNEED")
+            self.ask_for(tensor.path, offset, offset + into.nbytes)
         for into, offset in runs:
             if os.preadv(self.files[tensor.path], [into.data], offset) != into.nbytes:
                 raise self._changed(tensor.path)

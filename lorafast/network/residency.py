@@ -153,7 +153,7 @@ class Residency(RowsFromFile):
         missing = {tensor: self._missing(unit, tensor, wanted) for tensor in self.groups[unit].tensors}
         for tensor, runs in missing.items():                # all are on their way before the first is waited for
             for begin, end in runs:
-                self.files.ask_for(tensor, begin, end)
+                self.files.ask_for(tensor.path, tensor.offset + begin, tensor.offset + end)
         for tensor, runs in missing.items():
             gaps = [] if wanted is None else list(self.parts[unit].runs(tensor, ~wanted))
             self._populate(tensor, runs, gaps)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import quick_cli
+from folders import working_in
 from golden_files import GOLDEN, unpack
 from golden_models import make_smollm2_mha, make_tinymha, packaged_smollm2
 from make_models import make_tiny
@@ -361,8 +362,7 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(folder, tiny, tr
 def of_all_kinds(tiny, tmp_path_factory) -> Path:
     """A folder with models, checkpoints and data, of which some cannot be used."""
     folder = tmp_path_factory.mktemp("kinds")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with working_in(folder):
         Path("tiny.gguf").symlink_to(tiny)
         Path("cut.gguf").write_bytes(tiny.read_bytes()[:20000])
         make_tiny("other-model.gguf", n_layer=1)
@@ -588,8 +588,7 @@ START_WITH = [*TINY, "--sample-start", "the", "--adam-alpha", "0.05", "--warmup"
 def adapters_of_all_forms(tiny, tmp_path_factory) -> Path:
     """A folder with the adapter of one run in each form, and the metrics of the run."""
     folder = tmp_path_factory.mktemp("adapters")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with working_in(folder):
         Path("text.txt").write_text(TEXT)
         outputs = [part for end in (".bin", ".gguf", "/") for part in ("--lora-out", f"i-ITERATION{end}")]
         assert cli.main(["finetune", "--model-base", str(tiny), *START_WITH, "--targets", "attn_q,attn_v,ffn_down",
