@@ -1,9 +1,10 @@
 """Ranks against one process, and a plan against a slow network: python bench/bench_ranks.py [--model 160m,4,128]
 
-Needs mpirun and two idle cores. Speeds are of the fastest step of a run of its own: one rank with one thread, two ranks
-with one thread each (the same --batch a rank), two processes that know nothing of each other (what the machine gives
-to two busy cores), one process with two threads and two passes. With --network two ranks have a slow network between
-them (cable.py, as root), and their step is compared with what `plan` makes of one without.
+Needs mpirun and two idle cores. Compared are one rank with one thread, two ranks with one thread each (the same --batch
+a rank), two processes that know nothing of each other (what the machine gives to two busy cores), and one process with
+two threads and two passes. They take turns for some rounds, each in runs of its own; speeds are medians over the rounds
+of a run's fastest step. With --network two ranks have a slow network between them (cable.py, as root), and their step is
+compared with what `plan` makes of one without.
 """
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cable import two_hosts
@@ -74,16 +76,26 @@ def measured(case: Case, ranks: int, threads: int, passes: int, launcher: Sequen
                     max(event["tokens"] / event["seconds"] for event in rows), share / 100, sent)
 
 
-def of_ranks(case: Case) -> dict[str, Any]:
-    """A row: ranks against threads."""
-    alone, ranks, threads = (measured(case, *how) for how in ((1, 1, 1), (2, 1, 2), (1, 2, 2)))
+def apart(case: Case) -> float:
+    """Tokens a second of two processes together that know nothing of each other."""
     with ThreadPoolExecutor() as pool:
-        apart = sum(run.speed for run in pool.map(lambda _: measured(case, 1, 1, 1), range(2)))
-    return {"model": case.model, "batch": case.batch, "ctx": case.ctx, "tokens_per_second_1_rank_1_thread": alone.speed,
-            "tokens_per_second_2_ranks_1_thread": ranks.speed, "tokens_per_second_1_rank_2_threads": threads.speed,
-            "tokens_per_second_2_processes_apart": apart, "efficiency": ranks.speed / (2 * alone.speed),
-            "efficiency_of_processes_apart": apart / (2 * alone.speed),
-            "seconds": ranks.seconds, "communicating": ranks.communicating, "mb_sent": ranks.sent}
+        return sum(run.speed for run in pool.map(lambda _: measured(case, 1, 1, 1), range(2)))
+
+
+def of_ranks(case: Case, rounds: int) -> dict[str, Any]:
+    """A row: ranks against threads."""
+    turns = [(measured(case, 1, 1, 1), measured(case, 2, 1, 2), measured(case, 1, 2, 2), apart(case))
+             for _ in range(rounds)]
+    alone, ranks, threads = (median(turn[n].speed for turn in turns) for n in range(3))
+    both = median(turn[3] for turn in turns)
+    return {"model": case.model, "batch": case.batch, "ctx": case.ctx, "rounds": rounds,
+            "tokens_per_second_1_rank_1_thread": alone, "tokens_per_second_2_ranks_1_thread": ranks,
+            "tokens_per_second_1_rank_2_threads": threads, "tokens_per_second_2_processes_apart": both,
+            "efficiency": ranks / (2 * alone),
+            "efficiency_by_round": [turn[1].speed / (2 * turn[0].speed) for turn in turns],
+            "efficiency_of_processes_apart": both / (2 * alone),
+            "seconds": median(turn[1].seconds for turn in turns),
+            "communicating": median(turn[1].communicating for turn in turns), "mb_sent": turns[0][1].sent}
 
 
 def over(case: Case, network: str) -> dict[str, Any]:
@@ -100,10 +112,17 @@ def over(case: Case, network: str) -> dict[str, Any]:
             "communicating": far.communicating}
 
 
+def shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(shown, value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="name,batch,ctx (160m,4,128 and 1b,1,128)")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--network", help="such as 1G,1ms, between two ranks")
     parser.add_argument("--out", type=Path, default=RESULTS / "ranks.json")
     options = parser.parse_args()
@@ -111,8 +130,8 @@ def main() -> None:
     for text in options.model or ["160m,4,128", "1b,1,128"]:
         model, batch, ctx = text.split(",")
         case = Case(model, int(batch), int(ctx), options.steps)
-        rows.append(over(case, options.network) if options.network else of_ranks(case))
-        print("\n".join(f"{name:<36}{value if isinstance(value, (str, int)) else f'{value:.3f}'}"
+        rows.append(over(case, options.network) if options.network else of_ranks(case, options.rounds))
+        print("\n".join(f"{name:<36}{shown(value)}"
                         for name, value in rows[-1].items()) + "\n", flush=True)
     key = {name: {row[name] for row in rows} for name in ("model", "batch", "ctx")} | {"network": {options.network}}
     kept = [row for row in (read_results(options.out)["rows"] if options.out.exists() else [])

@@ -253,7 +253,7 @@ def main() -> None:
     for name, contestants in comparisons(args.full, args.threads, types, args.model):
         if args.only is None or name in args.only:
             rows += run(name, contestants, peaks, args.repeats, args.peer_python, args.models_folder)
-    write_results(args.out, "train", machine, peaks, rows)
+            write_results(args.out, "train", machine, peaks, rows)      # a run that is cut short leaves what it has
 
 
 if __name__ == "__main__":

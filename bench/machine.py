@@ -65,8 +65,12 @@ def cpu_info() -> str:
 
 
 def _cpu_name() -> str:
-    match = re.search(r"model name\s*: (.*)", cpu_info())
-    return match[1] if match else platform.processor()
+    """With family and model where Linux tells them: virtual machines call processors of many years by one name."""
+    said = {key: value.strip() for key, value in re.findall(r"(?m)^(model name|cpu family|model)\t+: (.*)$", cpu_info())}
+    if "model name" not in said:
+        return platform.processor()
+    numbers = f" (family {said['cpu family']}, model {said['model']})" if {"cpu family", "model"} <= said.keys() else ""
+    return said["model name"] + numbers
 
 
 def _caches() -> dict[str, str]:
