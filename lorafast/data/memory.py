@@ -25,6 +25,9 @@ from .text import BYTES_PER_SAMPLE
 HEAD = 1 << 18
 """Bytes of a file that are read and tokenised."""
 
+LONGEST_LINE = 1 << 24
+"""Bytes that are read where the first record is longer than HEAD."""
+
 LOOKED_AT = 512
 """Tokens that are kept of it."""
 
@@ -64,7 +67,7 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
         largest = max(sources[:len(train)], key=lambda source: source.size)
         form = recognise(largest, options.data_format, options.fields)
         is_text = form is None
-        head = b"" if largest.is_folder else _head(largest)
+        head = b"" if largest.is_folder else _head(largest, HEAD if is_text else LONGEST_LINE)
     except UsageError:
         raise
     except (LoraFastError, OSError) as error:
@@ -78,11 +81,13 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
                       overlaps=begins_everywhere and options.stride == 1, beginning=beginning)
 
 
-def _head(source: Source) -> bytes:
-    """The beginning of a file, up to a line end."""
+def _head(source: Source, longest_line: int) -> bytes:
+    """The beginning of a file, up to a line end: at least one line, if none is longer than that."""
     with open(source.path, "rb") as file:
         head = file.read(HEAD)
-    return head if len(head) < HEAD else head[:head.rfind(b"\n") + 1] or head
+        if len(head) < HEAD:
+            return head
+        return head[:head.rfind(b"\n") + 1] or head + file.readline(longest_line - len(head))
 
 
 def _sampled(head: bytes, suffix: str, options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[str, Any],

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
     from .events import Continuation, Evaluation
 
+SHORT_EPOCH = 10
+"""Iterations: where epochs are shorter, not each of them has its row."""
+
 
 class TerminalLog(Log):
     """Shows the facts of `PipeLog` shorter, in labelled rows of the terminal's width."""
@@ -45,6 +48,7 @@ class TerminalLog(Log):
         self.adapter_size = 0
         self.folder = "."
         self.is_stopping = False
+        self.last_epoch_row = -SHORT_EPOCH
         self.disk_read = Rate(bytes_read)
         self.saved: list[str] = []
         self.live = Live(console=self.console, get_renderable=self._lines, refresh_per_second=2, transient=True)
@@ -205,7 +209,10 @@ class TerminalLog(Log):
         return [*facts, f"sample {record.sample}/{record.sample_count}"]
 
     def reshuffled(self, epochs: int) -> None:
-        self._row("Epoch", f"{epochs} completed, samples reshuffled")
+        done = self.record.done if self.record else 0
+        if done - self.last_epoch_row >= SHORT_EPOCH:
+            self.last_epoch_row = done
+            self._row("Epoch", f"{epochs} completed, samples reshuffled")
 
     def stopping(self) -> None:
         self.is_stopping = True     # the live lines show it at once; printing is not safe here

@@ -73,6 +73,11 @@ def test_an_array_is_counted_by_its_records():
     assert estimate("a.json").kept > 0
 
 
+def test_records_longer_than_the_beginning_that_is_read():
+    write("a.jsonl", *({"text": TEXT * (2 * HEAD // len(TEXT))} for _ in range(7)))
+    assert estimate("a.jsonl").note == "about 7 samples"
+
+
 def test_what_cannot_be_opened_is_not_counted():
     assert estimate("none.txt").note == "not counted, cannot read the data 'none.txt': No such file or directory"
     os.mkdir("empty")

@@ -73,6 +73,16 @@ def test_evaluations_and_what_a_prompt_becomes(monkeypatch):
     assert any("evaluation 1.6000  best 1.5000 at 20" in line for line in lines)
 
 
+def test_short_epochs_do_not_fill_the_screen(monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    with open_log() as log:
+        log.begin(0, n_iter=25, tokens_per_iter=64)
+        for step in range(1, 26):
+            log.iteration(IterationRecord(step, step, 1, 9, 1.0, 1e-3, 2.0, 100.0))
+            log.reshuffled(step)
+    assert re.findall(r"(\d+) completed, samples reshuffled", shown(terminal)) == ["1", "11", "21"]
+
+
 def test_a_signal_is_answered_at_once(monkeypatch):
     terminal = open_terminal(monkeypatch)
     with open_log() as log:
