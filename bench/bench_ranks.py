@@ -3,8 +3,8 @@
 Needs mpirun and two idle cores. Compared are one rank with one thread, two ranks with one thread each (the same --batch
 a rank), two processes that know nothing of each other (what the machine gives to two busy cores), and one process with
 two threads and two passes. They take turns for some rounds, each in runs of its own; speeds are medians over the rounds
-of a run's fastest step. With --network two ranks have a slow network between them (cable.py, as root), and their step is
-compared with what `plan` makes of one without.
+of a run's fastest step. With --network two ranks have a slow network between them (cable.py, as root), and their step
+is compared with what `plan` makes of one without.
 """
 from __future__ import annotations
 

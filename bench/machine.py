@@ -66,7 +66,7 @@ def cpu_info() -> str:
 
 def _cpu_name() -> str:
     """With family and model where Linux tells them: virtual machines call processors of many years by one name."""
-    said = {key: value.strip() for key, value in re.findall(r"(?m)^(model name|cpu family|model)\t+: (.*)$", cpu_info())}
+    said = dict(re.findall(r"(?m)^(model name|cpu family|model)\t+: (.*)$", cpu_info()))
     if "model name" not in said:
         return platform.processor()
     numbers = f" (family {said['cpu family']}, model {said['model']})" if {"cpu family", "model"} <= said.keys() else ""
