@@ -42,8 +42,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, np.ndarray]:
-    """The folder of a model.gguf, an adapter in two forms (a.gguf, the folder a) and one with magnitudes (the folder
-    dora, merged into dora.gguf), trained for a few steps; and tokens.
+    """The folder of a model.gguf, and adapters trained for a few steps: one in two forms (a.gguf, the folder a), one
+    whose matrices have ranks of their own (ranks.gguf, the folder ranks), and one with magnitudes (the folder dora,
+    merged into dora.gguf); and tokens.
     """
     folder = tmp_path_factory.mktemp("run")
     make_tiny(folder / "model.gguf", type="F32", n_layer=3)
@@ -51,6 +52,8 @@ def run(tmp_path_factory) -> tuple[Path, np.ndarray]:
     options = dict(model_base=f"{folder}/model.gguf", train_data=(f"{folder}/text.txt",), checkpoint_in="",
                    checkpoint_out="", ctx=32, batch=4, adam_iter=8, warmup=0, adam_alpha=0.02, lora_alpha=8, seed=1)
     lorafast.finetune(options | dict(lora_out=(f"{folder}/a.gguf", f"{folder}/a/")))
+    lorafast.finetune(options | dict(lora_out=(f"{folder}/ranks.gguf", f"{folder}/ranks/"), init_method="eva",
+                                     eva_batches=2, eva_rho=2.0))
     lorafast.finetune(options | dict(lora_out=(f"{folder}/dora/",), dora=True, targets="attn,ffn,output,token_embd"))
     model = open_model(folder / "model.gguf")
     merge_model(folder / "dora.gguf", model, [(read_adapter(folder / "dora", BaseModel.from_gguf(model)), 1.0)])
@@ -78,7 +81,14 @@ def test_the_adapter_does_something_and_its_forms_are_one(run):
     assert_same(logits(folder, tokens, "a"), adapted)
 
 
-@pytest.mark.parametrize("adapter", [None, "a.gguf"])
+def test_ranks_differ(run):
+    folder, tokens = run
+    tensors = open_model(folder / "ranks.gguf").tensors
+    assert len({tensor.data.shape[0] for name, tensor in tensors.items() if name.endswith("lora_a")}) > 1
+    assert nmse(logits(folder, tokens), logits(folder, tokens, "ranks.gguf")) > 0.01
+
+
+@pytest.mark.parametrize("adapter", [None, "a.gguf", "ranks.gguf"])
 def test_llama_cpp(run, adapter):
     pytest.importorskip("llama_cpp")
     folder, tokens = run
@@ -86,7 +96,7 @@ def test_llama_cpp(run, adapter):
     assert_same(logits(folder, tokens, *filter(None, [adapter])), wanted)
 
 
-@pytest.mark.parametrize("adapter", [None, "a", "dora"])
+@pytest.mark.parametrize("adapter", [None, "a", "ranks", "dora"])
 def test_transformers_and_peft(run, adapter):
     pytest.importorskip("transformers")
     pytest.importorskip("peft")
