@@ -122,12 +122,17 @@ class AdapterFile:
             specs.append(spec)
         alpha, r = (1.0, 1) if self.alpha is None or self.r is None else (self.alpha, self.r)
         adapter = Adapter(specs, alpha, r)
+        self.fill(adapter)
+        return adapter
+
+    def fill(self, adapter: Adapter) -> None:
+        """Gives an Adapter of the same tensors and ranks these values, by its own scale."""
+        factor = np.float32((1.0 if self.alpha is None or self.r is None else self.alpha / self.r) / adapter.scale)
         for name, (a, b) in self.pairs.items():
             adapter.A(name)[:] = a
-            adapter.B(name)[:] = b
+            adapter.B(name)[:] = b * factor
         for name, m in self.magnitudes.items():
             adapter.magnitudes[name][:] = m
-        return adapter
 
 
 def _delta_heads(metadata: Mapping[str, Any], architecture: str) -> DeltaHeads | None:

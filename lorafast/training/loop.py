@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..data.batches import Batch, evaluation_batches
@@ -26,6 +26,7 @@ from ..planning.plan import Measured, Plan
 from ..reporting.events import Continuation, Ended, Evaluation, Event, Observer, Started, Step
 from ..reporting.log import IterationRecord, Log
 from ..system.process import peak_resident_bytes
+from ..words import count
 from .diagnose import first_fault
 from .evaluation import Best, Evaluated, continued, evaluated, prompt_tokens
 from .learner import Learner
@@ -42,7 +43,8 @@ from .starting import Source, Start
 @dataclass(frozen=True)
 class Result:
     """How a run ended: iterations done in all runs, the last loss (nan if none was evaluated), why, whether a signal
-    cut it short, the lowest loss on the data to evaluate on (inf if there is none), and that on the data to test on.
+    cut it short, the lowest loss on the data to evaluate on (inf if there is none), and that of the best adapter, where
+    it is kept, on the data to test on.
     history: every step and evaluation, where lorafast.finetune was called.
     """
 
@@ -54,7 +56,7 @@ class Result:
     test_loss: float = math.nan
     signal: int = 0
     """Which one cut it short; 0: none."""
-    history: tuple[Event, ...] = ()
+    history: tuple[Event, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -201,15 +203,30 @@ class Run:
         return ahead > 0 and (self.asked.save or 0 < every <= ahead)
 
     def test_loss(self) -> float:
-        """The mean loss of the adapter as it is on the data to test on; nan if there is none."""
+        """The mean loss on the data to test on, of the best adapter where it is kept; nan if there is none."""
         self.listen(self.asked.seconds)
         if self.data.test is None or self.asked.stop:
             return math.nan
+        which = self.take_best()
         self.learner.show_all()
         test = self.evaluated(self.data.test)
         more = str(test.rewards) if test.rewards else f"perplexity {math.exp(min(test.loss, 700)):.4f}"
-        self.log.note(f"loss on {self.data.test.name}: {test.loss:.6f}, {more} over {test.n_tokens} tokens")
+        self.log.note(f"loss on {self.data.test.name}: {test.loss:.6f}, {more} over {count(test.n_tokens, 'token')}"
+                      f"{which}")
         return test.loss
+
+    def take_best(self) -> str:
+        """Puts the best adapter, where it is kept, in the place of the last one, which is saved. Returns which one is
+        there then, for the log.
+        """
+        if not self.keeps_best or self.best_iteration < 0:
+            return ""
+        if self.best_iteration != self.state.iteration:
+            best = self.world.from_first(self.saver.best_adapter())
+            if best is None:
+                return f" (the last adapter, of iteration {self.state.iteration})"
+            best.fill(self.opened.adapter)
+        return f" (the best adapter, of iteration {self.best_iteration})"
 
     def batches_of(self, samples: Samples) -> Iterator[Batch]:
         """The samples in batches for an evaluation."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import suppress
 from typing import Any
 
-from ..adapters import AdapterFile, write_adapter
+from ..adapters import AdapterFile, read_adapter, write_adapter
 from ..adapters.checkpoint import Geometry, TrainState, write_checkpoint
 from ..errors import LoraFastError, UsageError
 from ..gguf.file_form import FileForm, form_of_output
@@ -137,6 +138,15 @@ class Saver:
             for path in paths:
                 self.save_adapter(path)
 
+    def best_adapter(self) -> AdapterFile | None:
+        """The one of the lowest evaluation loss, as it was saved; None where no file has it."""
+        checkpoint, adapters = self.config.checkpoint_output, self.config.adapter_outputs
+        paths = [checkpoint.best_path if checkpoint else "", *(output.best_path or output.name for output in adapters)]
+        for path in filter(None, paths):
+            with suppress(LoraFastError):
+                return read_adapter(path, self.base)
+        return None
+
     def which_is_which(self, best: int, iteration: int) -> list[str]:
         """A line for each adapter that says which files hold the best one and the last."""
         return [f"{output.best_path or output.name} is the best adapter, of iteration {best}; "
@@ -171,6 +181,10 @@ class Bystander(Saver):
 
     def save_adapters(self, iteration: int, best: int | None = None) -> None:
         """See Saver."""
+
+    def best_adapter(self) -> AdapterFile | None:
+        """See Saver."""
+        return None
 
     def save_adapter(self, path: str) -> None:
         """See Saver."""

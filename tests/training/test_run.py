@@ -533,6 +533,28 @@ def test_the_loss_on_the_data_to_test_on(folder, tiny, train):
     assert test == EVALUATION.findall(log)[-1][1]
 
 
+@pytest.mark.parametrize("outputs", [
+    ["--lora-out", "a.gguf"],
+    ["--lora-out", "a-ITERATION.bin", "--checkpoint-out", ""],
+    ["--lora-out", "peft/", "--checkpoint-out", "", "--rslora", "--lora-r", 4],
+    ["--lora-out", "", "--checkpoint-out", ""],
+])
+def test_the_best_adapter_is_tested_where_it_is_kept(folder, tiny, train, outputs):
+    """A learning rate much too high: the best one is not the last one."""
+    Path("data").mkdir()
+    Path("data/train.txt").write_bytes(Path("text.txt").read_bytes())
+    for name in ("valid", "test"):
+        Path(f"data/{name}.txt").write_text("thou and all my sweet love is that in thy " * 6)
+    log = train("--model-base", tiny, *TINY[2:-2], "--train-data", "data", "--adam-alpha", 0.2, "--eval-every", 1,
+                "--patience", 2, "--adam-iter", 60, *outputs)
+    loss, which, iteration = re.search(r"main: loss on \S+test.txt: (\d+\.\d+),.* \(the (\w+) adapter, of iteration "
+                                       r"(\d+)\)", log).groups()
+    losses = {number: loss for number, loss, *_ in EVALUATION.findall(log)}
+    assert which == ("best" if outputs[1] else "last")
+    assert iteration == (min(losses, key=lambda number: float(losses[number])) if outputs[1] else max(losses, key=int))
+    assert float(loss) == pytest.approx(float(losses[iteration]), abs=2e-6)     # both are printed with six digits
+
+
 def test_a_warm_up_longer_than_the_run_is_warned_of(folder, tiny, capsys):
     assert cli.main(["finetune", "--model-base", str(tiny), *TINY, "--warmup", "100", "--adam-iter", "1"]) == 0
     assert "the warm-up of 100 iterations does not end before the run, at iteration 1" in capsys.readouterr().err
