@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from .adapters import BaseModel, read_adapter
 from .adapters.stack import stack
 from .data.batches import Batch
 from .data.encode import chat_tokens
-from .errors import UsageError
+from .errors import LoraFastError, UsageError
 from .gguf.reader import GGUFFile, open_model
 from .network.decoder import Decoder
 from .network.generation import Session, chooser
@@ -40,7 +40,8 @@ from .network.trainer import Strategy, Trainer
 from .options.declare import unknown
 from .options.finetune import FinetuneConfig
 from .options.tools import path_and_scale
-from .options.values import options_of
+from .options.use import GenerateConfig
+from .options.values import options_of, value_of
 from .reporting.events import Evaluation, Event, Observer, Step
 from .system.threads import physical_cores
 from .tokenizer import Tokenizer, load_tokenizer
@@ -80,32 +81,67 @@ def finetune(config: FinetuneConfig | Mapping[str, Any] | None = None, *,
         if isinstance(event, (Step, Evaluation)):
             history.append(event)
 
-    with ExitStack() as stack:
-        if not isinstance(config, FinetuneConfig):
-            given = {**(config or {}), **options}
-            if data is not None:
-                given["train_data"] = _records_file(data, stack)
-            config = options_of(FinetuneConfig, given)
-        elif options or data is not None:
+    if callback is not None and not callable(callback):
+        raise UsageError(f"callback {callback!r}: must be a function of one event")
+    observers = [remember, *([callback] if callback else [])]
+    if isinstance(config, FinetuneConfig):
+        if options or data is not None:
             raise UsageError("either a FinetuneConfig, or options by name: not both")
-        result = train(config, observers=[remember, *([callback] if callback else [])])
+        result = train(config, observers=observers)
+    elif config is not None and not isinstance(config, Mapping):
+        raise UsageError(f"config {config!r}: must be a FinetuneConfig or a mapping of options by name")
+    else:
+        given = {**(config or {}), **options}
+        if data is None:
+            result = train(options_of(FinetuneConfig, given), observers=observers)
+        elif "train_data" in given:
+            raise UsageError("either data, or train_data: not both")
+        else:
+            with _as_file(data) as path:
+                result = train(options_of(FinetuneConfig, {**given, "train_data": path}), observers=observers)
     return dataclasses.replace(result, history=tuple(history))
 
 
-def _records_file(records: Iterable[Mapping[str, Any] | Sequence[int]], stack: ExitStack) -> str:
-    """A JSONL file of the records that is deleted with `stack`."""
+@contextmanager
+def _as_file(records: Iterable[Mapping[str, Any] | Sequence[int]]) -> Iterator[str]:
+    """A JSONL file of the records, for as long as the context lasts. Errors call it `data`."""
     if isinstance(records, (str, os.PathLike)):
         raise UsageError(f"data {records!r}: must be records; a file's name goes to train_data")
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lorafast-"))
-    path = os.path.join(folder, "records.jsonl")
-    with open(path, "w", encoding="utf-8") as file:
-        for number, record in enumerate(records, 1):
-            try:
-                value = record if isinstance(record, Mapping) else {"token_ids": list(map(operator.index, record))}
-                file.write(json.dumps(value, ensure_ascii=False) + "\n")
-            except (TypeError, ValueError) as error:
-                raise UsageError(f"data: record {number} cannot be written as JSON: {error}") from None
-    return path
+    if isinstance(records, Mapping) or not isinstance(records, Iterable):
+        raise UsageError(f"data: must be an iterable of records, and not of type {type(records).__name__}")
+    with tempfile.TemporaryDirectory(prefix="lorafast-") as folder:
+        path = os.path.join(folder, "records.jsonl")
+        with open(path, "w", encoding="utf-8") as file:
+            for number, record in enumerate(records, 1):
+                file.write(_as_line(record, number) + "\n")
+        try:
+            yield path
+        except LoraFastError as error:
+            raise type(error)(str(error).replace(path, "data")) from None
+
+
+def _as_line(record: Mapping[str, Any] | Sequence[int], number: int) -> str:
+    """A line of JSONL, of a record or of token ids."""
+    if not isinstance(record, Mapping):
+        if isinstance(record, (str, bytes)) or not isinstance(record, (Sequence, np.ndarray)):
+            raise UsageError(f"data: record {number} is of type {type(record).__name__}: must be a mapping or a list "
+                             'of token ids; a text is {"text": ...}')
+        record = {"token_ids": _whole_numbers(record, f"data: record {number}").tolist()}
+    try:
+        return json.dumps(record, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"data: record {number} cannot be written as JSON: {error}") from None
+
+
+def _whole_numbers(values: Any, name: str) -> np.ndarray:
+    """Token ids as an array (n,) of some integer type; UsageError, which calls them `name`, for anything else."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):         # lists of different lengths in a list
+        array = np.asarray(None)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise UsageError(f"{name}: must be a list of token ids, which are whole numbers")
+    return array
 
 
 class Model:
@@ -140,15 +176,15 @@ class Model:
 
         Raises LoraFastError for files that cannot be read or do not fit each other.
         """
-        if not isinstance(path, (str, os.PathLike)):
-            raise UsageError(f"path {path!r}: must be a path or text")
+        path = value_of(GenerateConfig, "model_base", path, "path")
+        n_ctx = value_of(GenerateConfig, "ctx", n_ctx, "n_ctx")
+        n_threads = value_of(GenerateConfig, "threads", n_threads, "n_threads")
+        precision = value_of(GenerateConfig, "precision", precision)
         gguf = open_model(path)
         hparams = read_hparams(gguf)
         base = BaseModel.from_gguf(gguf)
         adapters = []
-        items: Any = [lora] if isinstance(lora, (str, os.PathLike)) or _is_scaled(lora) else lora
-        for item in items:
-            name, scale = item if isinstance(item, tuple) else path_and_scale(os.fspath(item))
+        for name, scale in _paths_and_scales(lora):
             adapters.append((read_adapter(name, base), scale))
         file = stack(adapters)
         return cls(gguf, load_tokenizer(gguf), file.to_adapter(hparams.tensor_shapes()),
@@ -158,7 +194,7 @@ class Model:
     def forward(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits of what follows each token, float32 (T, n_vocab), of a sequence of 1 <= T <= n_ctx ids.
 
-        softmax(result[t]) are the probabilities of token t + 1. Raises ValueError for ids out of range, none, or too
+        softmax(result[t]) are the probabilities of token t + 1. Raises UsageError for ids out of range, none, or too
         many.
         """
         tokens = self._checked(token_ids)
@@ -171,7 +207,7 @@ class Model:
 
         Their sum is the text's log-probability; exp of minus their mean its perplexity.
         """
-        tokens = self.prompt_tokens(text) if isinstance(text, str) else np.ascontiguousarray(text, np.int32)
+        tokens = self.prompt_tokens(text) if isinstance(text, str) else self._checked(text)
         logits = self.forward(tokens)[:-1].astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True, initial=-np.inf)
         return logits[np.arange(len(logits)), tokens[1:]] - np.log(np.exp(logits).sum(axis=1))
@@ -187,12 +223,10 @@ class Model:
 
         token_ids  2 to n_ctx + 1 ids
         Returns the loss and, by name of the base tensor, dA (r, K) and dB (r, N), float32, of the adapter's pairs: A
-        and B are those of `adapter`, and the scale is alpha / r. Raises ValueError for ids out of range, too few, or
+        and B are those of `adapter`, and the scale is alpha / r. Raises UsageError for ids out of range, too few, or
         too many.
         """
-        tokens = np.ascontiguousarray(token_ids, np.int32)
-        if tokens.ndim != 1 or not 2 <= len(tokens) <= self.n_ctx + 1:
-            raise ValueError(f"token_ids has shape {tokens.shape}, wanted 2 to {self.n_ctx + 1} (n_ctx + 1) ids")
+        tokens = self._checked(token_ids, least=2, most=self.n_ctx + 1)
         T = len(tokens) - 1
         batch = Batch(tokens[:-1], tokens[1:], np.array([0, T], np.int32), 1, False)
         trainer = Trainer(self.network, self.adapter, T, Strategy(len(self.network.blocks)), self.n_threads)
@@ -209,23 +243,28 @@ class Model:
         seed       of the choice among tokens
         sampling   temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n: see sampling.Sampling
 
-        Raises UsageError when the prompt leaves no room in n_ctx.
+        Raises UsageError when the prompt leaves no room in n_ctx, and for values that `lorafast generate` refuses.
         """
-        tokens = self.prompt_tokens(prompt) if isinstance(prompt, str) else np.ascontiguousarray(prompt, np.int32)
+        tokens = self.prompt_tokens(prompt) if isinstance(prompt, str) else self._checked(prompt, most=None)
         if len(tokens) >= self.n_ctx:
             raise UsageError(f"the prompt's {len(tokens)} tokens leave no room in a context of {self.n_ctx} (--ctx)")
         known = [field.name for field in dataclasses.fields(Sampling)]
         for name in sampling:
             if name not in known:
                 raise UsageError(unknown(name, known, "argument"))
-        choose = chooser(Sampling(**sampling), seed)
+        values = {name: value_of(GenerateConfig, name, value) for name, value in
+                  {"n_predict": n_predict, "stop": stop, "seed": seed, **sampling}.items()}
+        n_predict, stop, seed = (values.pop(name) for name in ("n_predict", "stop", "seed"))
+        choose = chooser(Sampling(**values), seed)
         continuation = self.session.continuation(tokens, n_predict, choose, self.tokenizer.eog_ids)
-        return text_of(continuation, TextStream(self.tokenizer, [stop] if isinstance(stop, str) else stop))
+        return text_of(continuation, TextStream(self.tokenizer, stop))
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, chat_template: str = "", **options: Any) -> Iterator[str]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, chat_template: str | os.PathLike = "",
+             template_args: Mapping[str, Any] | None = None, **options: Any) -> Iterator[str]:
         """Pieces of the answer to a conversation, `[{"role": "user", "content": "..."}, ...]`.
 
         chat_template  file of a Jinja template; by default the model's own
+        template_args  variables for the template, such as {"enable_thinking": False}
         options        as of `generate`
 
         Raises LoraFastError where there is no template, or none that can express these messages; UsageError when there
@@ -233,7 +272,13 @@ class Model:
         """
         from .data.chat_template import load_chat_template
 
-        template = load_chat_template(self.gguf.metadata, self.tokenizer, chat_template)
+        if isinstance(messages, str) or not (isinstance(messages, Sequence)
+                                             and all(isinstance(message, Mapping) for message in messages)):
+            raise UsageError("messages: must be a sequence of mappings with the keys role and content")
+        if not isinstance(template_args, (Mapping, type(None))):
+            raise UsageError(f"template_args {template_args!r}: must be a mapping of variables by name")
+        template = load_chat_template(self.gguf.metadata, self.tokenizer,
+                                      value_of(GenerateConfig, "chat_template", chat_template), template_args)
         text = template.render(messages, add_generation_prompt=True)
         return self.generate(chat_tokens(text, self.tokenizer), **options)
 
@@ -242,11 +287,18 @@ class Model:
         tokens = self.tokenizer.encode(text, add_special=True, parse_special=True)
         return tokens if len(tokens) else np.array([self.tokenizer.bos_id or 0], np.int32)
 
-    def _checked(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        tokens = np.ascontiguousarray(token_ids, np.int32)
-        if tokens.ndim != 1 or not 0 < len(tokens) <= self.n_ctx:
-            raise ValueError(f"token_ids has shape {tokens.shape}, wanted 1 to {self.n_ctx} (n_ctx) ids")
-        return tokens
+    def _checked(self, token_ids: Sequence[int] | np.ndarray, least: int = 1, most: int | None = 0) -> np.ndarray:
+        """These ids, int32 (n,). UsageError where they are fewer than `least`, more than `most` (0: n_ctx; None: no
+        limit), or not of the vocabulary.
+        """
+        tokens = _whole_numbers(token_ids, "token_ids")
+        most = self.n_ctx if most == 0 else most
+        if len(tokens) < least or (most is not None and len(tokens) > most):
+            raise UsageError(f"token_ids has {count(len(tokens), 'id')}, wanted {least} to {most}"
+                             if most is not None else "token_ids is empty")
+        if not 0 <= tokens.min() <= tokens.max() < self.n_vocab:
+            raise UsageError(f"token_ids: must be whole numbers from 0 to {self.n_vocab - 1}")
+        return np.ascontiguousarray(tokens, np.int32)
 
     def __repr__(self) -> str:
         pairs = count(len(self.adapter.specs), "adapted tensor")
@@ -258,6 +310,19 @@ class Model:
         return Session(Decoder(self.network, self.adapter, self.n_ctx, self.n_threads))
 
 
+def _paths_and_scales(lora: Lora | Sequence[Lora]) -> Iterator[tuple[str, float]]:
+    """Each adapter with its factor."""
+    items: Any = [lora] if isinstance(lora, (str, os.PathLike)) or _is_scaled(lora) else lora
+    for item in items if isinstance(items, Sequence) else [items]:
+        if _is_scaled(item):
+            yield os.fspath(item[0]), float(item[1])
+        elif isinstance(item, (str, os.PathLike)):
+            yield path_and_scale(os.fspath(item))
+        else:
+            raise UsageError(f"lora {item!r}: must be a path, a pair of a path and a number, or a sequence of these")
+
+
 def _is_scaled(lora: Any) -> bool:
     """Whether this is one adapter with its factor rather than several adapters."""
-    return isinstance(lora, tuple) and len(lora) == 2 and isinstance(lora[1], (int, float))
+    return (isinstance(lora, tuple) and len(lora) == 2 and isinstance(lora[0], (str, os.PathLike))
+            and isinstance(lora[1], Real) and not isinstance(lora[1], bool))

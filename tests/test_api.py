@@ -58,8 +58,8 @@ def test_forward_gives_the_logits_of_every_token(path, adapters):
     assert logits.shape == (21, model.n_vocab) and logits.dtype == np.float32
     for n in (1, 2, 7, 21):
         assert nmse(model.forward(TOKENS[:n])[-1], logits[n - 1]) < SAME
-    for wrong in ([], np.zeros((2, 2)), [384], [-1], [3] * 200):
-        with pytest.raises(ValueError):
+    for wrong in ([], np.zeros((2, 2), int), [384], [-1], [3] * 200, [1.5], "love", None, 3, [[1], [2, 3]]):
+        with pytest.raises(LoraFastError, match=r"^token_ids"):
             model.forward(wrong)
 
 
@@ -264,6 +264,77 @@ def test_probabilities_states_and_what_a_model_is(tmp_path):
     assert model.hidden_states(tokens).shape == (4, 64) and "model.gguf, llama, 0 adapted tensors" in repr(model)
     with pytest.raises(UsageError, match=r"unknown argument temprature \(did you mean temperature\?\)"):
         model.generate("x", temprature=1)
+
+
+WRONG_ARGUMENTS = [
+    (lambda model: list(model.generate("x", temperature="0")), "temperature '0': must be a number"),
+    (lambda model: list(model.generate("x", temperature=-1)), "temperature -1: must be at least 0"),
+    (lambda model: list(model.generate("x", n_predict=1.5)), "n_predict 1.5: must be a whole number"),
+    (lambda model: list(model.generate("x", seed="a")), "seed 'a': must be a whole number"),
+    (lambda model: list(model.generate("x", stop=3)), "stop 3: must be"),
+    (lambda model: list(model.generate([1.5])), "token_ids: must be a list of token ids"),
+    (lambda model: list(model.chat("hello")), "messages: must be a sequence of mappings"),
+    (lambda model: list(model.chat([], template_args=["a=1"])), "template_args"),
+    (lambda model: model.gradients([1]), "token_ids has 1 id, wanted 2 to 33"),
+    (lambda model: model.tokenizer.encode(3), "text 3: must be text or bytes"),
+    (lambda model: model.tokenizer.decode([384]), "token 384: must be a whole number from 0 to 383"),
+    (lambda model: lorafast.Model.open(3), "path 3: must be a path or text"),
+    (lambda model: lorafast.Model.open("model.gguf", 3), "lora 3: must be a path"),
+    (lambda model: lorafast.Model.open("model.gguf", [("a.gguf", "x")]), "must be a path, a pair of a path"),
+    (lambda model: lorafast.Model.open("model.gguf", n_ctx="32"), "n_ctx '32': must be a whole number"),
+    (lambda model: lorafast.Model.open("model.gguf", n_ctx=-4), "n_ctx -4: must be at least 1"),
+    (lambda model: lorafast.Model.open("model.gguf", n_threads=0), "n_threads 0: must be at least 1"),
+    (lambda model: lorafast.Model.open("model.gguf", precision="in16"), "precision 'in16': must be one of auto"),
+    (lambda model: lorafast.finetune([1]), "config [1]: must be a FinetuneConfig or a mapping"),
+    (lambda model: lorafast.finetune(callback=3), "callback 3: must be a function"),
+    (lambda model: lorafast.finetune(data=3), "data: must be an iterable of records, and not of type int"),
+    (lambda model: lorafast.finetune(data={"text": "x"}), "data: must be an iterable of records, and not of type dict"),
+    (lambda model: lorafast.finetune(data=["x"]), "data: record 1 is of type str"),
+    (lambda model: lorafast.finetune(data=[[1, 2.5]]), "data: record 1: must be a list of token ids"),
+    (lambda model: lorafast.finetune(data=[{"text": model}]), "data: record 1 cannot be written as JSON"),
+    (lambda model: lorafast.finetune(data=[], model_base="model.gguf", preset="modern"), "data has no records"),
+    (lambda model: lorafast.finetune(data=[], train_data="a.txt"), "either data, or train_data"),
+    (lambda model: lorafast.finetune(output_dir="x"), "unknown argument output_dir: --run FOLDER keeps"),
+    (lambda model: lorafast.finetune(lr=1e-4), "unknown argument lr (did you mean adam_alpha?)"),
+    (lambda model: lorafast.finetune(adam_alpha=float("nan")), "adam_alpha nan: must be a number"),
+    (lambda model: lorafast.finetune(zzz=1), "unknown argument zzz (docs/options.md lists them)"),
+]
+
+
+@pytest.mark.parametrize("call, words", WRONG_ARGUMENTS, ids=[words for _, words in WRONG_ARGUMENTS])
+def test_wrong_arguments_are_errors_of_one_line(call, words, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").symlink_to(path)
+    model = lorafast.Model.open("model.gguf", n_ctx=32)
+    with pytest.raises(LoraFastError) as raised:
+        call(model)
+    text = str(raised.value)
+    assert words in text and "\n" not in text and "/records.jsonl" not in text
+
+
+def test_numbers_may_be_numpys(path):
+    model = lorafast.Model.open(path, n_ctx=np.int64(32), n_threads=np.int32(1))
+    assert len(list(model.generate("love", n_predict=np.int64(3), temperature=np.float32(0)))) <= 3
+    assert len(list(model.generate("love", n_predict=2, seed=-1))) <= 2
+    assert "n_vocab 384" in repr(model.tokenizer)
+
+
+def test_variables_of_a_chat_template(path, tmp_path, capsys):
+    template = tmp_path / "t.jinja"
+    template.write_text("{% if not enable_thinking %}my {% endif %}{% for m in messages %}{{ m.content }}{% endfor %}")
+    model = lorafast.Model.open(path)
+    options = dict(n_predict=8, temperature=0)
+    got = "".join(model.chat([{"role": "user", "content": "love"}], chat_template=template,
+                             template_args={"enable_thinking": True}, **options))
+    assert got == "".join(model.generate("love", **options)) != "".join(model.generate("my love", **options))
+    by_command = dict(chat=True, chat_template=str(template), prompt="love")
+    assert "".join(answers(path, template_arg=("enable_thinking=true",), **by_command)) == got
+    assert capsys.readouterr().err == ""
+    answers(path, template_arg=("enable_thinkin=true",), **by_command)
+    assert ("warning: --template-arg enable_thinkin: --chat-template" in (err := capsys.readouterr().err)
+            and "(did you mean enable_thinking?)" in err)
+    with pytest.raises(UsageError, match="--template-arg: needs --chat"):
+        GenerateConfig(str(path), template_arg=("a=1",))
 
 
 def test_own_records_history_and_a_callback_that_stops(tmp_path, monkeypatch):

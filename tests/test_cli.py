@@ -1,5 +1,6 @@
 """The command line from outside: exit statuses, one-line errors, help, and what it hands to the commands."""
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from make_models import make_tiny
 import lorafast.commands.finetune
 import lorafast.commands.generate
 from lorafast import cli
-from lorafast.errors import FormatError
-from lorafast.options.declare import fields, parse
+from lorafast.errors import FormatError, UsageError
+from lorafast.options.declare import fields, given_in, parse
 from lorafast.options.finetune import FinetuneConfig
 from lorafast.options.other_names import ALIASES, HINTS
 
@@ -177,6 +178,30 @@ def test_names_that_people_type_are_taken():
     assert (config.adam_alpha, config.adam_iter, config.batch, config.ctx) == (1e-4, 7, 2, 64)
     assert (config.lora_r, config.lora_alpha, config.use_checkpointing) == (8, 16, True)
     assert config.target_list() == ("attn_q", "attn_v", "attn_gate")
+
+
+@pytest.mark.parametrize("given, field, value", [
+    ("--cutoff-len 64", "ctx", 64),
+    ("--num-iters 3", "adam_iter", 3),
+    ("--train-on-inputs", "train_on_prompt", True),
+    ("--val-split 0.1", "valid_split", 0.1),
+    ("-f a.jsonl", "train_data", ("a.jsonl",)),
+    ("--overwrite-output-dir", "force", True),
+    ("--loraplus-lr-ratio 16", "lora_plus", 16.0),
+])
+def test_names_of_other_trainers(given, field, value):
+    assert given_in(FinetuneConfig, given.split()) == {field: value}
+
+
+@pytest.mark.parametrize("given, hint", [
+    ("--adapter-path x", "--run FOLDER keeps everything of a run; --lora-out names the adapter"),
+    ("--completion-only-loss", "this is what happens, unless --train-on-prompt is given"),
+    ("--stage dpo", "--method says what is trained by"),
+    ("--zz", "(--help-all lists every option)"),
+])
+def test_names_that_mean_something_else_are_answered_by_meaning(given, hint):
+    with pytest.raises(UsageError, match=re.escape(hint)):
+        given_in(FinetuneConfig, given.split())
 
 
 def test_every_other_name_belongs_to_a_field_and_to_nobody_else():

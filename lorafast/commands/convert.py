@@ -24,6 +24,7 @@ from ..network.lora import Moments
 from ..options.overwriting import Target, check_overwriting
 from ..options.tools import ConvertOptions
 from ..system.output import show
+from ..words import count
 
 
 def run(options: ConvertOptions, write: Callable[[str], None] = show) -> int:
@@ -145,7 +146,8 @@ def describe(adapter: AdapterFile, form: FileForm) -> str:
     ranks = sorted({len(a) for a, _ in adapter.pairs.values()})
     alpha = "no alpha" if adapter.alpha is None else f"alpha {adapter.alpha:g}"
     magnitudes = " with magnitudes (DoRA)" if adapter.magnitudes else ""
-    return f"{form.value}, {len(adapter.pairs)} pairs of rank {', '.join(map(str, ranks))}{magnitudes}, {alpha}"
+    pairs = count(len(adapter.pairs), "pair")
+    return f"{form.value}, {pairs} of rank {', '.join(map(str, ranks))}{magnitudes}, {alpha}"
 
 
 def summary(names: Iterable[str]) -> str:

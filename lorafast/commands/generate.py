@@ -9,6 +9,7 @@ from typing import Any
 from ..api import Model
 from ..errors import LoraFastError, UsageError
 from ..network.next_token import Sampling
+from ..options.assignments import json_assignments
 from ..options.use import GenerateConfig
 from ..words import count, visible
 
@@ -68,8 +69,12 @@ class Chat:
     def __init__(self, config: GenerateConfig, model: Model) -> None:
         from ..data.chat_template import load_chat_template
 
-        load_chat_template(model.gguf.metadata, model.tokenizer, config.chat_template)      # at once, if there is none
-        self.model, self.options = model, {**generation_options(config), "chat_template": config.chat_template}
+        args = json_assignments(config.template_arg)
+        template = load_chat_template(model.gguf.metadata, model.tokenizer, config.chat_template)   # if there is one
+        for line in template.unused(args):
+            say(f"warning: --template-arg {line}")
+        self.model = model
+        self.options = {**generation_options(config), "chat_template": config.chat_template, "template_args": args}
         self.system = [{"role": "system", "content": config.system}] if config.system else []
         self.messages = self.system
 

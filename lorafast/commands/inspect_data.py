@@ -55,7 +55,7 @@ def inspect_data(data: Data, tokenizer: Tokenizer, out: TextIO, *, ctx: int, bat
     colour       None: if `out` is a terminal
     """
     colour = out.isatty() if colour is None else colour
-    lines = [*data.notes, *(f"warning: {warning}" for warning in data.train.warnings), ""]
+    lines = [*data.notes, *(f"warning: {warning}" for warning in (*data.warnings, *data.train.warnings)), ""]
     for name, samples in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         if samples is not None:
             lines += summary(name, samples)

@@ -18,6 +18,7 @@ from ..gguf.strings import Strings
 from ..gguf.types import FILE_TYPE_NAMES
 from ..network.lora import Pair
 from ..options.outputs import megabytes
+from ..words import count
 
 VALUE_WIDTH = 60
 NAME_WIDTH = 64
@@ -119,8 +120,8 @@ def type_lines(tensors: Iterable[Tensor]) -> Iterator[str]:
         for i, amount in enumerate((1, prod(tensor.shape), tensor.nbytes)):
             total[i] += amount
     yield "type    tensors       size  bits a value"
-    for label, (count, n_values, nbytes) in sorted(totals.items(), key=lambda item: -item[1][2]):
-        yield f"{label:<6}{count:>9}{megabytes(nbytes):>11}{8 * nbytes / n_values:>14.2f}"
+    for label, (n_tensors, n_values, nbytes) in sorted(totals.items(), key=lambda item: -item[1][2]):
+        yield f"{label:<6}{n_tensors:>9}{megabytes(nbytes):>11}{8 * nbytes / n_values:>14.2f}"
 
 
 # ---- adapters ----
@@ -139,7 +140,7 @@ def adapter_lines(adapter: AdapterFile, everything: bool = False) -> Iterator[st
     yield f"{len(adapter.pairs)} {pairs}, {n_params / 1e6:.3f} million parameters; alpha / r: {scale}"
     broken = [name for name in adapter.pairs if not all(np.isfinite(part).all() for part in adapter.parts(name))]
     if broken:
-        yield f"warning: {len(broken)} pairs hold values that are not finite, {broken[0]} the first"
+        yield f"warning: {count(len(broken), 'pair')} with values that are not finite, {broken[0]} the first"
     rows: dict[str, list[str]] = {}
     for name, _ in adapter.ordered():
         rows.setdefault(name if everything else split_name(name)[1], []).append(name)
@@ -200,7 +201,7 @@ def checkpoint_lines(checkpoint: Checkpoint) -> Iterator[str]:
     yield (f"position in the data: sample {sampler.next_sample} of {sampler.sample_count} in the present shuffle; "
            f"samples hash {sampler.samples_hash}, data {sampler.data.tokens or 'not known by its contents'}")
     yield (f"optimiser: adam, step {state.iteration} of the schedule is next; losses: best {state.best_loss:g}, "
-           f"previous {state.previous_loss:g}, {state.no_improvement} iterations without a new best")
+           f"previous {state.previous_loss:g}, {count(state.no_improvement, 'iteration')} without a new best")
     if len(state.past_losses):
         yield f"last {len(state.past_losses)} losses, for --opt-delta: {shown(state.past_losses)}"
     if checkpoint.m is not None and checkpoint.v is not None:

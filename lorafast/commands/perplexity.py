@@ -35,6 +35,9 @@ class Perplexity:
 
     losses: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"<Perplexity {self.value:.4f} ± {self.standard_error:.4f}, {count(len(self.losses), 'token')}>"
+
     @property
     def value(self) -> float:
         return math.exp(min(self.losses.mean(), 700.0))
@@ -137,8 +140,8 @@ def measured(config: PerplexityConfig, write: Callable[[str], None] = lambda lin
         finally:
             show_live("")
         speed = len(result.losses) / (time.perf_counter() - began)
-        write(f"{name}: perplexity {result.value:.4f} ± {result.standard_error:.4f}, {len(result.losses)} tokens "
-              f"predicted, {speed:.0f} a second")
+        write(f"{name}: perplexity {result.value:.4f} ± {result.standard_error:.4f}, "
+              f"{count(len(result.losses), 'token')} predicted, {speed:.0f} a second")
         broken = np.count_nonzero(~np.isfinite(result.losses))
         if broken:
             raise LoraFastError(f"{name}: the losses of {broken} of {count(len(result.losses), 'token')} are not "

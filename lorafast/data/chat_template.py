@@ -7,8 +7,9 @@ a chat template").
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,6 +24,10 @@ from ..tokenizer import Tokenizer
 from .template_sandbox import MeteredEnvironment
 
 KEY = "tokenizer.chat_template"
+
+FIXED = {"messages", "tools", "functions", "documents", "add_generation_prompt", "bos_token", "eos_token", "datetime",
+         "raise_exception", "strftime_now"}
+"""Variables that no user sets."""
 
 LONGEST_DATE = 1000     # characters of the form in which a template asks for the date
 
@@ -48,12 +53,22 @@ class ChatTemplate:
         self._meter, self._lock = environment.meter, Lock()
         try:
             self._template = environment.from_string(source)
-            # Firefunction's name for the tools, as text.
-            self._wants_functions = "functions" in meta.find_undeclared_variables(environment.parse(source))
+            self._asks_for = meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise FormatError(f"{name} is not a jinja2 template: line {error.lineno}: {error.message}") from None
         except Exception as error:      # from Python's compiler as well: too deep a nesting, a break outside of a loop
             raise FormatError(f"{name} is not a usable jinja2 template: {one_line(error)}") from None
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """A line for each of these variables that the template does not ask for: giving it changes nothing."""
+        known = sorted(self._asks_for - FIXED)
+        lines = []
+        for name in names:
+            if name not in self._asks_for:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"it asks for {', '.join(known) or 'none'}"
+                lines.append(f"{name}: {self.name} does not ask for such a variable ({hint})")
+        return lines
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False,
                tools: Sequence[Mapping[str, Any]] | None = None, variables: Mapping[str, Any] | None = None) -> str:
@@ -66,7 +81,7 @@ class ChatTemplate:
         """
         given = {**self._variables, **(variables or {}), "messages": messages, "tools": tools,
                  "add_generation_prompt": add_generation_prompt}
-        if self._wants_functions:
+        if "functions" in self._asks_for:       # Firefunction's name for the tools, as text
             given = {"functions": to_json(tools or [], indent=4), **given}
         with self._lock:
             self._meter.start([messages, tools])

@@ -80,6 +80,7 @@ class Data:
     notes      lines on what was recognised
     template   that rendered the chats in it; None where there were none
     peak       bytes of this process at most while it was read; 0 where it had taken more before
+    warnings   lines on options that change nothing
     """
 
     train: Samples
@@ -88,6 +89,7 @@ class Data:
     notes: list[str] = field(default_factory=list)
     template: ChatTemplate | None = None
     peak: int = 0
+    warnings: Sequence[str] = ()
 
     @property
     def parts(self) -> list[Samples]:
@@ -214,7 +216,15 @@ class _RecordReader(_Reader):
             notes.append(f"held out to evaluate on: {len(part)} of these samples")
             held_out = part
         template = self.load_template() if self.has_chats else None
-        return Data(samples, held_out, self.evaluation(test, notes), notes, template)
+        tested = self.evaluation(test, notes)
+        return Data(samples, held_out, tested, notes, template, warnings=self.without_effect(template))
+
+    def without_effect(self, template: ChatTemplate | None) -> list[str]:
+        """What to say of variables for the template that it does not ask for."""
+        names = list(self.options.template_args)
+        if template:
+            return [f"--template-arg {line}" for line in template.unused(names)]
+        return ["--template-arg changes nothing: no record is a chat"] if names else []
 
     def evaluation(self, files: Files, notes: list[str]) -> Sequences | None:
         if not files:

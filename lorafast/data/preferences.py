@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import LoraFastError
 from ..options.methods import METHODS
+from ..words import count, is_or_are
 from .lengths import cut_to_context
 from .records import BadRecord, Chat, Completion, Preference, Record
 from .samples import Row, Sequences, targets_of
@@ -131,8 +132,9 @@ def preferences_of(rows: Sequences, label: np.ndarray, method: str, ctx: int) ->
         learns_prompt=method == "orpo")
     kept = np.flatnonzero(prompt.reshape(-1, step).max(axis=1) < ctx + 1)
     if len(kept) < len(samples):
-        warnings.append(f"{len(samples) - len(kept)} samples are left out: their prompts alone fill the context of "
-                        f"{ctx} tokens")
+        n = len(samples) - len(kept)
+        warnings.append(f"{count(n, 'sample')} {is_or_are(n)} left out: the prompt alone fills the context of {ctx} "
+                        "tokens")
     if not len(kept):
         raise LoraFastError(f"{rows.name}: every prompt fills the context of {ctx} tokens; give a larger --ctx")
     if step == 1 and len(kept) < 2:

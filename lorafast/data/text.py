@@ -194,7 +194,7 @@ def _read_text(source: Source) -> tuple[bytes | mmap.mmap, list[str]]:
     first, invalid = _invalid_bytes(text)
     if not invalid:
         return text, []
-    where = f"{invalid} of its {len(text)} bytes are not UTF-8, the first at offset {first}"
+    where = f"{invalid:,} of its {len(text):,} bytes {is_or_are(invalid)} not UTF-8, the first at offset {first}"
     if invalid > _MAX_INVALID_SHARE * len(text):
         raise LoraFastError(f"training data '{path}' is binary or in another encoding ({where}); "
                             "give a text file in UTF-8")
@@ -253,5 +253,5 @@ def _size_warnings(size: np.ndarray, ctx: int) -> list[str]:
         warnings.append(f"{shorter.size} of {size.size} samples {is_or_are(shorter.size)} shorter than the context of "
                         f"{ctx} tokens (the shortest has {shorter.min()})")
     if empty.size:
-        warnings.append(f"{empty.size} of {size.size} samples are empty")
+        warnings.append(f"{empty.size} of {size.size} samples {is_or_are(empty.size)} empty")
     return warnings

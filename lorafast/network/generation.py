@@ -16,8 +16,8 @@ Choose = Callable[[np.ndarray, list[int]], int]
 
 
 def chooser(sampling: Sampling, seed: int) -> Choose:
-    """Chooses by the rules of `sampling`; the same seed gives the same choices."""
-    rng = np.random.default_rng(seed)
+    """Chooses by the rules of `sampling`; the same seed gives the same choices, one below 0 others each time."""
+    rng = np.random.default_rng(seed if seed >= 0 else None)
     return lambda logits, tokens: choose(logits, tokens, sampling, rng)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from ..errors import UsageError
-from .other_names import ALIASES, COMMANDS, HINTS
+from .other_names import ALIASES, COMMANDS, HINTS, HINTS_WITHOUT_FIELD
 
 HELP_WIDTH = 80
 HELP = ("-h", "--help", "--help-all")
@@ -172,7 +172,8 @@ def given_in(cls: type[Options], argv: Sequence[str]) -> dict[str, Any] | None:
         elif places and not argument.startswith("-"):
             given[places.pop(0)] = argument
         else:
-            raise UsageError(unknown(name, [*takes_value, *switches, "--help"]))
+            raise UsageError(unknown(name, [*takes_value, *switches, "--help"],
+                                     help="--help-all" if cls.MATTER_MOST else "--help"))
     return given
 
 
@@ -216,17 +217,26 @@ def convert(name: str, text: str, wanted: Any) -> Any:
     return text
 
 
-def unknown(name: str, known: Sequence[str], what: str = "option") -> str:
-    """The message for an unknown name, with the nearest known one as a hint."""
-    if what == "option" and name in HINTS:
-        return f"unknown option {name}: {HINTS[name]}"
+MANY = 20
+"""More arguments than these are too many for a message of one line."""
+
+
+def unknown(name: str, known: Sequence[str], what: str = "option", help: str = "--help") -> str:
+    """The message for an unknown name, with the nearest known one as a hint.
+
+    help  the option that lists every name
+    """
+    hint = HINTS.get(name) or HINTS_WITHOUT_FIELD.get(name)
+    if what == "option" and hint:
+        return f"unknown option {name}: {hint}"
     if what == "command" and name in COMMANDS:
         return f"unknown command {name} (did you mean {COMMANDS[name]}?)"
     if what == "option" and not name.startswith("-"):
-        return f"unexpected argument {name!r}: each value follows the name of its option (--help lists them)"
+        return f"unexpected argument {name!r}: each value follows the name of its option ({help} lists them)"
     by_letters = {each.lstrip("-"): each for each in known}
     near = [by_letters[letters] for letters in difflib.get_close_matches(name.lstrip("-"), by_letters, n=1)]
-    listed = f"--help lists every {what}" if what in ("option", "command") else f"known are {', '.join(known)}"
+    listed = f"{help} lists every {what}" if what in ("option", "command") else (
+        "docs/options.md lists them" if what == "argument" and len(known) > MANY else f"known are {', '.join(known)}")
     return f"unknown {what} {name} ({f'did you mean {near[0]}?' if near else listed})"
 
 

@@ -39,7 +39,7 @@ def read_options(cls: type[Options], path: str) -> dict[str, Any]:
     for key, value in table.items():
         name = "--" + key.replace("_", "-").removeprefix("--")
         if name not in names:
-            raise UsageError(f"{path}: {unknown(name, list(names))}")
+            raise UsageError(f"{path}: {unknown(name, list(names), help='--help-all')}")
         try:
             given[names[name]] = _value(name, value, types[names[name]])
         except UsageError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from .assignments import ASSIGNMENT
 from .declare import Allowed, force, option, same_as
 from .finetune import (
     AT_LEAST_0,
@@ -44,6 +45,8 @@ class GenerateConfig(WithAdapters):
     chat: bool = option(False, TEXT, "", "answer as in a conversation, with the model's chat template")
     system: str = option("", TEXT, "TEXT", "with --chat: text of the system message")
     chat_template: str = option("", TEXT, "FILE", "with --chat: a Jinja template", shown_default="the model's own")
+    template_arg: tuple[str, ...] = option((), TEXT, "NAME=VALUE", "with --chat: variable for the template, such as "
+                                           "enable_thinking=false; may be given several times", allowed=ASSIGNMENT)
     interactive: bool = option(False, TEXT, "", "read further prompts line by line; with --chat they are one "
                                "conversation. Ctrl-C ends an answer, Ctrl-D the program", names=["-i"])
     n_predict: int = option(128, TEXT, "N", "most tokens to generate", names=["-n"], allowed=AT_LEAST_0)
@@ -71,7 +74,8 @@ class GenerateConfig(WithAdapters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("--system", self.system), ("--chat-template", self.chat_template)):
+        for name, value in (("--system", self.system), ("--chat-template", self.chat_template),
+                            ("--template-arg", self.template_arg)):
             if value and not self.chat:
                 raise UsageError(f"{name}: needs --chat")
 

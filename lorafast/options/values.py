@@ -1,13 +1,15 @@
 """Options given from Python: `str | Path` wherever there is a path, one or a sequence wherever there are several."""
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from ..errors import UsageError
 from .declare import LIST, SWITCHES, Options, fields, types_of, unknown
-from .other_names import ALIASES
+from .other_names import ALIASES, HINTS
 
 T = TypeVar("T", bound=Options)
 
@@ -20,11 +22,27 @@ def options_of(cls: type[T], given: Mapping[str, Any]) -> T:
     known = [field.name for field, _ in fields(cls)]
     for name in given:
         if name not in known:
-            option = "--" + name.replace("_", "-")
-            meant = [field for field in known if option in ALIASES.get(field, ())]
-            raise UsageError(f"unknown argument {name} (did you mean {meant[0]}?)" if meant
-                             else unknown(name, known, "argument"))
+            raise UsageError(_unknown(name, known))
     return cls.complete({name: _value(name, value, types[name]) for name, value in given.items()})
+
+
+def value_of(cls: type[Options], field: str, value: Any, name: str = "") -> Any:
+    """A value as the type of this field of `cls`, which allows it. UsageError, which calls it `name`, if it is not."""
+    spec = {each.name: spec for each, spec in fields(cls)}[field]
+    name = name or field
+    value = _value(name, value, types_of(cls)[field])
+    if spec.allowed and value is not None and not spec.allowed.test(value):
+        raise UsageError(f"{name} {value!r}: must be {spec.allowed.text}")
+    return value
+
+
+def _unknown(name: Any, known: Sequence[str]) -> str:
+    """The message for an argument that does not exist."""
+    option = "--" + str(name).replace("_", "-")
+    meant = [field for field in known if option in ALIASES.get(field, ())]
+    if meant:
+        return f"unknown argument {name} (did you mean {meant[0]}?)"
+    return f"unknown argument {name}: {HINTS[option]}" if option in HINTS else unknown(str(name), known, "argument")
 
 
 def _value(name: str, value: Any, wanted: Any) -> Any:
@@ -44,10 +62,10 @@ def _value(name: str, value: Any, wanted: Any) -> Any:
         if not isinstance(value, bool):
             raise UsageError(f"{name} {value!r}: must be True or False")
         return value
-    numbers = (int,) if wanted in (int, int | None) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, numbers):
-        raise UsageError(f"{name} {value!r}: must be a {'whole ' if len(numbers) == 1 else ''}number")
-    return value
+    is_whole = wanted in (int, int | None)
+    if isinstance(value, bool) or not isinstance(value, Integral if is_whole else Real) or not math.isfinite(value):
+        raise UsageError(f"{name} {value!r}: must be a {'whole ' * is_whole}number")
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _text(value: str | os.PathLike) -> str:

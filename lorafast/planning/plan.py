@@ -15,6 +15,7 @@ from ..network.model_files import ModelFiles
 from ..network.residency import Residency
 from ..network.trainer import Strategy
 from ..options.outputs import megabytes
+from ..words import count
 from .budget import Budget
 from .sharing import ALONE, Sharing
 
@@ -147,6 +148,9 @@ class Plan:
         """This plan, once it is known how many iterations the run has."""
         return replace(self, job=replace(self.job, iterations=n))
 
+    def __repr__(self) -> str:
+        return f"<Plan {megabytes(self.nbytes)}, {'; '.join(self._times())}>"
+
     @property
     def nbytes(self) -> int:
         return sum(item.nbytes for item in self.items)
@@ -181,7 +185,8 @@ class Plan:
         timing = self.timing
         lines = [f"{_duration(timing.seconds)} a step, {self.tokens_per_second:.1f} tokens/s"]
         if self.job.iterations is not None:
-            lines.append(f"{_duration(timing.seconds * self.job.iterations)} for {self.job.iterations} steps")
+            lines.append(f"{_duration(timing.seconds * self.job.iterations)} for "
+                         f"{count(self.job.iterations, 'step')}")
         if self.job.sharing.n_ranks > 1:
             lines.append(self._of_ranks())
         if timing.bytes_read:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from mmap import mmap
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,6 +66,9 @@ class Tokenizer:
         self.warnings = vocabulary.warnings
         self.max_token_length = int(vocabulary.tokens.lengths.max())
 
+    def __repr__(self) -> str:
+        return f"<lorafast Tokenizer {self.vocab_type}, n_vocab {self.n_vocab}, pre {self.pre}>"
+
     def marks_of_text(self) -> tuple[int, int]:
         """BOS and EOS around rows of text; where the model has only one of them, it stands for both.
 
@@ -86,6 +90,8 @@ class Tokenizer:
         ids = array("i")
         if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
+        if not isinstance(text, (str, bytes, bytearray, memoryview, mmap)):
+            raise LoraFastError(f"text {text!r}: must be text or bytes")
         data = encode_text(text) if isinstance(text, str) else bytes(text)
         self._append(data, ids, parse_special=parse_special, after_special=True)
         if add_special and self.add_eos and self.eos_id is not None:
@@ -150,10 +156,13 @@ class Tokenizer:
         continuation: the ids follow others, so a space they begin with is one
         The space that encode puts before text that begins or follows a special token is taken away again. Unlike in
         llama.cpp's detokenize, no space before punctuation is dropped: the text comes back as it was.
+        LoraFastError for what is no id.
         """
         out = bytearray()
         after_special = not continuation
         for token in ids:
+            if not (isinstance(token, Integral) and 0 <= token < self.n_vocab):
+                raise LoraFastError(f"token {token!r}: must be a whole number from 0 to {self.n_vocab - 1}")
             type_ = self._vocabulary.types[token]
             piece = self.token_bytes(token)
             if after_special and self._model.add_space_prefix and type_ == TokenType.NORMAL:

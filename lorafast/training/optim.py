@@ -210,7 +210,8 @@ class StopTests:
         if self.past > 0:
             slot = (iteration - 1) % self.past
             if iteration > self.past and abs(past_losses[slot] - loss) < self.delta * abs(loss):
-                return (f"the loss changed by less than {self.delta:g} of itself in {self.past} iterations "
+                return (f"the loss changed by less than {self.delta:g} of itself in "
+                        f"{count(self.past, 'iteration')} "
                         "(--opt-past, --opt-delta)")
             past_losses = past_losses.copy()
             past_losses[slot] = loss
@@ -220,7 +221,8 @@ class StopTests:
             else:
                 no_improvement += 1
                 if no_improvement >= self.max_no_improvement:
-                    return (f"the loss has not fallen below {best_loss:.6f} for {no_improvement} iterations "
+                    return (f"the loss has not fallen below {best_loss:.6f} for "
+                            f"{count(no_improvement, 'iteration')} "
                             "(--opt-max-no-improvement)")
         self.history = LossHistory(best_loss, loss, no_improvement, past_losses)
         return None

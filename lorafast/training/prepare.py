@@ -142,6 +142,8 @@ def open_training_data(config: FinetuneConfig, log: Log, tokenizer: Tokenizer, n
     if isinstance(data.train, Sequences) or data.valid is not None:
         for note in data.notes:
             log.note(note)
+    for warning in data.warnings:
+        log.warning(warning)
     n_tokens = int(data.train.size.sum()) if isinstance(data.train, Sequences) else len(data.train.tokens)
     log.data(len(data.train), n_tokens, data.train.n_unique_tokens, data.train.warnings)
     if data.valid is not None:

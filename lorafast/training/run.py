@@ -28,6 +28,7 @@ from ..reporting.events import Observer
 from ..reporting.log import Log, Silence
 from ..reporting.metrics import open_observers
 from ..reporting.report import write_report
+from ..words import count
 from . import llama_finetune_sizes as sizes
 from .beginning import begin_by_eva, with_ranks_by_data
 from .course import Course, plan_course
@@ -183,8 +184,8 @@ def warn_of_warmup(course: Course, start: Start, log: Log) -> None:
     """Where the warm-up takes the whole run."""
     last = start.state.iteration + course.n_iter
     if course.warmup >= last > 0:
-        log.warning(f"the warm-up of {course.warmup} iterations does not end before the run, at iteration {last}: the "
-                    "learning rate never reaches --adam-alpha (--warmup, --warmup-ratio)")
+        log.warning(f"the warm-up of {count(course.warmup, 'iteration')} does not end before the run, at iteration "
+                    f"{last}: the learning rate never reaches --adam-alpha (--warmup, --warmup-ratio)")
 
 
 def log_start(opened: Opened, start: Start, log: Log) -> None:

@@ -112,7 +112,7 @@ def test_values_that_are_not_finite_are_told(tmp_path):
     adapter = random_adapter({"blk.0.attn_q.weight": (8, 8)}, targets=["attn_q"])
     adapter.pairs["blk.0.attn_q.weight"][1][0, 0] = np.nan
     write_adapter(FileForm.GGLA, tmp_path / "a.bin", adapter, BaseModel("llama", 1, 1, 1, False))
-    assert "warning: 1 pairs hold values that are not finite, blk.0.attn_q.weight" in text_of(tmp_path / "a.bin")
+    assert "warning: 1 pair with values that are not finite, blk.0.attn_q.weight" in text_of(tmp_path / "a.bin")
 
 
 def test_a_checkpoint_of_the_original(tmp_path):

@@ -187,7 +187,13 @@ def test_template_arguments():
     write_lines("a.jsonl", [CHATS[0], {**CHATS[0], "chat_template_kwargs": {"thinking": False}}])
     data = opened("a.jsonl", chat_template="t.jinja", template_args={"thinking": True})
     texts = [TOKENIZER.decode([~token for token in tokens[:2] if token < 0]) for tokens in tokens_of(data)]
-    assert [text[:2] for text in texts] == ["on", "of"]
+    assert [text[:2] for text in texts] == ["on", "of"] and not data.warnings
+    assert opened("a.jsonl", chat_template="t.jinja", template_args={"thinkin": True, "x": 1}).warnings == [
+        "--template-arg thinkin: --chat-template t.jinja does not ask for such a variable (did you mean thinking?)",
+        "--template-arg x: --chat-template t.jinja does not ask for such a variable (it asks for thinking)"]
+    write_lines("b.jsonl", [{"text": "the love"}])
+    assert opened("b.jsonl", template_args={"x": 1}).warnings == [
+        "--template-arg changes nothing: no record is a chat"]
 
 
 def test_lengths_of_samples():

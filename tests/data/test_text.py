@@ -59,7 +59,7 @@ def test_sample_start(tokenize):
     assert samples.warnings == [
         "1 of 4 samples is longer than the context of 5 tokens and is cut (the longest has 7)",
         "1 of 4 samples is shorter than the context of 5 tokens (the shortest has 1)",
-        "1 of 4 samples are empty",
+        "1 of 4 samples is empty",
     ]
     samples = tokenize(text, 5, sample_start="<s>", include_sample_start=True)
     assert texts(samples) == [b"<s>one two", b"<s>three", b"<s>", b"<s>x"]

@@ -98,7 +98,7 @@ def test_parsing(line, expected):
     ("--use-flash=1", ("--use-flash", "no value")),
     ("--cxt 3", ("unknown option --cxt", "did you mean --ctx?")),
     ("--train_dat x", ("did you mean --train-data?",)),
-    ("--oxt x", ("unknown option --oxt (--help lists every option)",)),
+    ("--oxt x", ("unknown option --oxt (--help-all lists every option)",)),
     ("--adam 3", ("unknown option --adam",)),
     ("stray", ("unexpected argument 'stray'",)),
     ("--enable-restart 3", ("unexpected argument '3'",)),
