@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import LoraFastError, UsageError
+from ..errors import FormatError, LoraFastError, UsageError
 from ..gguf.file_form import FileForm
 from ..gguf.recognise import form_of_file
 from .outputs import refuse_nameless
@@ -44,7 +44,7 @@ class Target:
 
 def check_overwriting(targets: Iterable[Target], inputs: Mapping[str, str], *, force: bool = False) -> None:
     """UsageError for a target that is one of the inputs, or has no name, or, without `force`, is a file of another
-    form.
+    form. LoraFastError, without `force`, for one that cannot be read.
 
     inputs  paths of files and folders that are read, with what each is ("the base model"); empty paths are ignored
     """
@@ -89,8 +89,8 @@ def _may_replace(path: str, form: FileForm) -> bool:
 
 
 def form_of_existing(path: str) -> FileForm | None:
-    """The form of a file or folder that exists; None if it has none of those that lorafast writes, or cannot be
-    read.
+    """The form of a file or folder that exists; None if it has none of those that lorafast writes. LoraFastError where
+    it cannot be read: it may well have one.
     """
     try:
         if os.path.isfile(path):
@@ -100,5 +100,7 @@ def form_of_existing(path: str) -> FileForm | None:
                 if pattern.match(beginning):
                     return form
         return form_of_file(path)
-    except (OSError, LoraFastError):
+    except FormatError:
         return None
+    except OSError as error:
+        raise LoraFastError(f"cannot read {path}: {error.strerror or error}") from error

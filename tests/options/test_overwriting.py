@@ -1,10 +1,11 @@
 """What may be overwritten: no input, by whatever path, and no file of another form than the output."""
+import errno
 import os
 
 import pytest
 from make_models import make_tiny
 
-from lorafast.errors import UsageError
+from lorafast.errors import LoraFastError, UsageError
 from lorafast.gguf.file_form import FileForm
 from lorafast.options.overwriting import Target, check_overwriting, form_of_existing
 
@@ -65,6 +66,19 @@ def test_only_the_same_form_is_replaced(tmp_path, form, contents):
 def test_files_of_no_form_are_not_replaced(tmp_path, contents):
     (tmp_path / "file.gguf").write_bytes(contents)
     refused(tmp_path / "file.gguf", FileForm.CHECKPOINT)
+
+
+def test_what_cannot_be_read_is_not_called_another_form(tmp_path, monkeypatch):
+    """--force would replace the run's own checkpoint, which cannot be opened for a moment."""
+    model = make_tiny(tmp_path / "model.gguf")
+
+    def too_many_files(*arguments):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    for module in ("options.overwriting", "gguf.recognise"):
+        with monkeypatch.context() as patch, pytest.raises(LoraFastError, match="^cannot read .*: Too many open files$"):
+            patch.setattr(f"lorafast.{module}.open", too_many_files, raising=False)
+            check_overwriting([Target(OUT, str(model), FileForm.MODEL)], {})
 
 
 def test_nothing_is_lost_with_an_empty_file_or_a_new_folder(tmp_path):
