@@ -1,11 +1,12 @@
-/* Preloaded, it makes a call of the system fail: the n-th of its kind on files in a folder, once or from then on; or the
- * n-th allocation of at least FAULTS_LARGE bytes, but for the arenas of Python's own allocator. Smaller ones do not fail:
+/* Preloaded, it makes a call of the system fail, or the process die at it: the n-th of its kind on files in a folder, once
+ * or from then on; or the n-th allocation of at least FAULTS_LARGE bytes, but for the arenas of Python's own allocator. Smaller ones do not fail:
  * where a new thread has no memory to begin with, Thread.start waits for ever (CPython). Or the n-th of the kernels, or
  * of any of one thread. Built by preload.py, driven by faults.py and kernel_memory.py. Linux with glibc. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -29,7 +30,7 @@ static atomic_long calls[KINDS];
 static __thread int is_watched __attribute__((tls_model("initial-exec")));     /* all of this thread's allocations are */
 
 /* From now on calls of each kind are counted, and number `at` of this one fails with `error` (0: none does), and so do
- * as many as `more` after it (-1: all). */
+ * as many as `more` after it (-1: all). With no error the process is killed there instead. */
 void faults_arm(int kind, int error, long at, int more, const char *path) {
     for (int i = 0; i < KINDS; i++) atomic_store(&calls[i], 0);
     strncpy(folder, path, sizeof folder - 1);
@@ -44,6 +45,7 @@ static int fails(int kind) {
     if (kind_armed < 0) return 0;
     const long number = atomic_fetch_add(&calls[kind], 1) + 1;
     if (kind != kind_armed || !fails_at || number < fails_at || (more_fail >= 0 && number > fails_at + more_fail)) return 0;
+    if (!error_number) raise(SIGKILL);
     errno = error_number;
     return 1;
 }

@@ -40,6 +40,7 @@ SCENARIOS = {
                         "--lora-out", "p-ITERATION/", "--lora-out", "b-ITERATION.bin"],
     "evaluation": [*TEXT, "--valid-split", "0.1", "--eval-every", "2", "--sample-prompt", "the ",
                    "--sample-tokens", "4"],
+    "report": [*TEXT, "--report", "report.html"],
 }
 
 
@@ -128,6 +129,9 @@ def check_whole(ground: Ground, work: Path) -> int:
     for path in outputs(work):
         if path.name.endswith(".jsonl"):
             list(read_metrics(path))
+        elif path.name.endswith(".html"):
+            if not path.read_text().rstrip().endswith("</html>"):
+                raise AssertionError(f"{path} is cut short")
         elif path.name.endswith(".toml"):
             read_options(FinetuneConfig, str(path))
         elif path.name.startswith("c-"):
@@ -138,13 +142,15 @@ def check_whole(ground: Ground, work: Path) -> int:
 
 
 def contents(work: Path) -> dict[str, bytes]:
-    """Every file with its bytes; of metrics, the numbers without times, memory and speed."""
+    """Every file with its bytes; of metrics, the numbers without times, memory and speed; of a report, its name."""
     found = {}
     for path in outputs(work):
         if path.name.endswith(".toml"):         # the number of threads differs, and what iterations are left
             continue
         if path.name == "metrics.jsonl":
             found[path.name] = json.dumps(logged(path)).encode()
+        elif path.name.endswith(".html"):
+            found[path.name] = b""
         else:
             for file in sorted(path.iterdir()) if path.is_dir() else [path]:
                 found[str(file.relative_to(work))] = file.read_bytes()

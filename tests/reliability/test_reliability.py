@@ -47,6 +47,12 @@ def test_faults_of_the_system_lose_nothing():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="preloads a library, on Linux")
+def test_each_rename_of_a_short_run_may_fail_or_be_the_last():
+    assert "| rename | 51 | 51 | 51 | bit-equal |" in run("faults.py", "--every", "--only", "rename")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="preloads a library, on Linux")
 def test_kernels_without_memory_raise_and_go_on():
     assert "allocations that failed, in " in run("kernel_memory.py")
 
