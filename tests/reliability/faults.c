@@ -1,7 +1,8 @@
 /* Preloaded, it makes a call of the system fail, or the process die at it: the n-th of its kind on files in a folder, once
- * or from then on; or the n-th allocation of at least FAULTS_LARGE bytes, but for the arenas of Python's own allocator. Smaller ones do not fail:
- * where a new thread has no memory to begin with, Thread.start waits for ever (CPython). Or the n-th of the kernels, or
- * of any of one thread. Built by preload.py, driven by faults.py and kernel_memory.py. Linux with glibc. */
+ * or from then on; or the n-th allocation of at least FAULTS_LARGE bytes, but for the arenas of Python's own allocator.
+ * Smaller ones do not fail: where a new thread has no memory to begin with, Thread.start waits for ever (CPython). Or the
+ * n-th of the kernels, or of any of one thread. Built by preload.py, driven by faults.py and kernel_memory.py. Linux with
+ * glibc. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
