@@ -76,7 +76,7 @@ def test_what_cannot_be_read_is_not_called_another_form(tmp_path, monkeypatch):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     for module in ("options.overwriting", "gguf.recognise"):
-        with monkeypatch.context() as patch, pytest.raises(LoraFastError, match="^cannot read .*: Too many open files$"):
+        with monkeypatch.context() as patch, pytest.raises(LoraFastError, match=r"^cannot read .* open files"):
             patch.setattr(f"lorafast.{module}.open", too_many_files, raising=False)
             check_overwriting([Target(OUT, str(model), FileForm.MODEL)], {})
 

@@ -99,8 +99,8 @@ def test_a_teacher_larger_than_memory_says_the_same(lorafast, monkeypatch):
     ask(lorafast, "large.gguf")
     whole, streams, stream = Path("t.bin").read_bytes(), [], Plan.stream
     monkeypatch.setattr(Plan, "stream", lambda *arguments: streams.append(stream(*arguments)) or streams[-1])
-    # What the process takes besides may fall from one run to the next by more than this model has, which then finds room
-    # as a whole (AddressSanitizer keeps freed memory for a while).
+    # What the process takes besides may fall from run to run by more than this model has, which then finds room as a
+    # whole (AddressSanitizer keeps freed memory for a while).
     monkeypatch.setattr(ModelFiles, "resident_bytes_without", lambda self: 64 << 20)
     refused = ask(lorafast, "large.gguf", "--force", "--mem-limit", "1M", status=1)
     least = int(re.search(r"What would fit: --mem-limit (\d+)M", refused)[1])
