@@ -1,4 +1,4 @@
-"""The plots that the README shows, from the result files: bench/results/plots.svg (speed) and memory.svg.
+"""The plots that README and docs show, from the result files of a folder: plots.svg (speed), memory.svg, precision.svg.
 
     python bench/plots.py [--results FOLDER]
 
@@ -21,6 +21,8 @@ from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 OURS, PEER = "#2166ac", "#b2b2b2"
+PRECISIONS = {"float32": "black", "int16": "#2166ac", "int8": "#d6604d"}
+PEERS = {"torch": "PyTorch + PEFT", "torch+mkl": "PyTorch + PEFT, MKL unbound"}
 KINDS = {"libraries": ("libraries", "#d9d9d9"), "anonymous": ("adapter, activations, Python", "#2166ac"),
          "weights": ("weights", "#92c5de")}
 """What a process holds, by its name in a result file: what it is, and its colour."""
@@ -32,7 +34,8 @@ def against_peers(axes: Axes, rows: Rows) -> None:
     bars = []
     for row in rows:
         is_ours = row["program"] == "lorafast"
-        program = f"{'lorafast' if is_ours else 'PyTorch + PEFT'} {row['type']}{' (void)' if row.get('void') else ''}"
+        program = (f"lorafast {row['type']} {row.get('precision', 'int16')}" if is_ours
+                   else f"{PEERS[row['program']]} {row['type']}{' (void)' if row.get('void') else ''}")
         case = f"{row['model']}, {row['batch']} × {row['ctx']}: {program}"
         bars.append((case, row["tokens_per_s"], OURS if is_ours else PEER))
     horizontal(axes, bars, "{:.0f}")
@@ -70,7 +73,8 @@ def split_of_a_step(axes: Axes, rows: Rows) -> None:
         for (op, share), colour in zip(shares.items(), colours):
             axes.barh(y, share, left=left, color=colour, label=op if y == 0 else None)
             left += share
-    axes.set_yticks(range(len(rows)), [f"{row['model']}, {row['batch']} × {row['ctx']}" for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{row['model']}, {row['batch']} × {row['ctx']}, {row.get('precision', 'int16')}"
+                                       for row in rows])
     axes.invert_yaxis()
     axes.set(title="Where the time of a step goes", xlabel="percent")
     axes.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.25))
@@ -132,6 +136,24 @@ def price_of_less_memory(axes: Axes, rows: Rows) -> None:
     axes.legend(frameon=False)
 
 
+def validation_losses(axes: Axes, rows: Rows) -> None:
+    """A line for each precision: the mean over the seeds; the band is from the lowest to the highest. Of one model and
+    one kind of data."""
+    for precision, colour in PRECISIONS.items():
+        of_seeds = [row["losses"] for row in rows if row["precision"] == precision]
+        if of_seeds:
+            iterations = [iteration for iteration, _ in of_seeds[0]]
+            at = list(zip(*([loss for _, loss in losses] for losses in of_seeds)))
+            axes.plot(iterations, [sum(losses) / len(losses) for losses in at], color=colour, marker="o",
+                      label=precision)
+            axes.fill_between(iterations, [min(losses) for losses in at], [max(losses) for losses in at], color=colour,
+                              alpha=0.15, linewidth=0)
+    n_seeds = len({row["seed"] for row in rows})
+    axes.set(title=f"{rows[0]['model']}, {rows[0]['data']}: mean and range of {n_seeds} seeds", xlabel="iteration",
+             ylabel="validation loss, as the precision has it")
+    axes.legend(frameon=False)
+
+
 def horizontal(axes: Axes, bars: list[tuple[str, float, str]], form: str) -> None:
     drawn = axes.barh(range(len(bars)), [value for _, value, _ in bars], color=[colour for *_, colour in bars])
     axes.bar_label(drawn, [form.format(value) for _, value, _ in bars], padding=2, fontsize=6)
@@ -173,10 +195,22 @@ def memory_panels(results: dict[str, dict[str, Any]]) -> list[tuple[Callable[[Ax
     return [*watched, (price_of_less_memory, rows)] if rows else []
 
 
+def precision_panels(results: dict[str, dict[str, Any]]) -> list[tuple[Callable[[Axes, Rows], None], Rows]]:
+    """One for each model and kind of data."""
+    rows = results["precision"]["rows"] if "precision" in results else []
+    return [(validation_losses, [row for row in rows if (row["model"], row["data"]) == case])
+            for case in dict.fromkeys((row["model"], row["data"]) for row in rows)]
+
+
+PAGES = {"memory": memory_panels, "precision": precision_panels}
+"""Pages of one result file each, by its name."""
+
+
 def draw_page(panels: list[tuple[Callable[[Axes, Rows], None], Rows]], machine: dict[str, Any], path: Path) -> None:
-    """Two panels in a row."""
-    n_rows = -(-len(panels) // 2)
-    figure, grid = pyplot.subplots(n_rows, 2, figsize=(12, 4 * n_rows), squeeze=False)
+    """At most two panels in a row."""
+    columns = min(2, len(panels))
+    n_rows = -(-len(panels) // columns)
+    figure, grid = pyplot.subplots(n_rows, columns, figsize=(6 * columns, 4 * n_rows), squeeze=False)
     for axes, (draw, rows) in zip(grid.flat, panels):
         draw(axes, rows)
     for axes in grid.flat[len(panels):]:
@@ -190,14 +224,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     args = parser.parse_args()
-    files = [args.results / f"{bench}.json" for bench in ("kernels", "train", "generate", "memory")]
+    files = [args.results / f"{bench}.json" for bench in ("kernels", "train", "generate", *PAGES)]
     results = {path.stem: read_results(path) for path in files if path.exists()}
-    pages = {"plots": panels(results), "memory": memory_panels(results)}
+    pages = {"plots": panels(results)} | {name: draw(results) for name, draw in PAGES.items()}
     if not any(pages.values()):
         raise SystemExit(f"no results in {args.results}: run the benches first")
     for name, drawn in pages.items():
         if drawn:
-            machine = results["memory" if name == "memory" else next(iter(results))]["machine"]
+            machine = results[name if name in PAGES else next(iter(results))]["machine"]
             draw_page(drawn, machine, args.results / f"{name}.svg")
 
 
