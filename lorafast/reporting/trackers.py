@@ -9,8 +9,10 @@ log_params, log_metrics, end_run).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -71,6 +73,17 @@ RUNS: dict[str, Callable[[ModuleType, str | None, Mapping[str, Any]], Tracker]] 
 assert tuple(RUNS) == TRACKERS
 
 
+def check_installed(names: Sequence[str]) -> None:
+    """LoraFastError where one of these trackers is not; tells it without importing any."""
+    for name in names:
+        if name not in sys.modules and find_spec(name) is None:
+            raise _missing(name, f"No module named {name!r}")
+
+
+def _missing(name: str, reason: object) -> LoraFastError:
+    return LoraFastError(f"--log-to {name}: it cannot be imported ({reason}); pip install 'lorafast[{name}]'")
+
+
 class TrackerObserver:
     """Passes a run's events on to a tracker; to be used in a `with` block."""
 
@@ -83,8 +96,7 @@ class TrackerObserver:
         try:
             self.module = import_module(name)
         except ImportError as error:
-            raise LoraFastError(f"--log-to {name}: it cannot be imported ({error}); pip install 'lorafast[{name}]'"
-                                ) from None
+            raise _missing(name, error) from None
 
     def __call__(self, event: Event) -> None:
         self._attempt(lambda: self._pass_on(event))

@@ -28,6 +28,7 @@ from ..reporting.events import Observer
 from ..reporting.log import Log, Silence
 from ..reporting.metrics import open_observers
 from ..reporting.report import write_report
+from ..reporting.trackers import check_installed
 from ..words import count
 from . import llama_finetune_sizes as sizes
 from .beginning import begin_by_eva, with_ranks_by_data
@@ -121,6 +122,8 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
     for line in memory_plan.summary():
         log.note(line)
     observers = [*observers, *open_observers(config, start.state.iteration, stack, log.warning)]
+    if world.is_first:          # only now: what stands in the way of a run must not cost the results of the one before
+        clear_folder(config)
     saver.save_options(seed)
     log.begin(sizes.work_size(config.n_threads, opened.hparams.n_vocab), n_iter=course.n_iter,
               tokens_per_iter=config.n_acc * config.batch * row, folder=saver.folder)
@@ -149,7 +152,7 @@ def _claim(config: FinetuneConfig, log: Log, stack: ExitStack) -> None:
     check_writing(config)
     for line in claim(config, stack):
         log.note(line)
-    clear_folder(config)
+    check_installed(config.log_to)
     if config.is_llama_finetune_run:
         log.warning(f"with llama-finetune's defaults of 2024 ({config.matters_most}); --run NAME or --preset modern "
                     "starts from today's")

@@ -524,6 +524,21 @@ def test_a_run_in_a_folder_goes_on_to_its_planned_end(folder, tiny, train):
     assert not Path("cut/checkpoint-6.gguf").exists()
 
 
+@pytest.mark.parametrize("wrong", [["--train-data", "bad.jsonl"], ["--log-to", "wandb"], ["--mem-limit", "1M"]])
+def test_a_run_that_cannot_begin_costs_no_results(folder, tiny, train, monkeypatch, wrong):
+    monkeypatch.setattr("lorafast.reporting.trackers.find_spec", lambda name: None)      # whatever is installed here
+    Path("bad.jsonl").write_text("{}\n")
+    run = ["--model-base", tiny, "--train-data", "text.txt", "--ctx", 16, "--batch", 2, "--adam-iter", 1, "--run", "r"]
+    train(*run)
+    results = {path.name: path.read_bytes() for path in Path("r").iterdir()}
+    assert "adapter.gguf" in results
+    if wrong[0] == "--train-data":
+        run[2:4] = wrong
+        wrong = []
+    assert cli.main(["finetune", *map(str, [*run, *wrong]), "--force"]) == 1
+    assert {path.name: path.read_bytes() for path in Path("r").iterdir()} == results
+
+
 def test_the_loss_on_the_data_to_test_on(folder, tiny, train):
     Path("data").mkdir()
     for name in ("train", "valid", "test"):
