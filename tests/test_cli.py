@@ -15,6 +15,7 @@ import lorafast.commands.generate
 from lorafast import cli
 from lorafast.errors import FormatError, UsageError
 from lorafast.options.declare import fields, given_in, parse
+from lorafast.options.distil import LogitsConfig
 from lorafast.options.finetune import FinetuneConfig
 from lorafast.options.other_names import ALIASES, HINTS
 
@@ -191,6 +192,10 @@ def test_names_that_people_type_are_taken():
 ])
 def test_names_of_other_trainers(given, field, value):
     assert given_in(FinetuneConfig, given.split()) == {field: value}
+
+
+def test_data_is_called_alike_everywhere():
+    assert given_in(LogitsConfig, ["--train-data", "a.jsonl"]) == given_in(LogitsConfig, ["--data", "a.jsonl"])
 
 
 @pytest.mark.parametrize("given, hint", [

@@ -14,11 +14,12 @@ import numpy as np
 
 from ..errors import LoraFastError, UsageError
 from ..tokenizer import Tokenizer
+from ..words import count
 from .files import data_files
 from .forms.recognise import recognise
 from .lengths import row_lengths
-from .open import DataOptions, open_data
-from .samples import plain
+from .open import Data, DataOptions, open_data
+from .samples import Sequences, plain
 from .source import Source, open_source
 from .text import BYTES_PER_SAMPLE
 
@@ -79,6 +80,16 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
     return DataMemory(int(n_samples * (BYTES_PER_SAMPLE if begins_everywhere else cut)),
                       f"about {n_samples:.0f} samples", sample_tokens,
                       overlaps=begins_everywhere and options.stride == 1, beginning=beginning)
+
+
+def memory_of(data: Data, method: str) -> DataMemory | None:
+    """What records that are open take, which need not be looked at again; None for text."""
+    if not isinstance(data.train, Sequences):
+        return None
+    n_samples = sum(map(len, data.parts))
+    return DataMemory(n_samples * (BYTES_PER_CUT_SAMPLE if method == "sft" else BYTES_PER_PREFERENCE),
+                      count(n_samples, "sample"), float(data.train.n_inputs.mean()),
+                      beginning=plain(np.array(data.train.tokens[:LOOKED_AT])))
 
 
 def _head(source: Source, longest_line: int) -> bytes:

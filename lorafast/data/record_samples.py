@@ -93,7 +93,7 @@ def truncated(samples: Sequences, ctx: int) -> Sequences:
         cut.warnings.append(cut_to_context(len(long), len(samples), ctx, samples.size.max() - 1))
     if empty:
         cut.warnings.append(f"{len(empty)} of these {is_or_are(len(empty))} left out: nothing that counts in the loss "
-                            "remains of them")
+                            f"remains of {'it' if len(empty) == 1 else 'them'}")
     if len(empty) == len(samples):
         raise LoraFastError(f"{samples.name}: no sample has anything that counts in the loss within the context of "
                             f"{ctx} tokens; give a larger --ctx")

@@ -42,6 +42,7 @@ ALIASES = {
     "pack": ("--packing",),
     "use_checkpointing": ("--gradient-checkpointing", "--grad-checkpoint"),
     "patience": ("--early-stopping-patience",),
+    "data": ("--train-data", "--dataset", "--file", "-f"),
     "file": ("--text", "--data"),
     "n_predict": ("--max-tokens", "--max-new-tokens"),
     "system": ("--system-prompt",),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from ..data.lengths import SharedRows
-from ..data.memory import data_memory
+from ..data.memory import DataMemory, data_memory
 from ..data.options import data_options
 from ..errors import LoraFastError
 from ..gguf.reader import GGUFFile
@@ -101,14 +101,16 @@ class Forced:
 
 
 def plan_run(config: FinetuneConfig, gguf: GGUFFile, files: ModelFiles, tokenizer: Tokenizer, network: Network,
-             adapter: Adapter, sharing: Sharing = ALONE, shared: SharedRows | None = None) -> Plan:
+             adapter: Adapter, sharing: Sharing = ALONE, shared: SharedRows | None = None,
+             data: DataMemory | None = None) -> Plan:
     """The plan for `lorafast finetune` with these options. LoraFastError, which says what would fit, if there is none.
 
     adapter  without values yet, unless they are those of --init-lora
     sharing  the ranks that this is one of
     shared   see Job
+    data     None where it is still to be estimated
     """
-    data = data_memory(data_options(config), tokenizer, gguf.metadata, config.ctx)
+    data = data or data_memory(data_options(config), tokenizer, gguf.metadata, config.ctx)
     base_bytes = files.resident_bytes_without() - (adapter.params.nbytes if config.init_lora else 0)
     job = Job(config.batch, config.ctx, config.n_acc, config.adam_iter, config.n_threads, data, config.pack,
               copies=5 if config.lora_dropout else 4, generates=bool(config.sample_prompt or config.eval_score),

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from ..adapters import BaseModel
 from ..adapters.checkpoint import Checkpoint
 from ..data.lengths import SharedRows
+from ..data.memory import DataMemory, memory_of
+from ..data.open import Data
 from ..gguf.fingerprint import fingerprint
 from ..gguf.reader import GGUFFile
 from ..network.buffers import sized
@@ -32,6 +34,7 @@ class Opened:
 
     checkpoint  that the run goes on from; None for a new one
     fingerprint  of the base model, see gguf/fingerprint.py
+    data_memory  of records that have been read; None before that, and for text
     """
 
     config: FinetuneConfig
@@ -44,6 +47,11 @@ class Opened:
     adapter: Adapter
     checkpoint: Checkpoint | None
     fingerprint: str
+    data_memory: DataMemory | None = None
+
+    def knowing(self, data: Data) -> Opened:
+        """The same, with what this data takes, which plans need not estimate then."""
+        return replace(self, data_memory=memory_of(data, self.config.method))
 
     @property
     def redistributes_ranks(self) -> bool:
@@ -66,7 +74,7 @@ class Opened:
         if self.redistributes_ranks:
             adapter = Adapter(eva.largest(adapter.specs, self.config.eva_rho), adapter.alpha, adapter.r)
         plan = plan_run(replace(self.config, ctx=longest_row), self.gguf, self.files, self.tokenizer, self.network,
-                        adapter, sharing, shared)
+                        adapter, sharing, shared, self.data_memory)
         return plan.with_most_parameters(adapter.n_params) if self.redistributes_ranks else plan
 
 

@@ -94,6 +94,7 @@ def _train(config: FinetuneConfig, log: Log, observers: Sequence[Observer], worl
     data = None
     if reads_records(config) or opened.redistributes_ranks:
         data = open_training_data(config, log, opened.tokenizer, opened.network, opened.gguf)
+        opened = opened.knowing(data)
     row = longest_row(config, data)
     memory_plan = plan_alike(opened, row, rows_that_share(data), world, log)
     opened, found = with_ranks_by_data(opened, data, memory_plan, row, world, log)
@@ -214,6 +215,7 @@ def plan_of(config: FinetuneConfig) -> Plan:
         data = None
         if by_epochs or reads_records(config):
             data = open_training_data(config, log, opened.tokenizer, opened.network, opened.gguf)
+            opened = opened.knowing(data)
         memory_plan = opened.plan(longest_row(config, data), sharing, rows_that_share(data))
         if data is None:
             return memory_plan

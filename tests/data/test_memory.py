@@ -9,7 +9,7 @@ import pytest
 
 from lorafast.data import memory
 from lorafast.data.batches import Sampler, SequenceSampler
-from lorafast.data.memory import LOOKED_AT, DataMemory, data_memory
+from lorafast.data.memory import LOOKED_AT, DataMemory, data_memory, memory_of
 from lorafast.data.open import DataOptions, open_data
 from lorafast.data.samples import Sequences
 from lorafast.errors import UsageError
@@ -66,6 +66,14 @@ def test_records_in_a_folder():
     data = estimate("d", raw_pairs=True)
     assert data.kept == pytest.approx(measured("d", raw_pairs=True), rel=0.25)
     assert 2 < data.sample_tokens < CTX
+    opened = open_data(DataOptions(["d"], raw_pairs=True), TOKENIZER, METADATA, CTX)
+    known = memory_of(opened, "sft")
+    assert known.kept == pytest.approx(measured("d", raw_pairs=True), rel=0.25)
+    assert known.note == f"{len(opened.train) + len(opened.valid):,} samples"
+    assert known.sample_tokens == pytest.approx(data.sample_tokens, rel=0.1)
+    np.testing.assert_array_equal(known.beginning, data.beginning)
+    Path("a.txt").write_text(TEXT * 9)
+    assert memory_of(open_data(DataOptions(["a.txt"]), TOKENIZER, METADATA, CTX), "sft") is None
 
 
 def test_an_array_is_counted_by_its_records():

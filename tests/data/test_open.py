@@ -192,7 +192,7 @@ def test_truncation_is_reported():
     assert data.train.warnings == [
         "2 of 3 samples are longer than the context of 5 tokens and are cut "
         f"(the longest has {21 + TOKENIZER.add_bos})",
-        "1 of these is left out: nothing that counts in the loss remains of them"]
+        "1 of these is left out: nothing that counts in the loss remains of it"]
     write("b.jsonl", {"prompt": "x" * 20, "completion": "y"})
     with pytest.raises(LoraFastError, match=r"b.jsonl: no sample has anything that counts .* larger --ctx"):
         opened("b.jsonl", ctx=5, raw_pairs=True)

@@ -539,6 +539,15 @@ def test_a_run_that_cannot_begin_costs_no_results(folder, tiny, train, monkeypat
     assert {path.name: path.read_bytes() for path in Path("r").iterdir()} == results
 
 
+def test_records_are_read_once(folder, tiny, train, monkeypatch):
+    """The plan takes what it needs to know of records from those that are open."""
+    monkeypatch.setattr("lorafast.planning.planner.data_memory", None)
+    Path("texts.jsonl").write_text('{"text": "the love of my sweet"}\n' * 6)
+    log = train("--model-base", tiny, "--train-data", "texts.jsonl", "--ctx", 16, "--batch", 2, "--adam-iter", 1)
+    assert "finished" in log
+    assert cli.main(["plan", "--model-base", str(tiny), "--train-data", "texts.jsonl", "--ctx", "16"]) == 0
+
+
 def test_the_loss_on_the_data_to_test_on(folder, tiny, train):
     Path("data").mkdir()
     for name in ("train", "valid", "test"):
