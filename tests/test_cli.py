@@ -169,6 +169,8 @@ def test_completion_names_commands_and_options(shell, capsys):
         result = subprocess.run(["bash", "-c", f"{script}\n{words}"], capture_output=True, text=True)
         assert result.stdout.split() == ["--lora-r"], result.stderr
     assert cli.main(["--completion", "tcsh"]) == 2
+    assert cli.main(["--completion"]) == 2
+    assert "--completion needs a shell: bash, zsh, fish" in capsys.readouterr().err
 
 
 def test_names_that_people_type_are_taken():

@@ -185,7 +185,8 @@ class SequenceEncoder:
         self.notes[UNTRAINED] += chat.weights[0] > 0
         turns = [i for i, weight in enumerate(chat.weights) if weight > 0 and i > 0]
         if not turns:
-            raise BadRecord("it has no answer of the assistant to train on")
+            raise BadRecord("its only answer of the assistant comes first, and answers nothing"
+                            if chat.weights[0] > 0 else "it has no answer of the assistant to train on")
         render = Render(partial(self._render, chat), chat.messages)
         answers = self._answers_in_whole(render, whole, turns)
         if answers is not None:

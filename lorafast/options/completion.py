@@ -28,7 +28,8 @@ complete -o default -o bashdefault -F _lorafast lorafast"""
 def completion(shell: str, commands: Mapping[str, type[Options]]) -> str:
     """The script for a shell; UsageError for one that is not known."""
     if shell not in SHELLS:
-        raise UsageError(f"--completion {shell}: one of {', '.join(SHELLS)}")
+        raise UsageError(f"--completion {shell}: must be one of {', '.join(SHELLS)}" if shell else
+                         f"--completion needs a shell: {', '.join(SHELLS)}")
     names = {name: [each for _, spec in fields(options) for each in (*spec.names, *spec.off) if each.startswith("--")]
              for name, options in commands.items()}
     if shell == "fish":

@@ -150,8 +150,9 @@ def test_messages_that_are_not_trained():
     assert counted(sequence) == ["a2<|im_end|>"] and text_of(sequence).endswith("a2<|im_end|>")
     sequence, = it.encode(parse_record({"messages": messages[3:4] + messages[2:4]}))
     assert counted(sequence) == ["a2<|im_end|>"] and it.notes[UNTRAINED] == 1
-    for bad in (messages[:3], messages[3:4]):
-        with pytest.raises(BadRecord, match="no answer of the assistant to train on"):
+    for bad, words in ((messages[:3], "no answer of the assistant to train on"),
+                       (messages[3:4], "only answer of the assistant comes first, and answers nothing")):
+        with pytest.raises(BadRecord, match=words):
             it.encode(parse_record({"messages": bad}))
 
 

@@ -194,3 +194,15 @@ def test_other_files_are_refused_with_what_converts_them(tmp_path, data, name, l
 def test_unreadable(tmp_path, function):
     with pytest.raises(LoraFastError, match=r"cannot read the data .*missing.*: No such file"):
         function(str(tmp_path / "missing.jsonl"))
+
+
+@pytest.mark.parametrize("value, words", [
+    ({"subject": "a", "reply": "b"}, "say which is which, for example --field prompt=subject --field completion=reply"),
+    ({"prompt": "a"}, "'completion' is missing"),
+    ({"completion": "a"}, "'prompt' is missing"),
+    ({"body": "a"}, "--field prompt=body --field completion=A"),
+])
+def test_unknown_keys_come_with_an_example_that_fits(value, words):
+    with pytest.raises(BadRecord) as refused:
+        parse_record(value)
+    assert str(refused.value).endswith(words)

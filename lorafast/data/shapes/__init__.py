@@ -99,6 +99,8 @@ def unknown_keys(what: str, keys: Iterable[str]) -> str:
     """What is said about data whose keys, or columns, make none of the shapes."""
     shown = list(keys)
     names = ", ".join(map(repr, shown[:6])) or "none"
+    known = f"its {what} are {names}, but lorafast knows {KNOWN} and the like (docs/data.md)"
+    if shown in (["prompt"], ["completion"]):
+        return f"{known}; {'completion' if shown == ['prompt'] else 'prompt'!r} is missing"
     first, last = (shown[0], shown[-1]) if len(shown) > 1 else [*shown, "A", "B"][:2]
-    return (f"its {what} are {names}, but lorafast knows {KNOWN} and the like (docs/data.md); say which is which, for "
-            f"example --field prompt={first} --field completion={last}")
+    return f"{known}; say which is which, for example --field prompt={first} --field completion={last}"
