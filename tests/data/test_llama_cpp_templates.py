@@ -56,7 +56,7 @@ def test_the_templates_of_llama_cpp(kind):
                 wrong[path.stem] = str(error)
             continue
         trained = " ".join(tokenizer.decode([token for token in row if token >= 0]) for row in rows)
-        # A call that a template does not show is not trained on, and said.
+        # A call that a template does not show is not trained on, which a note tells.
         expected = [answer for answer in answers if answer != "Rome" or not encoder.notes[EMPTY]]
         if [answer for answer in expected if answer not in trained] or any(
                 other in trained for other in ("question", "sunny", "be brief")):

@@ -88,7 +88,7 @@ def test_leading_dimensions_do_not_matter(tmp_path):
 
 
 def test_data_at_odd_addresses(tmp_path):
-    """An alignment of 1 allows them."""
+    """In a file with an alignment of 1, tensors may begin at any byte."""
     values = np.arange(4, dtype=np.float32)
     write_gguf(tmp_path / "a", [("k", V.STRING, "x")], [
         TensorToWrite("byte", GGMLType.I8, (1,), np.zeros(1, np.uint8)),

@@ -27,7 +27,7 @@ EVERY_TYPE = [
 
 
 def plain(value):
-    """With lists of strings for Strings."""
+    """The value with lists where it has Strings or lists."""
     return list(map(plain, value)) if isinstance(value, (list, Strings)) else value
 
 

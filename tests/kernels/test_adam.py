@@ -36,7 +36,7 @@ def test_by_hand():
 
 
 def test_moments_end_in_zero(isa):
-    """Not in a subnormal number, which would make every later step slow."""
+    """Moments that decay end in 0, not in a subnormal number, which would make every later step slow."""
     param, m, v, grad = np.zeros((4, 20), np.float32)
     m[:10], m[10:], v[:] = 1.3e-38, -1.3e-38, 1.2e-38
     adam_step(param, m, v, grad, 1, 0.9, 0.9, 0.01, 1, 1e-8, 0, 1)

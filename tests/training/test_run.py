@@ -78,7 +78,7 @@ def environment() -> dict[str, str]:
 
 
 def files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
-    """Contents by name; of the file of options nothing, for it changes with each command."""
+    """Contents by name. The file of options counts as empty, for it changes with each command."""
     return {path.name: path.read_bytes() if path.suffix != ".toml" else b"" for path in folder.glob(pattern)
             if path.is_file()}
 
@@ -405,7 +405,7 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(of_all_kinds, tmp_path, 
                                                         message):
     folder = shutil.copytree(of_all_kinds, tmp_path / "folder", symlinks=True)
     monkeypatch.chdir(folder)
-    # root may write
+    # Whoever runs the tests as root may write everywhere.
     monkeypatch.setattr("lorafast.options.outputs.os.access", lambda path, mode: "read-only" not in str(path))
     before = files(folder)
     assert cli.main(["finetune", "--model-base", "tiny.gguf", *TINY, *shlex.split(options)]) == status
@@ -434,7 +434,7 @@ def test_only_write_lora(folder, tiny, train):
     before = files(folder)
     log = train("--model-base", tiny, *TINY, "--only-write-lora", "--checkpoint-in", "c-LATEST.gguf",
                 "--lora-out", "b.bin")
-    assert files(folder) == {**before, "b.bin": before["a-2.bin"]}    # and a-2.bin once more
+    assert files(folder) == {**before, "b.bin": before["a-2.bin"]}    # a-2.bin, of TINY, was written again, the same
     assert "begin training" not in log
 
 
@@ -515,11 +515,11 @@ def test_a_run_in_a_folder_goes_on_to_its_planned_end(folder, tiny, train):
              "options.toml", "report.html"}
     assert names <= {path.name for path in Path("whole").iterdir()}
     train("--run", "cut", *run, "--epochs", 2, "--adam-iter", 2)
-    assert cli.main(["finetune", "--run", "cut", *map(str, run)]) == 2            # --resume or --force?
+    assert cli.main(["finetune", "--run", "cut", *map(str, run)]) == 2            # asks for --resume or --force
     log = train("--run", "cut", "--resume", "--adam-iter", 6)
     assert "2 epochs completed" in log or "all 4 iterations are done" in log
     assert read_checkpoint("cut/checkpoint-LATEST.gguf").state.iteration == 6
-    assert cli.main(["finetune", "--run", "cut", "--resume", "--adam-iter", "6"]) == 2       # complete
+    assert cli.main(["finetune", "--run", "cut", "--resume", "--adam-iter", "6"]) == 2       # nothing is left to do
     train("--run", "cut", *run, "--adam-iter", 1, "--force")
     assert not Path("cut/checkpoint-6.gguf").exists()
 
