@@ -1,6 +1,7 @@
 """Options given from Python: `str | Path` wherever there is a path, one or a sequence wherever there are several."""
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,12 @@ def options_of(cls: type[T], given: Mapping[str, Any]) -> T:
     """The options with these values, by field. UsageError for a name that does not exist, which names the nearest one
     that does, and for a value of another type.
     """
-    types = types_of(cls)
-    known = [field.name for field, _ in fields(cls)]
+    types, specs = types_of(cls), {field.name: spec for field, spec in fields(cls)}
     for name in given:
-        if name not in known:
-            raise UsageError(_unknown(name, known))
-    return cls.complete({name: _value(name, value, types[name]) for name, value in given.items()})
+        if name not in specs:
+            raise UsageError(_unknown(name, list(specs)))
+    return cls.complete({name: _value(name, _as_typed(value, specs[name].metavar), types[name])
+                         for name, value in given.items()})
 
 
 def value_of(cls: type[Options], field: str, value: Any, name: str = "") -> Any:
@@ -43,6 +44,19 @@ def _unknown(name: Any, known: Sequence[str]) -> str:
     if meant:
         return f"unknown argument {name} (did you mean {meant[0]}?)"
     return f"unknown argument {name}: {HINTS[option]}" if option in HINTS else unknown(str(name), known, "argument")
+
+
+def _as_typed(value: Any, metavar: str) -> Any:
+    """What would be typed: for a LIST a sequence of texts with commas between, for NAME=VALUE a mapping as such."""
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    if metavar == "LIST" and is_sequence and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    if "=" in metavar and isinstance(value, Mapping):
+        try:
+            return [f"{name}={item if isinstance(item, str) else json.dumps(item)}" for name, item in value.items()]
+        except TypeError:
+            return value
+    return value
 
 
 def _value(name: str, value: Any, wanted: Any) -> Any:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from lorafast.errors import UsageError
+from lorafast.options.assignments import json_assignments
 from lorafast.options.finetune import FinetuneConfig
 from lorafast.options.values import options_of
 
@@ -11,6 +12,10 @@ from lorafast.options.values import options_of
 def test_paths_and_sequences():
     one = options_of(FinetuneConfig, {"model_base": Path("m.gguf"), "train_data": "a.txt", "lora_out": Path("a.gguf")})
     assert (one.model_base, one.train_data, one.lora_out) == ("m.gguf", ("a.txt",), ("a.gguf",))
+    listed = options_of(FinetuneConfig, {"model_base": "m", "targets": ["q_proj", "ffn_down"], "field": {"prompt": "q"},
+                                         "template_arg": {"enable_thinking": False, "date": "today", "n": [1]}})
+    assert listed.target_list() == ("attn_q", "ffn_down") and listed.field == ("prompt=q",)
+    assert json_assignments(listed.template_arg) == {"enable_thinking": False, "date": "today", "n": [1]}
     several = options_of(FinetuneConfig, {"model_base": "m", "train_data": [Path("a.txt"), "b.txt"], "adam_alpha": 1})
     assert several.train_data == ("a.txt", "b.txt") and several.adam_iter is None
 
