@@ -32,6 +32,13 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+def pytest_runtest_setup(item):
+    """AddressSanitizer keeps freed memory for a while, and some around each array: what a run takes then is no figure
+    of lorafast's."""
+    if item.get_closest_marker("measures_memory") and "libasan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("measures memory, of which AddressSanitizer takes more")
+
+
 @pytest.fixture(autouse=True)
 def speed_is_measured_briefly(monkeypatch):
     """Each run measures how long its blocks take, for a tenth of a second each, and the disk for half a second; few

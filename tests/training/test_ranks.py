@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import environment
 from make_models import make_tiny
 from thread_ranks import on_ranks
 
@@ -52,7 +53,7 @@ SLOWER: dict[str, dict[str, Any]] = {
                                      eval_score="contained", sample_tokens=4, adam_alpha=0.5, adam_iter=9),
 }
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+ENVIRONMENT = environment()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import quick_cli
-from folders import working_in
+from folders import environment, working_in
 from golden_files import GOLDEN, unpack
 from golden_models import make_smollm2_mha, make_tinymha, packaged_smollm2
 from make_models import make_tiny
@@ -71,10 +71,6 @@ def train(capsys):
 
 def command(*argv: object) -> list[str]:
     return [sys.executable, quick_cli.__file__, "finetune", *map(str, argv)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
