@@ -5,7 +5,8 @@
 #   locale, no /proc.
 #   tests/reliability/environments.sh           all
 #   tests/reliability/environments.sh settings  what needs no build; CI runs that
-# MINORS names some of the Pythons only, as "10 13"; TESTS names the tests; PYTHON the Python of the settings, with lorafast's kernels built in place.
+# MINORS names some of the Pythons only, as "10 13"; TESTS names the tests; PYTHON is the Python of the settings, with
+# lorafast's kernels built in place.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 read -ra tests <<<"${TESTS:-tests/test_cli.py tests/system tests/gguf/test_fingerprint.py tests/training/test_identity.py
@@ -27,22 +28,22 @@ try() {
         failed=1
     fi
 }
-# name, Python, version of NumPy, settings of the build: in a copy, so that the kernels here stay
-build_and_try() {
-    local name=$1 interpreter=$2 numpy=$3; shift 3
-    local place="$work/$((++number))"
+# name, Python, settings of the build; in a copy, so that the kernels here stay. In `place` then
+build() {
+    local name=$1 interpreter=$2; shift 2
+    place="$work/$((++number))"
     mkdir "$place" && git archive HEAD | tar -x -C "$place"
-    if ! { "$interpreter" -m venv "$place/venv" \
-           && "$place/venv/bin/pip" install -q "$numpy" 'setuptools>=77' 'cython>=3' 'pytest>=8' 'rich>=13' 'jinja2>=3.1' \
-               'tomli>=2' 'gguf>=0.10' 'safetensors>=0.4' \
-           && (cd "$place" && env "$@" venv/bin/python setup.py --quiet build_ext --inplace); } >"$work/log" 2>&1; then
-        row "$name" "not built: $(grep -v '^ ' "$work/log" | tail -n 1)"
-        failed=1
-        return
-    fi
-    (cd "$place" && try "$name" env PYTHONPATH="$place" "$place/venv/bin/python"; exit $failed) || failed=1
-    rm -rf "$place"
+    "$interpreter" -m venv "$place/venv" \
+        && "$place/venv/bin/pip" install -q numpy 'setuptools>=77' 'cython>=3' 'pytest>=8' 'rich>=13' 'jinja2>=3.1' \
+            'tomli>=2' 'gguf>=0.10' 'safetensors>=0.4' >"$work/log" 2>&1 \
+        && (cd "$place" && env "$@" venv/bin/python setup.py --quiet build_ext --inplace) >>"$work/log" 2>&1 && return
+    row "$name" "not built: $(grep -v '^ ' "$work/log" | tail -n 1)"
+    failed=1
+    return 1
 }
+# name: the tests in `place`
+try_built() { (cd "$place" && try "$1" env PYTHONPATH="$place" "$place/venv/bin/python"; exit $failed) || failed=1; }
+build_and_try() { build "$@" && try_built "$1"; rm -rf "$place"; }
 number=0
 
 row environment outcome
@@ -53,13 +54,19 @@ if [ "${1:-all}" = all ]; then
         found=${found:-$(command -v "python3.$minor")}
         [ -n "$found" ] || continue
         "$found" -c 'import ensurepip' 2>/dev/null || continue
-        build_and_try "Python 3.$minor, newest NumPy" "$found" numpy
         last=$found
-        [ $minor -gt 12 ] || build_and_try "Python 3.$minor, NumPy 1.26" "$found" 'numpy==1.26.*'
+        if build "Python 3.$minor" "$found"; then       # no kernel knows NumPy: one build serves both versions
+            try_built "Python 3.$minor, newest NumPy"
+            if [ "$minor" -le 12 ]; then
+                "$place/venv/bin/pip" install -q 'numpy==1.26.*' >"$work/log" 2>&1
+                try_built "Python 3.$minor, NumPy 1.26"
+            fi
+        fi
+        rm -rf "$place"
     done
-    build_and_try "without OpenMP" "${last:-$python}" numpy LORAFAST_NO_OPENMP=1
+    build_and_try "without OpenMP" "${last:-$python}" LORAFAST_NO_OPENMP=1
     if command -v clang >/dev/null; then
-        build_and_try "clang, without OpenMP" "${last:-$python}" numpy CC=clang LORAFAST_NO_OPENMP=1
+        build_and_try "clang, without OpenMP" "${last:-$python}" CC=clang LORAFAST_NO_OPENMP=1
     fi
     if command -v qemu-aarch64 >/dev/null && [ "$(uname -m)" != aarch64 ]; then
         if tests/native/run.sh aarch64 >"$work/log" 2>&1; then
