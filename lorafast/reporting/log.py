@@ -62,12 +62,18 @@ class Log:
     This one shows nothing but warnings.
 
     reader_gone  is called when nobody can read any more what is shown
+    is_unread    whether that is so
     """
 
     def __init__(self) -> None:
         self.reader_gone: Callable[[], None] = lambda: None
-        self.out = Unfailing("stdout", lambda: self.reader_gone())
+        self.is_unread = False
+        self.out = Unfailing("stdout", self._unread)
         self.err = Unfailing("stderr")
+
+    def _unread(self) -> None:
+        self.is_unread = True
+        self.reader_gone()
 
     def seed(self, seed: int) -> None:
         """The seed of the run."""

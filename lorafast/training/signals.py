@@ -55,6 +55,8 @@ def listening(log: Log) -> Iterator[Requests]:
         requests.save = True
 
     log.reader_gone = requests.reader_gone
+    if log.is_unread:                   # it went while the model was opened (`| head -3`), and is told but once
+        requests.reader_gone()
     before: dict[int, Any] = {}
     try:
         for number, handler in [*((number, stop) for number in TO_STOP), *((number, save) for number in TO_SAVE)]:
