@@ -99,7 +99,7 @@ HINTS_WITHOUT_FIELD = {
 COMMANDS = {"train": "finetune", "sft": "finetune", "lora": "finetune", "fine-tune": "finetune", "run": "generate",
             "chat": "generate --chat", "complete": "generate", "fuse": "merge", "export": "convert or merge",
             "evaluate": "eval", "score": "eval", "ppl": "perplexity", "show": "inspect", "info": "inspect",
-            "estimate": "plan", "dry-run": "plan", "plot": "report", "verify": "check"}
+            "estimate": "plan", "dry-run": "plan", "plot": "report", "verify": "check", "serve": "generate --chat"}
 """Commands that other programs call otherwise."""
 
 MODULES = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
