@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name; by default the process's own) and returns the exit status."""
     try:
         open_standard_streams()
-        return run(sys.argv[1:] if argv is None else argv)
+        status = run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()      # not at exit, where Python tells errors its own way
+        return status
     except LoraFastError as error:
         return fail(str(error), error.exit_status)
     except KeyboardInterrupt:
@@ -72,7 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return fail(f"out of memory{f': {error}' if str(error) else ''}")
     except OSError as error:
-        return fail(str(error))
+        if error.filename:
+            return fail(str(error))
+        with suppress(OSError):         # errors of files have a name, so it is the output
+            sys.stdout.flush()
+        discard(sys.stdout, for_good=True)
+        return fail(f"standard output cannot be written: {error.strerror}")
     except Exception as error:
         if os.environ.get("LORAFAST_DEBUG"):
             raise

@@ -1,4 +1,5 @@
 """Streams that a run can print to whatever becomes of them, each in a process of its own."""
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,17 @@ def test_a_full_disk_loses_lines_only():
     with open("/dev/full", "w") as full:
         done = run(full)
     assert done.returncode == 0 and done.stderr == "nothing"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_full_disk_under_a_command(buffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "lorafast", "--version"], stdout=full, stderr=subprocess.PIPE,
+                              text=True, timeout=60, env=environment)
+    assert done.returncode == 1
+    assert done.stderr == "lorafast: error: standard output cannot be written: No space left on device\n"
 
 
 def test_a_reader_that_is_gone_is_told_once():
