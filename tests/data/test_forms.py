@@ -188,8 +188,8 @@ def test_template_arguments():
     data = opened("a.jsonl", chat_template="t.jinja", template_args={"thinking": True})
     texts = [TOKENIZER.decode([~token for token in tokens[:2] if token < 0]) for tokens in tokens_of(data)]
     assert [text[:2] for text in texts] == ["on", "of"] and not data.warnings
-    assert opened("a.jsonl", chat_template="t.jinja", template_args={"thinkin": True, "x": 1}).warnings == [
-        "--template-arg thinkin: --chat-template t.jinja does not ask for such a variable (did you mean thinking?)",
+    assert opened("a.jsonl", chat_template="t.jinja", template_args={"thinkng": True, "x": 1}).warnings == [
+        "--template-arg thinkng: --chat-template t.jinja does not ask for such a variable (did you mean thinking?)",
         "--template-arg x: --chat-template t.jinja does not ask for such a variable (it asks for thinking)"]
     write_lines("b.jsonl", [{"text": "the love"}])
     assert opened("b.jsonl", template_args={"x": 1}).warnings == [
