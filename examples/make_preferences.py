@@ -11,9 +11,9 @@ occur in train.
 """
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
 FEW = 4
@@ -93,4 +93,6 @@ def write_lines(path: Path, records: list[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1] if len(sys.argv) > 1 else "short"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("short"))
+    write(parser.parse_args().folder)

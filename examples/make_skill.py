@@ -10,10 +10,10 @@ form, and to copy into it what it reads. `INSTRUCTION` asks for the same in word
 """
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -102,6 +102,6 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python make_skill.py FOLDER")
-    write(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    write(parser.parse_args().folder)
