@@ -6,6 +6,7 @@ Each error is one line. A command's module is imported when the command runs, so
 """
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import textwrap
@@ -29,6 +30,9 @@ from .words import visible
 
 INTERRUPTED = 130    # 128 + SIGINT, as shells report it
 READER_GONE = 141    # 128 + SIGPIPE
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of writing to a disk that is full, or broken."""
+
 MAX_MESSAGE = 2000
 """Characters of an error that are shown."""
 
@@ -74,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return fail(f"out of memory{f': {error}' if str(error) else ''}")
     except OSError as error:
-        if error.filename:
+        if error.filename or error.errno not in UNWRITABLE:
             return fail(str(error))
         with suppress(OSError):         # errors of files have a name, so it is the output
             sys.stdout.flush()

@@ -70,7 +70,8 @@ class Chat:
         from ..data.chat_template import load_chat_template
 
         args = json_assignments(config.template_arg)
-        template = load_chat_template(model.gguf.metadata, model.tokenizer, config.chat_template)   # if there is one
+        # At once: where there is none, nothing is asked.
+        template = load_chat_template(model.gguf.metadata, model.tokenizer, config.chat_template)
         for line in template.unused(args):
             say(f"warning: --template-arg {line}")
         self.model = model

@@ -76,8 +76,7 @@ def data_memory(options: DataOptions, tokenizer: Tokenizer, metadata: Mapping[st
     begins_everywhere = is_text and not options.sample_start
     per_byte, sample_tokens, beginning = _sampled(head, largest.suffix, options, tokenizer, metadata, ctx, is_text)
     n_samples = sum(source.size for source in sources) * per_byte
-    cut = BYTES_PER_CUT_SAMPLE if options.method == "sft" else BYTES_PER_PREFERENCE
-    return DataMemory(int(n_samples * (BYTES_PER_SAMPLE if begins_everywhere else cut)),
+    return DataMemory(int(n_samples * (BYTES_PER_SAMPLE if begins_everywhere else bytes_per_cut(options.method))),
                       f"about {n_samples:.0f} samples", sample_tokens,
                       overlaps=begins_everywhere and options.stride == 1, beginning=beginning)
 
@@ -87,9 +86,13 @@ def memory_of(data: Data, method: str) -> DataMemory | None:
     if not isinstance(data.train, Sequences):
         return None
     n_samples = sum(map(len, data.parts))
-    return DataMemory(n_samples * (BYTES_PER_CUT_SAMPLE if method == "sft" else BYTES_PER_PREFERENCE),
-                      count(n_samples, "sample"), float(data.train.n_inputs.mean()),
+    return DataMemory(n_samples * bytes_per_cut(method), count(n_samples, "sample"), float(data.train.n_inputs.mean()),
                       beginning=plain(np.array(data.train.tokens[:LOOKED_AT])))
+
+
+def bytes_per_cut(method: str) -> int:
+    """Bytes for a sample with a size of its own, by the method that it is for."""
+    return BYTES_PER_CUT_SAMPLE if method == "sft" else BYTES_PER_PREFERENCE
 
 
 def _head(source: Source, longest_line: int) -> bytes:
