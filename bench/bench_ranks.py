@@ -2,9 +2,9 @@
 
 Needs mpirun and two idle cores. Compared are one rank with one thread, two ranks with one thread each (the same --batch
 a rank), two processes that know nothing of each other (what the machine gives to two busy cores), and one process with
-two threads and two passes. They take turns for some rounds, each in runs of its own; speeds are medians over the rounds
-of a run's fastest step. With --network two ranks have a slow network between them (cable.py, as root), and their step
-is compared with what `plan` makes of one without.
+two threads and two passes. They take turns for some rounds, each in runs of its own; speeds, of a run's fastest step,
+and efficiencies are medians over the rounds. With --network two ranks have a slow network between them (cable.py, as
+root), and their step is compared with what `plan` makes of one without.
 """
 from __future__ import annotations
 
@@ -86,16 +86,17 @@ def of_ranks(case: Case, rounds: int) -> dict[str, Any]:
     """A row: ranks against threads."""
     turns = [(measured(case, 1, 1, 1), measured(case, 2, 1, 2), measured(case, 1, 2, 2), apart(case))
              for _ in range(rounds)]
-    alone, ranks, threads = (median(turn[n].speed for turn in turns) for n in range(3))
-    both = median(turn[3] for turn in turns)
+    alone, ranks, threads, both = zip(*turns)
+    by_round = [two.speed / (2 * one.speed) for one, two in zip(alone, ranks)]
     return {"model": case.model, "batch": case.batch, "ctx": case.ctx, "rounds": rounds,
-            "tokens_per_second_1_rank_1_thread": alone, "tokens_per_second_2_ranks_1_thread": ranks,
-            "tokens_per_second_1_rank_2_threads": threads, "tokens_per_second_2_processes_apart": both,
-            "efficiency": ranks / (2 * alone),
-            "efficiency_by_round": [turn[1].speed / (2 * turn[0].speed) for turn in turns],
-            "efficiency_of_processes_apart": both / (2 * alone),
-            "seconds": median(turn[1].seconds for turn in turns),
-            "communicating": median(turn[1].communicating for turn in turns), "mb_sent": turns[0][1].sent}
+            "tokens_per_second_1_rank_1_thread": median(run.speed for run in alone),
+            "tokens_per_second_2_ranks_1_thread": median(run.speed for run in ranks),
+            "tokens_per_second_1_rank_2_threads": median(run.speed for run in threads),
+            "tokens_per_second_2_processes_apart": median(both),
+            "efficiency": median(by_round), "efficiency_by_round": by_round,
+            "efficiency_of_processes_apart": median(speed / (2 * one.speed) for one, speed in zip(alone, both)),
+            "seconds": median(run.seconds for run in ranks),
+            "communicating": median(run.communicating for run in ranks), "mb_sent": ranks[0].sent}
 
 
 def over(case: Case, network: str) -> dict[str, Any]:
@@ -133,9 +134,12 @@ def main() -> None:
         rows.append(over(case, options.network) if options.network else of_ranks(case, options.rounds))
         print("\n".join(f"{name:<36}{shown(value)}"
                         for name, value in rows[-1].items()) + "\n", flush=True)
-    key = {name: {row[name] for row in rows} for name in ("model", "batch", "ctx")} | {"network": {options.network}}
+    def case_of(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in ("model", "batch", "ctx", "network"))
+
+    measured_now = {case_of(row) for row in rows}
     kept = [row for row in (read_results(options.out)["rows"] if options.out.exists() else [])
-            if not all(row.get(name) in values for name, values in key.items())]
+            if case_of(row) not in measured_now]
     write_results(options.out, "ranks", describe(2), {}, [*kept, *rows])
 
 
