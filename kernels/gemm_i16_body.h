@@ -310,11 +310,15 @@ I16_INLINE float FN(i16_largest)(const float *from, int n) {
     int j = 0;
     for (; j + VF_WIDTH <= n; j += VF_WIDTH) largest = FN(i16_larger)(largest, vf_load(from + j));
     if (j < n) largest = FN(i16_larger)(largest, vf_load_part(from + j, n - j));
-    int bits = 0;
-    for (int lane = 0; lane < VF_WIDTH; lane++) bits = MAX(bits, largest[lane]);
-    float max;
-    memcpy(&max, &bits, sizeof max);
-    return max;
+#if VF_WIDTH > 8
+    largest = FN(i16_larger)(largest, (vf)VF_SWAP(largest, 8));
+#endif
+#if VF_WIDTH > 4
+    largest = FN(i16_larger)(largest, (vf)VF_SWAP(largest, 4));
+#endif
+    largest = FN(i16_larger)(largest, (vf)VF_SWAP(largest, 2));
+    largest = FN(i16_larger)(largest, (vf)VF_SWAP(largest, 1));
+    return ((vf)largest)[0];
 }
 
 /* Tokens tile * LANES .. of dy (T, N), columns n0 .. n0+n. */

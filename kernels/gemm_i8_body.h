@@ -20,12 +20,12 @@
 #define DEPTH 256               /* values along the sum unpacked at a time; along k, those that share a base */
 #define LDA (DEPTH + 64)        /* bytes from row to row of W (forward), padded to spread rows over cache sets */
 #define PANEL_ROWS 96           /* rows of W in a panel (forward): a multiple of every core's MR */
-#define COLUMNS MAX(256, 32 * VF_WIDTH)     /* columns of W in a slice (backward) */
+#define COLUMNS 256             /* of W in a slice (backward); with 512, sums and W' overflow the second-level cache */
 #define CHUNK 64                /* rows of W that share D, columns of dy that share a scale (backward) */
 #define CHUNKS (DEPTH / CHUNK)
 #define GROUP 12                /* tokens a group (backward): likewise */
 #define LDC (COLUMNS + 16)      /* floats from row to row of the sums of dx (backward) */
-#define X_BLOCK (12 * LANES)    /* floats of packed x for 32 k: bytes, exponents, their sums, sums of x over halves */
+#define X_BLOCK (10 * LANES)    /* floats of packed x for 32 k: bytes, exponents, sums of the bytes */
 #define X_DEPTH (8 * X_BLOCK + LANES)       /* of 256 k: these blocks, and the base */
 #define EXPONENT 24             /* a block is at most 2^24 below the largest of its 256 values; less counts as that */
 
@@ -65,22 +65,19 @@ I8_INLINE void FN(i8_pack_block)(float *block, const vf v[32], vi top, int half)
     vi below = (top - FN(i8_largest)(v)) >> 23;         /* the power of two between the two, rounded down */
     below = (vi)vf_select(below > EXPONENT, (vf)(EXPONENT - (vi){0}), (vf)below);
     const vf factor = (vf)((vi)inverse + (below << 23));
-    vi q_sum = {0};
-    vf sum[2] = {{0}, {0}};
+    const vf magic = vf_set1(ROUND_MAGIC);
+    FN(vui_type) q_sum = (FN(vui_type))magic * -32u;
     for (int j = 0; j < 32; j += 4) {
         vi four = {0};
         for (int i = 0; i < 4; i++) {
-            const vi q = (vi)(v[j + i] * factor + ROUND_MAGIC) << 24 >> 24;
-            four |= (q & 255) << 8 * i, q_sum += q, sum[j / 16] += v[j + i];
+            const vi q = (vi)(v[j + i] * factor + magic);       /* the bits of magic, plus the integer */
+            four |= (q & 255) << 8 * i, q_sum += (FN(vui_type))q;
         }
         memcpy((int8_t *)block + (j * LANES + 4 * half), &four, sizeof four);
     }
     const vi exponent = (EXPONENT - below) << 23;
-    const vf in_base = vf_select((vf)top > I8_TINY, inverse * 0x1p24f, vf_set1(0));    /* NaN becomes 0: base has it */
     memcpy(block + 8 * LANES + half, &exponent, sizeof exponent);
     memcpy(block + 9 * LANES + half, &q_sum, sizeof q_sum);
-    vf_store(block + 10 * LANES + half, sum[0] * in_base);
-    vf_store(block + 11 * LANES + half, sum[1] * in_base);
 }
 
 /* Tokens tile * LANES .. of x (T, K) become packed[tile][k / 256]; what is beyond T and K is zero. */
@@ -90,18 +87,15 @@ static void FN(i8_pack_tokens)(float *packed, const float *x, int T, int K, int 
         for (int half = 0; half < LANES; half += VF_WIDTH) {
             const int t0 = tile * LANES + half, n = MIN(VF_WIDTH, T - t0), depth = MIN(DEPTH, K - k0);
             const float *from = x + (ptrdiff_t)t0 * K + k0;
-            vf v[32];
-            vi top = {0};
+            float top[VF_WIDTH] = {0};
+            for (int i = 0; i < n; i++) top[i] = FN(i16_largest)(from + (ptrdiff_t)i * K, depth);
+            const vf tops = vf_load(top);
             for (int k = 0; k < depth; k += 32) {
+                vf v[32];
                 FN(i8_load_x)(v, from + k, K, n);
-                const vi largest = FN(i8_largest)(v);
-                top = (vi)vf_select(largest > top, (vf)largest, (vf)top);
+                FN(i8_pack_block)(packed + k / 32 * X_BLOCK, v, (vi)tops, half);
             }
-            for (int k = 0; k < depth; k += 32) {
-                FN(i8_load_x)(v, from + k, K, n);
-                FN(i8_pack_block)(packed + k / 32 * X_BLOCK, v, top, half);
-            }
-            vf_store(packed + 8 * X_BLOCK + half, (vf)top * (1 / (127 * 0x1p24f)));
+            vf_store(packed + 8 * X_BLOCK + half, tops * (1 / (127 * 0x1p24f)));
         }
 }
 
@@ -109,59 +103,175 @@ static ptrdiff_t FN(i8_forward_scratch)(int T) {
     return PANEL_ROWS * (LDA / 4 + DEPTH / 32 + DEPTH / 16) + (ptrdiff_t)PANEL_ROWS * (ROUND_UP(T, LANES) + 16);
 }
 
-/* n values of a row of W, plus offset, as bytes. */
+/* Integers of a row of W, which fit a byte, plus offset. */
 I8_INLINE void FN(i8_narrow)(uint8_t *to, const int16_t *q, int n, int offset) {
-    for (int k = 0; k < n; k++) to[k] = (uint8_t)(q[k] + offset);
+    for (int k = 0; k < n; k += 16) {
+        i16x16 v;
+        memcpy(&v, q + k, sizeof v);
+        const i8x16 bytes = __builtin_convertvector(v + (int16_t)offset, i8x16);
+        memcpy(to + k, &bytes, sizeof bytes);
+    }
 }
 
-/* n_values of rows n0 .. n0+n_rows of W from column k0 on; zeros up to `padded` rows. */
-I8_INLINE void FN(i8_unpack_panel)(uint8_t *w, float *scale, float *min, const projection *p, int n0, int n_rows,
-                                   int padded, int k0, int n_values, int offset) {
-    const ggml_format *format = &ggml_formats[p->type];
-    const uint8_t *row = p->weight + n0 * p->row_bytes + k0 / format->block_size * format->type_size;
-    int16_t q[DEPTH];
-    for (int i = 0; i < padded; i++, w += LDA, scale += DEPTH / 32, min += DEPTH / 16, row += p->row_bytes)
-        if (i < n_rows) {
-            FN(unpackers)[p->type](row, n_values / format->block_size, q, scale, min);
-            FN(i8_narrow)(w, q, n_values, offset);
-        } else {
-            memset(w, 0, n_values);
-            memset(scale, 0, sizeof *scale * DEPTH / 32), memset(min, 0, sizeof *min * DEPTH / 16);
+/* The same of Q8_0, whose integers are bytes already. */
+I8_INLINE void FN(i8_unpack_q8_0)(uint8_t *to, const block_q8_0 *b, int n_blocks, float *scale, int offset) {
+    typedef uint8_t u8x32 __attribute__((vector_size(32)));
+    for (int i = 0; i < n_blocks; i++, to += 32) {
+        u8x32 q;
+        memcpy(&q, b[i].q, 32);
+        q += (uint8_t)offset;
+        memcpy(to, &q, 32);
+    }
+    FN(scales_q8_0)(b, n_blocks, scale);
+}
+
+/* Types with minima or larger integers: 32 values are rounded to bytes anew, w = value / D, D being the largest magnitude
+ * over 127. (For a minimum that errs less than to keep it apart: x, rounded, would be multiplied by the larger d q.) */
+I8_INLINE void FN(i8_round_less_min)(uint8_t *to, const int16_t *q, const float *d, const float *min, int n, float q_max,
+                                     float *scale, int offset) {
+    enum { FRACTION = 7 };                              /* bits behind the point of d / D and min / D */
+    int16_t d_over[DEPTH / 16], min_over[DEPTH / 16];
+    float D[DEPTH / 16];
+    for (int i = 0; i < n / 16; i += VF_WIDTH) {
+        typedef int16_t half_words __attribute__((vector_size(2 * VF_WIDTH)));
+        const vf of_32 = vf_load(d + i / 2), d_twice = VF_SHUFFLE(of_32, of_32, VF_TWICE), m = vf_load(min + i);
+        vi top = FN(i16_larger)(FN(i16_larger)((vi){0}, m), d_twice * q_max - m);      /* what may be, with q from 0 on */
+        top = FN(i16_larger)(top, (vf)VF_SWAP(top, 1));
+        const vf over = vf_select((vf)top > I8_TINY, (127 << FRACTION) / (vf)top, vf_set1(0));
+        const half_words d_rounded = __builtin_convertvector((vi)(d_twice * over + ROUND_MAGIC), half_words);
+        const half_words m_rounded = __builtin_convertvector((vi)(m * over + ROUND_MAGIC), half_words);
+        memcpy(d_over + i, &d_rounded, sizeof d_rounded), memcpy(min_over + i, &m_rounded, sizeof m_rounded);
+        vf_store(D + i, (vf)top * (1.0f / 127));
+    }
+    for (int i = 0; i < n / 32; i++) scale[i] = D[2 * i];
+    for (int k = 0; k < n; k += 16) {
+        i16x16 v;
+        memcpy(&v, q + k, sizeof v);
+        v = (v * d_over[k / 16] - min_over[k / 16] + (1 << (FRACTION - 1))) >> FRACTION;
+        const i8x16 bytes = __builtin_convertvector(v + (int16_t)offset, i8x16);
+        memcpy(to + k, &bytes, sizeof bytes);
+    }
+}
+I8_INLINE void FN(i8_round_wide)(uint8_t *to, const int16_t *q, const float *d, int n, float *scale, int offset) {
+    for (int k = 0; k < n; k += 32) {
+        float values[32];
+        for (int i = 0; i < 32; i += VF_WIDTH) vf_store(values + i, FN(load_q)(q + k + i));
+        const float top = FN(i16_largest)(values, 32);
+        const int over = top > 127 ? (int)(127 * 32768 / top) : 32767;                 /* 1 / D, as a fraction of 15 bits */
+        scale[k / 32] = d[k / 32] * (32768.0f / over);
+        for (int i = 0; i < 32; i += LANES) {
+            typedef int8_t bytes __attribute__((vector_size(LANES)));
+            const vh w = FN(i16_fraction_product)(FN(i16_load)(q + k + i), (int16_t)over - (vh){0});
+            const bytes b = __builtin_convertvector(w + (int16_t)offset, bytes);
+            memcpy(to + k + i, &b, sizeof b);
         }
+    }
+}
+
+/* The largest integer of the bytes that i8_unpack_rows makes of a type. */
+I8_INLINE int FN(i8_q_max)(const ggml_format *format) {
+    return format->min_every || !format->fits_int8 ? 127 : format->q_max;
+}
+
+/* n values of each of n_rows rows of W, plus offset, as bytes, with a scale for every 32; rows come to lie `ld` and
+ * `ld_scale` apart. */
+#define ROWS 8
+static void FN(i8_unpack_rows)(uint8_t *to, ptrdiff_t ld, float *scale, ptrdiff_t ld_scale, const projection *p,
+                               const uint8_t *blocks, int n_rows, int n, int offset) {
+    const ggml_format *format = &ggml_formats[p->type];
+    const int n_blocks = n / format->block_size;
+    for (int i0 = 0; i0 < n_rows; i0 += ROWS) {
+        /* Some rows at a time: read at once, in vectors of another size, what is written would be waited for. */
+        int16_t q[ROWS][DEPTH];
+        float d[ROWS][DEPTH / 32 + VF_WIDTH], min[ROWS][DEPTH / 16];
+        const int end = MIN(i0 + ROWS, n_rows);
+        for (int i = i0; i < end; i++, blocks += p->row_bytes)
+            if (p->type == GGML_Q8_0)
+                FN(i8_unpack_q8_0)(to + i * ld, (const block_q8_0 *)blocks, n_blocks, scale + i * ld_scale, offset);
+            else FN(unpackers)[p->type](blocks, n_blocks, q[i - i0], d[i - i0], min[i - i0]);
+        if (p->type == GGML_Q8_0) continue;
+        for (int i = i0; i < end; i++) {
+            uint8_t *row = to + i * ld;
+            float *row_scale = scale + i * ld_scale;
+            if (format->min_every)
+                FN(i8_round_less_min)(row, q[i - i0], d[i - i0], min[i - i0], n, format->q_max, row_scale, offset);
+            else if (!format->fits_int8)
+                FN(i8_round_wide)(row, q[i - i0], d[i - i0], n, row_scale, offset);
+            else {
+                FN(i8_narrow)(row, q[i - i0], n, offset);
+                memcpy(row_scale, d[i - i0], sizeof *d[0] * (n / 32));
+            }
+        }
+    }
+}
+
+/* n values of rows n0 .. n0+n_rows of W from column k0 on; zeros up to `padded` rows. With minima apart if it is
+ * to keep them. */
+static void FN(i8_unpack_panel)(uint8_t *w, float *scale, float *min, const projection *p, int n0, int n_rows,
+                                int padded, int k0, int n, int keeps_min, int offset) {
+    const ggml_format *format = &ggml_formats[p->type];
+    const uint8_t *blocks = p->weight + n0 * p->row_bytes + k0 / format->block_size * format->type_size;
+    if (keeps_min)
+        for (int i = 0; i < n_rows; i++, blocks += p->row_bytes) {
+            int16_t q[DEPTH];
+            FN(unpackers)[p->type](blocks, n / format->block_size, q, scale + i * DEPTH / 32, min + i * DEPTH / 16);
+            FN(i8_narrow)(w + i * LDA, q, n, offset);
+        }
+    else FN(i8_unpack_rows)(w, LDA, scale, DEPTH / 32, p, blocks, n_rows, n, offset);
+    for (int i = n_rows; i < padded; i++) {
+        memset(w + i * LDA, 0, n);
+        memset(scale + i * DEPTH / 32, 0, sizeof *scale * DEPTH / 32);
+        memset(min + i * DEPTH / 16, 0, sizeof *min * DEPTH / 16);
+    }
 }
 
 /* ---- backward ---- */
 
 /* Packed dy: a chunk of CHUNK columns after the other, in each a row of bytes a token, with zeros behind column n.
- * Behind all of them S, [chunk][token], the largest |dy| of the chunk / 127, and then the sums of the bytes. GROUP
+ * Behind all of them S, [chunk][token], the largest |dy| of the chunk / 127, and then what sums start from. GROUP
  * tokens of zeros follow the last one. */
 static ptrdiff_t FN(i8_dy_rows)(int T, int n) { return (ptrdiff_t)ROUND_UP(n, CHUNK) / CHUNK * (T + GROUP); }
 static ptrdiff_t FN(i8_packed_dy_floats)(int T, int n) { return ROUND_UP(FN(i8_dy_rows)(T, n) * (CHUNK / 4 + 2), 16); }
 
+I8_INLINE int FN(i8_sum)(vi v) {
+#if VF_WIDTH > 8
+    v += VF_SWAP(v, 8);
+#endif
+#if VF_WIDTH > 4
+    v += VF_SWAP(v, 4);
+#endif
+    v += VF_SWAP(v, 2);
+    v += VF_SWAP(v, 1);
+    return v[0];
+}
+
 /* Numbers from 0 to below 1 made of a value and its column: the finalizer of MurmurHash3, shortened. */
-I8_INLINE vf FN(i8_random)(vf value, int column) {
-    FN(vui_type) h = (FN(vui_type))value;
-    for (int lane = 0; lane < VF_WIDTH; lane++) h[lane] += (unsigned)(column + lane) * 0x9E3779B1u;
+I8_INLINE vf FN(i8_random)(vf value, unsigned column) {
+    const unsigned apart = 0x9E3779B1u;
+    FN(vui_type) lanes;
+    for (int lane = 0; lane < VF_WIDTH; lane++) lanes[lane] = lane * apart;
+    FN(vui_type) h = (FN(vui_type))value + lanes + column * apart;
     h ^= h >> 16, h *= 0x85EBCA6Bu, h ^= h >> 13, h *= 0xC2B2AE35u;
     return __builtin_convertvector((vi)(h >> 9), vf) * 0x1p-23f;
 }
 
-/* n values, the first of them in that column, times inverse, rounded up or down; zeros up to CHUNK. Returns the sum. */
-I8_INLINE int FN(i8_round_row)(int8_t *to, const float *from, int n, float inverse, int column) {
+/* n values, the first of them in that column, over S, their largest magnitude / 127, rounded up or down; zeros up to
+ * CHUNK. And what sums start from where 128 is added to W': -128 times the sum of these. */
+I8_INLINE void FN(i8_pack_row)(int8_t *to, float *S, int32_t *start, const float *from, int n, int column) {
     typedef int8_t bytes __attribute__((vector_size(VF_WIDTH)));
-    vi sum = {0};
+    const float max = FN(i16_largest)(from, n), inverse = max > I8_TINY ? 127 / max : 0;
+    vi all = {0};
     for (int j = 0; j < CHUNK; j += VF_WIDTH) {
         const vf v = j + VF_WIDTH <= n ? vf_load(from + j) : vf_load_part(from + j, MAX(0, n - j));
         /* 256 more, so that cutting off rounds down; what is beyond 127 by a rounding error stays there */
         const vf up = vf_min(v * inverse + FN(i8_random)(v, column + j), vf_set1(127)) + 256;
-        const vi q = __builtin_convertvector(up, vi) - 256;
+        const vi q = __builtin_convertvector(up, vi);        /* whose lowest byte counts */
         const bytes b = __builtin_convertvector(q, bytes);
         memcpy(to + j, &b, sizeof b);
-        sum += (q << 24) >> 24;
+        all += (q << 24) >> 24;
     }
-    int all = 0;
-    for (int lane = 0; lane < VF_WIDTH; lane++) all += sum[lane];
-    return all;
+    *S = max / 127;
+    *start = -128 * FN(i8_sum)(all);
 }
 
 /* Tokens tile * LANES .. of dy (T, N), columns n0 .. n0+n. */
@@ -170,43 +280,58 @@ static void FN(i8_pack_dy)(float *packed, const float *dy, int T, int N, int n0,
     const int end = MIN(T, (tile + 1) * LANES);
     int8_t *q = (int8_t *)packed;
     float *S = packed + rows * CHUNK / 4;
-    int32_t *sum = (int32_t *)(S + rows);
-    for (int j = 0; j < n; j += CHUNK, q += (T + GROUP) * CHUNK, S += T + GROUP, sum += T + GROUP) {
+    int32_t *start = (int32_t *)(S + rows);
+    for (int j = 0; j < n; j += CHUNK, q += (T + GROUP) * CHUNK, S += T + GROUP, start += T + GROUP) {
         for (ptrdiff_t t = tile * LANES; t < end; t++) {
             const float *from = dy + t * N + n0 + j;
             const int width = MIN(CHUNK, n - j);
-            const float max = FN(i16_largest)(from, width);
-            sum[t] = FN(i8_round_row)(q + t * CHUNK, from, width, max > I8_TINY ? 127 / max : 0, n0 + j);
-            S[t] = max / 127;
+            if (width == CHUNK) FN(i8_pack_row)(q + t * CHUNK, &S[t], &start[t], from, CHUNK, n0 + j);
+            else FN(i8_pack_row)(q + t * CHUNK, &S[t], &start[t], from, width, n0 + j);
         }
         if (end < T) continue;
         memset(q + T * CHUNK, 0, GROUP * CHUNK);
-        memset(S + T, 0, sizeof *S * GROUP), memset(sum + T, 0, sizeof *sum * GROUP);
+        memset(S + T, 0, sizeof *S * GROUP), memset(start + T, 0, sizeof *start * GROUP);
     }
 }
 
 /* What a slice works on, in a thread's scratch memory. */
 #define LDB (DEPTH * LANES + 64)        /* bytes from LANES columns of W' to the next, padded */
-#define MINIMA (COLUMNS / 16)
 typedef struct {
     uint8_t w[COLUMNS / LANES * LDB];                   /* W' + offset: [column / LANES][row / 4][LANES][4] */
-    int16_t q[CHUNK * COLUMNS];                         /* q of a chunk, as unpacked */
+    int8_t q[CHUNK * COLUMNS];                          /* q of a chunk, as unpacked */
     int16_t d[COLUMNS / 32 * CHUNK];                    /* d / D in units of 2^-15, rounded: [column / 32][row] */
+    float row_scale[CHUNK * COLUMNS / 32];              /* d[row][column / 32] */
     float scale[COLUMNS / 32 * CHUNK];                  /* d[column / 32][row] */
     float unit[CHUNKS * COLUMNS / 32];                  /* what 1 in W' stands for: [chunk][column / 32] */
-    float min[MINIMA * DEPTH];                          /* min[column / 32, or / 16][row] */
-    float dy[GROUP * DEPTH];                            /* for the minima: [token][row] */
-    float minus[GROUP * MINIMA];                        /* sum_n dy min: [token][column / 32, or / 16] */
 } __attribute__((aligned(64))) FN(i8_slice);
 
 static ptrdiff_t FN(i8_backward_scratch)(int T) {
     return sizeof(FN(i8_slice)) / sizeof(float) + (ptrdiff_t)ROUND_UP(T, GROUP) * LDC;
 }
 
+/* The int16 of two vectors in turn. */
+I8_INLINE void FN(i8_deal)(vh to[2], const vh from[2]) {
+#if VF_WIDTH == 16
+#define I8_DEAL(i) i, i + 32, i + 1, i + 33, i + 2, i + 34, i + 3, i + 35, i + 4, i + 36, i + 5, i + 37, i + 6, i + 38, i + 7, i + 39
+    to[0] = SHUFFLE(vh, from[0], from[1], I8_DEAL(0), I8_DEAL(8));
+    to[1] = SHUFFLE(vh, from[0], from[1], I8_DEAL(16), I8_DEAL(24));
+#elif VF_WIDTH == 8
+#define I8_DEAL(i) i, i + 16, i + 1, i + 17, i + 2, i + 18, i + 3, i + 19
+    to[0] = SHUFFLE(vh, from[0], from[1], I8_DEAL(0), I8_DEAL(4));
+    to[1] = SHUFFLE(vh, from[0], from[1], I8_DEAL(8), I8_DEAL(12));
+#else
+    to[0] = SHUFFLE(vh, from[0], from[1], 0, 8, 1, 9, 2, 10, 3, 11);
+    to[1] = SHUFFLE(vh, from[0], from[1], 4, 12, 5, 13, 6, 14, 7, 15);
+#endif
+#undef I8_DEAL
+}
+
 /* Row `row` of a chunk of LANES columns, times gain, times d / D, rounded. */
 I8_INLINE vh FN(i8_scaled)(const FN(i8_slice) *s, int row, int k, int gain) {
     const vh d = s->d[k / 32 * CHUNK + row] - (vh){0};
-    return FN(i16_fraction_product)(FN(i16_load)(s->q + row * COLUMNS + k) * (int16_t)gain, d);
+    int8_t q __attribute__((vector_size(LANES)));
+    memcpy(&q, s->q + row * COLUMNS + k, sizeof q);
+    return FN(i16_fraction_product)(__builtin_convertvector(q, vh) * (int16_t)gain, d);
 }
 
 /* Rows of a chunk become W'. Four at a time: two and two side by side as bytes, then the twos as int16. */
@@ -214,56 +339,36 @@ I8_INLINE void FN(i8_store_chunk)(FN(i8_slice) *s, int chunk, int n_columns, int
     for (int k = 0; k < n_columns; k += LANES)
         for (int row = 0; row < CHUNK; row += 4) {
             uint8_t *to = s->w + k / LANES * LDB + (chunk * CHUNK + row) * LANES;
-            int16_t twos[2][LANES];
+            vh twos[2], four[2];
             for (int i = 0; i < 2; i++)
-                FN(i16_store)(twos[i], (FN(i8_scaled)(s, row + 2 * i, k, gain) & 255) |
-                                           FN(i8_scaled)(s, row + 2 * i + 1, k, gain) << 8);
-            for (int half = 0; half < LANES; half += VF_WIDTH) {
-                int16_t v0 __attribute__((vector_size(2 * VF_WIDTH))), v1 __attribute__((vector_size(2 * VF_WIDTH)));
-                memcpy(&v0, twos[0] + half, sizeof v0);
-                memcpy(&v1, twos[1] + half, sizeof v1);
-                const vi four = ((__builtin_convertvector(v0, vi) & 0xffff) | __builtin_convertvector(v1, vi) << 16) ^
-                                (int)(offset * 0x01010101u);
-                memcpy(to + 4 * half, &four, sizeof four);
+                twos[i] = (FN(i8_scaled)(s, row + 2 * i, k, gain) & 255) |
+                          FN(i8_scaled)(s, row + 2 * i + 1, k, gain) << 8;
+            FN(i8_deal)(four, twos);
+            for (int half = 0; half < 2; half++) {
+                const vi bytes = (vi)four[half] ^ (int)(offset * 0x01010101u);
+                memcpy(to + half * 4 * VF_WIDTH, &bytes, sizeof bytes);
             }
         }
 }
 
 /* n_columns columns of rows n0 .. n0+n_rows (at most CHUNK) of W, from column k0 on, become a chunk of the slice. */
-I8_INLINE void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, int n_rows, int k0, int n_columns,
-                                   int chunk, int offset) {
+static void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, int n_rows, int k0, int n_columns,
+                                int chunk, int offset) {
     const ggml_format *format = &ggml_formats[p->type];
-    const int step = format->min_every / 16, mins = format->min_every ? n_columns / format->min_every : 0;
-    const int gain = MAX(1, 127 / format->q_max), limit = format->q_max < 128 ? 32767 : 32511;   /* |W'| <= 127 */
-    const uint8_t *row = p->weight + n0 * p->row_bytes + k0 / format->block_size * format->type_size;
-    for (int i = 0; i < CHUNK; i++, row += p->row_bytes) {
-        float scale[COLUMNS / 32] = {0}, min[COLUMNS / 16] = {0};
-        if (i < n_rows) FN(unpackers)[p->type](row, n_columns / format->block_size, s->q + i * COLUMNS, scale, min);
-        else memset(s->q + i * COLUMNS, 0, sizeof *s->q * COLUMNS);
-        for (int b = 0; b < n_columns / 32; b++) s->scale[b * CHUNK + i] = scale[b];
-        for (int b = 0; b < mins; b++) s->min[b * DEPTH + chunk * CHUNK + i] = min[step * b];
-    }
+    const int q_max = FN(i8_q_max)(format), gain = MAX(1, 127 / q_max);
+    const int limit = q_max < 128 ? 32767 : 32511;                                      /* |W'| <= 127 */
+    const uint8_t *blocks = p->weight + n0 * p->row_bytes + k0 / format->block_size * format->type_size;
+    FN(i8_unpack_rows)((uint8_t *)s->q, COLUMNS, s->row_scale, COLUMNS / 32, p, blocks, n_rows, n_columns, 0);
+    memset(s->q + n_rows * COLUMNS, 0, (CHUNK - n_rows) * COLUMNS);
+    memset(s->row_scale + n_rows * COLUMNS / 32, 0, sizeof(float) * (CHUNK - n_rows) * COLUMNS / 32);
     for (int b = 0; b < n_columns / 32; b++) {
-        const float D = FN(i16_largest)(s->scale + b * CHUNK, CHUNK);
-        FN(i16_round_row)(s->d + b * CHUNK, s->scale + b * CHUNK, CHUNK, D > I8_TINY ? limit / D : 0);
+        float *scale = s->scale + b * CHUNK;
+        for (int row = 0; row < CHUNK; row++) scale[row] = s->row_scale[row * COLUMNS / 32 + b];
+        const float D = FN(i16_largest)(scale, CHUNK);
+        FN(i16_round_row)(s->d + b * CHUNK, scale, CHUNK, D > I8_TINY ? limit / D : 0);
         s->unit[chunk * COLUMNS / 32 + b] = D / gain * (32768.0f / limit);
     }
     FN(i8_store_chunk)(s, chunk, n_columns, gain, offset);
-}
-
-/* minus[i][b] = sum_n dy[i][n] min[b][n] for GROUP tokens from t on, rows n .. n+n_rows of W and b < n_min. */
-static void FN(i8_minima)(FN(i8_slice) *s, const projection *p, int T, int t, int n, int n_rows, int n_min) {
-    memset(s->dy, 0, sizeof s->dy);
-    for (ptrdiff_t i = 0; i < MIN(GROUP, T - t); i++)
-        memcpy(s->dy + i * DEPTH, p->dy + (t + i) * p->N + n, sizeof(float) * n_rows);
-    for (int i = 0; i < GROUP; i += 3)
-        for (int b = 0; b < n_min; b++) {
-            vf sum[3] = {{0}};
-            for (int k = 0; k < DEPTH; k += VF_WIDTH)
-                for (int l = 0; l < 3; l++)
-                    sum[l] += vf_load(s->dy + (i + l) * DEPTH + k) * vf_load(s->min + b * DEPTH + k);
-            for (int l = 0; l < 3; l++) s->minus[(i + l) * MINIMA + b] = vf_sum(sum[l]);
-        }
 }
 
 /* ---- the cores ---- */
@@ -322,7 +427,7 @@ static const gemm_core *FN(i8_core_for)(int type) {
 #undef I8_KIND
 #undef I8_SUFFIX
 #undef LDB
-#undef MINIMA
+#undef ROWS
 #undef LANES
 #undef DEPTH
 #undef LDA

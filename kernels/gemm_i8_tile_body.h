@@ -13,20 +13,22 @@
 
 #if I8_KIND == I8_SMALL
 #define OFFSET(format) ((format)->min_every ? 0 : (format)->q_max)
+#define KEEPS_MIN(format) ((format)->min_every > 0)     /* whether forward's bytes are q, without their minima */
 /* Steps of two products of |x| <= 127 and an unsigned integer that 16 bits hold, 8 or 4. */
 #define STEPS(format) (32767 / (2 * 127 * ((format)->q_max + OFFSET(format))) >= 8 ? 8 : 4)
 #else
 #define OFFSET(format) (I8_KIND == I8_DOTPROD ? 0 : 128)
+#define KEEPS_MIN(format) 0
 #define STEPS(format) 8
 #endif
 
-/* Whether products gain from it: integers that fit a byte, or that are small. */
+/* Whether products gain from it: all integers, or those that are small. */
 static inline int I8(i8_takes)(int type) {
     const ggml_format *format = &ggml_formats[type];
 #if I8_KIND == I8_SMALL
     return format->q_max > 0 && format->min_every != 16 && FN(i8_small)(format) <= 16;
 #else
-    return format->fits_int8;
+    return format->q_max > 0;
 #endif
 }
 
@@ -89,16 +91,17 @@ I8_INLINE void I8(i8_tile)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const
     TILE_STORE(1, &sum[0][1], 2 * sizeof(vi));
     for (int i = 0; i < MR; i++) acc[i][0] += sum[i][0], acc[i][1] += sum[i][1];
 #else
+    for (int d0 = 0; d0 < depth; d0 += 16, a += 16, b += 16 * LANES)
 #pragma GCC unroll 4
-    for (int d = 0; d < depth; d += 4, a += 4, b += 4 * LANES) {
-        const vi b0 = FN(i8_load)(b), b1 = FN(i8_load)(b + 2 * LANES);
+        for (int d = 0; d < 16; d += 4) {
+            const vi b0 = FN(i8_load)(b + d * LANES), b1 = FN(i8_load)(b + d * LANES + 2 * LANES);
 #pragma GCC unroll 8
-        for (int i = 0; i < MR; i++) {
-            const vi w = FN(i8_set_four)(a + i * lda);
-            acc[i][0] = is_forward ? I8(i8_multiply_add)(acc[i][0], w, b0) : I8(i8_multiply_add)(acc[i][0], b0, w);
-            acc[i][1] = is_forward ? I8(i8_multiply_add)(acc[i][1], w, b1) : I8(i8_multiply_add)(acc[i][1], b1, w);
+            for (int i = 0; i < MR; i++) {
+                const vi w = FN(i8_set_four)(a + d + i * lda);
+                acc[i][0] = is_forward ? I8(i8_multiply_add)(acc[i][0], w, b0) : I8(i8_multiply_add)(acc[i][0], b0, w);
+                acc[i][1] = is_forward ? I8(i8_multiply_add)(acc[i][1], w, b1) : I8(i8_multiply_add)(acc[i][1], b1, w);
+            }
         }
-    }
 #endif
 }
 

@@ -103,13 +103,24 @@ UNPACK_INLINE i8x16 FN(lookup)(i8x16 table, u8x16 index) {
 #endif
 }
 
+/* The scales of blocks of Q8_0. One after the other, between their integers, they made products 1 to 2 % slower. */
+UNPACK_INLINE void FN(scales_q8_0)(const block_q8_0 *b, int n_blocks, float *scale) {
+    int i = 0;
+#if SIMD_IS_AVX2 || SIMD_IS_AVX512
+    for (; i + 8 <= n_blocks; i += 8, b += 8)
+        _mm256_storeu_ps(scale + i, _mm256_cvtph_ps(_mm_set_epi16(b[7].d, b[6].d, b[5].d, b[4].d, b[3].d, b[2].d,
+                                                                  b[1].d, b[0].d)));
+#endif
+    for (; i < n_blocks; i++, b++) scale[i] = FN(f16)(b->d);
+}
+
 static void FN(unpack_q8_0)(const void *blocks, int n_blocks, int16_t *q, float *scale, float *min) {
     const block_q8_0 *b = blocks;
-    for (int i = 0; i < n_blocks; i++, b++, q += 32) {
-        FN(store_q)(q, FN(widen_signed)(load_i8(b->q)));
-        FN(store_q)(q + 16, FN(widen_signed)(load_i8(b->q + 16)));
-        scale[i] = FN(f16)(b->d);
+    for (int i = 0; i < n_blocks; i++, q += 32) {
+        FN(store_q)(q, FN(widen_signed)(load_i8(b[i].q)));
+        FN(store_q)(q + 16, FN(widen_signed)(load_i8(b[i].q + 16)));
     }
+    FN(scales_q8_0)(b, n_blocks, scale);
 }
 
 static void FN(unpack_q4_0)(const void *blocks, int n_blocks, int16_t *q, float *scale, float *min) {

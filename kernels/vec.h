@@ -92,6 +92,9 @@ VF_INLINE vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
 #define VF_NEIGHBOUR_8(i) ((i) ^ 8)
 #define VF_SWAP(v, n) VF_SHUFFLE(v, v, VF_NEIGHBOUR_##n)
 
+/* VF_SHUFFLE(v, v, VF_TWICE): each of the lower half of the elements twice. */
+#define VF_TWICE(i) ((i) / 2)
+
 /* Over the elements of one vector, in halves: always in the same order. */
 VF_INLINE float vf_sum(vf v) {
 #if VF_WIDTH > 8
