@@ -1,6 +1,7 @@
 """Speed of every kernel: checked against the reference first, then timed, and set against the peak of this machine.
 
-    python bench/bench_kernels.py [--full] [--only products,experts,ops] [--threads N,...] [--isa NAME,...] [--out FILE]
+    python bench/bench_kernels.py [--full] [--only products,experts,ops] [--threads N,...] [--isa NAME,...]
+                                  [--precisions NAME,...] [--out FILE]
 
 Percent are of the peak of what computes (products: machine.linear_peak; attention: float32) or of the memory (all else,
 and products with a single row). OpenBLAS's sgemm, whose weights are in float32 already, takes turns with each product;
@@ -32,8 +33,8 @@ def counts(text: str) -> list[int]:
 def report(row: dict) -> None:
     case = " ".join(f"{name}={row[name]}" for name in ("T", "N", "K") if name in row) or row["label"]
     speed = f"{row['gops']:7.0f} GOP/s" if "gops" in row else ""
-    line = (f"{row['op']:30} {row.get('type', ''):7} {case:24} {row['isa']:6} {row['threads']} thread(s) "
-            f"{1000 * row['seconds']:9.3f} ms {row['gb_per_s']:6.1f} GB/s {speed:13} "
+    what = f"{row['op']:30} {row.get('type', ''):7} {row.get('precision', ''):7} {case:24} {row['isa']:6}"
+    line = (f"{what} {row['threads']} thread(s) {1000 * row['seconds']:9.3f} ms {row['gb_per_s']:6.1f} GB/s {speed:13} "
             f"{row['percent_of_peak']:4.0f} % of {row['peak']:13} NMSE {row['nmse']:.0e}")
     if "speedup" in row:
         line += f"  {row['speedup']:.2f} times sgemm ({row['sgemm']['gops']:.0f})"
@@ -52,6 +53,8 @@ def main() -> None:
     parser.add_argument("--threads", type=counts, default=sorted({1, physical_cores()}), metavar="N,...")
     parser.add_argument("--isa", type=words, default=[build_info.isa()], metavar="NAME,...",
                         help=f"of {', '.join(build_info.available_isas())}; default: the best")
+    parser.add_argument("--precisions", type=words, default=["int16", "int8"], metavar="NAME,...",
+                        help="of the products; default: int16,int8")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--peaks", type=Path, metavar="FILE", help="of machine.py, instead of measuring them again")
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
@@ -61,7 +64,7 @@ def main() -> None:
     rows = []
     if "products" in args.only:
         cases = [(case[0], *map(int, case[1:])) for case in map(words, args.product or [])] or product_cases(args.full)
-        for row in bench_products(cases, args.isa, args.threads, peaks, args.repeats):
+        for row in bench_products(cases, args.isa, args.threads, args.precisions, peaks, args.repeats):
             rows.append(row)
             report(row)
     if "experts" in args.only:

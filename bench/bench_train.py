@@ -55,6 +55,10 @@ PROFILES, LONG_STEP = 5, 1.0
 """Profiled steps, and the seconds from which on one is enough."""
 FIND = "import sys, importlib.util; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
 
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": str(1 << 34)}
+"""glibc's variables with which a peer keeps what it frees: to give it back in each step and take it again costs PyTorch
+up to a third more time where the system's pages are dear, as on virtual machines."""
+
 TORCH_ISA = {       # variables that hold PyTorch and its libraries to an instruction set; unset for the best
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "avx512": {"ATEN_CPU_CAPABILITY": None, "ONEDNN_MAX_CPU_ISA": None, "MKL_ENABLE_INSTRUCTIONS": None},
@@ -99,7 +103,7 @@ class Contestant:
     def worker(self, peer_python: str, models: Path) -> Worker:
         sizes = self.batch, self.ctx, self.threads
         if self.program != "lorafast":
-            environment = {"OMP_NUM_THREADS": str(self.threads), **TORCH_ISA.get(self.isa, {})}
+            environment = {"OMP_NUM_THREADS": str(self.threads), **KEEP_MEMORY, **TORCH_ISA.get(self.isa, {})}
             if self.program == "torch+mkl":
                 environment["LD_PRELOAD"] = mkl_anywhere()
             return Worker(HERE / "peers/torch_peft.py", self.model, *sizes, self.type, python=peer_python,
@@ -141,7 +145,7 @@ def comparisons(full: bool, threads: int, peer_types: Sequence[str],
         types = [type for type in peer_types if type != "nf4" or ours[0].type.startswith("Q4")]
         peers = [replace(torch, type=type) for type in types]
         if platform.machine() == "x86_64" and "GenuineIntel" not in cpu_info():
-            peers += [replace(torch, type=type, program="torch+mkl") for type in types if type != "bfloat16"]
+            peers += [replace(torch, type=type, program="torch+mkl") for type in types]
         return [*ours, *peers]
 
     def precisions(contestant: Contestant) -> list[Contestant]:

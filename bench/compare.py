@@ -14,8 +14,8 @@ from typing import Any
 
 from results import read_results
 
-SUBJECT = ("comparison", "program", "op", "label", "model", "type", "batch", "ctx", "checkpointing", "T", "N", "K",
-           "rows", "threads", "isa")
+SUBJECT = ("comparison", "program", "op", "label", "model", "type", "precision", "batch", "ctx", "checkpointing", "T",
+           "N", "K", "rows", "threads", "isa")
 """Keys that say what a row measured."""
 
 

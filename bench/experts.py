@@ -10,7 +10,7 @@ import numpy as np
 from checks import check
 from machine import Peaks, linear_peak
 from models import random_blocks
-from products import BF16_PIECES_LIMIT, INT16_LIMIT
+from products import LIMITS
 from timing import alternate, ratio, stopwatch, summary
 
 from lorafast.gguf.quants import dequantize
@@ -99,7 +99,7 @@ def bench_experts(cases: Sequence[Sequence[int]], isas: Sequence[str], threads: 
         for isa in isas:
             os.environ["LORAFAST_ISA"] = isa                # the kernels look at each call
             for n in threads:
-                error = products.error(n, BF16_PIECES_LIMIT if isa == "amx" else INT16_LIMIT)
+                error = products.error(n, LIMITS["bfloat16 pieces" if isa == "amx" else "int16"])
                 peak, share = linear_peak(peaks, isa, TYPE)
                 for op, (n_matrices, run, dense) in products.runs(n).items():
                     seconds = alternate({"lorafast": stopwatch(run), "dense": stopwatch(dense)}, repeats=repeats)

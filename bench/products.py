@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 from checks import check
-from machine import FLOAT_TYPES, Peaks, linear_peak
+from machine import Peaks, linear_peak
 from models import random_blocks
 from timing import alternate, ratio, stopwatch, summary
 from worker import PAUSE, Worker
@@ -28,7 +28,7 @@ SHAPES_7B = ((4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096))         
 SHAPES_SMALL = ((768, 768), (2048, 768), (768, 2048), (2048, 2048), (5632, 2048), (2048, 5632))     # 160m, 1b
 TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "F16", "BF16")
 
-FLOAT32_LIMIT, INT16_LIMIT, BF16_PIECES_LIMIT = 1e-11, 3e-8, 1e-9
+LIMITS = {"float32": 1e-11, "int16": 3e-8, "int8": 5e-4, "bfloat16 pieces": 1e-9}
 """Of the NMSE, by what computes; kernels/README.md states what was measured."""
 CHECKED_ROWS, CHECKED_COLUMNS = 64, 256     # of W whose products are checked; a whole 7b matrix in float64 is 1 GB
 
@@ -46,8 +46,9 @@ def product_cases(full: bool) -> list[tuple[str, int, int, int]]:
 
 
 def bench_products(cases: Sequence[tuple[str, int, int, int]], isas: Sequence[str], threads: Sequence[int],
-                   peaks: Peaks, repeats: int) -> Iterator[dict]:
-    """A row for each case, ISA, number of threads and direction; the smaller numbers of threads for Q8_0 only."""
+                   precisions: Sequence[str], peaks: Peaks, repeats: int) -> Iterator[dict]:
+    """A row for each case, ISA, number of threads, precision and direction; the smaller numbers of threads for Q8_0
+    only, and one token in the first precision."""
     with ExitStack() as stack:
         workers = {}
         for isa in isas:
@@ -60,7 +61,9 @@ def bench_products(cases: Sequence[tuple[str, int, int, int]], isas: Sequence[st
             for (isa, n), sgemm in workers.items():
                 if n == max(threads) or type == "Q8_0":
                     os.environ["LORAFAST_ISA"] = isa        # the kernels look at each call
-                    yield from bench_product(product, isa, n, sgemm, peaks, repeats)
+                    for precision in product.precisions(precisions if T > 1 else precisions[:1]):
+                        product.use(precision)
+                        yield from bench_product(product, isa, n, sgemm, peaks, repeats)
 
 
 class Product:
@@ -71,9 +74,18 @@ class Product:
         rng = np.random.default_rng(0)
         pool = random_blocks(rng, type, 512, K, K**-0.5)
         self.blocks = pool[rng.integers(0, len(pool), N)]
-        self.weight = Weight(self.blocks, int(type), K)
+        self.use("int16")
         self.x, self.dy = rng.standard_normal((T, K), dtype=np.float32), rng.standard_normal((T, N), dtype=np.float32)
         self.y, self.dx = np.full((T, N), np.nan, np.float32), np.full((T, K), np.nan, np.float32)
+
+    def use(self, precision: str) -> None:
+        self.precision, self.weight = precision, Weight(self.blocks, int(self.type), self.K, precision)
+
+    def precisions(self, wanted: Sequence[str]) -> list[str]:
+        """Those in which it is computed otherwise than in the ones before."""
+        cores = {Weight(self.blocks, int(self.type), self.K, precision).arithmetic: precision
+                 for precision in reversed(wanted)}
+        return [precision for precision in wanted if precision in cores.values()]
 
     def forward(self, n_threads: int) -> None:
         linear_forward([self.y], self.x, [self.weight], [None], None, n_threads)
@@ -98,9 +110,8 @@ class Product:
 def bench_product(product: Product, isa: str, threads: int, sgemm: Worker, peaks: Peaks,
                   repeats: int) -> Iterator[dict]:
     T, N, K, type = product.T, product.N, product.K, product.type
-    exact = FLOAT32_LIMIT if type in FLOAT_TYPES else INT16_LIMIT
-    errors = product.errors(threads, BF16_PIECES_LIMIT if isa == "amx" else exact)
-    peak, share = linear_peak(peaks, isa, type)
+    errors = product.errors(threads, LIMITS[product.weight.arithmetic])
+    peak, share = linear_peak(peaks, isa, type, product.precision)
     sgemm.ask("prepare", T=T, N=N, K=K)
     for direction, ours in (("forward", product.forward), ("backward", product.backward)):
         seconds = alternate({"lorafast": stopwatch(lambda: ours(threads)), "sgemm": lambda: sgemm.ask(direction)},
@@ -111,7 +122,8 @@ def bench_product(product: Product, isa: str, threads: int, sgemm: Worker, peaks
         percent = gops / (share * peaks[peak][str(threads)])
         if T == 1:                                          # a row reads all weights for little work
             peak, percent = "memory read", gb_per_s / peaks["memory read"][str(threads)]
-        yield {"op": f"linear_{direction}", "type": type.name, "T": T, "N": N, "K": K, "threads": threads, "isa": isa,
+        yield {"op": f"linear_{direction}", "type": type.name, "precision": product.precision,
+               "T": T, "N": N, "K": K, "threads": threads, "isa": isa,
                "nmse": errors[direction], **summary(seconds["lorafast"]), "gops": gops, "gb_per_s": gb_per_s,
                "peak": peak, "percent_of_peak": 100 * percent,
                "sgemm": {**sgemm.about, **summary(seconds["sgemm"]),

@@ -4,11 +4,11 @@
 """
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -93,11 +93,10 @@ class Profile:
         self._exchanged: list[tuple[Any, str, Any]] = []
 
     def __enter__(self) -> Profile:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("lorafast.") and not name.startswith("lorafast.kernels"):
-                for attribute, function in list(vars(module).items()):
-                    if is_kernel(function):
-                        self._exchange(module, attribute, self._timed_kernel(function))
+        for owner in kernels_owners():
+            for attribute, function in list(vars(owner).items()):
+                if is_kernel(function):
+                    self._exchange(owner, attribute, self._timed_kernel(function))
         self._exchange(Block, "forward", self._timed_phase(Block.forward, self._forward_or_recompute))
         self._exchange(Block, "backward", self._timed_phase(Block.backward, lambda: "backward"))
         self._exchange(Trainer, "loss_and_gradients", self._timed_phase(Trainer.loss_and_gradients, lambda: "loss"))
@@ -117,7 +116,7 @@ class Profile:
     def _forward_or_recompute(self) -> str:
         return "recompute" if self._spans["backward"] else "forward"
 
-    def _exchange(self, owner: type | ModuleType, attribute: str, timed: Callable) -> None:
+    def _exchange(self, owner: Any, attribute: str, timed: Callable) -> None:
         self._exchanged.append((owner, attribute, vars(owner)[attribute]))
         setattr(owner, attribute, timed)
 
@@ -144,6 +143,14 @@ class Profile:
 def is_kernel(function: Any) -> bool:
     return callable(function) and str(getattr(function, "__module__", "")).startswith("lorafast.kernels.") \
         and not isinstance(function, type)
+
+
+def kernels_owners() -> list[Any]:
+    """What may call a kernel by a name of its own: modules, and objects such as a feed-forward with its activation."""
+    modules = [module for name, module in list(sys.modules.items())
+               if name.startswith("lorafast.") and not name.startswith("lorafast.kernels")]
+    return modules + [each for each in gc.get_objects()
+                      if str(type(each).__module__).startswith("lorafast.") and hasattr(each, "__dict__")]
 
 
 def main() -> None:
