@@ -1,10 +1,16 @@
 """The precision of products with quantised weights, from what a user asks for."""
 from __future__ import annotations
 
-AUTO = "int16"
-"""What `auto` means: as exact as training needs, and on every processor faster than float32."""
+from ..kernels import build_info
+
+INT8_GAINS = ("avx512", "avxvnni")
+"""Instruction sets with which products of bytes were measured to take about half of int16's time, whatever the type."""
 
 
-def resolve(asked: str) -> str:
-    """One of kernels.linear.PRECISIONS for one of options.finetune.PRECISIONS."""
-    return AUTO if asked == "auto" else asked
+def resolve(asked: str, *, may_round: bool = False) -> str:
+    """One of kernels.linear.PRECISIONS for one of options.finetune.PRECISIONS. `auto` is int16, as exact as training
+    needs and on every processor faster than float32; where a run may round more, int8 if the processor gains from it.
+    """
+    if asked != "auto":
+        return asked
+    return "int8" if may_round and build_info.isa() in INT8_GAINS else "int16"

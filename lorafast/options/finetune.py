@@ -170,7 +170,8 @@ class FinetuneConfig(ModelOptions):
                                  shown_default="physical cores")
     precision: str = option("auto", RUN, "NAME", "what activations and gradients are rounded to where they meet "
                             "quantised weights: int16; int8, faster where the processor multiplies bytes; or float32, "
-                            "not at all, for comparing. auto: int16, or what the checkpoint was computed in",
+                            "not at all, for comparing. auto: what the checkpoint was computed in; else int16, or with "
+                            "--preset modern int8 where the processor gains from it",
                             allowed=one_of(*PRECISIONS))
     batch: int = option(8, RUN, "N", "samples in a pass", names=["-b"], allowed=AT_LEAST_1)
     grad_acc: int | None = option(None, RUN, "N", "passes whose gradients make one iteration; less than 1 means 1",

@@ -25,6 +25,7 @@ from ..network.model_files import if_cut_short
 from ..network.network import Network
 from ..network.precision import resolve
 from ..options.assignments import json_assignments
+from ..options.defaults import MODERN
 from ..options.finetune import FinetuneConfig
 from ..reporting.log import Log
 from ..system.hub import PREFIX as HUB
@@ -114,9 +115,11 @@ def refuse_other_model(config: FinetuneConfig, checkpoint: Checkpoint | None, hp
 
 def run_precision(config: FinetuneConfig, checkpoint: Checkpoint | None) -> str:
     """What products are computed in: as the checkpoint was, which tells nothing if llama-finetune wrote it, else as
-    --precision says. UsageError where these differ and there is no --force.
+    --precision says. UsageError where these differ and there is no --force. Unasked, int8 only for what it was measured
+    with: texts and answers, by today's defaults (docs/options.md).
     """
-    asked = resolve(config.precision)
+    may_round = config.preset == MODERN and config.method == "sft" and not config.distill
+    asked = resolve(config.precision, may_round=may_round)
     if checkpoint is None or checkpoint.is_originals:
         return asked
     stored = checkpoint.extras.get("precision", resolve("auto"))

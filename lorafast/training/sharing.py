@@ -145,8 +145,9 @@ def check_alike(opened: Opened, data: Data, world: World, log: Log) -> None:
     """LoraFastError where ranks have other files; a warning where their processors give other bits."""
     if world.size == 1:
         return
-    refuse_differences(world, {"the base model": opened.fingerprint, "precision": opened.network.precision},
-                       "copy the same file to all hosts")
+    refuse_differences(world, {"the base model": opened.fingerprint}, "copy the same file to all hosts")
+    refuse_differences(world, {"the precision": opened.network.precision},
+                       "auto goes by the processor: give --precision int16")
     parts = {"training": data.train, "evaluation": data.valid, "test": data.test}
     refuse_differences(world, {f"the {name} data": samples and samples.identity for name, samples in parts.items()},
                        "copy the same files to all hosts, or name a folder that all see")

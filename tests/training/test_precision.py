@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from golden_files import GOLDEN, unpack
@@ -11,6 +12,9 @@ from make_models import make_tiny
 
 from lorafast import cli
 from lorafast.adapters.checkpoint import read_checkpoint
+from lorafast.kernels import build_info
+from lorafast.options.finetune import FinetuneConfig
+from lorafast.training.prepare import run_precision
 
 FLOAT32_LOSS_LIMIT = 1e-4   # from llama-finetune's, in float32 too; measured 6e-6 on tinymha (int16: 4e-5)
 PRECISIONS = ("float32", "int16", "int8")
@@ -57,11 +61,25 @@ def test_precisions_differ(run):
     assert len(different) == len(PRECISIONS)
 
 
-def test_auto_is_int16(run):
+def test_auto_is_int16_with_the_defaults_of_llama_finetune(run):
     run("--precision", "int16", "--checkpoint-in", "", "--adam-iter", 3)
     wanted = bytes_of("c-3.gguf")
     run("--checkpoint-in", "", "--adam-iter", 3)
     assert bytes_of("c-3.gguf") == wanted
+
+
+@pytest.mark.parametrize("isa", build_info.available_isas())
+def test_auto_is_int8_with_todays_defaults_where_that_was_measured(run, monkeypatch, isa):
+    monkeypatch.setenv("LORAFAST_ISA", isa)
+    best = "int8" if isa in ("avx512", "avxvnni") else "int16"
+    assert f"precision {best}: " in run("--preset", "modern", "--checkpoint-in", "", "--adam-iter", 1)
+
+    def chosen(checkpoint=None, **options) -> str:
+        return run_precision(FinetuneConfig.complete({"model_base": "x", "preset": "modern", **options}), checkpoint)
+
+    before = SimpleNamespace(path="c.gguf", is_originals=False, extras={})      # a checkpoint of an earlier version
+    assert (chosen(), chosen(before)) == (best, "int16")
+    assert (chosen(method="dpo"), chosen(distill="t.bin")) == ("int16", "int16")
 
 
 def test_another_precision_wants_force(run):
