@@ -258,16 +258,34 @@ def test_zeros(type, isa, rng):
     assert nmse(dx, dy @ W) < limit(isa, type)
 
 
+@pytest.mark.parametrize("precision", ("int16", "int8"))
 @pytest.mark.parametrize("type", [GGMLType.Q4_1, GGMLType.Q5_1], ids=lambda type: type.label)
-def test_blocks_that_are_all_minimum(type, isa, rng):
+def test_blocks_that_are_all_minimum(type, precision, isa, rng):
     blocks = random_blocks(rng, type, 70, 64).reshape(70, 2, -1)
     blocks[:, :, :2] = 0                        # scales of zero
-    w = Weight(blocks.reshape(70, -1), int(type), 64)
+    w = Weight(blocks.reshape(70, -1), int(type), 64, precision)
     W = dequantize(blocks.reshape(70, -1), type).astype(np.float64)
     assert W.any()
     x, dy = normal(rng, 5, 64), normal(rng, 5, 70)
-    assert nmse(forward(x, w)[0], x @ W.T) < limit(isa, type)
-    assert nmse(backward([dy], w), dy @ W) < limit(isa, type)
+    in_int8 = w.arithmetic == "int8"
+    assert nmse(forward(x, w)[0], x @ W.T) < (INT8_FORWARD if in_int8 else limit(isa, type))
+    most = 4 * INT8_BACKWARD if in_int8 else limit(isa, type)      # all columns of a block have the same error
+    assert nmse(backward([dy], w), dy @ W) < most
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("type", [GGMLType.Q8_0, GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q4_K, GGMLType.Q6_K],
+                         ids=lambda type: type.label)
+def test_a_scale_that_is_not_a_number_reaches_the_output(type, precision, isa, rng):
+    blocks = random_blocks(rng, type, 40, 512).reshape(40, -1, type.type_size)
+    at = slice(-2, None) if type is GGMLType.Q6_K else slice(2)
+    blocks[17, 1, at] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
+    w = Weight(blocks.reshape(40, -1), int(type), 512, precision)
+    with np.errstate(invalid="ignore"):
+        y, dx = forward(normal(rng, 7, 512), w)[0], backward([normal(rng, 7, 40)], w)
+    block = type.block_size
+    assert np.isnan(y[:, 17]).all() and np.isfinite(np.delete(y, 17, 1)).all()
+    assert not np.isfinite(dx[:, block:2 * block]).any()
 
 
 @every_type
