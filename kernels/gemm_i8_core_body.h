@@ -5,8 +5,8 @@
 
 /* ---- forward ---- */
 
-/* c (MR x LANES, row stride ldc) += MR rows of W times LANES tokens, over n_blocks (at most 8) blocks of 32 k. The first
- * of them find nothing in c. */
+/* c (MR x LANES, row stride ldc) += MR rows of W times LANES tokens, over n_blocks (at most 8) blocks of 32 k. The
+ * first ones find nothing in c. */
 I8_INLINE void I8(i8_forward_tile)(float *restrict c, ptrdiff_t ldc, const uint8_t *restrict w,
                                    const float *restrict scale, const float *restrict min, const float *restrict x,
                                    int n_blocks, int has_min, int offset, int steps, int is_first) {
@@ -27,8 +27,9 @@ I8_INLINE void I8(i8_forward_tile)(float *restrict c, ptrdiff_t ldc, const uint8
             sum[i][1] += (vf)((vi)__builtin_convertvector(acc[i][1], vf) + e1) * scale[i * DEPTH / 32];
         }
         if (!has_min) continue;
-        const vf x0 = (vf)((vi)__builtin_convertvector(s0, vf) + e0);       /* of x as rounded: the errors of d q x and */
-        const vf x1 = (vf)((vi)__builtin_convertvector(s1, vf) + e1);       /* of min x cancel where the weight is small */
+        /* The sum of x as rounded: the errors of d q x and of min x cancel where the weight is small. */
+        const vf x0 = (vf)((vi)__builtin_convertvector(s0, vf) + e0);
+        const vf x1 = (vf)((vi)__builtin_convertvector(s1, vf) + e1);
 #pragma GCC unroll 8
         for (int i = 0; i < MR; i++) sum[i][0] -= min[i * DEPTH / 16] * x0, sum[i][1] -= min[i * DEPTH / 16] * x1;
     }
@@ -80,8 +81,8 @@ static void I8(i8_forward_panel)(const projection *p, const float *packed, int T
 /* ---- backward ---- */
 #if I8_KIND != I8_SMALL
 
-/* c (MR x LANES, row stride LDC) += sum over n_chunks chunks of S unit (dy . W'). A chunk of dy, of S
- * and of what sums start from is `rows` rows long. */
+/* c (MR x LANES, row stride LDC) += sum over n_chunks chunks of S unit (dy . W'). A chunk of dy, of S and of what sums
+ * start from is `rows` rows long. */
 I8_INLINE void I8(i8_backward_tile)(float *restrict c, const int8_t *restrict dy, const float *S, const int32_t *start,
                                     ptrdiff_t rows, const uint8_t *restrict w, const float *unit, int n_chunks) {
     vf sum[MR][2];
