@@ -35,12 +35,16 @@ def find_metrics(run: str) -> str:
     return found[0]
 
 
+class NothingDone(FormatError):
+    """Metrics without an iteration."""
+
+
 def write_report(metrics: str | os.PathLike, page: str | os.PathLike) -> list[str]:
-    """Writes the page; returns its path. FormatError if nothing was done yet."""
+    """Writes the page; returns its path. NothingDone if there is nothing to show yet."""
     records = list(read_metrics(metrics))
     charts = charts_of(records)
     if not any(chart.drawn for chart in charts):
-        raise FormatError(f"{metrics}: no iteration is done yet, there is nothing to show")
+        raise NothingDone(f"{metrics}: no iteration is done yet, there is nothing to show")
     with atomic_write(page) as file:
         file.write(page_of(records, charts).encode("utf-8", "replace"))
     return [str(page)]

@@ -27,7 +27,7 @@ from ..planning.sharing import IN_MEMORY, Sharing, link_of
 from ..reporting.events import Observer
 from ..reporting.log import Log, Silence
 from ..reporting.metrics import open_observers
-from ..reporting.report import write_report
+from ..reporting.report import NothingDone, write_report
 from ..reporting.trackers import check_installed
 from ..words import count
 from . import llama_finetune_sizes as sizes
@@ -69,6 +69,8 @@ def finetune(config: FinetuneConfig, log: Log | None = None, observers: Sequence
         try:
             for path in write_report(config.metrics_path, config.report):
                 log.note(f"report: {path}")
+        except NothingDone as error:        # a power cut may take the lines of metrics, and leave the last checkpoint
+            log.warning(f"{error}: the report was not written")
         except KeyboardInterrupt:
             log.warning(f"interrupted: the report was not written; lorafast report {config.metrics_path} does it")
     return result

@@ -502,6 +502,15 @@ def test_a_name_without_a_placeholder_holds_the_best_and_the_last_stands_beside_
     assert read_checkpoint("c-LATEST.gguf").state.iteration > at + 3
 
 
+def test_a_finished_run_whose_metrics_are_lost_is_no_failure(folder, tiny, train):
+    run = ["--model-base", tiny, *TINY, "--adam-iter", 2, "--metrics", "m.jsonl", "--report", "r.html"]
+    train(*run, "--checkpoint-in", "")
+    Path("m.jsonl").unlink()
+    Path("r.html").unlink()
+    assert "finished" in train(*run[:-6], "--adam-iter", 0, *run[-4:], "--checkpoint-in", "c-LATEST.gguf")
+    assert Path("m.jsonl").exists() and not Path("r.html").exists()
+
+
 def test_a_run_in_a_folder_goes_on_to_its_planned_end(folder, tiny, train):
     Path("pairs.jsonl").write_text('{"prompt": "the love of", "completion": "my sweet"}\n' * 6)
     run = ["--model-base", tiny, "--train-data", "pairs.jsonl", "--ctx", 16, "--batch", 2, "--seed", 1, "--save-every",
