@@ -4,7 +4,8 @@
  *             - sum_blocks min[n][block] (sum of x[t] over the block)
  *
  * A 16-bit word of W holds four values, which a mask and three shifts take apart, two and two of the same block. So x
- * is packed as its even values of a block and then its odd ones, which is how they come out.
+ * is packed as its even values of a block and then its odd ones, which is how they come out. With vectors of 512 bits
+ * two blocks are taken at a time: the even values of both, then the odd ones.
  * The int32 sums hold 4 products: |q| <= 127 and |x| <= 32767.
  */
 #ifndef GEMV_4BIT_BODY_H
@@ -27,6 +28,16 @@ GEMV_INLINE void gemv_k4_scales(const uint8_t packed[12], u8x8 *scales, u8x8 *mi
 typedef struct { const int16_t *q; const float *scale, *sum; } gemv_x;
 #endif
 
+#if VF_WIDTH == 16                  /* blocks are taken two by two */
+#define PAIRS 1
+#define EVEN(b) ((b) / 2 * 64 + (b) % 2 * 16)
+#define ODD(b) (EVEN(b) + 32)
+#else
+#define PAIRS 0
+#define EVEN(b) ((b) * 32)
+#define ODD(b) (EVEN(b) + 16)
+#endif
+
 static ptrdiff_t FN(gemv_4bit_packed_floats)(int T, int K) { return T * (PADDED(K) / 2 + PADDED(K) / 16); }
 
 static void FN(gemv_4bit_pack)(float *packed, const float *x, int T, int K, int tile) {
@@ -38,7 +49,8 @@ static void FN(gemv_4bit_pack)(float *packed, const float *x, int T, int K, int 
             const float max = FN(i16_largest)(x, 32);
             int16_t rounded[32];
             FN(i16_round_row)(rounded, x, 32, max > I16_TINY ? 32767 / max : 0);
-            for (int i = 0; i < 16; i++) q[k + i] = rounded[2 * i], q[k + 16 + i] = rounded[2 * i + 1];
+            for (int i = 0; i < 16; i++)
+                q[EVEN(k / 32) + i] = rounded[2 * i], q[ODD(k / 32) + i] = rounded[2 * i + 1];
             scale[k / 32] = max / 32767;
             vf total = vf_load(x);
             for (int i = VF_WIDTH; i < 32; i += VF_WIDTH) total += vf_load(x + i);
@@ -64,6 +76,13 @@ GEMV_INLINE f32x8 FN(gemv_bytes)(u8x8 v) {
 #endif
 }
 
+/* The sum of the halves of a vector of 16. */
+GEMV_INLINE f32x8 FN(gemv_halves)(vf v) {
+    f32x8 half[2] = {{0}};
+    memcpy(half, &v, sizeof v);
+    return half[0] + half[1];
+}
+
 GEMV_INLINE f32x8 FN(gemv_load8)(const float *p) { f32x8 v; memcpy(&v, p, sizeof v); return v; }
 
 /* sum[t] += scale[t][b] (q . x[t]) over block b of 256 values; q in even and odd values. */
@@ -71,7 +90,7 @@ GEMV_INLINE void FN(gemv_4bit_block)(f32x8 *sum, i16x16 even, i16x16 odd, const 
                                      const int16_t *x, ptrdiff_t ldx, int T) {
     for (int t = 0; t < T; t++, x += ldx) {
         i16x16 x_even, x_odd;
-        memcpy(&x_even, x + 32 * b, sizeof x_even), memcpy(&x_odd, x + 32 * b + 16, sizeof x_odd);
+        memcpy(&x_even, x + EVEN(b), sizeof x_even), memcpy(&x_odd, x + ODD(b), sizeof x_odd);
         const i32x8 dot = FN(gemv_pair_products)(even, x_even) + FN(gemv_pair_products)(odd, x_odd);
         sum[t] += scale[t][b] * __builtin_convertvector(dot, f32x8);
     }
@@ -99,6 +118,16 @@ GEMV_INLINE void FN(gemv_4bit_values)(int type, i16x16 packed, i16x16 *even, i16
     if (type == GGML_Q4_0) *even -= 8, *odd -= 8;
 }
 
+/* v, twice. */
+GEMV_INLINE i16x16 FN(gemv_twice)(u8x16 v) {
+#if SIMD_IS_AVX2 || SIMD_IS_AVX512
+    return (i16x16)_mm256_broadcastsi128_si256((__m128i)v);
+#else
+    const union { u8x16 half[2]; i16x16 both; } u = { { v, v } };
+    return u.both;
+#endif
+}
+
 /* v, and v with its upper four bits of each byte where the lower ones were. (GCC 12 would go through memory.) */
 GEMV_INLINE i16x16 FN(gemv_twice_shifted)(u8x16 v) {
 #if SIMD_IS_AVX2 || SIMD_IS_AVX512
@@ -109,6 +138,55 @@ GEMV_INLINE i16x16 FN(gemv_twice_shifted)(u8x16 v) {
     return u.both;
 #endif
 }
+
+#if PAIRS
+/* Two halves as one vector. (As a union, it would go through memory.) */
+GEMV_INLINE vh FN(gemv_join)(i16x16 low, i16x16 high) {
+#ifdef SIMD_AVX512_IN_C
+    const union { i16x16 half[2]; vh both; } u = { { low, high } };
+    return u.both;
+#else
+    return (vh)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)low), (__m256i)high, 1);
+#endif
+}
+
+/* sum[t] += scale[t][b] (q . x[t]) over the blocks 2 pair and 2 pair + 1 of 256 values, 8 lanes each. Their values are
+ * the lower four bits of the bytes of `packed` shifted to the right by 0 or 4. */
+GEMV_INLINE void FN(gemv_4bit_pair)(vf *sum, int type, vh packed, vi shift, const float (*scale)[QK / 32], int pair,
+                                    const int16_t *x, ptrdiff_t ldx, int T) {
+    const vi second = { 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1 };
+    packed = (vh)((FN(vui_type))packed >> (FN(vui_type))shift);
+    vh even = packed & 15, odd = packed >> 8 & 15;
+    if (type == GGML_Q4_0) even -= 8, odd -= 8;
+    for (int t = 0; t < T; t++, x += ldx) {
+        vi dot = FN(i16_multiply_add)((vi){0}, (vi)even, (vi)FN(i16_load)(x + 64 * pair));
+        dot = FN(i16_multiply_add)(dot, (vi)odd, (vi)FN(i16_load)(x + 64 * pair + 32));
+        const vf both = vf_select(second, vf_set1(scale[t][2 * pair + 1]), vf_set1(scale[t][2 * pair]));
+        sum[t] += both * __builtin_convertvector(dot, vf);
+    }
+}
+
+/* n values of a row of a type whose values are its nibbles, at most 256; block b + 1 may be one behind the row, with a
+ * scale of zero. */
+GEMV_INLINE void FN(gemv_4bit_pairs)(vf *sum, int type, const uint8_t *row, int n, const float (*scale)[QK / 32],
+                                     const int16_t *x, ptrdiff_t ldx, int T) {
+    const vi of_two = { 0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4 };
+    const vi of_upper = { 0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4 };
+    const int bytes = ggml_formats[type].type_size;
+    for (int pair = 0; pair < (n + 32) / 64; pair++) {
+        if (type == GGML_Q4_K) {
+            i16x16 packed;
+            memcpy(&packed, ((const block_q4_K *)row)->q + 32 * pair, sizeof packed);
+            FN(gemv_4bit_pair)(sum, type, FN(gemv_join)(packed, packed), of_upper, scale, pair, x, ldx, T);
+        } else {
+            const uint8_t *first = row + (2 * pair + 1) * bytes - 16;
+            const uint8_t *next = 64 * pair + 32 < n ? first + bytes : first;
+            FN(gemv_4bit_pair)(sum, type, FN(gemv_join)(FN(gemv_twice)(load_u8(first)), FN(gemv_twice)(load_u8(next))),
+                               of_two, scale, pair, x, ldx, T);
+        }
+    }
+}
+#endif
 
 /* Blocks of 32 values in 16 bytes: value i has the lower bits of byte i, value i + 16 the upper ones. */
 GEMV_INLINE void FN(gemv_4bit_small)(f32x8 *sum, int type, const uint8_t *bytes, const float (*scale)[QK / 32], int b,
@@ -170,8 +248,9 @@ GEMV_INLINE void FN(gemv_4bit_scales)(int type, const uint8_t *row, int n_blocks
     }
 }
 
-/* sum[t] += n values of a row of W, at most 256, times x[t]. */
-GEMV_INLINE void FN(gemv_4bit_256)(f32x8 *sum, int type, const uint8_t *row, int n, gemv_x x, int K, int T) {
+/* sum[t] and of_pairs[t] += n values of a row of W, at most 256, times x[t]. */
+GEMV_INLINE void FN(gemv_4bit_256)(f32x8 *sum, vf *of_pairs, int type, const uint8_t *row, int n, gemv_x x, int K,
+                                   int T) {
     float both[GEMV_TOKENS][QK / 32];
     f32x8 scale, min;
     FN(gemv_4bit_scales)(type, row, n / 32, &scale, &min);
@@ -180,6 +259,12 @@ GEMV_INLINE void FN(gemv_4bit_256)(f32x8 *sum, int type, const uint8_t *row, int
         memcpy(both[t], &s, sizeof s);
         if (ggml_formats[type].min_every) sum[t] -= min * FN(gemv_load8)(x.sum + t * PADDED(K) / 32);
     }
+#if PAIRS
+    if (type != GGML_IQ4_NL && type != GGML_IQ4_XS) {
+        FN(gemv_4bit_pairs)(of_pairs, type, row, n, both, x.q, PADDED(K), T);
+        return;
+    }
+#endif
     if (type == GGML_Q4_K) {
         for (int part = 0; part < 4; part++)
             FN(gemv_q4_K_part)(sum, ((const block_q4_K *)row)->q + 32 * part, both, part, x.q, PADDED(K), T);
@@ -198,12 +283,14 @@ GEMV_INLINE void FN(gemv_4bit_rows)(const projection *p, int type, const float *
         const uint8_t *row = p->weight + n * p->row_bytes;
         gemv_x x = { (const int16_t *)packed, scales, scales + T * PADDED(K) / 32 };
         f32x8 sum[GEMV_TOKENS] = {{0}};
+        vf of_pairs[GEMV_TOKENS] = {{0}};
         for (int k = 0; k < K; k += QK, row += bytes, x.q += QK, x.scale += QK / 32, x.sum += QK / 32) {
             gemv_prefetch(row, bytes);
-            FN(gemv_4bit_256)(sum, type, row, MIN(QK, K - k), x, K, T);
+            FN(gemv_4bit_256)(sum, of_pairs, type, row, MIN(QK, K - k), x, K, T);
         }
         for (ptrdiff_t t = 0; t < T; t++) {
-            const f32x8 s = sum[t];
+            f32x8 s = sum[t];
+            if (PAIRS) s += FN(gemv_halves)(of_pairs[t]);
             p->y[t * p->N + n] = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
         }
     }
@@ -234,3 +321,6 @@ static const gemm_core FN(gemv_4bit_core) = {
     .forward_scratch = FN(gemv_forward_scratch), .forward_panel = FN(gemv_4bit_forward_panel),
 };
 #undef PADDED
+#undef PAIRS
+#undef EVEN
+#undef ODD
