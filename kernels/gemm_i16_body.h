@@ -304,20 +304,14 @@ I16_INLINE void FN(i16_round_row)(int16_t *to, const float *from, int n, float i
     }
 }
 
+#define I16_TAKE_LARGER(v, n) v = FN(i16_larger)(v, (vf)VF_SWAP(v, n))
 /* The largest magnitude of n values; NaN if there is one. */
 I16_INLINE float FN(i16_largest)(const float *from, int n) {
     vi largest = {0};
     int j = 0;
     for (; j + VF_WIDTH <= n; j += VF_WIDTH) largest = FN(i16_larger)(largest, vf_load(from + j));
     if (j < n) largest = FN(i16_larger)(largest, vf_load_part(from + j, n - j));
-#if VF_WIDTH > 8
-    largest = FN(i16_larger)(largest, (vf)VF_SWAP(largest, 8));
-#endif
-#if VF_WIDTH > 4
-    largest = FN(i16_larger)(largest, (vf)VF_SWAP(largest, 4));
-#endif
-    largest = FN(i16_larger)(largest, (vf)VF_SWAP(largest, 2));
-    largest = FN(i16_larger)(largest, (vf)VF_SWAP(largest, 1));
+    VF_REDUCE(I16_TAKE_LARGER, largest);
     return ((vf)largest)[0];
 }
 

@@ -134,18 +134,6 @@ static void FN(i8_unpack_panel)(uint8_t *w, float *scale, float *min, const proj
 static ptrdiff_t FN(i8_dy_rows)(int T, int n) { return (ptrdiff_t)ROUND_UP(n, CHUNK) / CHUNK * (T + GROUP); }
 static ptrdiff_t FN(i8_packed_dy_floats)(int T, int n) { return ROUND_UP(FN(i8_dy_rows)(T, n) * (CHUNK / 4 + 2), 16); }
 
-I8_INLINE int FN(i8_sum)(vi v) {
-#if VF_WIDTH > 8
-    v += VF_SWAP(v, 8);
-#endif
-#if VF_WIDTH > 4
-    v += VF_SWAP(v, 4);
-#endif
-    v += VF_SWAP(v, 2);
-    v += VF_SWAP(v, 1);
-    return v[0];
-}
-
 /* Numbers from 0 to below 1 made of a value and its column: the finalizer of MurmurHash3, shortened. */
 I8_INLINE vf FN(i8_random)(vf value, unsigned column) {
     const unsigned apart = 0x9E3779B1u;
@@ -171,8 +159,9 @@ I8_INLINE void FN(i8_pack_row)(int8_t *to, float *S, int32_t *start, const float
         memcpy(to + j, &b, sizeof b);
         all += (q << 24) >> 24;
     }
+    VF_REDUCE(VF_ADD, all);
     *S = max / 127;
-    *start = -128 * FN(i8_sum)(all);
+    *start = -128 * all[0];
 }
 
 /* Tokens tile * LANES .. of dy (T, N), columns n0 .. n0+n. */

@@ -24,11 +24,11 @@
 
 /* Whether products gain from it: all integers, or those that are small. */
 static inline int I8(i8_takes)(int type) {
-    const ggml_format *format = &ggml_formats[type];
 #if I8_KIND == I8_SMALL
+    const ggml_format *format = &ggml_formats[type];
     return format->q_max > 0 && format->min_every != 16 && FN(i8_small)(format) <= 16;
 #else
-    return format->q_max > 0;
+    return !ggml_is_float(type);
 #endif
 }
 

@@ -9,6 +9,7 @@
  * D is the largest magnitude among the 32 over 127. (For a minimum that errs less than to keep it apart: then the error
  * of a rounded x would be multiplied by d q, which is about twice as large as the weight.)
  */
+
 /* Integers of a row of W, which fit a byte, plus offset. */
 I8_INLINE void FN(i8_narrow)(uint8_t *to, const int16_t *q, int n, int offset) {
     for (int k = 0; k < n; k += 16) {
@@ -80,15 +81,15 @@ I8_INLINE int FN(i8_q_max)(const ggml_format *format) {
     return format->min_every || !format->fits_int8 ? 127 : format->q_max;
 }
 
+#define ROWS 8      /* unpacked at a time: what was just written, read in vectors of another size, is waited for */
+
 /* n values of each of n_rows rows of W, plus offset, as bytes, with a scale for every 32; rows come to lie `ld` and
  * `ld_scale` apart. */
-#define ROWS 8
 static void FN(i8_unpack_rows)(uint8_t *to, ptrdiff_t ld, float *scale, ptrdiff_t ld_scale, const projection *p,
                                const uint8_t *blocks, int n_rows, int n, int offset) {
     const ggml_format *format = &ggml_formats[p->type];
     const int n_blocks = n / format->block_size;
     for (int i0 = 0; i0 < n_rows; i0 += ROWS) {
-        /* Some rows at a time: what was just written, read in vectors of another size, is waited for. */
         int16_t q[ROWS][DEPTH];
         float d[ROWS][DEPTH / 32 + VF_WIDTH], min[ROWS][DEPTH / 16];
         const int end = MIN(i0 + ROWS, n_rows);

@@ -11,11 +11,7 @@
 #ifndef GEMV_4BIT_BODY_H
 #define GEMV_4BIT_BODY_H
 typedef int32_t i32x8 __attribute__((vector_size(32)));
-typedef float f32x8 __attribute__((vector_size(32)));
 typedef uint8_t u8x8 __attribute__((vector_size(8)));
-typedef uint16_t u16x8 __attribute__((vector_size(16)));
-
-GEMV_INLINE uint16_t load_u16(const uint8_t *p) { uint16_t v; memcpy(&v, p, sizeof v); return v; }
 
 /* As unpack_k4_scales (unpack_body.h), in registers. */
 GEMV_INLINE void gemv_k4_scales(const uint8_t packed[12], u8x8 *scales, u8x8 *mins) {
@@ -118,21 +114,14 @@ GEMV_INLINE void FN(gemv_4bit_values)(int type, i16x16 packed, i16x16 *even, i16
     if (type == GGML_Q4_0) *even -= 8, *odd -= 8;
 }
 
-/* v, twice. */
-GEMV_INLINE i16x16 FN(gemv_twice)(u8x16 v) {
 #if SIMD_IS_AVX2 || SIMD_IS_AVX512
-    return (i16x16)_mm256_broadcastsi128_si256((__m128i)v);
-#else
-    const union { u8x16 half[2]; i16x16 both; } u = { { v, v } };
-    return u.both;
+GEMV_INLINE i16x16 FN(gemv_twice)(u8x16 v) { return (i16x16)_mm256_broadcastsi128_si256((__m128i)v); }
 #endif
-}
 
 /* v, and v with its upper four bits of each byte where the lower ones were. (GCC 12 would go through memory.) */
 GEMV_INLINE i16x16 FN(gemv_twice_shifted)(u8x16 v) {
 #if SIMD_IS_AVX2 || SIMD_IS_AVX512
-    const __m256i twice = _mm256_broadcastsi128_si256((__m128i)v), by = _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0);
-    return (i16x16)_mm256_srlv_epi32(twice, by);
+    return (i16x16)_mm256_srlv_epi32((__m256i)FN(gemv_twice)(v), _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0));
 #else
     const union { u8x16 half[2]; i16x16 both; } u = { { v, v >> 4 } };
     return u.both;
@@ -207,25 +196,6 @@ GEMV_INLINE void FN(gemv_q4_K_part)(f32x8 *sum, const uint8_t *bytes, const floa
     FN(gemv_4bit_block)(sum, even, odd, scale, 2 * part + 1, x, ldx, T);
 }
 
-/* The float16 at the beginning of n_blocks blocks; zeros behind. They meet in a register: stored one by one and loaded
- * together, they would wait for each other. */
-GEMV_INLINE f32x8 FN(gemv_f16_of_blocks)(const uint8_t *block, int n_blocks, int bytes) {
-    u16x8 d = {0};
-    if (n_blocks == 8) {
-#pragma GCC unroll 8
-        for (int b = 0; b < 8; b++) d[b] = load_u16(block + b * bytes);
-    } else {
-        for (int b = 0; b < n_blocks; b++) d[b] = load_u16(block + b * bytes);
-    }
-#if SIMD_IS_AVX2 || SIMD_IS_AVX512
-    return (f32x8)_mm256_cvtph_ps((__m128i)d);
-#else
-    f32x8 v;
-    for (int b = 0; b < 8; b++) v[b] = FN(f16)(d[b]);
-    return v;
-#endif
-}
-
 /* Scales and minima (zeros where the type has none) of the n_blocks blocks of 32 values at `row`; zeros behind. */
 GEMV_INLINE void FN(gemv_4bit_scales)(int type, const uint8_t *row, int n_blocks, f32x8 *scale, f32x8 *min) {
     *min = (f32x8){0};
@@ -243,8 +213,8 @@ GEMV_INLINE void FN(gemv_4bit_scales)(int type, const uint8_t *row, int n_blocks
         *scale = FN(f16)(block->d) * (FN(gemv_bytes)(scales) - 32);
     } else {
         const int bytes = ggml_formats[type].type_size;
-        *scale = FN(gemv_f16_of_blocks)(row, n_blocks, bytes);
-        if (type == GGML_Q4_1) *min = -FN(gemv_f16_of_blocks)(row + 2, n_blocks, bytes);    /* the file has it as m */
+        *scale = FN(f16_of_blocks)(row, n_blocks, bytes);
+        if (type == GGML_Q4_1) *min = -FN(f16_of_blocks)(row + 2, n_blocks, bytes);    /* the file has it as m */
     }
 }
 

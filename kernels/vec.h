@@ -95,29 +95,20 @@ VF_INLINE vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
 /* VF_SHUFFLE(v, v, VF_TWICE): each of the lower half of the elements twice. */
 #define VF_TWICE(i) ((i) / 2)
 
-/* Over the elements of one vector, in halves: always in the same order. */
-VF_INLINE float vf_sum(vf v) {
-#if VF_WIDTH > 8
-    v += VF_SWAP(v, 8);
+/* STEP(v, n) for n = VF_WIDTH / 2, ..., 2, 1, which combines every element with its neighbour n away: over all elements
+ * of one vector, in halves, always in the same order. */
+#undef VF_REDUCE
+#if VF_WIDTH == 16
+#define VF_REDUCE(STEP, v) STEP(v, 8); STEP(v, 4); STEP(v, 2); STEP(v, 1)
+#elif VF_WIDTH == 8
+#define VF_REDUCE(STEP, v) STEP(v, 4); STEP(v, 2); STEP(v, 1)
+#else
+#define VF_REDUCE(STEP, v) STEP(v, 2); STEP(v, 1)
 #endif
-#if VF_WIDTH > 4
-    v += VF_SWAP(v, 4);
-#endif
-    v += VF_SWAP(v, 2);
-    v += VF_SWAP(v, 1);
-    return v[0];
-}
-VF_INLINE float vf_maximum(vf v) {
-#if VF_WIDTH > 8
-    v = vf_max(v, VF_SWAP(v, 8));
-#endif
-#if VF_WIDTH > 4
-    v = vf_max(v, VF_SWAP(v, 4));
-#endif
-    v = vf_max(v, VF_SWAP(v, 2));
-    v = vf_max(v, VF_SWAP(v, 1));
-    return v[0];
-}
+#define VF_ADD(v, n) v += VF_SWAP(v, n)
+#define VF_TAKE_LARGER(v, n) v = vf_max(v, VF_SWAP(v, n))
+VF_INLINE float vf_sum(vf v) { VF_REDUCE(VF_ADD, v); return v[0]; }
+VF_INLINE float vf_maximum(vf v) { VF_REDUCE(VF_TAKE_LARGER, v); return v[0]; }
 
 /* rows[i][j] <-> rows[j][i] for a square of VF_WIDTH vectors, by log2(VF_WIDTH) perfect shuffles: each deals out the
  * elements of two vectors in turn, first from their lower halves, then from their upper ones. */
