@@ -61,7 +61,8 @@ in bfloat16 a fifth more time on a virtual machine (394 and 329 ms in turns, Zen
 
 TORCH_ISA = {       # variables that hold PyTorch and its libraries to an instruction set; unset for the best
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-    "avx512": {"ATEN_CPU_CAPABILITY": None, "ONEDNN_MAX_CPU_ISA": None, "MKL_ENABLE_INSTRUCTIONS": None},
+    "avx512": {"ATEN_CPU_CAPABILITY": None, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "MKL_ENABLE_INSTRUCTIONS": None},
+    "amx": {"ATEN_CPU_CAPABILITY": None, "ONEDNN_MAX_CPU_ISA": None, "MKL_ENABLE_INSTRUCTIONS": None},
 }
 
 
@@ -116,8 +117,11 @@ class Contestant:
         """Tokens a second, operations of the frozen products, and their share of the peak of what multiplies them."""
         tokens = self.batch * self.ctx
         gflops = 4 * GEOMETRIES[self.model].n_weights * tokens / seconds / 1e9
-        peak, share = ((F32_PEAK[self.isa], 1.0) if self.program != "lorafast"
-                       else linear_peak(peaks, self.isa, GGMLType[self.type], self.precision))
+        if self.program == "lorafast":
+            peak, share = linear_peak(peaks, self.isa, GGMLType[self.type], self.precision)
+        else:
+            tiles = self.isa == "amx" and self.type == "bfloat16"
+            peak, share = "bf16 amx" if tiles else F32_PEAK[self.isa], 1.0
         return {"tokens_per_s": tokens / seconds, "gflops": gflops, "peak": peak, "share_of_peak": share,
                 "percent_of_peak": 100 * gflops / (share * peaks[peak][str(self.threads)])}
 
@@ -151,15 +155,14 @@ def comparisons(full: bool, threads: int, peer_types: Sequence[str],
     def precisions(contestant: Contestant) -> list[Contestant]:
         return [replace(contestant, precision=precision) for precision in ("int16", "int8", "float32")]
 
-    widest = "avx512" if isa == "amx" else isa          # of PyTorch in float32: it has no use for AMX there
-    yield "peers", with_torch(precisions(base), widest)
-    yield "peers", with_torch(precisions(replace(base, batch=1, ctx=512)), widest)
+    yield "peers", with_torch(precisions(base), isa)
+    yield "peers", with_torch(precisions(replace(base, batch=1, ctx=512)), isa)
     if full:
-        yield "peers", with_torch(precisions(replace(base, batch=1, ctx=2048)), widest)
+        yield "peers", with_torch(precisions(replace(base, batch=1, ctx=2048)), isa)
     if model == "160m":
-        yield "peers", with_torch(precisions(replace(base, model="1b")), widest)
+        yield "peers", with_torch(precisions(replace(base, model="1b")), isa)
     for type in ("Q4_0", "Q4_K"):
-        yield "precisions", with_torch(precisions(replace(base, type=type)), widest)
+        yield "precisions", with_torch(precisions(replace(base, type=type)), isa)
     if full:
         for lower in ("avx512", "avx2"):
             if lower in ISAS and lower != isa:

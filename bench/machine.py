@@ -203,14 +203,14 @@ FLOAT_TYPES = tuple(type for type in TRAINABLE if type.weights.q_max == 0)
 def linear_peak(peaks: Peaks, isa: str, type: GGMLType, precision: str = "int16") -> tuple[str, float]:
     """The peak of the core that multiplies by weights of `type` on `isa`: its name, and the share of it that counts.
 
-    The AMX core splits each float32 into bfloat16 pieces and needs three products of them for one: a third of the peak;
-    its tiles hold twice as many bytes as bfloat16.
+    On AMX, int8 is one product of bfloat16; for int16 each float32 is split into pieces, of which three products make
+    one: a third of the peak.
     """
     if type in FLOAT_TYPES or precision == "float32":
         return F32_PEAK[isa], 1.0
-    by_bytes = precision == "int8" and has_int8(isa, type)
     if isa == "amx":
-        return "bf16 amx", 2.0 if by_bytes else 1 / 3
+        return "bf16 amx", 1.0 if precision == "int8" else 1 / 3
+    by_bytes = precision == "int8" and has_int8(isa, type)
     for name in INT16_PEAK.get(isa, ()):
         if name in peaks:
             return name, INT8_TIMES.get(isa, 1.0) if by_bytes else 1.0

@@ -269,7 +269,6 @@ static void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, in
 #define I8_SMALL 1              /* vpmaddubsw: pairs of products in 16 bits, for small integers */
 #define I8_VNNI 2               /* vpdpbusd: four products, unsigned and signed */
 #define I8_DOTPROD 3            /* sdot: the same, signed */
-#define I8_TILES 4              /* tdpbusd: tiles of AMX */
 
 #define I8(name) SIMD_PASTE(name, I8_SUFFIX)
 #define I8_SUFFIX SIMD_SUFFIX
@@ -289,10 +288,6 @@ static void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, in
 #define I8_SUFFIX avxvnni
 #define I8_KIND I8_VNNI
 #include "gemm_i8_core_body.h"
-#elif SIMD_IS_AVX512
-#define I8_SUFFIX amx
-#define I8_KIND I8_TILES
-#include "gemm_i8_core_body.h"
 #elif SIMD_IS_NEON
 SIMD_TARGET(SIMD_DOTPROD)
 #define I8_SUFFIX dotprod
@@ -305,8 +300,6 @@ SIMD_TARGET_END
 static const gemm_core *FN(i8_core_for)(int type) {
 #if SIMD_IS_AVX2
     if (simd_isa() == ISA_AVXVNNI) return i8_takes_avxvnni(type) ? &i8_core_avxvnni : NULL;
-#elif SIMD_IS_AVX512
-    if (simd_isa() == ISA_AMX) return i8_takes_amx(type) ? &i8_core_amx : NULL;
 #elif SIMD_IS_NEON
     if (simd_isa() == ISA_NEON) return NULL;
     return i8_takes_dotprod(type) ? &i8_core_dotprod : NULL;

@@ -51,7 +51,6 @@ static void I8(i8_forward_panel)(const projection *p, const float *packed, int T
     uint8_t *w = (uint8_t *)scratch;
     float *scale = scratch + PANEL_ROWS * LDA / 4, *min = scale + PANEL_ROWS * DEPTH / 32;
     float *c = min + PANEL_ROWS * DEPTH / 16;
-    I8(i8_begin)(32);
     for (int k0 = 0; k0 < K; k0 += DEPTH, packed += X_DEPTH) {
         const int depth = MIN(DEPTH, K - k0), next = MIN(DEPTH, K - k0 - depth);
         const uint8_t *next_row =
@@ -74,7 +73,6 @@ static void I8(i8_forward_panel)(const projection *p, const float *packed, int T
             }
         }
     }
-    I8(i8_end)();
     FN(write_outputs)(p, c, ldc, n0, n_rows, T);
 }
 
@@ -119,7 +117,6 @@ static void I8(i8_backward_slice)(float *dx, int K, const projection *p, const f
     const int32_t *start = (const int32_t *)(S + all_rows);
     const int8_t *dy = (const int8_t *)packed + (ptrdiff_t)t0 * CHUNK;
     memset(c, 0, sizeof(float) * groups * GROUP * LDC);
-    I8(i8_begin)(CHUNK);
     for (int j = 0; j < n; j += DEPTH, dy += CHUNKS * rows * CHUNK, S += CHUNKS * rows, start += CHUNKS * rows) {
         const int n_rows = MIN(DEPTH, n - j), n_chunks = ROUND_UP(n_rows, CHUNK) / CHUNK;
         const int next_rows = MIN(DEPTH, n - j - n_rows), bytes = n_columns / format->block_size * format->type_size;
@@ -137,7 +134,6 @@ static void I8(i8_backward_slice)(float *dx, int K, const projection *p, const f
                                          s->w + k / LANES * LDB, s->unit + k / 32, n_chunks);
             }
     }
-    I8(i8_end)();
     FN(add_sums)(dx, K, c, LDC, k0, n_columns, t0, t1);
 }
 #endif

@@ -3,9 +3,7 @@
  * OFFSET is added to weights where an instruction wants one side unsigned. What it adds is taken off before: sums begin
  * at -OFFSET times the sum of the signed bytes.
  */
-#if I8_KIND == I8_TILES
-#define MR 12                   /* rows of a tile; its 16 lanes are a vector of int32 */
-#elif I8_KIND == I8_DOTPROD || SIMD_IS_AVX512
+#if I8_KIND == I8_DOTPROD || SIMD_IS_AVX512
 #define MR 6                    /* 12 int32 and 12 float32 sums, 2 vectors of b, a broadcast: 27 of 32 registers */
 #else
 #define MR 4
@@ -31,20 +29,6 @@ static inline int I8(i8_takes)(int type) {
     return !ggml_is_float(type);
 #endif
 }
-
-#if I8_KIND == I8_TILES && !defined(SIMD_AVX512_IN_C)
-/* As in amxintrin.h; spelled out, so that no function needs to be compiled for AMX. */
-#define TILE_ASM(...) __asm__ volatile(__VA_ARGS__)
-#define TILE_CONFIGURE(config) TILE_ASM("ldtilecfg %0" : : "m"(config))
-#define TILE_RELEASE() TILE_ASM("tilerelease")
-#define TILE_ZERO(tile) TILE_ASM("tilezero %%tmm" #tile : :)
-#define TILE_LOAD(tile, from, stride) \
-    TILE_ASM("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"((ptrdiff_t)(stride)) : "memory")
-#define TILE_STORE(tile, to, stride) \
-    TILE_ASM("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"((ptrdiff_t)(stride)) : "memory")
-#define TILE_PRODUCTS_US(sum, a, b) TILE_ASM("tdpbusd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum : :)
-#define TILE_PRODUCTS_SU(sum, a, b) TILE_ASM("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sum : :)
-#endif
 
 #if I8_KIND == I8_PLAIN || I8_KIND == I8_VNNI || I8_KIND == I8_DOTPROD
 /* sum[lane] + four products of bytes, the first ones unsigned unless OFFSET is 0. VNNI as an instruction of its own, for
@@ -73,23 +57,6 @@ I8_INLINE void I8(i8_tile)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const
                            int is_forward, int steps) {
 #if I8_KIND == I8_SMALL
     FN(i8_small_products)(acc, a, lda, b, depth, steps);
-#elif I8_KIND == I8_TILES
-    vi sum[MR][2];
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_LOAD(2, a, lda);
-    TILE_LOAD(3, b, 4 * LANES);
-    TILE_LOAD(4, b + 2 * LANES, 4 * LANES);
-    if (is_forward) {
-        TILE_PRODUCTS_US(0, 2, 3);
-        TILE_PRODUCTS_US(1, 2, 4);
-    } else {
-        TILE_PRODUCTS_SU(0, 2, 3);
-        TILE_PRODUCTS_SU(1, 2, 4);
-    }
-    TILE_STORE(0, &sum[0][0], 2 * sizeof(vi));
-    TILE_STORE(1, &sum[0][1], 2 * sizeof(vi));
-    for (int i = 0; i < MR; i++) acc[i][0] += sum[i][0], acc[i][1] += sum[i][1];
 #else
     for (int d0 = 0; d0 < depth; d0 += 16, a += 16, b += 16 * LANES)
 #pragma GCC unroll 4
@@ -102,19 +69,5 @@ I8_INLINE void I8(i8_tile)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const
                 acc[i][1] = is_forward ? I8(i8_multiply_add)(acc[i][1], w, b1) : I8(i8_multiply_add)(acc[i][1], b1, w);
             }
         }
-#endif
-}
-
-/* Before and behind the tiles of a panel or slice, of that depth each. */
-I8_INLINE void I8(i8_begin)(int depth) {
-#if I8_KIND == I8_TILES
-    const struct { uint8_t palette, start_row, reserved[14]; uint16_t bytes_per_row[16]; uint8_t rows[16]; } config = {
-        1, 0, {0}, {64, 64, depth, 64, 64}, {MR, MR, MR, depth / 4, depth / 4}};
-    TILE_CONFIGURE(config);
-#endif
-}
-I8_INLINE void I8(i8_end)(void) {
-#if I8_KIND == I8_TILES
-    TILE_RELEASE();
 #endif
 }

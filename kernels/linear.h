@@ -17,9 +17,9 @@ enum { PRECISION_FLOAT32, PRECISION_INT16, PRECISION_INT8 };
 
 /* The core for weights of a type in a precision, which a float type does not ask for. */
 static const gemm_core *linear_core(int type, int precision) {
-#if SIMD_X86 && !defined(SIMD_AVX512_IN_C)
-    const int in_int8 = precision == PRECISION_INT8 && i8_core_for_avx512(type);
-    if (simd_isa() == ISA_AMX && precision != PRECISION_FLOAT32 && !ggml_is_float(type) && !in_int8) return &amx_core;
+#if SIMD_X86
+    if (simd_isa() == ISA_AMX && precision != PRECISION_FLOAT32 && !ggml_is_float(type))
+        return precision == PRECISION_INT8 ? &amx_core_1 : &amx_core_2;
 #endif
     return DISPATCH(core_for)(type, precision);
 }

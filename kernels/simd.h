@@ -44,9 +44,10 @@
 #define SIMD_TARGET_END SIMD_PRAGMA(GCC pop_options)
 #endif
 
-/* What the AVX-512 variants need. tests/native/avx512_in_c.h defines it otherwise. */
+/* What the AVX-512 variants need, and AMX's. tests/native/avx512_in_c.h defines them otherwise. */
 #ifndef SIMD_AVX512
 #define SIMD_AVX512 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+#define SIMD_AVX512_BF16 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
 #endif
 
 /* What products of bytes need on AArch64. */

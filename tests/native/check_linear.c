@@ -9,13 +9,16 @@
 #define FLOAT32_LIMIT 1e-11
 #define INT16_LIMIT 5e-8
 #define INT8_LIMIT 5e-4
-#define BFLOAT16_PIECES_LIMIT 5e-10     /* AMX */
+#define BFLOAT16_LIMIT 5e-5             /* AMX in int8 and in int16 */
+#define BFLOAT16_PIECES_LIMIT 5e-10
 
 /* By what the core says that it makes products of; those for few tokens are no worse than int16. */
 static double limit_of(int type, int precision, const gemm_core *core) {
     if (precision == PRECISION_FLOAT32 || ggml_is_float(type)) return FLOAT32_LIMIT;
-    if (core->arithmetic && !strcmp(core->arithmetic, "int8")) return INT8_LIMIT;
-    return core->arithmetic && !strcmp(core->arithmetic, "bfloat16 pieces") ? BFLOAT16_PIECES_LIMIT : INT16_LIMIT;
+    if (!core->arithmetic) return INT16_LIMIT;
+    if (!strcmp(core->arithmetic, "int8")) return INT8_LIMIT;
+    if (!strcmp(core->arithmetic, "bfloat16")) return BFLOAT16_LIMIT;
+    return !strcmp(core->arithmetic, "bfloat16 pieces") ? BFLOAT16_PIECES_LIMIT : INT16_LIMIT;
 }
 
 static void forward(projection *p, int precision, const float *x, int T, int K, int n_threads) {
