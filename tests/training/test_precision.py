@@ -71,7 +71,7 @@ def test_auto_is_int16_with_the_defaults_of_llama_finetune(run):
 @pytest.mark.parametrize("isa", build_info.available_isas())
 def test_auto_is_int8_with_todays_defaults_where_that_was_measured(run, monkeypatch, isa):
     monkeypatch.setenv("LORAFAST_ISA", isa)
-    best = "int8" if isa in ("avx512", "avxvnni") else "int16"
+    best = "int8" if isa in ("avx512", "avxvnni", "amx") else "int16"
     assert f"precision {best}: " in run("--preset", "modern", "--checkpoint-in", "", "--adam-iter", 1)
 
     def chosen(checkpoint=None, **options) -> str:
