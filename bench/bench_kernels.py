@@ -34,8 +34,10 @@ def report(row: dict) -> None:
     case = " ".join(f"{name}={row[name]}" for name in ("T", "N", "K") if name in row) or row["label"]
     speed = f"{row['gops']:7.0f} GOP/s" if "gops" in row else ""
     what = f"{row['op']:30} {row.get('type', ''):7} {row.get('precision', ''):7} {case:24} {row['isa']:6}"
+    share = row.get("share_of_peak", 1)
+    peak = row["peak"] if share == 1 else f"{share:.3g} times {row['peak']}"
     line = (f"{what} {row['threads']} thread(s) {1000 * row['seconds']:9.3f} ms {row['gb_per_s']:6.1f} GB/s {speed:13} "
-            f"{row['percent_of_peak']:4.0f} % of {row['peak']:13} NMSE {row['nmse']:.0e}")
+            f"{row['percent_of_peak']:4.0f} % of {peak:22} NMSE {row['nmse']:.0e}")
     if "speedup" in row:
         line += f"  {row['speedup']:.2f} times sgemm ({row['sgemm']['gops']:.0f})"
     if "of_dense" in row:

@@ -121,11 +121,11 @@ def bench_product(product: Product, isa: str, threads: int, sgemm: Worker, peaks
         gb_per_s = (product.blocks.nbytes + product.x.nbytes + product.y.nbytes) / time / 1e9
         percent = gops / (share * peaks[peak][str(threads)])
         if T == 1:                                          # a row reads all weights for little work
-            peak, percent = "memory read", gb_per_s / peaks["memory read"][str(threads)]
+            peak, share, percent = "memory read", 1.0, gb_per_s / peaks["memory read"][str(threads)]
         yield {"op": f"linear_{direction}", "type": type.name, "precision": product.precision,
                "T": T, "N": N, "K": K, "threads": threads, "isa": isa,
                "nmse": errors[direction], **summary(seconds["lorafast"]), "gops": gops, "gb_per_s": gb_per_s,
-               "peak": peak, "percent_of_peak": 100 * percent,
+               "peak": peak, "share_of_peak": share, "percent_of_peak": 100 * percent,
                "sgemm": {**sgemm.about, **summary(seconds["sgemm"]),
                          "gops": 2 * T * N * K / median(seconds["sgemm"]) / 1e9},
                "speedup": ratio(seconds["sgemm"], seconds["lorafast"])}

@@ -60,8 +60,21 @@ VF_INLINE void AMX(unpack)(bf16 *w, const projection *p, int n0, int n_rows, int
     }
 }
 
-/* C (16 x 32 float32, two tiles) = or += A . B over n steps. More tiles of C would need fewer loads,
- * but where another thread shares the core, products with all eight registers in use take twice the time. */
+/* sum += A . B of one tile each, the pieces of A being in tiles 4 (high) and 5 (low), those of B at b. */
+#if PIECES == 2
+#define PRODUCTS(sum, b)                /* low . high + high . high + high . low */ \
+    TILE_LOAD(6, (b) + HIGH, 64); \
+    TILE_PRODUCTS(sum, 5, 6); \
+    TILE_PRODUCTS(sum, 4, 6); \
+    TILE_LOAD(6, b, 64); \
+    TILE_PRODUCTS(sum, 4, 6)
+#else
+#define PRODUCTS(sum, b) \
+    TILE_LOAD(6, b, 64); \
+    TILE_PRODUCTS(sum, 4, 6)
+#endif
+
+/* C (16 x 32 float32, two tiles) = or += A . B over n steps. */
 static void AMX(tile_product)(float *c, ptrdiff_t ldc, const bf16 *a, const bf16 *b, int n, int accumulate) {
     const ptrdiff_t stride = ldc * sizeof(float);
     if (accumulate) {
@@ -73,22 +86,9 @@ static void AMX(tile_product)(float *c, ptrdiff_t ldc, const bf16 *a, const bf16
     }
     for (int i = 0; i < n; i++, a += STEP, b += STEP) {
         TILE_LOAD(4, a + HIGH, 64);
-#if PIECES == 2
-        TILE_LOAD(5, a, 64);
-#define PRODUCTS(sum, b)                                /* low . high + high . high + high . low */ \
-        TILE_LOAD(6, (b) + HIGH, 64); \
-        TILE_PRODUCTS(sum, 5, 6); \
-        TILE_PRODUCTS(sum, 4, 6); \
-        TILE_LOAD(6, b, 64); \
-        TILE_PRODUCTS(sum, 4, 6)
-#else
-#define PRODUCTS(sum, b) \
-        TILE_LOAD(6, b, 64); \
-        TILE_PRODUCTS(sum, 4, 6)
-#endif
+        if (PIECES == 2) TILE_LOAD(5, a, 64);
         PRODUCTS(0, b);
         PRODUCTS(1, b + AMX_TILE);
-#undef PRODUCTS
     }
     TILE_STORE(0, c, stride);
     TILE_STORE(1, c + 16, stride);
@@ -211,4 +211,5 @@ static const gemm_core AMX(core) = {
 #undef AMX
 #undef HIGH
 #undef STEP
+#undef PRODUCTS
 #undef ROWS

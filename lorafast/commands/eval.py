@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..api import Model
-from ..data.chat_template import KEY as TEMPLATE_KEY, load_chat_template
+from ..data.chat_template import KEY as TEMPLATE_KEY, ChatTemplate, load_chat_template, without_effect
 from ..data.encode import SequenceEncoder
 from ..data.files import check_files
 from ..data.forms.recognise import recognise
@@ -88,10 +88,16 @@ def _told(questions: list[Question], meter: Meter) -> Any:
 
 def questions_for(config: EvalConfig, model: Model) -> list[Question]:
     """What the files ask, in the words of the model's template."""
-    metadata = model.gguf.metadata
+    metadata, args = model.gguf.metadata, json_assignments(config.template_arg)
+    template: ChatTemplate | None = None
+
+    def load_template() -> ChatTemplate:
+        nonlocal template
+        template = load_chat_template(metadata, model.tokenizer, config.chat_template, args)
+        return template
+
     encoder = SequenceEncoder(
-        model.tokenizer, lambda: load_chat_template(metadata, model.tokenizer, config.chat_template,
-                                                    json_assignments(config.template_arg)),
+        model.tokenizer, load_template,
         pairs_as_chats=not config.raw_pairs and bool(config.chat_template or TEMPLATE_KEY in metadata))
     names = assignments(config.field)
     questions: list[Question] = []
@@ -103,6 +109,8 @@ def questions_for(config: EvalConfig, model: Model) -> list[Question]:
         questions += read_questions(form, source, names, encoder, model.tokenizer, config.pattern)
     if not questions:
         raise LoraFastError(f"{', '.join(config.data)}: no records")
+    for line in without_effect(args, template):
+        print(f"lorafast: warning: {visible(line)}", file=sys.stderr)
     return questions[:config.first or None]
 
 

@@ -67,13 +67,13 @@ class Chat:
     """The prompts are one conversation, with what was answered. When that fills the context, a new one begins."""
 
     def __init__(self, config: GenerateConfig, model: Model) -> None:
-        from ..data.chat_template import load_chat_template
+        from ..data.chat_template import load_chat_template, without_effect
 
         args = json_assignments(config.template_arg)
         # At once: where there is none, nothing is asked.
         template = load_chat_template(model.gguf.metadata, model.tokenizer, config.chat_template)
-        for line in template.unused(args):
-            say(f"warning: --template-arg {line}")
+        for line in without_effect(args, template):
+            say(f"warning: {line}")
         self.model = model
         self.options = {**generation_options(config), "chat_template": config.chat_template, "template_args": args}
         self.system = [{"role": "system", "content": config.system}] if config.system else []

@@ -91,6 +91,13 @@ class ChatTemplate:
                 raise TemplateRefusal(f"{self.name} cannot render it: {one_line(error)}") from None
 
 
+def without_effect(names: Iterable[str], template: ChatTemplate | None) -> list[str]:
+    """What to say of --template-arg's variables that change nothing; `template` is None where no record was a chat."""
+    if template:
+        return [f"--template-arg {line}" for line in template.unused(names)]
+    return ["--template-arg changes nothing: no record is a chat"] if list(names) else []
+
+
 def one_line(error: Exception) -> str:
     """What an error says, or else its kind."""
     return " ".join(str(error).split())[:300] or type(error).__name__

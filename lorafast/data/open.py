@@ -21,7 +21,7 @@ from ..options.methods import METHODS
 from ..system.live import Show, silent
 from ..system.process import peak_resident_bytes
 from ..tokenizer import Tokenizer
-from .chat_template import KEY as TEMPLATE_KEY, ChatTemplate, load_chat_template
+from .chat_template import KEY as TEMPLATE_KEY, ChatTemplate, load_chat_template, without_effect
 from .encode import SequenceEncoder
 from .files import data_files
 from .forms.recognise import recognise
@@ -217,14 +217,8 @@ class _RecordReader(_Reader):
             held_out = part
         template = self.load_template() if self.has_chats else None
         tested = self.evaluation(test, notes)
-        return Data(samples, held_out, tested, notes, template, warnings=self.without_effect(template))
-
-    def without_effect(self, template: ChatTemplate | None) -> list[str]:
-        """What to say of variables for the template that it does not ask for."""
-        names = list(self.options.template_args)
-        if template:
-            return [f"--template-arg {line}" for line in template.unused(names)]
-        return ["--template-arg changes nothing: no record is a chat"] if names else []
+        return Data(samples, held_out, tested, notes, template,
+                    warnings=without_effect(options.template_args, template))
 
     def evaluation(self, files: Files, notes: list[str]) -> Sequences | None:
         if not files:

@@ -1,6 +1,7 @@
 """Scores: what counts as right, against logits of whole sequences; bad records; the table and the JSON."""
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,16 @@ def test_table_and_json(questions, model_path, capsys):
     assert cli.main([*argv, "--json", "q.jsonl"]) == 2 and cli.main([*argv, "--json", "a.gguf"]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].split() == ["choice", "questions"]
+
+
+def test_variables_that_no_template_asks_for(questions, model_path, capsys):
+    model = api.Model.open(model_path, n_ctx=64, n_threads=1)
+    given = config(model_path, template_arg=("thinking=false",))
+    questions_for(replace(given, raw_pairs=True), model)
+    assert capsys.readouterr().err == "lorafast: warning: --template-arg changes nothing: no record is a chat\n"
+    Path("t.jinja").write_text("{{ messages[0].content }}")
+    questions_for(replace(given, chat_template="t.jinja"), model)
+    assert "warning: --template-arg thinking: --chat-template t.jinja does not ask" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("record", "more", "message"), [
