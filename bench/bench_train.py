@@ -146,7 +146,9 @@ def comparisons(full: bool, threads: int, peer_types: Sequence[str],
         if not peer_types:
             return [*ours]
         torch = replace(ours[0], program="torch", type="float32", isa=torch_isa)
-        types = [type for type in peer_types if type != "nf4" or ours[0].type.startswith("Q4")]
+        useless = {"bfloat16"} if torch_isa == "avx2" else set()        # held to that, a hundred times as slow
+        types = [type for type in peer_types
+                 if type not in useless and (type != "nf4" or ours[0].type.startswith("Q4"))]
         peers = [replace(torch, type=type) for type in types]
         if platform.machine() == "x86_64" and "GenuineIntel" not in cpu_info():
             peers += [replace(torch, type=type, program="torch+mkl") for type in types]
