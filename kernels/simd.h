@@ -76,7 +76,7 @@ static inline int simd_request_tiles(void) { return 0; }
 static inline int simd_cpu_has_amx(void) {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    return (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);     /* AMX-BF16, AMX-TILE, AMX-INT8 */
+    return (d >> 22 & 1) && (d >> 24 & 1);      /* AMX-BF16, AMX-TILE */
 }
 static inline int simd_cpu_has_avxvnni(void) {
 #ifdef SIMD_AVXVNNI_IN_C

@@ -4,7 +4,7 @@ from __future__ import annotations
 from ..kernels import build_info
 
 INT8_GAINS = ("avx512", "avxvnni", "amx")
-"""Instruction sets with which products of bytes were measured to take about half of int16's time, whatever the type."""
+"""Instruction sets with which products in int8 were measured to take about half of int16's time, whatever the type."""
 
 
 def resolve(asked: str, *, may_round: bool = False) -> str:
