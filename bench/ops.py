@@ -342,7 +342,7 @@ def delta_net_ops(T: int, HK: int, HV: int, D: int) -> list[Op]:
 
 def ops(full: bool) -> list[Op]:
     heads: list[tuple] = [(512, 12, 12, 64), (2048, 32, 4, 64), (4096, 8, 2, 64), (4096, 8, 2, 64, 512),
-                          (4096, 8, 8, 128)]
+                          (4096, 8, 8, 128), (8192, 8, 2, 64), (8192, 8, 2, 64, 1024)]
     if full:
         heads += [(T, *shape) for T in (64, 4096) for shape in ((12, 12, 64), (32, 4, 64), (32, 32, 128))]
         heads += [(2048, 32, 4, 64, 0, 50.0)]
