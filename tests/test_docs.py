@@ -10,11 +10,14 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from folders import working_in
+import quick_cli
+from folders import environment, working_in
 from make_models import STRING, make_tiny
 
 from lorafast import api, cli
@@ -85,13 +88,22 @@ def files(tmp_path_factory):
     return folder
 
 
+def run(argv: list[str], capsys) -> tuple[int, str]:
+    """The status and what is said of errors. A memory limit counts the whole process: it takes one of its own, for this
+    one has run other tests."""
+    if "--mem-limit" in argv:
+        done = subprocess.run([sys.executable, quick_cli.__file__, *argv], capture_output=True, text=True,
+                              env=environment())
+        return done.returncode, done.stderr
+    return cli.main(argv), capsys.readouterr().err
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_run(page, files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(shutil.copytree(files, tmp_path / "files"))
     for argv, succeeds in commands(page):
         more = ["--adam-iter", "2"] if "--resume" in argv else []      # one more than it has done
-        status = cli.main([*argv, *SHORT.get(argv[0], []), *more] if "--help" not in argv else argv)
-        error = capsys.readouterr().err
+        status, error = run([*argv, *SHORT.get(argv[0], []), *more] if "--help" not in argv else argv, capsys)
         assert (status == 0) == succeeds, f"lorafast {shlex.join(argv)}: {error}"
 
 
