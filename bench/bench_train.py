@@ -142,11 +142,11 @@ def comparisons(full: bool, threads: int, peer_types: Sequence[str],
     isa = build_info.isa()
     base = Contestant("lorafast", model, 4, 64, threads, isa)
 
-    def with_torch(ours: Sequence[Contestant], torch_isa: str) -> list[Contestant]:
+    def with_torch(ours: Sequence[Contestant]) -> list[Contestant]:
         if not peer_types:
             return [*ours]
-        torch = replace(ours[0], program="torch", type="float32", isa=torch_isa)
-        useless = {"bfloat16"} if torch_isa == "avx2" else set()        # held to that, a hundred times as slow
+        torch = replace(ours[0], program="torch", type="float32")
+        useless = {"bfloat16"} if torch.isa == "avx2" else set()        # held to that, a hundred times as slow
         types = [type for type in peer_types
                  if type not in useless and (type != "nf4" or ours[0].type.startswith("Q4"))]
         peers = [replace(torch, type=type) for type in types]
@@ -157,18 +157,18 @@ def comparisons(full: bool, threads: int, peer_types: Sequence[str],
     def precisions(contestant: Contestant) -> list[Contestant]:
         return [replace(contestant, precision=precision) for precision in ("int16", "int8", "float32")]
 
-    yield "peers", with_torch(precisions(base), isa)
-    yield "peers", with_torch(precisions(replace(base, batch=1, ctx=512)), isa)
+    yield "peers", with_torch(precisions(base))
+    yield "peers", with_torch(precisions(replace(base, batch=1, ctx=512)))
     if full:
-        yield "peers", with_torch(precisions(replace(base, batch=1, ctx=2048)), isa)
+        yield "peers", with_torch(precisions(replace(base, batch=1, ctx=2048)))
     if model == "160m":
-        yield "peers", with_torch(precisions(replace(base, model="1b")), isa)
+        yield "peers", with_torch(precisions(replace(base, model="1b")))
     for type in ("Q4_0", "Q4_K"):
-        yield "precisions", with_torch(precisions(replace(base, type=type)), isa)
+        yield "precisions", with_torch(precisions(replace(base, type=type)))
     if full:
         for lower in ("avx512", "avx2"):
             if lower in ISAS and lower != isa:
-                yield "isas", with_torch([replace(base, isa=lower)], lower)
+                yield "isas", with_torch([replace(base, isa=lower)])
     counts = range(1, threads + 1) if full else sorted({1, threads})
     yield "threads", [replace(base, threads=n) for n in counts]
     if full:

@@ -5,6 +5,7 @@
 #define AMX(name) SIMD_PASTE(SIMD_PASTE(amx, name), PIECES)
 #define HIGH ((PIECES - 1) * 2 * AMX_TILE)      /* where a step has the high pieces; the low ones are at 0 */
 #define STEP (PIECES * 2 * AMX_TILE)            /* bfloat16 values from step to step */
+#define W_FLOATS (PIECES * AMX_DEPTH * MAX(AMX_ROWS, AMX_COLUMNS) / 2)      /* what tiles of W take, in floats */
 
 /* 32 values into row i of a step of A. */
 VF_INLINE void AMX(store_row)(bf16 *step, int i, const amx_vf v[2]) {
@@ -126,7 +127,7 @@ static void AMX(pack_tokens)(float *packed, const float *x, int T, int K, int ti
 }
 
 static ptrdiff_t AMX(forward_scratch)(int T) {
-    return AMX_ROWS * AMX_DEPTH / 2 * PIECES + (ptrdiff_t)AMX_ROWS * (ROUND_UP(T, 32) + 16);
+    return W_FLOATS + (ptrdiff_t)AMX_ROWS * (ROUND_UP(T, 32) + 16);
 }
 
 /* Rows n0 .. n0+n_rows (at most AMX_ROWS) of W times all T tokens. */
@@ -135,7 +136,7 @@ static void AMX(forward_panel)(const projection *p, const float *packed, int T, 
     const ggml_format *format = &ggml_formats[p->type];
     const int padded = ROUND_UP(n_rows, 32), ldc = ROUND_UP(T, 32) + 16, tiles = ROUND_UP(T, 32) / 32;
     bf16 *w = (bf16 *)scratch;                          /* [row / 32][step] */
-    float *c = scratch + AMX_ROWS * AMX_DEPTH / 2 * PIECES;
+    float *c = scratch + W_FLOATS;
     amx_begin();
     for (int k0 = 0; k0 < K; k0 += AMX_DEPTH) {
         const int depth = MIN(AMX_DEPTH, K - k0), steps = depth / 32, next = MIN(AMX_DEPTH, K - k0 - depth);
@@ -173,7 +174,7 @@ static void AMX(pack_dy)(float *packed, const float *dy, int T, int N, int n0, i
 }
 
 static ptrdiff_t AMX(backward_scratch)(int T) {
-    return AMX_DEPTH * AMX_COLUMNS / 2 * PIECES + (ptrdiff_t)ROUND_UP(T, 32) * AMX_LDC;
+    return W_FLOATS + (ptrdiff_t)ROUND_UP(T, 32) * AMX_LDC;
 }
 
 /* dx[t0 .. t1][k0 .. k0+n_columns] += dy[.][n0 .. n0+n] . W for one projection; t0 is a multiple of 32. The sum is made
@@ -182,7 +183,7 @@ static void AMX(backward_slice)(float *dx, int K, const projection *p, const flo
                                 int k0, int n_columns, int t0, int t1, float *scratch) {
     const int packed_steps = ROUND_UP(n, 32) / 32, tokens = ROUND_UP(t1 - t0, 32), groups = ROUND_UP(n_columns, 32) / 32;
     bf16 *w = (bf16 *)scratch;                          /* [column / 32][step] */
-    float *c = scratch + AMX_DEPTH * AMX_COLUMNS / 2 * PIECES;
+    float *c = scratch + W_FLOATS;
     amx_begin();
     for (int j = 0; j < n; j += AMX_DEPTH) {
         const int n_rows = MIN(AMX_DEPTH, n - j), steps = ROUND_UP(n_rows, 32) / 32;
@@ -211,5 +212,6 @@ static const gemm_core AMX(core) = {
 #undef AMX
 #undef HIGH
 #undef STEP
+#undef W_FLOATS
 #undef PRODUCTS
 #undef ROWS

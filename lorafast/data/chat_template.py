@@ -7,7 +7,7 @@ a chat template").
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -91,11 +91,11 @@ class ChatTemplate:
                 raise TemplateRefusal(f"{self.name} cannot render it: {one_line(error)}") from None
 
 
-def without_effect(names: Iterable[str], template: ChatTemplate | None) -> list[str]:
+def without_effect(names: Collection[str], template: ChatTemplate | None) -> list[str]:
     """What to say of --template-arg's variables that change nothing; `template` is None where no record was a chat."""
     if template:
         return [f"--template-arg {line}" for line in template.unused(names)]
-    return ["--template-arg changes nothing: no record is a chat"] if list(names) else []
+    return ["--template-arg changes nothing: no record is a chat"] if names else []
 
 
 def one_line(error: Exception) -> str:

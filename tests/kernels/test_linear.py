@@ -82,7 +82,7 @@ def test_int8(type, isa, rng):
         np.testing.assert_array_equal(forward(x[few], w, n_threads=2)[0], y[few])
         np.testing.assert_array_equal(backward([dy[few]], w, n_threads=3), dx[few])
     if type in (GGMLType.Q8_0, GGMLType.Q4_K, GGMLType.Q6_K):
-        gains = isa not in ("neon", "avx2") or (isa == "avx2" and type is GGMLType.Q4_K)
+        gains = {"neon": False, "avx2": type is GGMLType.Q4_K}.get(isa, True)
         assert w.arithmetic == ("int16" if not gains else "bfloat16" if isa == "amx" else "int8")
 
 
