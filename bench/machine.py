@@ -192,10 +192,10 @@ def peaks_for(threads: Sequence[int], file: Path | None) -> Peaks:
 # ---- which peak is whose --------------------------------------------------------------------------------------------
 
 F32_PEAK = {"scalar": "f32 sse2", "avx2": "f32 avx2", "avxvnni": "f32 avx2", "avx512": "f32 avx512",
-            "amx": "f32 avx512", "neon": "f32 neon", "dotprod": "f32 neon"}
+            "amx": "f32 avx512", "neon": "f32 neon", "dotprod": "f32 neon", "i8mm": "f32 neon"}
 INT16_PEAK = {"avx2": ("int16 avx2",), "avxvnni": ("int16 avx2",), "avx512": ("int16 vnni", "int16 avx512"),
-              "neon": ("int16 neon",), "dotprod": ("int16 neon",)}
-INT8_TIMES = {"avx2": 2.0, "avxvnni": 2.2, "avx512": 2.0, "dotprod": 4.0}
+              "neon": ("int16 neon",), "dotprod": ("int16 neon",), "i8mm": ("int16 neon",)}
+INT8_TIMES = {"avx2": 2.0, "avxvnni": 2.2, "avx512": 2.0, "dotprod": 4.0, "i8mm": 8.0}
 """Products of bytes in the time of one of int16; with AVX-VNNI as a Zen 5 has it."""
 FLOAT_TYPES = tuple(type for type in TRAINABLE if type.weights.q_max == 0)
 

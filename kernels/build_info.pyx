@@ -20,7 +20,7 @@ cdef extern from *:
 
 
 def isa() -> str:
-    """Name of the instruction set in use: scalar, avx2, avxvnni, avx512, amx, neon or dotprod."""
+    """Name of the instruction set in use: scalar, avx2, avxvnni, avx512, amx, neon, dotprod or i8mm."""
     return simd_isa_name(simd_isa()).decode()
 
 

@@ -1,7 +1,7 @@
 /* The int8 core: weights as bytes times activations or gradients rounded to bytes, summed exactly in int32; twice the
  * work an instruction of the int16 core (whose structure this is), where a processor multiplies bytes.
  *
- *     acc[i][lane] = sum_d a[i][d] b[d][lane]      b as [d / 4][lane][4]
+ *     acc[i][lane] = sum_d a[i][d] b[d][lane]      b as [d / per_lane][lane][per_lane], per_lane = 4 or 8
  *
  *   forward    a = q of rows of W, plus an offset    b = x^T rounded           lanes = tokens
  *              Over 256 values of k a token has one scale (base), over 32 of them a power of two: the sum, converted,
@@ -39,6 +39,16 @@ typedef unsigned FN(vui_type) __attribute__((vector_size(4 * VF_WIDTH), may_alia
 I8_INLINE vi FN(i8_set_four)(const void *a) { int32_t four; memcpy(&four, a, 4); return four - (vi){0}; }
 I8_INLINE vi FN(i8_load)(const void *p) { vi v; memcpy(&v, p, sizeof v); return v; }
 
+/* VF_WIDTH lanes of b: four values of d each, or, of two vectors, eight. */
+I8_INLINE void FN(i8_store_lanes)(void *to, const vi fours[2], int per_lane) {
+    if (per_lane == 4) memcpy(to, fours, sizeof *fours);
+    else {
+        const vi eights[2] = { VF_SHUFFLE(fours[0], fours[1], VF_DEAL_LOW),
+                               VF_SHUFFLE(fours[0], fours[1], VF_DEAL_HIGH) };
+        memcpy(to, eights, sizeof eights);
+    }
+}
+
 #include "gemm_i8_unpack_body.h"
 
 /* ---- forward ---- */
@@ -63,20 +73,20 @@ I8_INLINE vi FN(i8_largest)(const vf v[32]) {
 }
 
 /* VF_WIDTH tokens of a block of 32 k into their lanes of it: top is the largest magnitude of the 256 k around. */
-I8_INLINE void FN(i8_pack_block)(float *block, const vf v[32], vi top, int half) {
+I8_INLINE void FN(i8_pack_block)(float *block, const vf v[32], vi top, int half, int per_lane) {
     const vf inverse = vf_select((vf)top > I8_TINY, 127 / (vf)top, vf_set1(0));
     vi below = (top - FN(i8_largest)(v)) >> 23;         /* the power of two between the two, rounded down */
     below = (vi)vf_select(below > EXPONENT, (vf)(EXPONENT - (vi){0}), (vf)below);
     const vf factor = (vf)((vi)inverse + (below << 23));
     const vf magic = vf_set1(ROUND_MAGIC);
     FN(vui_type) q_sum = (FN(vui_type))magic * -32u;
-    for (int j = 0; j < 32; j += 4) {
-        vi four = {0};
-        for (int i = 0; i < 4; i++) {
+    for (int j = 0; j < 32; j += per_lane) {
+        vi fours[2] = {{0}};
+        for (int i = 0; i < per_lane; i++) {
             const vi q = (vi)(v[j + i] * factor + magic);       /* the bits of magic, plus the integer */
-            four |= (q & 255) << 8 * i, q_sum += (FN(vui_type))q;
+            fours[i / 4] |= (q & 255) << 8 * (i % 4), q_sum += (FN(vui_type))q;
         }
-        memcpy((int8_t *)block + (j * LANES + 4 * half), &four, sizeof four);
+        FN(i8_store_lanes)((int8_t *)block + (j * LANES + per_lane * half), fours, per_lane);
     }
     const vi exponent = (EXPONENT - below) << 23;
     memcpy(block + 8 * LANES + half, &exponent, sizeof exponent);
@@ -84,7 +94,7 @@ I8_INLINE void FN(i8_pack_block)(float *block, const vf v[32], vi top, int half)
 }
 
 /* Tokens tile * LANES .. of x (T, K) become packed[tile][k / 256]; what is beyond T and K is zero. */
-static void FN(i8_pack_tokens)(float *packed, const float *x, int T, int K, int tile) {
+I8_INLINE void FN(i8_pack_tokens)(float *packed, const float *x, int T, int K, int tile, int per_lane) {
     packed += (ptrdiff_t)tile * (ROUND_UP(K, DEPTH) / DEPTH) * X_DEPTH;
     for (int k0 = 0; k0 < K; k0 += DEPTH, packed += X_DEPTH)
         for (int half = 0; half < LANES; half += VF_WIDTH) {
@@ -96,7 +106,7 @@ static void FN(i8_pack_tokens)(float *packed, const float *x, int T, int K, int 
             for (int k = 0; k < depth; k += 32) {
                 vf v[32];
                 FN(i8_load_x)(v, from + k, K, n);
-                FN(i8_pack_block)(packed + k / 32 * X_BLOCK, v, (vi)tops, half);
+                FN(i8_pack_block)(packed + k / 32 * X_BLOCK, v, (vi)tops, half, per_lane);
             }
             vf_store(packed + 8 * X_BLOCK + half, tops * (1 / (127 * 0x1p24f)));
         }
@@ -187,7 +197,7 @@ static void FN(i8_pack_dy)(float *packed, const float *dy, int T, int N, int n0,
 /* What a slice works on, in a thread's scratch memory. */
 #define LDB (DEPTH * LANES + 64)        /* bytes from LANES columns of W' to the next, padded */
 typedef struct {
-    uint8_t w[COLUMNS / LANES * LDB];                   /* W' + offset: [column / LANES][row / 4][LANES][4] */
+    uint8_t w[COLUMNS / LANES * LDB];                   /* W' + offset: of LANES columns after the other, b */
     int8_t q[CHUNK * COLUMNS];                          /* q of a chunk, as unpacked */
     int16_t d[COLUMNS / 32 * CHUNK];                    /* d / D in units of 2^-15, rounded: [column / 32][row] */
     float row_scale[CHUNK * COLUMNS / 32];              /* d[row][column / 32] */
@@ -226,25 +236,28 @@ I8_INLINE vh FN(i8_scaled)(const FN(i8_slice) *s, int row, int k, int gain) {
 }
 
 /* Rows of a chunk become W'. Four at a time: two and two side by side as bytes, then the twos as int16. */
-I8_INLINE void FN(i8_store_chunk)(FN(i8_slice) *s, int chunk, int n_columns, int gain, int offset) {
+I8_INLINE void FN(i8_store_chunk)(FN(i8_slice) *s, int chunk, int n_columns, int gain, int offset, int per_lane) {
     for (int k = 0; k < n_columns; k += LANES)
-        for (int row = 0; row < CHUNK; row += 4) {
+        for (int row = 0; row < CHUNK; row += per_lane) {
             uint8_t *to = s->w + k / LANES * LDB + (chunk * CHUNK + row) * LANES;
-            vh twos[2], four[2];
-            for (int i = 0; i < 2; i++)
-                twos[i] = (FN(i8_scaled)(s, row + 2 * i, k, gain) & 255) |
-                          FN(i8_scaled)(s, row + 2 * i + 1, k, gain) << 8;
-            FN(i8_deal)(four, twos);
-            for (int half = 0; half < 2; half++) {
-                const vi bytes = (vi)four[half] ^ (int)(offset * 0x01010101u);
-                memcpy(to + half * 4 * VF_WIDTH, &bytes, sizeof bytes);
+            vi fours[2][2];                             /* of the lower and the upper lanes */
+            for (int i = 0; i < per_lane; i += 4) {
+                vh twos[2], four[2];
+                for (int j = 0; j < 2; j++)
+                    twos[j] = (FN(i8_scaled)(s, row + i + 2 * j, k, gain) & 255) |
+                              FN(i8_scaled)(s, row + i + 2 * j + 1, k, gain) << 8;
+                FN(i8_deal)(four, twos);
+                for (int half = 0; half < 2; half++)
+                    fours[half][i / 4] = (vi)four[half] ^ (int)(offset * 0x01010101u);
             }
+            for (int half = 0; half < 2; half++)
+                FN(i8_store_lanes)(to + half * per_lane * VF_WIDTH, fours[half], per_lane);
         }
 }
 
 /* n_columns columns of rows n0 .. n0+n_rows (at most CHUNK) of W, from column k0 on, become a chunk of the slice. */
-static void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, int n_rows, int k0, int n_columns,
-                                int chunk, int offset) {
+I8_INLINE void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, int n_rows, int k0, int n_columns,
+                                   int chunk, int offset, int per_lane) {
     const ggml_format *format = &ggml_formats[p->type];
     const int q_max = FN(i8_q_max)(format), gain = MAX(1, 127 / q_max);
     const int limit = q_max < 128 ? 32767 : 32511;                                      /* |W'| <= 127 */
@@ -259,7 +272,7 @@ static void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, in
         FN(i16_round_row)(s->d + b * CHUNK, scale, CHUNK, D > I8_TINY ? limit / D : 0);
         s->unit[chunk * COLUMNS / 32 + b] = D / gain * (32768.0f / limit);
     }
-    FN(i8_store_chunk)(s, chunk, n_columns, gain, offset);
+    FN(i8_store_chunk)(s, chunk, n_columns, gain, offset, per_lane);
 }
 
 /* ---- the cores ---- */
@@ -269,6 +282,7 @@ static void FN(i8_unpack_chunk)(FN(i8_slice) *s, const projection *p, int n0, in
 #define I8_SMALL 1              /* vpmaddubsw: pairs of products in 16 bits, for small integers */
 #define I8_VNNI 2               /* vpdpbusd: four products, unsigned and signed */
 #define I8_DOTPROD 3            /* sdot: the same, signed */
+#define I8_MMLA 4               /* smmla: eight products each for two rows and two lanes, signed */
 
 #define I8(name) SIMD_PASTE(name, I8_SUFFIX)
 #define I8_SUFFIX SIMD_SUFFIX
@@ -293,6 +307,14 @@ SIMD_TARGET(SIMD_DOTPROD)
 #define I8_SUFFIX dotprod
 #define I8_KIND I8_DOTPROD
 #include "gemm_i8_core_body.h"
+#undef I8_KIND
+#undef I8_SUFFIX
+SIMD_TARGET_END
+
+SIMD_TARGET(SIMD_I8MM)
+#define I8_SUFFIX i8mm
+#define I8_KIND I8_MMLA
+#include "gemm_i8_core_body.h"
 SIMD_TARGET_END
 #endif
 
@@ -302,6 +324,7 @@ static const gemm_core *FN(i8_core_for)(int type) {
     if (simd_isa() == ISA_AVXVNNI) return i8_takes_avxvnni(type) ? &i8_core_avxvnni : NULL;
 #elif SIMD_IS_NEON
     if (simd_isa() == ISA_NEON) return NULL;
+    if (simd_isa() == ISA_I8MM) return i8_takes_i8mm(type) ? &i8_core_i8mm : NULL;
     return i8_takes_dotprod(type) ? &i8_core_dotprod : NULL;
 #endif
     return FN(i8_takes)(type) ? &FN(i8_core) : NULL;

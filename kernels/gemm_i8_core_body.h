@@ -5,6 +5,10 @@
 
 /* ---- forward ---- */
 
+static void I8(i8_pack_x)(float *packed, const float *x, int T, int K, int tile) {
+    FN(i8_pack_tokens)(packed, x, T, K, tile, PER_LANE);
+}
+
 /* c (MR x LANES, row stride ldc) += MR rows of W times LANES tokens, over n_blocks (at most 8) blocks of 32 k. The
  * first ones find nothing in c. */
 I8_INLINE void I8(i8_forward_tile)(float *restrict c, ptrdiff_t ldc, const uint8_t *restrict w,
@@ -124,7 +128,7 @@ static void I8(i8_backward_slice)(float *dx, int K, const projection *p, const f
             p->weight + (n0 + j + n_rows) * p->row_bytes + k0 / format->block_size * format->type_size;
         for (int chunk = 0; chunk < n_chunks; chunk++)
             FN(i8_unpack_chunk)(s, p, n0 + j + chunk * CHUNK, MIN(CHUNK, n_rows - chunk * CHUNK), k0, n_columns, chunk,
-                                OFFSET(format));
+                                OFFSET(format), PER_LANE);
         for (int k = 0; k < n_columns; k += LANES)      /* LANES columns of W' stay in L1 for all tokens */
             for (int t = 0; t < t1 - t0; t += GROUP) {
                 FN(prefetch_rows)(next_blocks, p->row_bytes, next_rows, bytes, k / LANES * groups + t / GROUP,
@@ -141,7 +145,7 @@ static void I8(i8_backward_slice)(float *dx, int K, const projection *p, const f
 static const gemm_core I8(i8_core) = {
     .arithmetic = "int8",
     .token_tile = LANES, .panel_rows = PANEL_ROWS, .panel_unit = 12, .slice_columns = COLUMNS,
-    .packed_x = FN(i8_packed_floats), .pack_x = FN(i8_pack_tokens),
+    .packed_x = FN(i8_packed_floats), .pack_x = I8(i8_pack_x),
     .forward_scratch = FN(i8_forward_scratch), .forward_panel = I8(i8_forward_panel),
 #if I8_KIND == I8_SMALL
     .packed_dy = FN(i8_small_packed_dy_floats), .pack_dy = FN(i8_small_pack_dy),
@@ -153,6 +157,7 @@ static const gemm_core I8(i8_core) = {
 };
 
 #undef MR
+#undef PER_LANE
 #undef OFFSET
 #undef KEEPS_MIN
 #undef STEPS

@@ -3,11 +3,14 @@
  * OFFSET is added to weights where an instruction wants one side unsigned. What it adds is taken off before: sums begin
  * at -OFFSET times the sum of the signed bytes.
  */
-#if I8_KIND == I8_DOTPROD || SIMD_IS_AVX512
+#if I8_KIND == I8_MMLA
+#define MR 6                    /* 12 int32 and 12 float32 sums, 6 pairs of rows, a vector of b: 31 of 32 registers */
+#elif I8_KIND == I8_DOTPROD || SIMD_IS_AVX512
 #define MR 6                    /* 12 int32 and 12 float32 sums, 2 vectors of b, a broadcast: 27 of 32 registers */
 #else
 #define MR 4
 #endif
+#define PER_LANE (I8_KIND == I8_MMLA ? 8 : 4)           /* values of the sum that lie side by side in a lane of b */
 
 #if I8_KIND == I8_SMALL
 #define OFFSET(format) ((format)->min_every ? 0 : (format)->q_max)
@@ -15,7 +18,7 @@
 /* Steps of two products of |x| <= 127 and an unsigned integer that 16 bits hold, 8 or 4. */
 #define STEPS(format) (32767 / (2 * 127 * ((format)->q_max + OFFSET(format))) >= 8 ? 8 : 4)
 #else
-#define OFFSET(format) (I8_KIND == I8_DOTPROD ? 0 : 128)
+#define OFFSET(format) (I8_KIND == I8_DOTPROD || I8_KIND == I8_MMLA ? 0 : 128)
 #define KEEPS_MIN(format) 0
 #define STEPS(format) 8
 #endif
@@ -51,12 +54,58 @@ I8_INLINE vi I8(i8_multiply_add)(vi sum, vi u8, vi s8) {
 }
 #endif
 
+#if I8_KIND == I8_MMLA
+/* sum + a (two rows of eight bytes) . b (two lanes of eight): [row][lane]. */
+I8_INLINE vi I8(i8_multiply_add)(vi sum, vi a, vi b) {
+    __asm__("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b));
+    return sum;
+}
+/* The lower halves of two vectors, and the upper ones. */
+I8_INLINE void I8(i8_halves)(vi to[2], vi x, vi y) {
+    to[0] = SHUFFLE(vi, x, y, 0, 1, 4, 5);
+    to[1] = SHUFFLE(vi, x, y, 2, 3, 6, 7);
+}
+
+/* acc += a . b as below, in pairs of rows and of lanes, and at the end row by row. */
+I8_INLINE void I8(i8_pair_products)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const uint8_t *b, int depth) {
+    vi sum[MR / 2][LANES / 2] = {{{0}}};
+#pragma GCC unroll 1
+    for (int d0 = 0; d0 < depth; d0 += 16, a += 16, b += 16 * LANES) {
+        vi rows[MR / 2][2];                             /* of a pair, the first eight bytes and the next */
+#pragma GCC unroll 4
+        for (int i = 0; i < MR / 2; i++)
+            I8(i8_halves)(rows[i], FN(i8_load)(a + 2 * i * lda), FN(i8_load)(a + (2 * i + 1) * lda));
+#pragma GCC unroll 2
+        for (int eight = 0; eight < 2; eight++)
+#pragma GCC unroll 4
+            for (int j = 0; j < LANES / 2; j++) {
+                const vi lanes = FN(i8_load)(b + eight * 8 * LANES + j * 16);
+#pragma GCC unroll 4
+                for (int i = 0; i < MR / 2; i++) sum[i][j] = I8(i8_multiply_add)(sum[i][j], rows[i][eight], lanes);
+            }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < MR / 2; i++)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) {
+            vi of_row[2];
+            I8(i8_halves)(of_row, sum[i][2 * h], sum[i][2 * h + 1]);
+            acc[2 * i][h] += of_row[0], acc[2 * i + 1][h] += of_row[1];
+        }
+}
+#endif
+
 /* acc += a (MR x depth, rows of lda bytes) . b (depth x LANES). One of the two has OFFSET: a forward, b backward.
  * (I8_SMALL: forward alone, depth is 32, and sums of 16 bits are widened after `steps` steps.) */
 I8_INLINE void I8(i8_tile)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const uint8_t *b, int depth,
                            int is_forward, int steps) {
+#if SIMD_IS_NEON
+    if (is_forward) __asm__("" : "+r"(depth));          /* GCC 12, if it knew, would unroll the loop and spill */
+#endif
 #if I8_KIND == I8_SMALL
     FN(i8_small_products)(acc, a, lda, b, depth, steps);
+#elif I8_KIND == I8_MMLA
+    I8(i8_pair_products)(acc, a, lda, b, depth);
 #else
     for (int d0 = 0; d0 < depth; d0 += 16, a += 16, b += 16 * LANES)
 #pragma GCC unroll 4

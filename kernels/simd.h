@@ -6,8 +6,9 @@
  *     #include "simd_foreach.h"                // compiles something_scalar; _avx2, _avx512 on x86; _neon on AArch64
  *     ...  DISPATCH(something)(arguments)      // calls the variant for this machine
  *
- * LORAFAST_ISA=scalar|avx2|avxvnni|avx512|amx|neon|dotprod forces one. It is looked up at every call of an op (some 50 ns), so that a
- * test can compare variants within one process. lorafast.kernels refuses a name that this machine cannot run.
+ * LORAFAST_ISA=scalar|avx2|avxvnni|avx512|amx|neon|dotprod|i8mm forces one. It is looked up at every call of an op
+ * (some 50 ns), so that a test can compare variants within one process. lorafast.kernels refuses a name that this
+ * machine cannot run.
  */
 #ifndef LORAFAST_SIMD_H
 #define LORAFAST_SIMD_H
@@ -53,13 +54,19 @@
 /* What products of bytes need on AArch64. */
 #ifdef __clang__
 #define SIMD_DOTPROD "dotprod"
+#define SIMD_I8MM "i8mm"
 #else
 #define SIMD_DOTPROD "arch=armv8.2-a+dotprod"
+#define SIMD_I8MM "arch=armv8.2-a+i8mm"
 #endif
 
 /* Ordered: the better ones have larger numbers. A machine that runs one runs all below it, but for AVX-VNNI (AVX2 with
  * products of bytes), which some have without AVX-512 and some not with it. */
-enum { ISA_SCALAR = 0, ISA_AVX2 = 1, ISA_AVXVNNI = 2, ISA_AVX512 = 3, ISA_AMX = 4, ISA_NEON = 1, ISA_DOTPROD = 2 };
+enum {
+    ISA_SCALAR = 0,
+    ISA_AVX2 = 1, ISA_AVXVNNI = 2, ISA_AVX512 = 3, ISA_AMX = 4,
+    ISA_NEON = 1, ISA_DOTPROD = 2, ISA_I8MM = 3
+};
 
 #if SIMD_X86 && defined(__linux__)
 #include <sys/syscall.h>
@@ -94,8 +101,18 @@ static inline int simd_cpu_has_f16c(void) {                     /* clang's __bui
 #if SIMD_NEON && defined(__linux__)
 #include <sys/auxv.h>
 static inline int simd_cpu_has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }      /* HWCAP_ASIMDDP */
-#elif SIMD_NEON
-static inline int simd_cpu_has_dotprod(void) { return __ARM_FEATURE_DOTPROD + 0; }
+static inline int simd_cpu_has_i8mm(void) { return getauxval(AT_HWCAP2) >> 13 & 1; }        /* HWCAP2_I8MM */
+#elif SIMD_NEON                                                                 /* as the compiler was told */
+#ifdef __ARM_FEATURE_DOTPROD
+static inline int simd_cpu_has_dotprod(void) { return 1; }
+#else
+static inline int simd_cpu_has_dotprod(void) { return 0; }
+#endif
+#ifdef __ARM_FEATURE_MATMUL_INT8
+static inline int simd_cpu_has_i8mm(void) { return 1; }
+#else
+static inline int simd_cpu_has_i8mm(void) { return 0; }
+#endif
 #endif
 
 /* The best instruction set of this machine; found once. */
@@ -118,7 +135,7 @@ static inline int simd_best_isa(void) {
         }
     }
 #elif SIMD_NEON
-    isa = simd_cpu_has_dotprod() ? ISA_DOTPROD : ISA_NEON;
+    isa = !simd_cpu_has_dotprod() ? ISA_NEON : simd_cpu_has_i8mm() ? ISA_I8MM : ISA_DOTPROD;
 #endif
     return best = isa;
 }
@@ -134,6 +151,7 @@ static inline int simd_parse_isa(const char *name) {
 #elif SIMD_NEON
     if (!strcmp(name, "neon")) return ISA_NEON;
     if (!strcmp(name, "dotprod")) return ISA_DOTPROD;
+    if (!strcmp(name, "i8mm")) return ISA_I8MM;
 #endif
     return -1;
 }
@@ -156,7 +174,7 @@ static inline int simd_isa(void) {
 
 static inline const char *simd_isa_name(int isa) {
 #if SIMD_NEON
-    return (const char *const[]){"scalar", "neon", "dotprod"}[isa];
+    return (const char *const[]){"scalar", "neon", "dotprod", "i8mm"}[isa];
 #else
     return (const char *const[]){"scalar", "avx2", "avxvnni", "avx512", "amx"}[isa];
 #endif
@@ -167,8 +185,8 @@ static inline const char *simd_isa_name(int isa) {
 #define SIMD_PASTE(name, suffix) SIMD_PASTE_(name, suffix)
 #define FN(name) SIMD_PASTE(name, SIMD_SUFFIX)
 
-/* DISPATCH(name): the variant of a function compiled by simd_foreach.h for the running machine. AMX, AVX-VNNI and the
- * dot products of NEON are for matrix products alone; everything else is the variant below. */
+/* DISPATCH(name): the variant of a function compiled by simd_foreach.h for the running machine. AMX, AVX-VNNI and
+ * NEON's products of bytes are for matrix products alone; everything else is the variant below. */
 #if SIMD_X86
 #define DISPATCH(name) (simd_isa() >= ISA_AVX512 ? name##_avx512 : simd_isa() >= ISA_AVX2 ? name##_avx2 : name##_scalar)
 #elif SIMD_NEON

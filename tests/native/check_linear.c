@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "pieces.h"
+#include "simd.h"
 
 /* The limits of tests/kernels/test_linear.py. */
 #define FLOAT32_LIMIT 1e-11
@@ -93,6 +94,22 @@ static void check_in(int precision, int type, int T, int N, int K) {
     backward(&p, precision, again, T, K, N_THREADS);
     snprintf(what, sizeof what, "linear backward %s in %s, %d threads", type_names[type], in, N_THREADS);
     expect_bits(what, again, dx, T * K);
+
+#if SIMD_NEON
+    /* And as with dotprod, whose sums of bytes are as exact. */
+    if (simd_isa() != ISA_I8MM || strcmp(p.core->arithmetic, "int8")) return;
+    setenv("LORAFAST_ISA", "dotprod", 1);
+    p.v = v;
+    forward(&p, precision, x, T, K, 1);
+    snprintf(what, sizeof what, "linear forward  %s, i8mm's result", type_names[type]);
+    expect_bits(what, again, y, T * N);
+    memcpy(again, before, sizeof(float) * T * K);
+    p.v = A;
+    backward(&p, precision, again, T, K, 1);
+    snprintf(what, sizeof what, "linear backward %s, i8mm's result", type_names[type]);
+    expect_bits(what, again, dx, T * K);
+    setenv("LORAFAST_ISA", "i8mm", 1);
+#endif
 }
 
 static void check(int type, int T, int N, int K) {
