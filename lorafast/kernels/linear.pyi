@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+def arithmetic(type: int, precision: str) -> None: ...
+
 class Weight:
     N: int
     K: int

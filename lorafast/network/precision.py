@@ -1,16 +1,22 @@
 """The precision of products with quantised weights, from what a user asks for."""
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..kernels import build_info
+from ..kernels.linear import arithmetic
 
-INT8_GAINS = ("avx512", "avxvnni", "amx")
-"""Instruction sets with which products in int8 were measured to take about half of int16's time, whatever the type."""
+MEASURED = ("avx2", "avxvnni", "avx512", "amx")
+"""Instruction sets on which int8 was timed, and what it makes of training looked at."""
 
 
-def resolve(asked: str, *, may_round: bool = False) -> str:
+def resolve(asked: str, types: Iterable[int] = (), *, may_round: bool = False) -> str:
     """One of kernels.linear.PRECISIONS for one of options.finetune.PRECISIONS. `auto` is int16, as exact as training
-    needs and on every processor faster than float32; where a run may round more, int8 if the processor gains from it.
+    needs and on every processor faster than float32; where a run may round more, int8 if this processor gains from it
+    with weights of one of these ggml types.
     """
     if asked != "auto":
         return asked
-    return "int8" if may_round and build_info.isa() in INT8_GAINS else "int16"
+    may_round = may_round and build_info.isa() in MEASURED
+    gains = any(arithmetic(type, "int8") != arithmetic(type, "int16") for type in types)
+    return "int8" if may_round and gains else "int16"

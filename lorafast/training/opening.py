@@ -92,7 +92,8 @@ def open_run(config: FinetuneConfig, log: Log, stack: ExitStack) -> Opened:
     model_fingerprint = fingerprint(gguf)
     refuse_other_model(config, checkpoint, hparams, model_fingerprint, log)
     adapter = new_adapter(config, hparams, base, checkpoint, log)
-    precision = run_precision(config, checkpoint)
+    types = {int(tensor.type) for tensor in gguf.tensors.values() if tensor.type.is_trainable}
+    precision = run_precision(config, checkpoint, types)
     network = Network(gguf, hparams, max(config.ctx, longest_continuation(config, tokenizer, gguf.metadata)),
                       precision)
     log.note(f"precision {precision}: {network.arithmetic()}")

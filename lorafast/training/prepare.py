@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -113,13 +113,15 @@ def refuse_other_model(config: FinetuneConfig, checkpoint: Checkpoint | None, hp
     log.warning(difference)
 
 
-def run_precision(config: FinetuneConfig, checkpoint: Checkpoint | None) -> str:
+def run_precision(config: FinetuneConfig, checkpoint: Checkpoint | None, types: Iterable[int]) -> str:
     """What products are computed in: as the checkpoint was, which tells nothing if llama-finetune wrote it, else as
     --precision says. UsageError where these differ and there is no --force. Unasked, int8 only for what it was measured
     with: texts and answers, by today's defaults (docs/options.md).
+
+    types  ggml types of the base model's tensors
     """
     may_round = config.preset == MODERN and config.method == "sft" and not config.distill
-    asked = resolve(config.precision, may_round=may_round)
+    asked = resolve(config.precision, types, may_round=may_round)
     if checkpoint is None or checkpoint.is_originals:
         return asked
     stored = checkpoint.extras.get("precision", resolve("auto"))

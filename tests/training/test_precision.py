@@ -12,6 +12,7 @@ from make_models import make_tiny
 
 from lorafast import cli
 from lorafast.adapters.checkpoint import read_checkpoint
+from lorafast.gguf.types import GGMLType
 from lorafast.kernels import build_info
 from lorafast.options.finetune import FinetuneConfig
 from lorafast.training.prepare import run_precision
@@ -71,15 +72,18 @@ def test_auto_is_int16_with_the_defaults_of_llama_finetune(run):
 @pytest.mark.parametrize("isa", build_info.available_isas())
 def test_auto_is_int8_with_todays_defaults_where_that_was_measured(run, monkeypatch, isa):
     monkeypatch.setenv("LORAFAST_ISA", isa)
-    best = "int8" if isa in ("avx512", "avxvnni", "amx") else "int16"
+    best = "int8" if isa in ("avx2", "avxvnni", "avx512", "amx") else "int16"
     assert f"precision {best}: " in run("--preset", "modern", "--checkpoint-in", "", "--adam-iter", 1)
 
-    def chosen(checkpoint=None, **options) -> str:
-        return run_precision(FinetuneConfig.complete({"model_base": "x", "preset": "modern", **options}), checkpoint)
+    def chosen(checkpoint=None, type=GGMLType.Q4_0, **options) -> str:
+        config = FinetuneConfig.complete({"model_base": "x", "preset": "modern", **options})
+        return run_precision(config, checkpoint, [GGMLType.F32, type])
 
     before = SimpleNamespace(path="c.gguf", is_originals=False, extras={})      # a checkpoint of an earlier version
     assert (chosen(), chosen(before)) == (best, "int16")
     assert (chosen(method="dpo"), chosen(distill="t.bin")) == ("int16", "int16")
+    assert chosen(type=GGMLType.Q8_0) == ("int16" if isa == "avx2" else best)
+    assert chosen(type=GGMLType.F16) == "int16"
 
 
 def test_another_precision_wants_force(run):
