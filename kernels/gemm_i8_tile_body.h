@@ -33,14 +33,11 @@ static inline int I8(i8_takes)(int type) {
 #endif
 }
 
-#if I8_KIND == I8_PLAIN || I8_KIND == I8_VNNI || I8_KIND == I8_DOTPROD
+#if I8_KIND == I8_PLAIN || I8_KIND == I8_VNNI
 /* sum[lane] + four products of bytes, the first ones unsigned unless OFFSET is 0. VNNI as an instruction of its own, for
  * of the intrinsic GCC 12 makes copies and spills; so compilers need not know it either. */
 I8_INLINE vi I8(i8_multiply_add)(vi sum, vi u8, vi s8) {
-#if I8_KIND == I8_DOTPROD
-    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(u8), "w"(s8));
-    return sum;
-#elif I8_KIND == I8_VNNI && SIMD_IS_AVX512 && !defined(SIMD_AVX512_IN_C)
+#if I8_KIND == I8_VNNI && SIMD_IS_AVX512 && !defined(SIMD_AVX512_IN_C)
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u8), "v"(s8));
     return sum;
 #elif I8_KIND == I8_VNNI && SIMD_IS_AVX2 && !defined(SIMD_AVXVNNI_IN_C)
@@ -51,6 +48,29 @@ I8_INLINE vi I8(i8_multiply_add)(vi sum, vi u8, vi s8) {
     return sum + (vi)(u & 255) * (s8 << 24 >> 24) + (vi)(u >> 8 & 255) * (s8 << 16 >> 24) +
            (vi)(u >> 16 & 255) * (s8 << 8 >> 24) + (vi)(u >> 24) * (s8 >> 24);
 #endif
+}
+#endif
+
+#if I8_KIND == I8_DOTPROD
+/* acc += a . b as below. A product takes the four bytes of a row from where they lie in a register, so that none is
+ * broadcast. */
+I8_INLINE void I8(i8_row_products)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const uint8_t *b, int depth) {
+#define I8_DOT(sum, lanes, four) \
+    __asm__("sdot %0.4s, %1.16b, %2.4b[" #four "]" : "+w"(sum) : "w"(lanes), "w"(rows[i]))
+#define I8_DOT_FOUR(four) { \
+    const vi b0 = FN(i8_load)(b + four * 4 * LANES), b1 = FN(i8_load)(b + four * 4 * LANES + 2 * LANES); \
+    SIMD_PRAGMA(GCC unroll 8) \
+    for (int i = 0; i < MR; i++) { I8_DOT(acc[i][0], b0, four); I8_DOT(acc[i][1], b1, four); } \
+}
+#pragma GCC unroll 1
+    for (int d0 = 0; d0 < depth; d0 += 16, a += 16, b += 16 * LANES) {
+        vi rows[MR];
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++) rows[i] = FN(i8_load)(a + i * lda);
+        I8_DOT_FOUR(0) I8_DOT_FOUR(1) I8_DOT_FOUR(2) I8_DOT_FOUR(3)
+    }
+#undef I8_DOT_FOUR
+#undef I8_DOT
 }
 #endif
 
@@ -104,6 +124,8 @@ I8_INLINE void I8(i8_tile)(vi acc[MR][2], const uint8_t *a, ptrdiff_t lda, const
 #endif
 #if I8_KIND == I8_SMALL
     FN(i8_small_products)(acc, a, lda, b, depth, steps);
+#elif I8_KIND == I8_DOTPROD
+    I8(i8_row_products)(acc, a, lda, b, depth);
 #elif I8_KIND == I8_MMLA
     I8(i8_pair_products)(acc, a, lda, b, depth);
 #else
