@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "prefetch.h"
 #include "simd.h"
 
 #define ROW_TILE 96                     /* multiples of the register blocks of attention_tile.h: STRIP rows (6 or 12) */

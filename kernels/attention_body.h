@@ -77,6 +77,22 @@ static void FN(pack_columns)(float *to, const attention *a, int seq, int head_kv
         }
 }
 
+/* Part `part` of `parts` of fetching the keys and values of key .. key + n_keys. */
+VF_INLINE void FN(prefetch_keys)(const attention *a, int seq, int head_kv, int key, int n_keys, int part, int parts) {
+    const ptrdiff_t index = attention_key(a, seq, head_kv, key);
+    const int bytes = sizeof(float) * a->head_size, v_bytes = sizeof(float) * a->value_size;
+    prefetch_rows(a->k + index * a->head_size, (ptrdiff_t)a->n_head_kv * bytes, n_keys, bytes, part, parts);
+    prefetch_rows(a->v + index * a->value_size, (ptrdiff_t)a->n_head_kv * v_bytes, n_keys, v_bytes, part, parts);
+}
+
+/* The same of rows row .. row + n_rows of x (q, o or their like, n floats each): a query's heads of a group lie together. */
+VF_INLINE void FN(prefetch_queries)(const attention *a, const float *x, int n, int seq, int head_kv, int row, int n_rows,
+                                    int part, int parts) {
+    const int first = row / a->group, n_queries = n_rows ? (row + n_rows - 1) / a->group + 1 - first : 0;
+    prefetch_rows(x + attention_row(a, seq, head_kv, first * a->group) * n, sizeof(float) * n * a->n_head, n_queries,
+                  sizeof(float) * n * a->group, part, parts);
+}
+
 /* --- forward --- */
 
 /* The scores of a tile, in units of log 2, under the soft cap. */
@@ -144,9 +160,13 @@ static void FN(attention_forward_rows)(const attention *a, int seq, int head_kv,
         const ptrdiff_t index = attention_key(a, seq, head_kv, key);
         FN(pack)(k, a->k + index * d, (ptrdiff_t)a->n_head_kv * d, n_keys, d);
         FN(pack)(v, a->v + index * dv, (ptrdiff_t)a->n_head_kv * dv, n_keys, dv);
+        const int next = MIN(KEY_TILE, key_end - key - n_keys);
         for (int t = 0; t < n_tiles; t++) {
             FN(view) *w = views + t;
             const int i = t * ROW_TILE;
+            FN(prefetch_keys)(a, seq, head_kv, key + n_keys, next, t, n_tiles);
+            if (!next)                                  /* where the outputs will go */
+                FN(prefetch_queries)(a, a->o_out, dv, seq, head_kv, row + i, MIN(ROW_TILE, n_rows - i), 0, 1);
             if (!FN(view_keys)(w, key, n_keys)) continue;
             FN(product_of_columns)(w->n_keys, w->n_lanes, d, w->rows, p, ROW_TILE, k, d_padded,
                                    q_t + i * d_padded, ROW_TILE);
@@ -243,7 +263,11 @@ static void FN(attention_backward_block)(const attention *a, int seq, int head_k
         FN(pack_columns)(d_o_t, a, seq, head_kv, row, n_rows, a->d_o, dv, 1);
         memset(dq_sum, 0, sizeof(float) * ROW_TILE * d_padded);
 
+        const int next = MIN(ROW_TILE, row_end - row - n_rows), tiles = ROUND_UP(n_keys, KEY_TILE) / KEY_TILE;
         for (int j = 0; j < n_keys; j += KEY_TILE) {
+            FN(prefetch_queries)(a, a->q, d, seq, head_kv, row + n_rows, next, j / KEY_TILE, tiles);
+            FN(prefetch_queries)(a, a->d_o, dv, seq, head_kv, row + n_rows, next, j / KEY_TILE, tiles);
+            FN(prefetch_queries)(a, a->dq, d, seq, head_kv, row, n_rows, j / KEY_TILE, tiles);
             if (!FN(view_keys)(&w, key + j, MIN(KEY_TILE, n_keys - j))) continue;
             const float *k_j = k + j * d_padded, *v_j = v + j * dv_padded;
             float *dk_j = dk_sum + j * d_padded, *dv_j = dv_sum + j * dv_padded;

@@ -18,6 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "prefetch.h"
+
 /* One matrix W of those that share an input, with its rank-R update: y += c . v (forward, c = s x A^T and v = B) or
  * dx += c . v (backward, c = s dy B^T and v = A). */
 typedef struct gemm_core gemm_core;

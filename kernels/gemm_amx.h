@@ -106,7 +106,7 @@ VF_INLINE void amx_unpack_row(amx_row *row, const projection *p, int n, int k0, 
     const ggml_format *format = &ggml_formats[p->type];
     const int n_blocks = n_values / format->block_size;
     const uint8_t *blocks = p->weight + n * p->row_bytes + (ptrdiff_t)k0 / format->block_size * format->type_size;
-    prefetch_rows_avx512(blocks + AMX_AHEAD * p->row_bytes, 0, 1, n_blocks * format->type_size, 0, 1);
+    prefetch_rows(blocks + AMX_AHEAD * p->row_bytes, 0, 1, n_blocks * format->type_size, 0, 1);
     row->q8_0 = (const block_q8_0 *)blocks;
     if (p->type == GGML_Q8_0) scales_q8_0_avx512(row->q8_0, n_blocks, row->scale);
     else unpackers_avx512[p->type](blocks, n_blocks, row->q, row->scale, row->min);

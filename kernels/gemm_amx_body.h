@@ -143,8 +143,8 @@ static void AMX(forward_panel)(const projection *p, const float *packed, int T, 
         const uint8_t *next_row =
             p->weight + n0 * p->row_bytes + (ptrdiff_t)(k0 + depth) / format->block_size * format->type_size;
         AMX(unpack)(w, p, n0, n_rows, k0, depth, steps, 1);
-        prefetch_rows_avx512(next_row, p->row_bytes, MIN(AMX_AHEAD, n_rows),
-                             next / format->block_size * format->type_size, 0, 1);
+        prefetch_rows(next_row, p->row_bytes, MIN(AMX_AHEAD, n_rows),
+                      next / format->block_size * format->type_size, 0, 1);
         for (int t = 0; t < tiles; t++) {
             const bf16 *x = (const bf16 *)packed + ((ptrdiff_t)t * (K / 32) + k0 / 32) * STEP;
             for (int i = 0; i < padded; i += 16) {

@@ -1,15 +1,4 @@
-/* What cores share around their tiles: fetching ahead, the rank-R update, and the turn from y^T to y. */
-
-/* Part `part` of `parts` of fetching `bytes` of each of n_rows rows into the second-level cache: what comes next, while
- * this is computed with. Rows lie far apart, where the processor's own prefetching does not follow; and few lines can
- * be on their way at a time, so the work is spread. */
-VF_INLINE void FN(prefetch_rows)(const void *rows, ptrdiff_t row_bytes, int n_rows, int bytes, int part, int parts) {
-    for (int i = n_rows * part / parts; i < n_rows * (part + 1) / parts; i++) {
-        const uint8_t *row = (const uint8_t *)rows + i * row_bytes;
-        for (int b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
-        if (bytes % 64) __builtin_prefetch(row + bytes - 1, 0, 2);
-    }
-}
+/* What cores share around their tiles: the rank-R update, and the turn from y^T to y. */
 
 /* out[j] += sum_r c[r] v[r][j], j < n; v has rows of ldv floats. The tail has the arithmetic of whole vectors, because
  * it depends on the number of threads where a row is cut. */

@@ -110,7 +110,7 @@ static void FN(f32_forward_panel)(const projection *p, const float *packed, int 
                               (ptrdiff_t)(k0 + depth) / format->block_size * format->type_size;
         const int next_bytes = MIN(F32_DEPTH, K - k0 - depth) / format->block_size * format->type_size;
         for (int tile = 0; tile < tiles; tile++) {
-            FN(prefetch_rows)(next, p->row_bytes, n_rows, next_bytes, tile, tiles);
+            prefetch_rows(next, p->row_bytes, n_rows, next_bytes, tile, tiles);
             for (int i = 0; i < padded; i += MR)
                 FN(f32_tile)(c + (ptrdiff_t)i * ldc + tile * LANES, ldc, w + i * F32_LDW, F32_LDW,
                              packed + ((ptrdiff_t)tile * K + k0) * LANES, LANES, depth);
@@ -146,8 +146,8 @@ static void FN(f32_backward_slice)(float *dx, int K, const projection *p, const 
                 memcpy(w + (tile * F32_CHUNK + i) * LANES, row + tile * LANES, sizeof(float) * LANES);
         }
         for (int t = 0; t < T; t += MR) {
-            FN(prefetch_rows)(blocks + depth * p->row_bytes, p->row_bytes, next_rows, bytes, t / MR,
-                              ROUND_UP(T, MR) / MR);
+            prefetch_rows(blocks + depth * p->row_bytes, p->row_bytes, next_rows, bytes, t / MR,
+                          ROUND_UP(T, MR) / MR);
             for (int i = 0; i < MIN(MR, T - t); i++)
                 memcpy(a + i * F32_CHUNK, p->dy + (ptrdiff_t)(t0 + t + i) * p->N + n0, sizeof(float) * depth);
             for (int tile = 0; tile < tiles; tile++)

@@ -234,7 +234,7 @@ I16_INLINE void FN(i16_forward_tile)(float *restrict c, ptrdiff_t ldc, const int
 I16_INLINE void FN(i16_forward_tiles)(float *c, ptrdiff_t ldc, const int16_t *w, const float *scale, const float *min,
                                       const float *x, const float *next_x, int n_rows, int n_blocks, int n_min) {
     for (int i = 0; i < n_rows; i += MR) {
-        FN(prefetch_rows)(next_x, 64, n_blocks * X_BLOCK / 16, 64, i / MR, n_rows / MR);
+        prefetch_rows(next_x, 64, n_blocks * X_BLOCK / 16, 64, i / MR, n_rows / MR);
         FN(i16_forward_tile)(c + i * ldc, ldc, w + i * LDA, scale + i * DEPTH / 32, min + i * DEPTH / 16, x, n_blocks,
                              n_min);
     }
@@ -272,9 +272,9 @@ static void FN(i16_forward_panel)(const projection *p, const float *packed, int 
         for (int tile = 0; tile < tiles; tile++) {
             const float *next_x = tile + 1 < tiles ? x + x_tile : packed + (ptrdiff_t)(k0 + depth) / 32 * X_BLOCK;
             float *sums = c + tile * LANES;
-            FN(prefetch_rows)(next_row, p->row_bytes, n_rows, next_bytes, tile, tiles);
+            prefetch_rows(next_row, p->row_bytes, n_rows, next_bytes, tile, tiles);
             if (k0 + depth == K)                        /* where the outputs will go */
-                FN(prefetch_rows)(p->y + n0, sizeof(float) * p->N, T, sizeof(float) * n_rows, tile, tiles);
+                prefetch_rows(p->y + n0, sizeof(float) * p->N, T, sizeof(float) * n_rows, tile, tiles);
             if (n_min == 0) FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 0);
             else if (n_min == 1) FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 1);
             else FN(i16_forward_tiles)(sums, ldc, w, scale, min, x, next_x, padded, depth / 32, 2);
@@ -500,10 +500,10 @@ static void FN(i16_backward_slice)(float *dx, int K, const projection *p, const 
             if (format->min_every) FN(i16_minima)(s, dy, depth, n_columns / min_columns);
             for (int tile = 0; tile < column_tiles; tile++) {
                 const int k = tile * LANES;
-                FN(prefetch_rows)(dy + TOKENS * DEPTH, sizeof *dy * DEPTH, group + 1 < groups ? TOKENS : 0,
-                                 sizeof *dy * depth, tile, column_tiles);
-                FN(prefetch_rows)(next_blocks, p->row_bytes, next_rows, bytes, group * column_tiles + tile,
-                                 groups * column_tiles);
+                prefetch_rows(dy + TOKENS * DEPTH, sizeof *dy * DEPTH, group + 1 < groups ? TOKENS : 0,
+                              sizeof *dy * depth, tile, column_tiles);
+                prefetch_rows(next_blocks, p->row_bytes, next_rows, bytes, group * column_tiles + tile,
+                              groups * column_tiles);
                 for (int i = 0; i < TOKENS; i += MR) {
                     if (k % format->scale_every == 0)
                         FN(i16_scale_dy)(s->a + i * LDA, dy + i * DEPTH, s->d + k / 32 * DEPTH, depth);

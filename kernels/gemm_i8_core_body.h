@@ -62,10 +62,10 @@ static void I8(i8_forward_panel)(const projection *p, const float *packed, int T
         FN(i8_unpack_panel)(w, scale, min, p, n0, n_rows, padded, k0, depth, has_min, offset);
         for (int tile = 0; tile < tiles; tile++) {
             const float *x = packed + tile * x_tile;
-            FN(prefetch_rows)(next_row, p->row_bytes, n_rows, next / format->block_size * format->type_size, tile,
-                              tiles);
+            prefetch_rows(next_row, p->row_bytes, n_rows, next / format->block_size * format->type_size, tile,
+                          tiles);
             if (k0 + depth == K)                        /* where the outputs will go */
-                FN(prefetch_rows)(p->y + n0, sizeof(float) * p->N, T, sizeof(float) * n_rows, tile, tiles);
+                prefetch_rows(p->y + n0, sizeof(float) * p->N, T, sizeof(float) * n_rows, tile, tiles);
             for (int i = 0; i < padded; i += MR) {
                 float *to = c + (ptrdiff_t)i * ldc + tile * LANES;
                 const float *s = scale + i * DEPTH / 32, *m = min + i * DEPTH / 16;
@@ -131,8 +131,8 @@ static void I8(i8_backward_slice)(float *dx, int K, const projection *p, const f
                                 OFFSET(format), PER_LANE);
         for (int k = 0; k < n_columns; k += LANES)      /* LANES columns of W' stay in L1 for all tokens */
             for (int t = 0; t < t1 - t0; t += GROUP) {
-                FN(prefetch_rows)(next_blocks, p->row_bytes, next_rows, bytes, k / LANES * groups + t / GROUP,
-                                  groups * (n_columns / LANES));
+                prefetch_rows(next_blocks, p->row_bytes, next_rows, bytes, k / LANES * groups + t / GROUP,
+                              groups * (n_columns / LANES));
                 for (int i = t; i < t + GROUP; i += MR)
                     I8(i8_backward_tile)(c + (ptrdiff_t)i * LDC + k, dy + i * CHUNK, S + i, start + i, rows,
                                          s->w + k / LANES * LDB, s->unit + k / 32, n_chunks);

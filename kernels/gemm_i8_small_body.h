@@ -247,11 +247,11 @@ static void FN(i8_small_backward_slice)(float *dx, int K, const projection *p, c
             if (format->min_every)
                 FN(i8_small_minima)(s, dy + t * 2 * CHUNK, S + t, rows, n_chunks, n_columns / 32);
             for (int k = 0; k < n_columns; k += 32) {
-                FN(prefetch_rows)(dy + (t + GROUP) * 2 * CHUNK, rows * 2 * CHUNK * sizeof *dy,
-                                  t + GROUP < t1 - t0 ? n_chunks : 0, GROUP * 2 * CHUNK * sizeof *dy, k / 32,
-                                  n_columns / 32);
-                FN(prefetch_rows)(next_blocks, p->row_bytes, next_rows, bytes,
-                                  t / GROUP * (n_columns / 32) + k / 32, groups * (n_columns / 32));
+                prefetch_rows(dy + (t + GROUP) * 2 * CHUNK, rows * 2 * CHUNK * sizeof *dy,
+                              t + GROUP < t1 - t0 ? n_chunks : 0, GROUP * 2 * CHUNK * sizeof *dy, k / 32,
+                              n_columns / 32);
+                prefetch_rows(next_blocks, p->row_bytes, next_rows, bytes,
+                              t / GROUP * (n_columns / 32) + k / 32, groups * (n_columns / 32));
                 for (int i = t; i < t + GROUP; i += MR) {
                     const float *unit = s->unit + k / 32, *minus = s->minus + (i - t) * BLOCKS + k / 32;
                     FN(i8_small_scale_dy)(s->a, dy + i * 2 * CHUNK, rows, s->d + k / 32 * DEPTH, n_chunks);
