@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-def arithmetic(type: int, precision: str) -> None: ...
+def arithmetic(type: int, precision: str) -> str: ...
 
 class Weight:
     N: int
