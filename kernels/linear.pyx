@@ -91,14 +91,6 @@ PRECISIONS = ("float32", "int16", "int8")
 """What activations and gradients can be rounded to before they meet quantised weights: by the numbers of linear.h."""
 
 
-def arithmetic(int type, str precision) -> str:
-    """What products with weights of a ggml type are made of: the precision, unless the type or this processor gains
-    nothing from it; on AMX bfloat16 for int8, and pieces of it for int16. ValueError for a type without a kernel."""
-    if not ggml_is_known(type):
-        raise ValueError(f"arithmetic: ggml type {type} has no kernel")
-    return linear_core(type, PRECISIONS.index(precision)).arithmetic.decode()
-
-
 cdef class Weight:
     """A frozen matrix W (N, K), as it lies in the file.
 
@@ -125,10 +117,19 @@ cdef class Weight:
         self.data, self.type, self.N, self.K = data, type, data.shape[0], K
         self.precision, self.first_row = PRECISIONS.index(precision), first_row
 
+    @staticmethod
+    def arithmetic_of(int type, str precision) -> str:
+        """What products of more than a few tokens with a ggml type are made of: the precision, unless the type or this
+        processor gains nothing from it; on AMX bfloat16 for int8, and pieces of it for int16. ValueError for a type
+        without a kernel."""
+        if not ggml_is_known(type):
+            raise ValueError(f"Weight: ggml type {type} has no kernel")
+        return linear_core(type, PRECISIONS.index(precision)).arithmetic.decode()
+
     @property
     def arithmetic(self) -> str:
-        """What products of more than a few tokens are made of."""
-        return arithmetic(self.type, PRECISIONS[self.precision])
+        """The same of this weight."""
+        return Weight.arithmetic_of(self.type, PRECISIONS[self.precision])
 
 
 cdef class ExpertWeights:
@@ -149,7 +150,7 @@ cdef class ExpertWeights:
     @property
     def arithmetic(self) -> str:
         """As of Weight."""
-        return arithmetic(self.type, PRECISIONS[self.precision])
+        return Weight.arithmetic_of(self.type, PRECISIONS[self.precision])
 
 
 cdef int check(name, argument, got, wanted) except -1:

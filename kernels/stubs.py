@@ -21,7 +21,8 @@ SCALARS = {"int": "int", "Py_ssize_t": "int", "float": "float", "double": "float
 """Python types of an argument that is no memoryview, by its C type."""
 
 TOP_LEVEL = re.compile(r"^def .*?:$|^(?:cdef )?class .*?(?=^\S|\Z)", re.MULTILINE | re.DOTALL)
-FUNCTION = re.compile(r"^(?P<decorator> *@property\n)?(?P<indent> *)def (?P<name>\w+)\((?P<arguments>.*?)\)"
+FUNCTION = re.compile(r"^(?P<decorator> *@(?:property|staticmethod)\n)?"
+                      r"(?P<indent> *)def (?P<name>\w+)\((?P<arguments>.*?)\)"
                       r"(?: -> (?P<returns>.+?))?:$",
                       re.MULTILINE | re.DOTALL)
 CLASS = re.compile(r"(?:cdef )?class (?P<name>\w+)")

@@ -4,8 +4,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-def arithmetic(type: int, precision: str) -> str: ...
-
 class Weight:
     N: int
     K: int
@@ -14,6 +12,8 @@ class Weight:
 
     def __init__(self, data: NDArray[np.uint8], type: int, K: int, precision: str = "int16",
                  first_row: int = 0) -> None: ...
+    @staticmethod
+    def arithmetic_of(type: int, precision: str) -> str: ...
     @property
     def arithmetic(self) -> str: ...
 

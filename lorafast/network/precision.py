@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..kernels import build_info
-from ..kernels.linear import arithmetic
+from ..kernels.linear import Weight
 
 MEASURED = ("avx2", "avxvnni", "avx512", "amx")
 """Instruction sets on which int8 was timed, and what it makes of training looked at."""
@@ -18,5 +18,5 @@ def resolve(asked: str, types: Iterable[int] = (), *, may_round: bool = False) -
     if asked != "auto":
         return asked
     may_round = may_round and build_info.isa() in MEASURED
-    gains = any(arithmetic(type, "int8") != arithmetic(type, "int16") for type in types)
+    gains = any(Weight.arithmetic_of(type, "int8") != Weight.arithmetic_of(type, "int16") for type in types)
     return "int8" if may_round and gains else "int16"
